@@ -1,0 +1,59 @@
+// Access in words of four elements: lane i of a chunk has elements 4i to 4i + 3. For launches in which every tensor starts
+// at a multiple of 16 bytes and its last word lies within the buffer. Elements past a tensor's end share its last word: they
+// are computed and their old bits stored back. Bits, not floats, so that whatever lies there survives unchanged.
+
+alias Word = vec4<u32>;
+
+@group(0) @binding(3) var<storage, read_write> parameters: array<Word>;
+@group(0) @binding(5) var<storage, read_write> state: array<Word>;
+
+// Where this lane's four elements lie: words of the three arrays, words from one state to the next, and which of the four
+// belong to the tensor.
+struct Place {
+    parameters: u32,
+    gradients: u32,
+    state: u32,
+    state_stride: u32,
+    mask: vec4<bool>,
+}
+
+fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
+    let mask = vec4(4u * lane) + vec4(0u, 1u, 2u, 3u) < vec4(chunk.elements);
+    return Place(
+        (segment.parameters + chunk.first) / 4u + lane,
+        (segment.gradients + chunk.first) / 4u + lane,
+        chunk.state / 4u + lane,
+        (chunk.elements + 3u) / 4u,
+        mask,
+    );
+}
+
+fn load_parameters(at: Place, tail: bool) -> vec4<u32> {
+    return parameters[at.parameters];
+}
+
+fn load_gradients(at: Place, tail: bool) -> vec4<u32> {
+    return gradient_word(at.gradients);
+}
+
+fn load_state_word(at: Place, index: u32, tail: bool) -> vec4<f32> {
+    return bitcast<vec4<f32>>(state[at.state + index * at.state_stride]);
+}
+
+fn store_parameters(at: Place, old: vec4<u32>, value: vec4<f32>, tail: bool) {
+    if tail {
+        parameters[at.parameters] = select(old, bitcast<vec4<u32>>(value), at.mask);
+    } else {
+        parameters[at.parameters] = bitcast<vec4<u32>>(value);
+    }
+}
+
+// State past a tensor's end is kept at zero.
+fn store_state_word(at: Place, index: u32, value: vec4<f32>, tail: bool) {
+    let word = at.state + index * at.state_stride;
+    if tail {
+        state[word] = select(vec4(0u), bitcast<vec4<u32>>(value), at.mask);
+    } else {
+        state[word] = bitcast<vec4<u32>>(value);
+    }
+}

@@ -1,0 +1,7 @@
+// No diagnostics: the calls of the kernel vanish.
+
+fn observe(at: Place, stepped: Stepped, tail: bool) {
+}
+
+fn end_observation(lane: u32) {
+}

@@ -1,0 +1,7 @@
+// Gradients in a buffer that holds no parameters of the launch.
+
+@group(0) @binding(4) var<storage, read> gradients: array<Word>;
+
+fn gradient_word(index: u32) -> Word {
+    return gradients[index];
+}

@@ -1,0 +1,6 @@
+// Gradients in the parameters' buffer and within one binding of them. Two writable bindings of overlapping ranges are refused
+// in browsers, so the parameters' binding serves both.
+
+fn gradient_word(index: u32) -> Word {
+    return parameters[index];
+}

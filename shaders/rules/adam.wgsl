@@ -1,0 +1,38 @@
+// Adam, Algorithm 1 of the AdaMod paper; with coupled or decoupled weight decay torch.optim.Adam and AdamW.
+//
+//   3:  g = gradient (scaled; coupled decay added)
+//   4:  m = beta1 m + (1 - beta1) g
+//   5:  v = beta2 v + (1 - beta2) g^2
+//   6:  m^ = m / (1 - beta1^t)
+//   7:  v^ = v / (1 - beta2^t)
+//   8:  eta = alpha / (sqrt(v^) + epsilon)
+//   9:  theta = theta - alpha lambda theta - eta m^
+
+struct State {
+    exp_avg: vec4<f32>,
+    exp_avg_sq: vec4<f32>,
+}
+
+struct Stepped {
+    parameters: vec4<f32>,
+    state: State,
+    eta: vec4<f32>,
+    bounded: vec4<f32>,
+}
+
+fn load_state(at: Place, tail: bool) -> State {
+    return State(load_state_word(at, 0u, tail), load_state_word(at, 1u, tail));
+}
+
+fn store_state(at: Place, state: State, tail: bool) {
+    store_state_word(at, 0u, state.exp_avg, tail);
+    store_state_word(at, 1u, state.exp_avg_sq, tail);
+}
+
+fn step(c: Coefficients, theta: vec4<f32>, gradient_bits: vec4<u32>, old: State) -> Stepped {
+    let g = limited_gradient(c, gradient_bits, theta);
+    let m = ema(old.exp_avg, g, c.exp_avg_weight);
+    let v = ema(old.exp_avg_sq, g * g, c.exp_avg_sq_weight);
+    let eta = eta_of(c, v);
+    return Stepped(moved(c, theta, eta, m), State(m, v), eta, eta);
+}

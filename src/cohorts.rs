@@ -1,0 +1,156 @@
+//! Step counts, without a counter a parameter.
+//!
+//! A step count advances only in steps in which its parameter has a gradient, and coefficients depend on it. A cohort is all
+//! parameters of one group that have taken equally many steps: one row of coefficients serves it. Parameters leave their cohort
+//! when they miss a step that others in it take; as long as cohorts step as a whole, no table changes.
+
+use std::collections::HashMap;
+
+/// Parameters of one group with one step count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cohort {
+    /// The group's index.
+    pub group: u32,
+    /// Steps taken.
+    pub steps: u64,
+    members: u32,
+}
+
+/// All cohorts, and which one each parameter is in.
+#[derive(Clone, Debug, Default)]
+pub struct Cohorts {
+    list: Vec<Cohort>,
+    of_parameter: Vec<u32>,
+    /// Members with a gradient in the step at hand; scratch.
+    present: Vec<u32>,
+}
+
+impl Cohorts {
+    /// All cohorts.
+    pub fn list(&self) -> &[Cohort] {
+        &self.list
+    }
+
+    /// Index of a parameter's cohort.
+    pub fn of(&self, parameter: usize) -> u32 {
+        self.of_parameter[parameter]
+    }
+
+    /// Steps that a parameter has taken.
+    pub fn steps(&self, parameter: usize) -> u64 {
+        self.list[self.of_parameter[parameter] as usize].steps
+    }
+
+    /// Adds a parameter that has taken no step.
+    pub fn add_parameter(&mut self, group: u32) {
+        let found = self
+            .list
+            .iter()
+            .position(|cohort| cohort.group == group && cohort.steps == 0);
+        let index = found.unwrap_or_else(|| {
+            self.list.push(Cohort {
+                group,
+                steps: 0,
+                members: 0,
+            });
+            self.list.len() - 1
+        });
+        self.list[index].members += 1;
+        self.of_parameter.push(index as u32);
+    }
+
+    /// Regroups parameters so that each cohort steps as a whole or not at all, and tells whether anything changed. No step count
+    /// does.
+    pub fn split(&mut self, present: &[bool]) -> bool {
+        self.present.clear();
+        self.present.resize(self.list.len(), 0);
+        for (&cohort, &is_present) in self.of_parameter.iter().zip(present) {
+            self.present[cohort as usize] += u32::from(is_present);
+        }
+        let whole = |(cohort, &present): (&Cohort, &u32)| present == 0 || present == cohort.members;
+        if self.list.iter().zip(&self.present).all(whole) {
+            return false;
+        }
+        let mut index = HashMap::new();
+        let mut list: Vec<Cohort> = Vec::new();
+        for (of, &is_present) in self.of_parameter.iter_mut().zip(present) {
+            let Cohort { group, steps, .. } = self.list[*of as usize];
+            *of = *index.entry((group, steps, is_present)).or_insert_with(|| {
+                list.push(Cohort {
+                    group,
+                    steps,
+                    members: 0,
+                });
+                list.len() as u32 - 1
+            });
+            list[*of as usize].members += 1;
+        }
+        self.list = list;
+        true
+    }
+
+    /// Counts a step of the cohorts that `steps` names.
+    pub fn advance(&mut self, steps: impl Fn(usize) -> bool) {
+        for (index, cohort) in self.list.iter_mut().enumerate() {
+            cohort.steps += u64::from(steps(index));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn step(cohorts: &mut Cohorts, present: &[bool]) -> bool {
+        let changed = cohorts.split(present);
+        let active: Vec<bool> = (0..cohorts.list().len())
+            .map(|cohort| {
+                (0..present.len()).any(|p| present[p] && cohorts.of(p) as usize == cohort)
+            })
+            .collect();
+        cohorts.advance(|cohort| active[cohort]);
+        changed
+    }
+
+    #[test]
+    fn parameters_that_alternate_regroup_once() {
+        let mut cohorts = Cohorts::default();
+        cohorts.add_parameter(0);
+        cohorts.add_parameter(0);
+        assert!(!step(&mut cohorts, &[true, true]));
+        assert!(step(&mut cohorts, &[true, false]));
+        for _ in 0..5 {
+            assert!(!step(&mut cohorts, &[false, true]));
+            assert!(!step(&mut cohorts, &[true, false]));
+            assert!(!step(&mut cohorts, &[true, true]));
+        }
+        assert_eq!(cohorts.steps(0), 12);
+        assert_eq!(cohorts.steps(1), 11);
+    }
+
+    proptest! {
+        #[test]
+        fn counts_equal_a_counter_a_parameter(
+            groups in prop::collection::vec(0_u32..3, 1..8),
+            presence in prop::collection::vec(prop::collection::vec(any::<bool>(), 8), 0..30),
+        ) {
+            let mut cohorts = Cohorts::default();
+            for &group in &groups {
+                cohorts.add_parameter(group);
+            }
+            let mut counters = vec![0; groups.len()];
+            for present in &presence {
+                let present = &present[..groups.len()];
+                step(&mut cohorts, present);
+                for (counter, &is_present) in counters.iter_mut().zip(present) {
+                    *counter += u64::from(is_present);
+                }
+                for (parameter, &counter) in counters.iter().enumerate() {
+                    prop_assert_eq!(cohorts.steps(parameter), counter);
+                    prop_assert_eq!(cohorts.list()[cohorts.of(parameter) as usize].group, groups[parameter]);
+                }
+            }
+        }
+    }
+}

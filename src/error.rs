@@ -1,0 +1,221 @@
+//! What each operation can refuse. Every message names the parameter or field, what was found and what is needed; after an
+//! error the optimizer is as it was before the call.
+
+use thiserror::Error;
+
+/// [`Optimizer::new`](crate::Optimizer::new) failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The device's limits are below what the kernels need.
+    #[error("the device allows {limit} = {found}, the kernels need {needed}")]
+    Limit {
+        /// Name of the limit in [`wgpu::Limits`].
+        limit: &'static str,
+        /// What the device was created with.
+        found: u64,
+        /// The least that is needed.
+        needed: u64,
+    },
+    /// Histograms of learning rates were asked of a rule that has none.
+    #[error(
+        "Diagnostics::LearningRates needs Rule::AdaMod or Rule::Adam: SGD has one rate for all elements"
+    )]
+    NoLearningRates,
+    /// wgpu refused a pipeline or a buffer.
+    #[error("the device refused a resource")]
+    Device(#[from] wgpu::Error),
+}
+
+/// A hyperparameter, or the group it was meant for, was refused.
+#[derive(Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum HyperparameterError {
+    /// A value is not finite or out of its range.
+    #[error("{name} is {found}, needed is {needed}")]
+    OutOfRange {
+        /// The field of [`Hyperparameters`](crate::Hyperparameters).
+        name: &'static str,
+        /// The value.
+        found: f64,
+        /// Its range.
+        needed: &'static str,
+    },
+    /// The group is not of this optimizer.
+    #[error("the group is of another optimizer")]
+    UnknownGroup,
+}
+
+/// What is wrong with a view of a parameter's values or gradients.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ViewError {
+    /// The buffer lacks [`wgpu::BufferUsages::STORAGE`].
+    #[error("its buffer has usages {found:?}, needed is STORAGE")]
+    Usage {
+        /// Usages of the buffer.
+        found: wgpu::BufferUsages,
+    },
+    /// The offset is no multiple of an element's size.
+    #[error("its byte offset is {found}, needed is a multiple of 4")]
+    Alignment {
+        /// Byte offset of the view.
+        found: u64,
+    },
+    /// The view reaches past its buffer.
+    #[error("it ends at byte {end}, its buffer has {size} bytes")]
+    OutOfBounds {
+        /// First byte after the view; `u64::MAX` if it is past that.
+        end: u64,
+        /// Bytes of the buffer.
+        size: u64,
+    },
+    /// The view shares bytes with another one.
+    #[error("it overlaps the {other_role} of parameter {other_label:?} at byte {byte}")]
+    Overlap {
+        /// Values or gradients.
+        other_role: Role,
+        /// The other parameter.
+        other_label: String,
+        /// First byte that both have.
+        byte: u64,
+    },
+}
+
+/// What a view holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The parameter itself.
+    Values,
+    /// Its gradient.
+    Gradients,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Values => "values",
+            Role::Gradients => "gradients",
+        })
+    }
+}
+
+/// A parameter was refused.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The group is not of this optimizer.
+    #[error("parameter {label:?}: the group is of another optimizer")]
+    UnknownGroup {
+        /// The parameter.
+        label: String,
+    },
+    /// The parameter is not of this optimizer.
+    #[error("the parameter is of another optimizer")]
+    UnknownParameter,
+    /// The label is taken.
+    #[error("parameter {label:?}: there is a parameter of that label already")]
+    DuplicateLabel {
+        /// The parameter.
+        label: String,
+    },
+    /// The parameter has no elements.
+    #[error("parameter {label:?}: its length is 0, needed is at least 1")]
+    Empty {
+        /// The parameter.
+        label: String,
+    },
+    /// A view cannot be used.
+    #[error("parameter {label:?}: the view of its {role} cannot be used: {source}")]
+    View {
+        /// The parameter.
+        label: String,
+        /// Which of its two views.
+        role: Role,
+        /// What is wrong with it.
+        source: ViewError,
+    },
+}
+
+/// A step was not recorded; no step count has advanced.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// The parameter is not of this optimizer.
+    #[error("a parameter of another optimizer was passed")]
+    UnknownParameter,
+    /// A parameter was passed twice for one step.
+    #[error("parameter {label:?} was passed twice for one step")]
+    Repeated {
+        /// The parameter.
+        label: String,
+    },
+    /// The parameter has no views of its own.
+    #[error(
+        "parameter {label:?} was registered without views: step it through encode_views, or give it views"
+    )]
+    NoViews {
+        /// The parameter.
+        label: String,
+    },
+    /// A view cannot be used.
+    #[error("parameter {label:?}: the view of its {role} cannot be used: {source}")]
+    View {
+        /// The parameter.
+        label: String,
+        /// Which of its two views.
+        role: Role,
+        /// What is wrong with it.
+        source: ViewError,
+    },
+    /// wgpu refused a buffer, pipeline or bind group: out of memory, or a caller's buffer that is destroyed or of another
+    /// device.
+    #[error("the device refused a resource")]
+    Device(#[from] wgpu::Error),
+    /// wgpu could not take an upload: the device is lost or out of memory.
+    #[error("{bytes} bytes could not be uploaded: the device is lost or out of memory")]
+    Upload {
+        /// Size of the upload.
+        bytes: u64,
+    },
+}
+
+/// A read-back failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The parameter is not of this optimizer.
+    #[error("the parameter is of another optimizer")]
+    UnknownParameter,
+    /// The parameter has no views of its own.
+    #[error(
+        "parameter {label:?} was registered without views: its values are where the engine has them"
+    )]
+    NoViews {
+        /// The parameter.
+        label: String,
+    },
+    /// The buffer lacks [`wgpu::BufferUsages::COPY_SRC`].
+    #[error("parameter {label:?}: its buffer has usages {found:?}, reading needs COPY_SRC")]
+    Usage {
+        /// The parameter.
+        label: String,
+        /// Usages of the buffer.
+        found: wgpu::BufferUsages,
+    },
+    /// The optimizer was made without [`Diagnostics::LearningRates`](crate::Diagnostics::LearningRates).
+    #[error("the optimizer was made without Diagnostics::LearningRates")]
+    NoDiagnostics,
+    /// wgpu refused the copy.
+    #[error("the device refused the copy")]
+    Device(#[from] wgpu::Error),
+    /// The copy could not be mapped: the device is lost.
+    #[error("the copy could not be mapped, the device may be lost")]
+    Map(#[from] wgpu::BufferAsyncError),
+    /// Waiting for the device failed.
+    #[error("waiting for the device failed")]
+    Poll(#[from] wgpu::PollError),
+    /// The device went away before it answered.
+    #[error("the device went away before the copy was done")]
+    Lost,
+}

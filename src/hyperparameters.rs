@@ -1,0 +1,304 @@
+//! What a caller chooses, and the coefficients one step needs, computed in f64.
+//!
+//! Everything the kernels do with a hyperparameter is data: formula, kind of weight decay and objective all end as
+//! numbers in [`StepCoefficients`], so groups that differ in them still share one dispatch. Coefficients are computed
+//! in f64 and rounded once, because `1 - 0.9999` taken in f32 is already wrong by 1.7e-4 and `powf` on an f32
+//! base makes `1 - beta^t` wrong by 1e-4.
+
+use crate::error::HyperparameterError;
+
+/// The update rule, which also decides how many states a parameter has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// AdaMod, the paper's Algorithm 2: states `exp_avg`, `exp_avg_sq`, `exp_avg_lr`. 36 bytes moved a parameter a step.
+    #[default]
+    AdaMod,
+    /// Adam, the paper's Algorithm 1 (`torch.optim.Adam`, and `AdamW` with [`WeightDecay::Decoupled`]): states `exp_avg`,
+    /// `exp_avg_sq`. 28 bytes moved a parameter a step.
+    Adam,
+    /// SGD with momentum as in `torch.optim.SGD` (dampening 0, no Nesterov): state `momentum_buffer`. 20 bytes moved a
+    /// parameter a step.
+    Sgd,
+}
+
+impl Rule {
+    /// Names of the states, in the order in which a block holds them: PyTorch's names, and `exp_avg_lr` as in the
+    /// AdaMod authors' code.
+    pub const fn state_names(self) -> &'static [&'static str] {
+        match self {
+            Rule::AdaMod => &["exp_avg", "exp_avg_sq", "exp_avg_lr"],
+            Rule::Adam => &["exp_avg", "exp_avg_sq"],
+            Rule::Sgd => &["momentum_buffer"],
+        }
+    }
+
+    /// Number of f32 states a parameter has.
+    pub const fn states(self) -> u32 {
+        self.state_names().len() as u32
+    }
+
+    /// Bytes an f32 step reads and writes a parameter: value and states twice, the gradient once.
+    pub const fn bytes_per_parameter(self) -> u32 {
+        4 * (2 + 1 + 2 * self.states())
+    }
+}
+
+/// Which of the two published formulas of AdaMod is computed. Adam and SGD ignore it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Formula {
+    /// Algorithm 2 of the paper: `eta = alpha / (sqrt(v / (1 - beta2^t)) + epsilon)`, step `min(eta, s) * m / (1 - beta1^t)`.
+    #[default]
+    Paper,
+    /// The authors' published PyTorch code (PyPI `adamod` 0.0.3) and the ports of it:
+    /// `eta = alpha * sqrt(1 - beta2^t) / (1 - beta1^t) / (sqrt(v) + epsilon)`, step `min(eta, s) * m`.
+    AuthorsCode,
+}
+
+/// Weight decay. A value is the lambda of the paper, PyTorch's `weight_decay`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum WeightDecay {
+    /// No decay.
+    #[default]
+    None,
+    /// `theta -= alpha * lambda * theta` on the old theta, before the step: AdamW, the paper's experiments, the authors' code.
+    Decoupled(f64),
+    /// L2 regularisation: `g += lambda * theta` before the moments (`torch.optim.Adam`, `torch.optim.SGD`).
+    Coupled(f64),
+}
+
+/// Direction of the step; PyTorch's `maximize`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Objective {
+    /// Go down the gradient.
+    #[default]
+    Minimize,
+    /// Go up the gradient: its sign is flipped before anything else, coupled decay included.
+    Maximize,
+}
+
+/// Hyperparameters of a group. The defaults are those of the authors' code.
+///
+/// [`Rule::Adam`] does not read `betas[2]`, [`Rule::Sgd`] reads neither `betas` nor `epsilon`, and only it reads `momentum`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyperparameters {
+    /// The paper's alpha; PyTorch's `lr`. At least 0.
+    pub learning_rate: f64,
+    /// Decay of `exp_avg`, `exp_avg_sq` and `exp_avg_lr`, each in [0, 1). The paper recommends 0.999 or 0.9999 for the third;
+    /// 0 makes AdaMod Adam.
+    pub betas: [f64; 3],
+    /// Added to the root of the second moment; PyTorch's `eps`. Above 0, and a normal number in f32.
+    pub epsilon: f64,
+    /// SGD's momentum, in [0, 1).
+    pub momentum: f64,
+    /// Kind and strength of weight decay.
+    pub weight_decay: WeightDecay,
+    /// Whether the step goes down or up the gradient.
+    pub objective: Objective,
+}
+
+impl Default for Hyperparameters {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            betas: [0.9, 0.999, 0.999],
+            epsilon: 1e-8,
+            momentum: 0.9,
+            weight_decay: WeightDecay::None,
+            objective: Objective::Minimize,
+        }
+    }
+}
+
+impl Hyperparameters {
+    /// Checks every field, whether the rule reads it or not.
+    ///
+    /// # Errors
+    /// The first field that is not finite or out of its range, or a learning rate so much larger than epsilon that the rate
+    /// of an element without gradients, `learning_rate / epsilon`, is past f32.
+    pub fn validate(&self) -> Result<(), HyperparameterError> {
+        let in_range = |name, value: f64, needed, holds: bool| {
+            if value.is_finite() && holds {
+                Ok(())
+            } else {
+                Err(HyperparameterError::OutOfRange {
+                    name,
+                    found: value,
+                    needed,
+                })
+            }
+        };
+        let non_negative = "a finite number, at least 0 and representable in f32";
+        let fits_f32 = |value: f64| value >= 0.0 && (value as f32).is_finite();
+        in_range(
+            "learning_rate",
+            self.learning_rate,
+            non_negative,
+            fits_f32(self.learning_rate),
+        )?;
+        for (name, beta) in ["betas[0]", "betas[1]", "betas[2]"]
+            .into_iter()
+            .zip(self.betas)
+            .chain([("momentum", self.momentum)])
+        {
+            in_range(name, beta, "a number in [0, 1)", (0.0..1.0).contains(&beta))?;
+        }
+        // A subnormal epsilon may be flushed to zero on the GPU, and a zero one makes 0 / 0.
+        in_range(
+            "epsilon",
+            self.epsilon,
+            "a number above 0 and normal in f32 (1.18e-38 to 3.4e38)",
+            self.epsilon > 0.0 && (self.epsilon as f32).is_normal(),
+        )?;
+        if let WeightDecay::Decoupled(lambda) | WeightDecay::Coupled(lambda) = self.weight_decay {
+            in_range("weight_decay", lambda, non_negative, fits_f32(lambda))?;
+            in_range(
+                "learning_rate * weight_decay",
+                self.learning_rate * lambda,
+                non_negative,
+                fits_f32(self.learning_rate * lambda),
+            )?;
+        }
+        // The largest eta either formula can reach: the authors' code divides by 1 - beta1^t, at least 1 - beta1.
+        let largest_rate = self.learning_rate / (1.0 - self.betas[0]) / self.epsilon;
+        in_range(
+            "learning_rate / (1 - betas[0]) / epsilon",
+            largest_rate,
+            "at most 3.4e38, so that the rate of an element without gradients is finite in f32",
+            fits_f32(largest_rate),
+        )
+    }
+
+    /// The numbers that step `t` (from 1) needs, in f64.
+    pub(crate) fn coefficients(&self, formula: Formula, rule: Rule, t: u64) -> StepCoefficients {
+        let [beta1, beta2, beta3] = self.betas;
+        let alpha = self.learning_rate;
+        let correction1 = one_minus_power(beta1, t);
+        let correction2 = one_minus_power(beta2, t);
+        let (step_size, exp_avg_correction, exp_avg_sq_correction) = match (rule, formula) {
+            (Rule::Sgd, _) => (alpha, 1.0, 1.0),
+            (Rule::AdaMod, Formula::AuthorsCode) => {
+                (alpha * correction2.sqrt() / correction1, 1.0, 1.0)
+            }
+            (Rule::Adam, _) | (Rule::AdaMod, Formula::Paper) => {
+                (alpha, 1.0 / correction1, 1.0 / correction2)
+            }
+        };
+        StepCoefficients {
+            gradient_scale: match self.objective {
+                Objective::Minimize => 1.0,
+                Objective::Maximize => -1.0,
+            },
+            coupled_decay: match self.weight_decay {
+                WeightDecay::Coupled(lambda) => lambda,
+                _ => 0.0,
+            },
+            decoupled_decay: match self.weight_decay {
+                WeightDecay::Decoupled(lambda) => alpha * lambda,
+                _ => 0.0,
+            },
+            momentum: self.momentum,
+            exp_avg_weight: ema_weight(beta1),
+            exp_avg_sq_weight: ema_weight(beta2),
+            exp_avg_lr_weight: ema_weight(beta3),
+            step_size,
+            exp_avg_correction,
+            exp_avg_sq_correction,
+            epsilon: self.epsilon,
+        }
+    }
+}
+
+/// `1 - beta^t` without cancellation for betas close to 1.
+fn one_minus_power(beta: f64, t: u64) -> f64 {
+    if beta == 0.0 {
+        1.0
+    } else {
+        -(beta.ln() * t as f64).exp_m1()
+    }
+}
+
+/// The weight of an exponential moving average as the kernel's `ema` wants it: `1 - beta`, taken from the old value, or
+/// `-beta`, taken from the new one. Each is the form whose f32 rounding does less harm, and `beta = 0` is exact.
+fn ema_weight(beta: f64) -> f64 {
+    if beta >= 0.5 { 1.0 - beta } else { -beta }
+}
+
+/// Coefficients of one step of one group in f64; [`crate::layout::Coefficients`] is their f32 form on the GPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct StepCoefficients {
+    pub gradient_scale: f64,
+    pub coupled_decay: f64,
+    pub decoupled_decay: f64,
+    pub momentum: f64,
+    pub exp_avg_weight: f64,
+    pub exp_avg_sq_weight: f64,
+    pub exp_avg_lr_weight: f64,
+    pub step_size: f64,
+    pub exp_avg_correction: f64,
+    pub exp_avg_sq_correction: f64,
+    pub epsilon: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn corrections_keep_their_digits_for_betas_close_to_one() {
+        // 1 - (1 - x)^1 = x; taken as 1.0 - beta.powi(1) it would lose four digits.
+        let beta = 1.0 - 1e-12;
+        let relative = (one_minus_power(beta, 1) - (1.0 - beta)) / 1e-12;
+        assert!(relative.abs() < 1e-12, "{relative}");
+        assert_eq!(one_minus_power(0.0, 7), 1.0);
+        assert!((one_minus_power(0.5, 3) - 0.875).abs() < 1e-15);
+        assert!((one_minus_power(0.9999, 10_000_000) - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        Hyperparameters::default().validate().unwrap();
+    }
+
+    #[test]
+    fn each_field_is_refused_by_name() {
+        type Change = fn(&mut Hyperparameters);
+        let cases: &[(&str, Change)] = &[
+            ("learning_rate", |h| h.learning_rate = -1e-9),
+            ("learning_rate", |h| h.learning_rate = f64::NAN),
+            ("learning_rate", |h| h.learning_rate = f64::INFINITY),
+            ("learning_rate", |h| h.learning_rate = 1e39),
+            ("betas[0]", |h| h.betas[0] = 1.0),
+            ("betas[1]", |h| h.betas[1] = -0.1),
+            ("betas[2]", |h| h.betas[2] = f64::NAN),
+            ("momentum", |h| h.momentum = 1.0),
+            ("epsilon", |h| h.epsilon = 0.0),
+            ("epsilon", |h| h.epsilon = -1e-8),
+            ("epsilon", |h| h.epsilon = 1e-40),
+            ("epsilon", |h| h.epsilon = f64::NAN),
+            ("weight_decay", |h| {
+                h.weight_decay = WeightDecay::Decoupled(-1.0);
+            }),
+            ("weight_decay", |h| {
+                h.weight_decay = WeightDecay::Coupled(f64::NAN);
+            }),
+            ("learning_rate * weight_decay", |h| {
+                h.learning_rate = 1e30;
+                h.weight_decay = WeightDecay::Decoupled(1e30);
+            }),
+            ("learning_rate / (1 - betas[0]) / epsilon", |h| {
+                h.epsilon = 1e-37;
+                h.learning_rate = 1e3;
+            }),
+        ];
+        for (expected, change) in cases {
+            let mut hyperparameters = Hyperparameters::default();
+            change(&mut hyperparameters);
+            let HyperparameterError::OutOfRange { name, .. } =
+                hyperparameters.validate().unwrap_err()
+            else {
+                panic!("{expected}: another error");
+            };
+            assert_eq!(&name, expected);
+        }
+    }
+}

@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+
+pub use wgpu;
+
+mod arena;
+mod cohorts;
+mod diagnostics;
+mod error;
+mod hyperparameters;
+#[doc(hidden)]
+pub mod layout;
+mod optimizer;
+mod pipeline;
+mod plan;
+mod readback;
+pub mod reference;
+mod ring;
+pub mod schedule;
+mod scope;
+#[doc(hidden)]
+pub mod shader;
+mod tables;
+mod views;
+
+pub use diagnostics::{BINS, Diagnostics, LearningRates};
+pub use error::{
+    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError,
+};
+pub use hyperparameters::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
+pub use optimizer::{
+    GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, Update,
+};
+pub use shader::{Access, GradientBinding};
+pub use views::{View, Views};

@@ -1,0 +1,169 @@
+//! Pipelines and bind groups of the update kernel.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+
+use crate::Diagnostics;
+use crate::diagnostics::HISTOGRAM_BYTES;
+use crate::hyperparameters::Rule;
+use crate::layout::{Chunk, Coefficients, Segment};
+use crate::scope::catch;
+use crate::shader::{Access, GradientBinding, Variant};
+
+/// The kernel in one variant.
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    layout: wgpu::BindGroupLayout,
+    pipeline: wgpu::ComputePipeline,
+}
+
+/// Pipelines made so far. They are kept for the optimizer's life: some drivers leak dropped ones.
+#[derive(Debug)]
+pub struct Pipelines {
+    rule: Rule,
+    diagnostics: Diagnostics,
+    made: HashMap<(Access, GradientBinding), Pipeline>,
+}
+
+/// What a launch binds.
+pub struct Bindings<'a> {
+    /// Slot of coefficients; dynamic offset.
+    pub coefficients: wgpu::BindingResource<'a>,
+    /// Slot of segments; dynamic offset.
+    pub segments: wgpu::BindingResource<'a>,
+    /// The launch's part of the chunk table: the kernel takes its length from the binding.
+    pub chunks: wgpu::BindingResource<'a>,
+    /// Window of values.
+    pub parameters: wgpu::BindingResource<'a>,
+    /// Window of gradients; left out where they share the binding of values.
+    pub gradients: wgpu::BindingResource<'a>,
+    /// Page of state.
+    pub state: wgpu::BindingResource<'a>,
+    /// Counters of the diagnostics.
+    pub histogram: Option<wgpu::BindingResource<'a>>,
+}
+
+impl Pipelines {
+    /// None made yet.
+    pub fn new(rule: Rule, diagnostics: Diagnostics) -> Self {
+        Self {
+            rule,
+            diagnostics,
+            made: HashMap::new(),
+        }
+    }
+
+    /// The pipeline of a variant, made on first use.
+    pub fn get(
+        &mut self,
+        device: &wgpu::Device,
+        access: Access,
+        gradients: GradientBinding,
+    ) -> Result<&Pipeline, wgpu::Error> {
+        let key = (access, gradients);
+        if !self.made.contains_key(&key) {
+            let variant = Variant {
+                rule: self.rule,
+                access,
+                gradients,
+                diagnostics: self.diagnostics,
+            };
+            let pipeline = catch(device, || Pipeline::new(device, variant))?;
+            self.made.insert(key, pipeline);
+        }
+        Ok(&self.made[&key])
+    }
+}
+
+impl Pipelines {
+    /// A pipeline that `get` has made.
+    pub fn made(&self, access: Access, gradients: GradientBinding) -> &wgpu::ComputePipeline {
+        &self.made[&(access, gradients)].pipeline
+    }
+}
+
+impl Pipeline {
+    fn new(device: &wgpu::Device, variant: Variant) -> Self {
+        let label = format!("adamod.update.{}", variant.name());
+        let storage =
+            |binding, read_only, has_dynamic_offset, bytes: u64| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only },
+                    has_dynamic_offset,
+                    min_binding_size: NonZeroU64::new(bytes),
+                },
+                count: None,
+            };
+        let word_bytes = match variant.access {
+            Access::Vec4 => 16,
+            Access::Scalar => 4,
+        };
+        let mut entries = vec![
+            storage(0, true, true, size_of::<Coefficients>() as u64),
+            storage(1, true, true, size_of::<Segment>() as u64),
+            storage(2, true, false, size_of::<Chunk>() as u64),
+            storage(3, false, false, word_bytes),
+            storage(5, false, false, word_bytes),
+        ];
+        match variant.gradients {
+            GradientBinding::Read => entries.push(storage(4, true, false, word_bytes)),
+            GradientBinding::ReadWrite => entries.push(storage(4, false, false, word_bytes)),
+            GradientBinding::Shared => {}
+        }
+        if variant.diagnostics == Diagnostics::LearningRates {
+            entries.push(storage(6, false, false, HISTOGRAM_BYTES));
+        }
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(&label),
+            entries: &entries,
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(variant.source().into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("update"),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        Self { layout, pipeline }
+    }
+
+    /// The bind group of a launch.
+    pub fn bind_group(
+        &self,
+        device: &wgpu::Device,
+        bindings: Bindings<'_>,
+        gradients: GradientBinding,
+    ) -> wgpu::BindGroup {
+        let entry = |binding, resource| wgpu::BindGroupEntry { binding, resource };
+        let mut entries = vec![
+            entry(0, bindings.coefficients),
+            entry(1, bindings.segments),
+            entry(2, bindings.chunks),
+            entry(3, bindings.parameters),
+            entry(5, bindings.state),
+        ];
+        if gradients != GradientBinding::Shared {
+            entries.push(entry(4, bindings.gradients));
+        }
+        if let Some(histogram) = bindings.histogram {
+            entries.push(entry(6, histogram));
+        }
+        device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("adamod.update"),
+            layout: &self.layout,
+            entries: &entries,
+        })
+    }
+}

@@ -1,0 +1,517 @@
+//! From tensors to launches: pure arithmetic, no GPU.
+//!
+//! A *chunk* of [`CHUNK_ELEMENTS`] elements is what one workgroup updates; its state is one *block* in a *page* of the arena.
+//! An [`Extent`] is a run of a tensor's chunks whose blocks lie one after the other in one page. A [`Launch`] is one dispatch:
+//! one window of a buffer of values, one of a buffer of gradients, one page, and all chunks that lie within the three. Tensors
+//! that share buffers share a launch; a tensor past a window's end is cut at a chunk.
+//!
+//! The chunk table depends on which tensors share a launch, not on where they lie: engines whose tensors move within their
+//! pools rewrite only the segments.
+
+use std::collections::HashMap;
+
+use crate::layout::{CHUNK_ELEMENTS, Chunk, Segment};
+use crate::shader::{Access, GradientBinding};
+
+/// Bytes of an f32 element.
+pub const ELEMENT_BYTES: u64 = 4;
+/// Bytes of a word of four elements.
+pub const WORD_BYTES: u64 = 4 * ELEMENT_BYTES;
+
+/// What the device allows.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanLimits {
+    /// Bytes of one storage binding: `max_storage_buffer_binding_size`.
+    pub binding_bytes: u64,
+    /// Alignment of a binding's offset: `min_storage_buffer_offset_alignment`.
+    pub offset_alignment: u64,
+}
+
+impl PlanLimits {
+    /// Least binding with which every tensor can be cut into launches: one chunk, and an offset's alignment at each end.
+    pub const LEAST_BINDING_BYTES: u64 = 16 * 1024;
+
+    /// Takes what matters from a device's limits.
+    pub fn new(limits: &wgpu::Limits) -> Self {
+        // Elements are addressed in u32 from a window's start, so windows stay below 2^32 bytes whatever the device says.
+        let bytes = limits
+            .max_storage_buffer_binding_size
+            .min(limits.max_buffer_size)
+            .min(u64::from(u32::MAX));
+        Self {
+            binding_bytes: bytes / 256 * 256,
+            offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(WORD_BYTES),
+        }
+    }
+
+    /// Elements of state that one page can hold.
+    pub fn page_elements(&self) -> u64 {
+        self.binding_bytes / ELEMENT_BYTES
+    }
+
+    /// Chunks of one tensor that surely fit into one window, wherever the tensor starts.
+    fn window_chunks(&self) -> u64 {
+        (self.binding_bytes - 2 * self.offset_alignment)
+            / (u64::from(CHUNK_ELEMENTS) * ELEMENT_BYTES)
+    }
+}
+
+/// The grid of a dispatch over `chunks` workgroups: two dimensions where one is too short. The product may be a little larger.
+pub fn grid(chunks: u32, workgroups_per_dimension: u32) -> (u32, u32) {
+    let rows = chunks.div_ceil(workgroups_per_dimension).max(1);
+    (chunks.div_ceil(rows), rows)
+}
+
+/// Elements of state that a chunk's block takes: `states` times the chunk, rounded up to whole words.
+pub fn block_elements(states: u32, chunk_elements: u32) -> u64 {
+    u64::from(states) * u64::from(chunk_elements.next_multiple_of(4))
+}
+
+/// A run of a tensor's chunks whose blocks of state lie one after the other in one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The page.
+    pub page: u32,
+    /// Element of the page where the first block starts.
+    pub state: u32,
+    /// First chunk of the run, counted from the tensor's start.
+    pub first_chunk: u64,
+    /// Elements of the tensor that the run covers.
+    pub elements: u64,
+}
+
+/// Hands out blocks of state in pages, in order of registration.
+#[derive(Clone, Debug)]
+pub struct Allocator {
+    states: u32,
+    page_elements: u64,
+    pages: Vec<Page>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    capacity: u64,
+    used: u64,
+}
+
+impl Allocator {
+    /// Elements of every page but the first are at least this (or the largest a page can be), so that parameters registered
+    /// one by one do not end in a launch each.
+    const LEAST_PAGE_ELEMENTS: u64 = 256 * 1024;
+
+    /// No pages yet.
+    pub fn new(states: u32, limits: &PlanLimits) -> Self {
+        Self {
+            states,
+            page_elements: limits.page_elements(),
+            pages: Vec::new(),
+        }
+    }
+
+    /// Elements of each page, in order.
+    pub fn capacities(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
+        self.pages.iter().map(|page| page.capacity)
+    }
+
+    /// Elements of state that a tensor of `elements` elements takes.
+    pub fn state_elements(&self, elements: u64) -> u64 {
+        let chunk = u64::from(CHUNK_ELEMENTS);
+        elements / chunk * block_elements(self.states, CHUNK_ELEMENTS)
+            + block_elements(self.states, (elements % chunk) as u32)
+    }
+
+    /// Places a tensor's blocks. `pending` is what it and the tensors after it take together: a new page is made as large as
+    /// that, where a page may be.
+    pub fn allocate(&mut self, elements: u64, mut pending: u64) -> Vec<Extent> {
+        let whole_block = block_elements(self.states, CHUNK_ELEMENTS);
+        let mut extents = Vec::new();
+        let mut first_chunk = 0;
+        let mut left = elements;
+        while left > 0 {
+            let next_block = block_elements(self.states, left.min(CHUNK_ELEMENTS.into()) as u32);
+            if self
+                .pages
+                .last()
+                .is_none_or(|page| page.capacity - page.used < next_block)
+            {
+                let least = if self.pages.is_empty() {
+                    0
+                } else {
+                    Self::LEAST_PAGE_ELEMENTS
+                };
+                self.pages.push(Page {
+                    capacity: pending.max(least).min(self.page_elements),
+                    used: 0,
+                });
+            }
+            let index = self.pages.len() - 1;
+            let page = &mut self.pages[index];
+            let whole_blocks = (page.capacity - page.used) / whole_block;
+            let here = left.min(whole_blocks * u64::from(CHUNK_ELEMENTS));
+            // The tail's block is smaller than a whole one and may fit where no whole one does.
+            let rest = left - here;
+            let mut taken = here;
+            if rest > 0 && rest < u64::from(CHUNK_ELEMENTS) {
+                let free =
+                    page.capacity - page.used - here.div_ceil(CHUNK_ELEMENTS.into()) * whole_block;
+                if block_elements(self.states, rest as u32) <= free {
+                    taken += rest;
+                }
+            }
+            let used = taken / u64::from(CHUNK_ELEMENTS) * whole_block
+                + block_elements(self.states, (taken % u64::from(CHUNK_ELEMENTS)) as u32);
+            extents.push(Extent {
+                page: index as u32,
+                state: page.used as u32,
+                first_chunk,
+                elements: taken,
+            });
+            page.used += used;
+            pending -= used;
+            first_chunk += taken.div_ceil(CHUNK_ELEMENTS.into());
+            left -= taken;
+        }
+        extents
+    }
+}
+
+/// Where a view lies: a buffer, numbered by the caller, and a byte offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Index into the caller's buffers.
+    pub buffer: u32,
+    /// Byte offset in it.
+    pub offset: u64,
+}
+
+/// A tensor to be updated.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    /// Its values.
+    pub values: Location,
+    /// Its gradient.
+    pub gradients: Location,
+    /// Its blocks of state; together they cover it.
+    pub extents: &'a [Extent],
+}
+
+/// A range of a buffer that is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Index into the caller's buffers.
+    pub buffer: u32,
+    /// Byte offset, aligned for a binding.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Window {
+    fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
+
+    fn union(self, other: Self) -> Self {
+        let offset = self.offset.min(other.offset);
+        Self {
+            buffer: self.buffer,
+            offset,
+            bytes: self.end().max(other.end()) - offset,
+        }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.buffer == other.buffer && self.offset < other.end() && other.offset < self.end()
+    }
+}
+
+/// One dispatch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// The window of values.
+    pub values: Window,
+    /// The window of gradients; the same as that of values with [`GradientBinding::Shared`].
+    pub gradients: Window,
+    /// How gradients are bound.
+    pub binding: GradientBinding,
+    /// How tensors are read and written.
+    pub access: Access,
+    /// The page of state.
+    pub page: u32,
+    /// First entry in the chunk table, aligned for a binding.
+    pub first_chunk: u32,
+    /// Entries in the chunk table.
+    pub chunks: u32,
+    /// Its segments.
+    pub segments: std::ops::Range<u32>,
+}
+
+/// A run of a tensor's chunks in one launch: what the chunk table depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    tensor: u32,
+    page: u32,
+    state: u32,
+    first_chunk: u64,
+    elements: u64,
+}
+
+impl Piece {
+    fn chunks(&self) -> u64 {
+        self.elements.div_ceil(CHUNK_ELEMENTS.into())
+    }
+
+    /// Bytes that the piece covers in a view at `offset`: start and end.
+    fn span(&self, view: Location) -> (u64, u64) {
+        let start = view.offset + self.first_chunk * u64::from(CHUNK_ELEMENTS) * ELEMENT_BYTES;
+        (start, start + self.elements * ELEMENT_BYTES)
+    }
+
+    /// Cuts off what lies past the first `chunks` chunks.
+    fn split(&mut self, chunks: u64, states: u32) -> Option<Self> {
+        if self.chunks() <= chunks {
+            return None;
+        }
+        let elements = chunks * u64::from(CHUNK_ELEMENTS);
+        let rest = Self {
+            state: self.state + (chunks * block_elements(states, CHUNK_ELEMENTS)) as u32,
+            first_chunk: self.first_chunk + chunks,
+            elements: self.elements - elements,
+            ..*self
+        };
+        self.elements = elements;
+        Some(rest)
+    }
+}
+
+/// All launches of a step, and the tables that they read.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pieces: Vec<Piece>,
+    /// The dispatches, in order.
+    pub launches: Vec<Launch>,
+    /// The segment table.
+    pub segments: Vec<Segment>,
+}
+
+/// Windows of a launch that is being put together.
+#[derive(Clone, Copy)]
+struct Bounds {
+    values: Window,
+    gradients: Window,
+}
+
+impl Bounds {
+    fn of(piece: &Piece, tensor: &Tensor<'_>, sizes: &[u64], limits: &PlanLimits) -> Self {
+        let window = |view: Location| {
+            let (start, end) = piece.span(view);
+            let offset = start / limits.offset_alignment * limits.offset_alignment;
+            let end = end
+                .next_multiple_of(WORD_BYTES)
+                .min(sizes[view.buffer as usize] / ELEMENT_BYTES * ELEMENT_BYTES);
+            Window {
+                buffer: view.buffer,
+                offset,
+                bytes: end - offset,
+            }
+        };
+        Self {
+            values: window(tensor.values),
+            gradients: window(tensor.gradients),
+        }
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self {
+            values: self.values.union(other.values),
+            gradients: self.gradients.union(other.gradients),
+        }
+    }
+
+    /// How a launch of these windows binds its gradients; `None` if one binding is too small.
+    fn binding(&self, limits: &PlanLimits) -> Option<GradientBinding> {
+        let fits = |window: &Window| window.bytes <= limits.binding_bytes;
+        if !fits(&self.values) || !fits(&self.gradients) {
+            None
+        } else if self.values.buffer != self.gradients.buffer {
+            Some(GradientBinding::Read)
+        } else if fits(&self.values.union(self.gradients)) {
+            Some(GradientBinding::Shared)
+        } else if !self.values.overlaps(&self.gradients) {
+            Some(GradientBinding::ReadWrite)
+        } else {
+            None
+        }
+    }
+}
+
+impl Plan {
+    /// Plans a step over `tensors`. `sizes` are the bytes of the buffers that their locations name, `states` the rule's states.
+    pub fn new(tensors: &[Tensor<'_>], sizes: &[u64], states: u32, limits: &PlanLimits) -> Self {
+        let mut plan = Self::default();
+        for mut group in groups(tensors) {
+            let everything = group
+                .iter()
+                .map(|piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits))
+                .reduce(Bounds::union);
+            if let Some(bounds) = everything
+                && let Some(binding) = bounds.binding(limits)
+            {
+                plan.push(&group, bounds, binding, tensors, sizes, limits);
+                continue;
+            }
+            // Too large for one window: cut, and fill windows in the order of addresses.
+            let mut cut = Vec::with_capacity(group.len());
+            for mut piece in group.drain(..) {
+                while let Some(rest) = piece.split(limits.window_chunks(), states) {
+                    cut.push(std::mem::replace(&mut piece, rest));
+                }
+                cut.push(piece);
+            }
+            cut.sort_by_key(|piece| piece.span(tensors[piece.tensor as usize].values).0);
+            let mut open: Option<(Vec<Piece>, Bounds, GradientBinding)> = None;
+            for piece in cut {
+                let alone = Bounds::of(&piece, &tensors[piece.tensor as usize], sizes, limits);
+                match &mut open {
+                    Some((pieces, bounds, binding))
+                        if bounds.union(alone).binding(limits).is_some() =>
+                    {
+                        *bounds = bounds.union(alone);
+                        *binding = bounds.binding(limits).unwrap_or(*binding);
+                        pieces.push(piece);
+                    }
+                    _ => {
+                        if let Some((pieces, bounds, binding)) = open.take() {
+                            plan.push(&pieces, bounds, binding, tensors, sizes, limits);
+                        }
+                        // A piece fits alone. Only where its two windows meet within one offset's alignment do they overlap,
+                        // and are bound twice nevertheless.
+                        let binding = alone.binding(limits).unwrap_or(GradientBinding::ReadWrite);
+                        open = Some((vec![piece], alone, binding));
+                    }
+                }
+            }
+            if let Some((pieces, bounds, binding)) = open {
+                plan.push(&pieces, bounds, binding, tensors, sizes, limits);
+            }
+        }
+        plan
+    }
+
+    fn push(
+        &mut self,
+        pieces: &[Piece],
+        bounds: Bounds,
+        binding: GradientBinding,
+        tensors: &[Tensor<'_>],
+        sizes: &[u64],
+        limits: &PlanLimits,
+    ) {
+        let (values, gradients) = match binding {
+            GradientBinding::Shared => {
+                let both = bounds.values.union(bounds.gradients);
+                (both, both)
+            }
+            GradientBinding::Read | GradientBinding::ReadWrite => (bounds.values, bounds.gradients),
+        };
+        let holds_words = |piece: &Piece, view: Location| {
+            let (start, end) = piece.span(view);
+            start.is_multiple_of(WORD_BYTES)
+                && end.next_multiple_of(WORD_BYTES) <= sizes[view.buffer as usize]
+        };
+        let tensor_of = |piece: &Piece| &tensors[piece.tensor as usize];
+        let vec4 = pieces.iter().all(|piece| {
+            holds_words(piece, tensor_of(piece).values)
+                && holds_words(piece, tensor_of(piece).gradients)
+        });
+        let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
+        let first_chunk = self.launches.last().map_or(0, |launch| {
+            (launch.first_chunk + launch.chunks).next_multiple_of(entries_per_alignment)
+        });
+        let first_segment = self.segments.len() as u32;
+        let element_in =
+            |window: &Window, (start, _)| ((start - window.offset) / ELEMENT_BYTES) as u32;
+        self.segments.extend(pieces.iter().map(|piece| {
+            let tensor = tensor_of(piece);
+            Segment {
+                parameters: element_in(&values, piece.span(tensor.values)),
+                gradients: element_in(&gradients, piece.span(tensor.gradients)),
+                ..Segment::default()
+            }
+        }));
+        self.pieces.extend_from_slice(pieces);
+        self.launches.push(Launch {
+            values,
+            gradients,
+            binding,
+            access: if vec4 { Access::Vec4 } else { Access::Scalar },
+            page: pieces[0].page,
+            first_chunk,
+            chunks: pieces.iter().map(|piece| piece.chunks() as u32).sum(),
+            segments: first_segment..self.segments.len() as u32,
+        });
+    }
+
+    /// Sets each segment's row in the coefficients; `row` is asked with the index of its tensor.
+    pub fn set_coefficients(&mut self, row: impl Fn(usize) -> u32) {
+        for (segment, piece) in self.segments.iter_mut().zip(&self.pieces) {
+            segment.coefficients = row(piece.tensor as usize);
+        }
+    }
+
+    /// Whether the chunk table of `other` serves this plan too.
+    pub fn has_chunks_of(&self, other: &Self) -> bool {
+        let ranges = |plan: &Self| {
+            plan.launches
+                .iter()
+                .map(|launch| (launch.first_chunk, launch.segments.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.pieces == other.pieces && ranges(self) == ranges(other)
+    }
+
+    /// The chunk table. Entries between launches are never bound.
+    pub fn chunk_table(&self, states: u32) -> Vec<Chunk> {
+        let mut table = Vec::new();
+        for launch in &self.launches {
+            table.resize(launch.first_chunk as usize, Chunk::default());
+            for segment in launch.segments.clone() {
+                let piece = &self.pieces[segment as usize];
+                for chunk in 0..piece.chunks() {
+                    let first = chunk * u64::from(CHUNK_ELEMENTS);
+                    table.push(Chunk {
+                        segment,
+                        first: first as u32,
+                        elements: (piece.elements - first).min(CHUNK_ELEMENTS.into()) as u32,
+                        state: piece.state
+                            + (chunk * block_elements(states, CHUNK_ELEMENTS)) as u32,
+                    });
+                }
+            }
+        }
+        table
+    }
+}
+
+/// Pieces that may share a launch, in order of first appearance: same buffers, same page.
+fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
+    let mut index = HashMap::new();
+    let mut groups: Vec<Vec<Piece>> = Vec::new();
+    for (number, tensor) in tensors.iter().enumerate() {
+        for extent in tensor.extents {
+            let key = (tensor.values.buffer, tensor.gradients.buffer, extent.page);
+            let group = *index.entry(key).or_insert_with(|| {
+                groups.push(Vec::new());
+                groups.len() - 1
+            });
+            groups[group].push(Piece {
+                tensor: number as u32,
+                page: extent.page,
+                state: extent.state,
+                first_chunk: extent.first_chunk,
+                elements: extent.elements,
+            });
+        }
+    }
+    groups
+}

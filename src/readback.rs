@@ -1,0 +1,102 @@
+//! Copies from the device to the host, asked for by the caller.
+
+use crate::error::ReadError;
+use crate::scope::catch;
+
+/// Bytes copied at a time: large tensors do not need a staging buffer of their size.
+const PART_BYTES: u64 = 64 << 20;
+
+/// A range of a buffer.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The buffer, with usage COPY_SRC.
+    pub buffer: wgpu::Buffer,
+    /// First byte, a multiple of 4.
+    pub offset: u64,
+    /// Bytes, a multiple of 4.
+    pub bytes: u64,
+}
+
+/// How to wait for a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The caller polls the device, or submits, elsewhere.
+    Caller,
+    /// Poll the device until the copy is done.
+    #[cfg(not(target_arch = "wasm32"))]
+    Poll,
+}
+
+/// Copies the sources, one after the other, into one vector. Submits command buffers of its own. With `clear`, sources are
+/// zeroed after they were copied, within the same submit.
+pub async fn download(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    sources: &[Source],
+    clear: bool,
+    wait: Wait,
+) -> Result<Vec<u8>, ReadError> {
+    let total: u64 = sources.iter().map(|source| source.bytes).sum();
+    let mut bytes = Vec::with_capacity(total as usize);
+    for source in sources {
+        let mut done = 0;
+        while done < source.bytes {
+            let part = Source {
+                offset: source.offset + done,
+                bytes: (source.bytes - done).min(PART_BYTES),
+                ..source.clone()
+            };
+            download_part(device, queue, &part, clear, wait, &mut bytes).await?;
+            done += part.bytes;
+        }
+    }
+    Ok(bytes)
+}
+
+async fn download_part(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    part: &Source,
+    clear: bool,
+    wait: Wait,
+    bytes: &mut Vec<u8>,
+) -> Result<(), ReadError> {
+    let (sender, receiver) = futures_channel::oneshot::channel();
+    let (staging, submission) = catch(device, || {
+        let staging = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("adamod.readback"),
+            size: part.bytes,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("adamod.readback"),
+        });
+        encoder.copy_buffer_to_buffer(&part.buffer, part.offset, &staging, 0, part.bytes);
+        if clear {
+            encoder.clear_buffer(&part.buffer, part.offset, Some(part.bytes));
+        }
+        let submission = queue.submit([encoder.finish()]);
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only if the caller dropped the future: nobody is left to tell.
+            let _ = sender.send(result);
+        });
+        (staging, submission)
+    })?;
+    match wait {
+        Wait::Caller => drop(submission),
+        #[cfg(not(target_arch = "wasm32"))]
+        Wait::Poll => {
+            device.poll(wgpu::PollType::Wait {
+                submission_index: Some(submission),
+                timeout: None,
+            })?;
+        }
+    }
+    receiver.await.map_err(|_| ReadError::Lost)??;
+    let view = staging.get_mapped_range(..).map_err(|_| ReadError::Lost)?;
+    bytes.extend_from_slice(&view);
+    drop(view);
+    staging.unmap();
+    Ok(())
+}

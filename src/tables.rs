@@ -1,0 +1,203 @@
+//! A plan on the device: its tables, and the bind groups of its launches.
+
+use crate::arena::Arena;
+use crate::cohorts::Cohorts;
+use crate::error::EncodeError;
+use crate::layout::Chunk;
+use crate::pipeline::{Bindings, Pipelines};
+use crate::plan::{Plan, Window, grid};
+use crate::ring::{Lease, Ring};
+use crate::scope::catch;
+
+/// The plan of a step and everything it needs on the device.
+#[derive(Debug)]
+pub struct Tables {
+    plan: Plan,
+    /// The parameter that each tensor of the plan is.
+    parameters: Vec<usize>,
+    /// The buffers that the plan's windows name.
+    buffers: Vec<wgpu::Buffer>,
+    chunks: wgpu::Buffer,
+    segments: Ring,
+    /// The slot that holds the plan's segments; `None` when they have to be written.
+    segments_slot: Option<Lease>,
+    bind_groups: Vec<wgpu::BindGroup>,
+    /// Generations of the two rings that the bind groups name.
+    bound: Option<(u64, u64)>,
+}
+
+/// What tables are made with.
+pub struct Device<'a> {
+    pub device: &'a wgpu::Device,
+    pub queue: &'a wgpu::Queue,
+    pub states: u32,
+}
+
+impl Tables {
+    /// Slots of the segment ring at first: one in use, one to write.
+    const SEGMENT_SLOTS: usize = 2;
+
+    /// Tables for `plan`, in the place of `old` ones, whose chunk table and ring are used on where they fit.
+    pub fn new(
+        at: &Device<'_>,
+        plan: Plan,
+        parameters: Vec<usize>,
+        buffers: Vec<wgpu::Buffer>,
+        old: Option<Self>,
+    ) -> Result<Self, wgpu::Error> {
+        let (segments, chunks) = match old {
+            Some(old) if plan.has_chunks_of(&old.plan) => (Some(old.segments), Some(old.chunks)),
+            Some(old) => (Some(old.segments), None),
+            None => (None, None),
+        };
+        let chunks = match chunks {
+            Some(chunks) => chunks,
+            None => chunk_buffer(at, &plan)?,
+        };
+        let segments = match segments {
+            Some(segments) => segments,
+            None => Ring::new(
+                at.device,
+                "adamod.segments",
+                Self::SEGMENT_SLOTS,
+                size_of_val(plan.segments.as_slice()) as u64,
+            )?,
+        };
+        Ok(Self {
+            plan,
+            parameters,
+            buffers,
+            chunks,
+            segments,
+            segments_slot: None,
+            bind_groups: Vec::new(),
+            bound: None,
+        })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Forgets the segments, so that the next `upload` writes them with each parameter's cohort of then.
+    pub fn regroup(&mut self) {
+        self.segments_slot = None;
+    }
+
+    /// Brings segments and bind groups up to date; does nothing where they are.
+    pub fn upload(
+        &mut self,
+        at: &Device<'_>,
+        pipelines: &mut Pipelines,
+        coefficients: &Ring,
+        arena: &Arena,
+        cohorts: &Cohorts,
+    ) -> Result<(), EncodeError> {
+        if self.segments_slot.is_none() {
+            self.plan
+                .set_coefficients(|tensor| cohorts.of(self.parameters[tensor]));
+            let bytes = bytemuck::cast_slice(&self.plan.segments);
+            self.segments_slot = Some(self.segments.write(at.device, at.queue, bytes)?);
+        }
+        let generations = (coefficients.generation(), self.segments.generation());
+        if self.bound != Some(generations) {
+            self.bind(at, pipelines, coefficients, arena)?;
+            self.bound = Some(generations);
+        }
+        Ok(())
+    }
+
+    fn bind(
+        &mut self,
+        at: &Device<'_>,
+        pipelines: &mut Pipelines,
+        coefficients: &Ring,
+        arena: &Arena,
+    ) -> Result<(), wgpu::Error> {
+        self.bind_groups.clear();
+        for launch in &self.plan.launches {
+            let pipeline = pipelines.get(at.device, launch.access, launch.binding)?;
+            let bindings = Bindings {
+                coefficients: coefficients.binding(),
+                segments: self.segments.binding(),
+                chunks: binding(
+                    &self.chunks,
+                    u64::from(launch.first_chunk) * size_of::<Chunk>() as u64,
+                    u64::from(launch.chunks) * size_of::<Chunk>() as u64,
+                ),
+                parameters: self.window(&launch.values),
+                gradients: self.window(&launch.gradients),
+                state: arena.page(launch.page).as_entire_binding(),
+                histogram: arena.histogram().map(wgpu::Buffer::as_entire_binding),
+            };
+            let made = catch(at.device, || {
+                pipeline.bind_group(at.device, bindings, launch.binding)
+            })?;
+            self.bind_groups.push(made);
+        }
+        Ok(())
+    }
+
+    fn window(&self, window: &Window) -> wgpu::BindingResource<'_> {
+        binding(
+            &self.buffers[window.buffer as usize],
+            window.offset,
+            window.bytes,
+        )
+    }
+
+    /// Records the launches, and what keeps the tables' slots until they are done.
+    pub fn record(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        pipelines: &Pipelines,
+        coefficients: Lease,
+        workgroups_per_dimension: u32,
+    ) {
+        let Some(segments) = self.segments_slot.clone() else {
+            return;
+        };
+        for (launch, bind_group) in self.plan.launches.iter().zip(&self.bind_groups) {
+            pass.set_pipeline(pipelines.made(launch.access, launch.binding));
+            pass.set_bind_group(0, bind_group, &[coefficients.offset, segments.offset]);
+            let (x, y) = grid(launch.chunks, workgroups_per_dimension);
+            pass.dispatch_workgroups(x, y, 1);
+        }
+        pass.on_submitted_work_done(move || drop((coefficients, segments)));
+    }
+
+    /// Lets go of the caller's buffers: the step is recorded, and they may be other ones at the next.
+    pub fn release(&mut self) {
+        self.bind_groups.clear();
+        self.buffers.clear();
+        self.segments_slot = None;
+        self.bound = None;
+    }
+}
+
+fn binding(buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> wgpu::BindingResource<'_> {
+    wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+        buffer,
+        offset,
+        size: std::num::NonZeroU64::new(bytes),
+    })
+}
+
+fn chunk_buffer(at: &Device<'_>, plan: &Plan) -> Result<wgpu::Buffer, wgpu::Error> {
+    let table = plan.chunk_table(at.states);
+    let bytes: &[u8] = bytemuck::cast_slice(&table);
+    catch(at.device, || {
+        let buffer = at.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("adamod.chunks"),
+            size: (bytes.len() as u64).max(size_of::<Chunk>() as u64),
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: true,
+        });
+        if let Ok(mut view) = buffer.get_mapped_range_mut(..bytes.len() as u64) {
+            view.copy_from_slice(bytes);
+        }
+        buffer.unmap();
+        buffer
+    })
+}
