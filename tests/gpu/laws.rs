@@ -1,0 +1,152 @@
+//! What must hold whatever the numbers are.
+
+use adamod::{Hyperparameters, Rule, WeightDecay};
+
+use crate::common::{Engine, Layout, Model, all, gpu, lay_out, options, rules};
+
+const LENGTHS: [usize; 6] = [5, 1024, 257, 3000, 1, 1757];
+
+#[test]
+fn beta3_of_zero_is_adam_to_the_bit() {
+    let hyperparameters = Hyperparameters {
+        betas: [0.9, 0.999, 0.0],
+        weight_decay: WeightDecay::Decoupled(1e-2),
+        ..Hyperparameters::default()
+    };
+    let adamod = Model::new(Rule::AdaMod, hyperparameters, &LENGTHS);
+    let adam = Model::new(Rule::Adam, hyperparameters, &LENGTHS);
+    let mut of_adamod = Engine::new(gpu(), &adamod, Layout::TwoPools(256));
+    let mut of_adam = Engine::new(gpu(), &adam, Layout::TwoPools(256));
+    for step in 0..20 {
+        let gradients = adamod.gradients(step);
+        of_adamod.step(&all(&gradients));
+        of_adam.step(&all(&gradients));
+    }
+    for ((values, states), (adam_values, adam_states)) in
+        of_adamod.bits().into_iter().zip(of_adam.bits())
+    {
+        assert_eq!(values, adam_values);
+        assert_eq!(states[..2], adam_states[..]);
+    }
+}
+
+#[test]
+fn zero_gradients_without_decay_move_nothing() {
+    for (rule, formula) in rules() {
+        let mut model = Model::new(rule, Hyperparameters::default(), &LENGTHS);
+        model.options = options(rule, formula);
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        let zeros: Vec<Vec<f32>> = LENGTHS.iter().map(|&len| vec![0.0; len]).collect();
+        for _ in 0..3 {
+            engine.step(&all(&zeros));
+        }
+        for (index, (_, initial)) in model.tensors.iter().enumerate() {
+            assert_eq!(&engine.values(index), initial, "{rule:?}");
+        }
+    }
+}
+
+#[test]
+fn a_learning_rate_of_zero_moves_nothing_but_the_moments() {
+    let hyperparameters = Hyperparameters {
+        learning_rate: 0.0,
+        weight_decay: WeightDecay::Decoupled(0.5),
+        ..Hyperparameters::default()
+    };
+    let model = Model::new(Rule::AdaMod, hyperparameters, &[100]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    engine.step(&all(&model.gradients(1)));
+    assert_eq!(engine.values(0), model.tensors[0].1);
+    let state = engine.state(0);
+    assert!(state.tensor("exp_avg").unwrap().iter().any(|&m| m != 0.0));
+    assert!(
+        state
+            .tensor("exp_avg_lr")
+            .unwrap()
+            .iter()
+            .all(|&s| s == 0.0)
+    );
+}
+
+/// A tensor, and the same elements as several tensors of odd lengths in another layout.
+#[test]
+fn splitting_a_tensor_changes_no_bit() {
+    let parts = [1000, 24, 1, 2047, 1500];
+    let whole = Model::new(
+        Rule::AdaMod,
+        Hyperparameters::default(),
+        &[parts.iter().sum()],
+    );
+    let mut split = whole.clone();
+    split.tensors.clear();
+    let mut start = 0;
+    for part in parts {
+        split
+            .tensors
+            .push((0, whole.tensors[0].1[start..start + part].to_vec()));
+        start += part;
+    }
+    for layout in [
+        Layout::TwoPools(256),
+        Layout::TwoPools(4),
+        Layout::OnePool(16),
+    ] {
+        let mut of_whole = Engine::new(gpu(), &whole, Layout::TwoPools(256));
+        let mut of_split = Engine::new(gpu(), &split, layout);
+        for step in 0..10 {
+            let gradients = whole.gradients(step);
+            of_whole.step(&all(&gradients));
+            let mut rest = gradients[0].as_slice();
+            let slices: Vec<_> = parts
+                .iter()
+                .map(|&part| {
+                    let (head, tail) = rest.split_at(part);
+                    rest = tail;
+                    Some(head)
+                })
+                .collect();
+            of_split.step(&slices);
+        }
+        let joined: Vec<u32> = of_split
+            .bits()
+            .into_iter()
+            .flat_map(|(values, _)| values)
+            .collect();
+        assert_eq!(of_whole.bits()[0].0, joined, "{layout:?}");
+    }
+}
+
+#[test]
+fn regrouping_changes_no_bit() {
+    let one_group = Model::new(Rule::AdaMod, Hyperparameters::default(), &LENGTHS);
+    let mut many_groups = one_group.clone();
+    many_groups.groups = vec![Hyperparameters::default(); LENGTHS.len()];
+    for (index, (group, _)) in many_groups.tensors.iter_mut().enumerate() {
+        *group = index;
+    }
+    let mut of_one = Engine::new(gpu(), &one_group, Layout::TwoPools(256));
+    let mut of_many = Engine::new(gpu(), &many_groups, Layout::OwnBuffers);
+    for step in 0..10 {
+        let gradients = one_group.gradients(step);
+        of_one.step(&all(&gradients));
+        of_many.step(&all(&gradients));
+    }
+    assert_eq!(of_one.bits(), of_many.bits());
+}
+
+#[test]
+fn order_of_registration_changes_no_bit() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &LENGTHS);
+    let (locations, sizes) = lay_out(&LENGTHS, Layout::TwoPools(32));
+    let forward = [0, 1, 2, 3, 4, 5];
+    let shuffled = [3, 0, 5, 4, 1, 2];
+    let mut engines = [forward, shuffled]
+        .map(|order| Engine::with_order(gpu(), &model, locations.clone(), &sizes, &order));
+    for step in 0..10 {
+        let gradients = model.gradients(step);
+        for engine in &mut engines {
+            engine.step(&all(&gradients));
+        }
+    }
+    assert_eq!(engines[0].bits(), engines[1].bits());
+}

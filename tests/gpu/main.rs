@@ -1,0 +1,12 @@
+//! Tests on a device: any adapter that wgpu finds, software ones included.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod diagnostics;
+mod laws;
+mod limits;
+mod recording;
+mod registration;
+mod update;
+mod views;

@@ -1,0 +1,309 @@
+//! Recording steps: one dispatch, several steps before one submit, missing gradients.
+
+use adamod::{Access, EncodeError, GradientBinding, Hyperparameters, Parameter, Rule};
+
+use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
+
+/// Shapes of GPT-2 small: 148 tensors, 124 M elements; here with a vocabulary and width scaled down by 64.
+fn gpt2_lengths() -> Vec<usize> {
+    let (vocabulary, context, width) = (50257 / 64 + 1, 1024 / 64, 768 / 64);
+    let mut lengths = vec![vocabulary * width, context * width];
+    for _ in 0..12 {
+        lengths.extend([width, width]);
+        lengths.extend([width * 3 * width, 3 * width, width * width, width]);
+        lengths.extend([width, width]);
+        lengths.extend([width * 4 * width, 4 * width, 4 * width * width, width]);
+    }
+    lengths.extend([width, width]);
+    lengths
+}
+
+#[test]
+fn a_step_over_148_pooled_tensors_is_one_dispatch() {
+    let lengths = gpt2_lengths();
+    assert_eq!(lengths.len(), 148);
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &lengths);
+    for (layout, access, gradients) in [
+        (Layout::TwoPools(256), Access::Vec4, GradientBinding::Read),
+        (Layout::OnePool(256), Access::Vec4, GradientBinding::Shared),
+        (Layout::TwoPools(4), Access::Scalar, GradientBinding::Read),
+    ] {
+        let mut engine = Engine::new(gpu(), &model, layout);
+        let launches = engine.optimizer.launches().unwrap();
+        assert_eq!(launches.len(), 1, "{layout:?}");
+        assert_eq!(launches[0].segments, 148);
+        assert_eq!(launches[0].gradients, gradients);
+        // The last tensor of a pool may end in a word that the pool does not hold whole.
+        if layout == Layout::TwoPools(4) {
+            assert_eq!(launches[0].access, access);
+        }
+    }
+}
+
+#[test]
+fn words_are_used_where_views_and_buffers_allow_them() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1024, 100]);
+    let mut aligned = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    assert_eq!(
+        aligned.optimizer.launches().unwrap()[0].access,
+        Access::Vec4
+    );
+    let odd = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1023, 100]);
+    let mut aligned = Engine::new(gpu(), &odd, Layout::TwoPools(16));
+    assert_eq!(
+        aligned.optimizer.launches().unwrap()[0].access,
+        Access::Vec4
+    );
+    let mut dense = Engine::new(gpu(), &odd, Layout::TwoPools(4));
+    assert_eq!(
+        dense.optimizer.launches().unwrap()[0].access,
+        Access::Scalar
+    );
+}
+
+/// More steps than the ring has slots, one submit; hyperparameters change between them, and gradients stay.
+#[test]
+fn steps_recorded_before_one_submit_equal_one_submit_each() {
+    let steps = 37;
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1757, 3, 1024]);
+    let gradients = model.gradients(1);
+    let rate = |step: u64| 1e-3 * (1 + step % 5) as f64;
+
+    let mut each = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    for step in 0..steps {
+        let group = each.groups[0];
+        each.optimizer.set_learning_rate(group, rate(step)).unwrap();
+        each.step(&all(&gradients));
+    }
+
+    let mut together = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    together.write_gradients(&all(&gradients));
+    let mut encoder = gpu().encoder();
+    for step in 0..steps {
+        let group = together.groups[0];
+        together
+            .optimizer
+            .set_learning_rate(group, rate(step))
+            .unwrap();
+        together.optimizer.encode(&mut encoder).unwrap();
+    }
+    gpu().submit(encoder);
+    assert_eq!(each.bits(), together.bits());
+
+    let mut in_encoders = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    in_encoders.write_gradients(&all(&gradients));
+    let commands: Vec<_> = (0..steps)
+        .map(|step| {
+            let group = in_encoders.groups[0];
+            in_encoders
+                .optimizer
+                .set_learning_rate(group, rate(step))
+                .unwrap();
+            let mut encoder = gpu().encoder();
+            in_encoders.optimizer.encode(&mut encoder).unwrap();
+            encoder.finish()
+        })
+        .collect();
+    gpu().queue.submit(commands);
+    assert_eq!(each.bits(), in_encoders.bits());
+}
+
+/// Missing gradients rewrite the segments; that too must be right for steps that wait for one submit.
+#[test]
+fn missing_gradients_recorded_before_one_submit_equal_one_submit_each() {
+    let model = Model::new(
+        Rule::AdaMod,
+        Hyperparameters::default(),
+        &[1757, 3, 1024, 40],
+    );
+    let gradients = model.gradients(1);
+    let is_present = |step: usize, index: usize| (step * 7 + index * 3) % 4 != index % 3;
+
+    let mut each = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let mut together = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    together.write_gradients(&all(&gradients));
+    let mut encoder = gpu().encoder();
+    for step in 0..20 {
+        let present: Vec<_> = all(&gradients)
+            .into_iter()
+            .enumerate()
+            .map(|(index, g)| g.filter(|_| is_present(step, index)))
+            .collect();
+        each.step(&present);
+        let ids: Vec<_> = (0..4)
+            .filter(|&index| is_present(step, index))
+            .map(|index| together.ids[index])
+            .collect();
+        together
+            .optimizer
+            .encode_present(&mut encoder, &ids)
+            .unwrap();
+    }
+    gpu().submit(encoder);
+    assert_eq!(each.bits(), together.bits());
+    let counts = |engine: &Engine<'_>| {
+        engine
+            .ids
+            .iter()
+            .map(|&id| engine.optimizer.step_count(id).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&each), counts(&together));
+    assert!(counts(&each).iter().any(|&count| count != counts(&each)[0]));
+}
+
+#[test]
+fn a_step_without_any_gradient_changes_nothing() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[100]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    engine.step(&all(&model.gradients(1)));
+    let before = engine.bits();
+    engine.step(&[None]);
+    assert_eq!(engine.bits(), before);
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+}
+
+#[test]
+fn an_encoder_that_is_dropped_gives_its_slots_back() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[100]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    for _ in 0..100 {
+        let mut encoder = gpu().encoder();
+        engine.optimizer.encode(&mut encoder).unwrap();
+    }
+    // Nothing ran, and the optimizer goes on working.
+    assert_eq!(engine.values(0), model.tensors[0].1);
+    engine.step(&all(&model.gradients(1)));
+    assert_ne!(engine.values(0), model.tensors[0].1);
+}
+
+#[test]
+fn step_submits_and_passes_can_be_shared() {
+    let model = Model::new(Rule::Adam, Hyperparameters::default(), &[1500]);
+    let gradients = model.gradients(1);
+    let mut through_step = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    through_step.write_gradients(&all(&gradients));
+    let submission = through_step.optimizer.step().unwrap();
+    let wait = wgpu::PollType::Wait {
+        submission_index: Some(submission),
+        timeout: None,
+    };
+    gpu().device.poll(wait).unwrap();
+
+    let mut in_pass = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    in_pass.write_gradients(&all(&gradients));
+    let mut encoder = gpu().encoder();
+    {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        in_pass.optimizer.encode_in_pass(&mut pass).unwrap();
+    }
+    gpu().submit(encoder);
+    assert_eq!(through_step.bits(), in_pass.bits());
+    let read = in_pass
+        .optimizer
+        .read_parameter_blocking(in_pass.ids[0])
+        .unwrap();
+    assert_eq!(read, in_pass.values(0));
+}
+
+#[test]
+fn parameters_added_after_steps_start_at_their_own_first_step() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[700, 1300]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    engine.step(&all(&model.gradients(1)));
+    let late = vec![0.25_f32; 513];
+    let (values, gradients) = (gpu().buffer(2064), gpu().buffer(2064));
+    gpu()
+        .queue
+        .write_buffer(&values, 0, bytemuck::cast_slice(&late));
+    gpu()
+        .queue
+        .write_buffer(&gradients, 0, bytemuck::cast_slice(&late));
+    let id = engine
+        .optimizer
+        .add_parameter(
+            engine.groups[0],
+            Parameter {
+                label: "late",
+                len: 513,
+                views: Some(adamod::Views {
+                    values: adamod::View::new(&values, 0),
+                    gradients: adamod::View::new(&gradients, 0),
+                }),
+            },
+        )
+        .unwrap();
+    let gradients = model.gradients(2);
+    engine.step(&all(&gradients));
+    // The engine steps every parameter, the late one too.
+    assert_eq!(engine.optimizer.step_count(id), Some(1));
+    let mut twin = model.twin::<f32>();
+    twin.step(&all(&model.gradients(1)));
+    twin.step(&all(&gradients));
+    let mut late_twin = Model::new(Rule::AdaMod, Hyperparameters::default(), &[513]);
+    late_twin.tensors[0].1 = late.clone();
+    let mut late_twin = late_twin.twin::<f32>();
+    late_twin.step(&[Some(&late)]);
+    if gpu().is_exact() {
+        assert_eq!(engine.values(0), twin.values(0));
+        assert_eq!(engine.values(1), twin.values(1));
+        let read = engine.optimizer.read_parameter_blocking(id).unwrap();
+        assert_eq!(read, late_twin.values(0));
+    }
+}
+
+#[test]
+fn handles_of_another_optimizer_are_refused() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[8]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let other = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let mut encoder = gpu().encoder();
+    let error = engine
+        .optimizer
+        .encode_present(&mut encoder, &other.ids)
+        .unwrap_err();
+    assert!(matches!(error, EncodeError::UnknownParameter));
+    let twice = [engine.ids[0], engine.ids[0]];
+    let error = engine
+        .optimizer
+        .encode_present(&mut encoder, &twice)
+        .unwrap_err();
+    assert!(matches!(error, EncodeError::Repeated { label } if label == "tensor.0"));
+    assert!(
+        engine
+            .optimizer
+            .set_learning_rate(other.groups[0], 1.0)
+            .is_err()
+    );
+    assert!(engine.optimizer.read_state_blocking(other.ids[0]).is_err());
+    assert_eq!(engine.optimizer.step_count(other.ids[0]), None);
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(0));
+    engine.step(&all(&model.gradients(1)));
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+}
+
+/// Buffers of another device are seen by wgpu only: its error comes back as ours, and no step is counted.
+#[test]
+fn a_buffer_of_another_device_is_an_error_and_not_a_panic() {
+    let other = Gpu::with_limits(|limits| limits);
+    let foreign = other.buffer(64);
+    let own = gpu().buffer(64);
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[8]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let views = |values| adamod::Views {
+        values: adamod::View::new(values, 0),
+        gradients: adamod::View::new(&own, 32),
+    };
+    let update = adamod::Update {
+        parameter: engine.ids[0],
+        views: views(&foreign),
+    };
+    let error = engine
+        .optimizer
+        .encode_views(&mut gpu().encoder(), &[update])
+        .unwrap_err();
+    assert!(matches!(error, EncodeError::Device(_)), "{error}");
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(0));
+    engine.step(&all(&model.gradients(1)));
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+}

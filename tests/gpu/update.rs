@@ -1,0 +1,371 @@
+//! The update kernel against the CPU twins: `shaders/update.wgsl` and `src/reference.rs`.
+
+use adamod::reference::Reference;
+use adamod::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
+use proptest::prelude::*;
+
+use crate::common::{Engine, Layout, Model, Tolerance, all, gpu, options, rules, to_f64};
+
+/// Lengths around a word, a workgroup's lanes and a chunk.
+const LENGTHS: [usize; 14] = [
+    1, 2, 3, 4, 5, 255, 256, 257, 1023, 1024, 1025, 1757, 2048, 4099,
+];
+
+/// After tens of steps with heavy-tailed gradients; measured on lavapipe over all combinations below: 0.3 of it.
+const VALUES: Tolerance = Tolerance {
+    absolute: 1e-6,
+    relative: 1e-5,
+};
+/// Likewise for every state, per state relative to the tensor's largest element (`assert_states`).
+const STATES_RELATIVE: f64 = 1e-5;
+
+fn steps_against(twins: &mut Twins, engine: &mut Engine<'_>, model: &Model, steps: u64) {
+    for step in 1..=steps {
+        let gradients = model.gradients(step);
+        // Tensor i misses every (i + 3)-th step, but for the first tensor.
+        let present: Vec<_> = all(&gradients)
+            .into_iter()
+            .enumerate()
+            .map(|(i, g)| g.filter(|_| i == 0 || step % (i as u64 + 3) != 0))
+            .collect();
+        engine.step(&present);
+        twins.step(&present);
+        if [1, 2, 5].contains(&step) || step == steps {
+            twins.assert_equal(engine, step);
+        }
+    }
+}
+
+struct Twins {
+    f64: Reference<f64>,
+    f32: Reference<f32>,
+}
+
+impl Twins {
+    fn new(model: &Model) -> Self {
+        Self {
+            f64: model.twin(),
+            f32: model.twin(),
+        }
+    }
+
+    fn step(&mut self, gradients: &[Option<&[f32]>]) {
+        let wide = to_f64(gradients);
+        let wide: Vec<_> = wide.iter().map(Option::as_deref).collect();
+        self.f64.step(&wide);
+        self.f32.step(gradients);
+    }
+
+    fn assert_equal(&self, engine: &Engine<'_>, step: u64) {
+        for index in 0..engine.ids.len() {
+            let values = engine.values(index);
+            let state = engine.state(index);
+            assert_eq!(state.step, self.f64.step_count(index));
+            if let Err(error) = VALUES.check(&values, self.f64.values(index)) {
+                panic!("step {step}, values of tensor {index}: {error}");
+            }
+            for ((name, got), expected) in state.tensors.iter().zip(self.f64.state(index)) {
+                let largest = expected.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+                let tolerance = Tolerance {
+                    absolute: STATES_RELATIVE * largest,
+                    relative: STATES_RELATIVE,
+                };
+                if let Err(error) = tolerance.check(got, expected) {
+                    panic!("step {step}, {name} of tensor {index}: {error}");
+                }
+            }
+            if engine.gpu.is_exact() {
+                assert_eq!(
+                    bits(&values),
+                    bits(self.f32.values(index)),
+                    "step {step}, tensor {index}"
+                );
+                for ((name, got), expected) in state.tensors.iter().zip(self.f32.state(index)) {
+                    assert_eq!(
+                        bits(got),
+                        bits(expected),
+                        "step {step}, {name} of tensor {index}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn bits(elements: &[f32]) -> Vec<u32> {
+    elements.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn every_rule_formula_decay_and_objective_agrees_with_the_twins() {
+    let decays = [
+        WeightDecay::None,
+        WeightDecay::Decoupled(1e-2),
+        WeightDecay::Coupled(1e-2),
+    ];
+    for (rule, formula) in rules() {
+        for weight_decay in decays {
+            for objective in [Objective::Minimize, Objective::Maximize] {
+                let hyperparameters = Hyperparameters {
+                    weight_decay,
+                    objective,
+                    ..Hyperparameters::default()
+                };
+                let mut model = Model::new(rule, hyperparameters, &LENGTHS);
+                model.options = options(rule, formula);
+                let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+                steps_against(&mut Twins::new(&model), &mut engine, &model, 12);
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_with_their_own_hyperparameters_share_a_dispatch() {
+    let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &LENGTHS);
+    model.groups.push(Hyperparameters {
+        learning_rate: 3e-2,
+        betas: [0.8, 0.98, 0.0],
+        epsilon: 1e-9,
+        weight_decay: WeightDecay::Decoupled(0.1),
+        ..Hyperparameters::default()
+    });
+    model.groups.push(Hyperparameters {
+        learning_rate: 5e-4,
+        betas: [0.0, 0.5, 0.9999],
+        weight_decay: WeightDecay::Coupled(0.3),
+        objective: Objective::Maximize,
+        ..Hyperparameters::default()
+    });
+    for (index, (group, _)) in model.tensors.iter_mut().enumerate() {
+        *group = index % 3;
+    }
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    steps_against(&mut Twins::new(&model), &mut engine, &model, 30);
+    assert_eq!(engine.optimizer.launches().unwrap().len(), 1);
+}
+
+#[test]
+fn every_layout_agrees_with_the_twins_and_leaves_neighbours_alone() {
+    let layouts = [
+        Layout::TwoPools(4),
+        Layout::TwoPools(16),
+        Layout::OnePool(4),
+        Layout::OnePool(16),
+        Layout::OwnBuffers,
+        Layout::Mixed,
+    ];
+    for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
+        for layout in layouts {
+            let model = Model::new(rule, Hyperparameters::default(), &LENGTHS);
+            let mut engine = Engine::new(gpu(), &model, layout);
+            let gradients = model.gradients(1);
+            engine.step(&all(&gradients));
+            engine.assert_neighbours_untouched(&all(&gradients));
+            let mut twins = Twins::new(&model);
+            twins.step(&all(&gradients));
+            twins.assert_equal(&engine, 1);
+        }
+    }
+}
+
+#[test]
+fn schedules_change_the_rate_from_step_to_step() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1757, 5]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let mut twins = Twins::new(&model);
+    for step in 1..=20 {
+        let learning_rate = adamod::schedule::linear_warmup(1e-2, 1e-4, 10, step);
+        let hyperparameters = Hyperparameters {
+            learning_rate,
+            ..Hyperparameters::default()
+        };
+        let group = engine.groups[0];
+        engine
+            .optimizer
+            .set_learning_rate(group, learning_rate)
+            .unwrap();
+        twins.f64.set_hyperparameters(0, hyperparameters);
+        twins.f32.set_hyperparameters(0, hyperparameters);
+        let gradients = model.gradients(step);
+        engine.step(&all(&gradients));
+        twins.step(&all(&gradients));
+    }
+    twins.assert_equal(&engine, 20);
+}
+
+/// Gradients at the edges of f32 in every rule: zero, tiny, subnormal, and past the square root of the largest number.
+#[test]
+fn extreme_finite_gradients_never_give_a_non_finite_value() {
+    let extremes = [
+        0.0,
+        -0.0,
+        1e-12,
+        -1e-30,
+        1e-45,
+        1e19,
+        -1e30,
+        f32::MAX,
+        f32::MIN,
+    ];
+    for (rule, formula) in rules().into_iter().filter(|(rule, _)| *rule != Rule::Sgd) {
+        let mut model = Model::new(rule, Hyperparameters::default(), &[extremes.len() * 3]);
+        model.options = options(rule, formula);
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        let mut twin = model.twin::<f32>();
+        for step in 0..20 {
+            let gradient: Vec<f32> = (0..extremes.len() * 3)
+                .map(|i| extremes[(i * 7 + step * (i % 3)) % extremes.len()])
+                .collect();
+            engine.step(&[Some(&gradient)]);
+            twin.step(&[Some(&gradient)]);
+        }
+        let values = engine.values(0);
+        assert!(values.iter().all(|value| value.is_finite()), "{values:?}");
+        if engine.gpu.is_exact() {
+            assert_eq!(bits(&values), bits(twin.values(0)));
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinite_gradients_show_in_the_values_they_belong_to_and_nowhere_else() {
+    for (rule, formula) in rules() {
+        let mut model = Model::new(rule, Hyperparameters::default(), &[9]);
+        model.options = options(rule, formula);
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        let mut gradient = vec![0.5_f32; 9];
+        gradient[1] = f32::NAN;
+        gradient[5] = f32::INFINITY;
+        gradient[8] = f32::NEG_INFINITY;
+        engine.step(&[Some(&gradient)]);
+        for (index, value) in engine.values(0).iter().enumerate() {
+            let is_poisoned = [1, 5, 8].contains(&index);
+            assert_eq!(
+                value.is_finite(),
+                !is_poisoned,
+                "{rule:?} element {index} is {value}"
+            );
+        }
+    }
+}
+
+/// What long runs drift by: 2.6 times the short tolerance was measured for parameters, hence ten times is allowed.
+#[test]
+fn three_thousand_steps_stay_close_to_f64() {
+    for (rule, formula) in rules() {
+        let mut model = Model::new(rule, Hyperparameters::default(), &[300]);
+        model.options = options(rule, formula);
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        let mut twins = Twins::new(&model);
+        for step in 1..=3000 {
+            let gradients = model.gradients(step);
+            engine.step(&all(&gradients));
+            twins.step(&all(&gradients));
+        }
+        let tolerance = Tolerance {
+            absolute: 1e-5,
+            relative: 1e-4,
+        };
+        tolerance
+            .check(&engine.values(0), twins.f64.values(0))
+            .unwrap();
+    }
+}
+
+#[test]
+fn the_comparator_fails_past_its_tolerance_and_on_nan() {
+    let tolerance = Tolerance {
+        absolute: 1e-6,
+        relative: 1e-5,
+    };
+    assert!(tolerance.check(&[1.0], &[1.0 + 1e-5]).is_ok());
+    assert!(tolerance.check(&[1.0], &[1.0 + 2e-5]).is_err());
+    assert!(tolerance.check(&[f32::NAN], &[1.0]).is_err());
+    assert!(tolerance.check(&[1.0], &[f64::NAN]).is_err());
+    assert!(tolerance.check(&[1.0], &[1.0, 1.0]).is_err());
+    // A twin of another rule is told apart by the same checks that the tests above rely on.
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64]);
+    let mut other = model.clone();
+    other.options.formula = Formula::AuthorsCode;
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let gradients = model.gradients(1);
+    engine.step(&all(&gradients));
+    let mut twins = Twins::new(&other);
+    twins.step(&all(&gradients));
+    assert!(
+        VALUES
+            .check(&engine.values(0), twins.f64.values(0))
+            .is_err()
+    );
+}
+
+fn hyperparameters() -> impl Strategy<Value = Hyperparameters> {
+    let beta = || prop_oneof![Just(0.0), 0.0..0.99, Just(0.999), Just(0.9999)];
+    let decay = prop_oneof![
+        Just(WeightDecay::None),
+        (0.0..0.5).prop_map(WeightDecay::Decoupled),
+        (0.0..0.5).prop_map(WeightDecay::Coupled),
+    ];
+    (
+        (1e-5_f64..1e-1),
+        [beta(), beta(), beta()],
+        prop_oneof![Just(1e-8), Just(1e-9), 1e-8..1e-2],
+        0.0..0.95,
+        decay,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(learning_rate, betas, epsilon, momentum, weight_decay, maximize)| Hyperparameters {
+                learning_rate,
+                betas,
+                epsilon,
+                momentum,
+                weight_decay,
+                objective: if maximize {
+                    Objective::Maximize
+                } else {
+                    Objective::Minimize
+                },
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// On adapters with exact arithmetic every bit is the f32 twin's, whatever the hyperparameters, lengths and layout.
+    #[test]
+    fn any_model_agrees_with_the_f32_twin(
+        hyperparameters in hyperparameters(),
+        lengths in prop::collection::vec(1_usize..3000, 1..6),
+        rule in prop::sample::select(rules().to_vec()),
+        layout in prop::sample::select(vec![
+            Layout::TwoPools(4), Layout::TwoPools(256), Layout::OnePool(4), Layout::OnePool(32), Layout::OwnBuffers,
+        ]),
+        seed in 0_u64..1_000_000,
+    ) {
+        let mut model = Model::new(rule.0, hyperparameters, &lengths);
+        model.options = options(rule.0, rule.1);
+        let mut engine = Engine::new(gpu(), &model, layout);
+        let mut twin = model.twin::<f32>();
+        for step in 0..3 {
+            let gradients = model.gradients(seed + step);
+            engine.step(&all(&gradients));
+            twin.step(&all(&gradients));
+            engine.assert_neighbours_untouched(&all(&gradients));
+        }
+        for index in 0..lengths.len() {
+            let values = engine.values(index);
+            if engine.gpu.is_exact() {
+                prop_assert_eq!(bits(&values), bits(twin.values(index)));
+                for ((_, got), expected) in engine.state(index).tensors.iter().zip(twin.state(index)) {
+                    prop_assert_eq!(bits(got), bits(expected));
+                }
+            } else {
+                let wide: Vec<f64> = twin.values(index).iter().map(|&x| x.into()).collect();
+                prop_assert_eq!(VALUES.check(&values, &wide), Ok(()));
+            }
+        }
+    }
+}

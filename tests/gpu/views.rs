@@ -1,0 +1,266 @@
+//! Engines with memory pools: values and gradients lie elsewhere at every step.
+
+use adamod::{EncodeError, Hyperparameters, Role, Rule, Update, View, ViewError, Views};
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
+
+/// A pool that hands tensors other places at every step: in one of several buffers, in any order.
+struct Pool {
+    buffers: Vec<wgpu::Buffer>,
+    rng: StdRng,
+}
+
+/// Where a pool put a tensor: buffer and byte offset.
+type Place = (usize, u64);
+
+impl Pool {
+    fn new(gpu: &Gpu, buffers: usize, bytes: u64, seed: u64) -> Self {
+        Self {
+            buffers: (0..buffers).map(|_| gpu.buffer(bytes)).collect(),
+            rng: StdRng::seed_from_u64(seed),
+        }
+    }
+
+    /// Places for tensors of these lengths, none overlapping.
+    fn places(&mut self, lengths: &[usize], alignment: u64) -> Vec<Place> {
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.shuffle(&mut self.rng);
+        let mut used = vec![0; self.buffers.len()];
+        let mut places = vec![(0, 0); lengths.len()];
+        for index in order {
+            let buffer = self.rng.random_range(0..self.buffers.len());
+            let gap = self.rng.random_range(0..5) * alignment;
+            let offset: u64 = used[buffer] + gap;
+            used[buffer] = (offset + 4 * lengths[index] as u64).next_multiple_of(alignment);
+            places[index] = (buffer, offset);
+        }
+        places
+    }
+
+    fn view(&self, (buffer, offset): Place) -> View<'_> {
+        View::new(&self.buffers[buffer], offset)
+    }
+}
+
+#[test]
+fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
+    let lengths = [1757, 3, 1024, 40, 5000, 257];
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &lengths);
+    for (buffers, alignment) in [(1, 256), (2, 32), (3, 4)] {
+        let mut fixed = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        let mut moving = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        let mut pool = Pool::new(gpu(), buffers, 256 * 1024, 5);
+        let mut values: Vec<Vec<f32>> = model.tensors.iter().map(|(_, v)| v.clone()).collect();
+        for step in 0..8 {
+            let gradients = model.gradients(step);
+            let present: Vec<_> = all(&gradients)
+                .into_iter()
+                .enumerate()
+                .map(|(index, g)| g.filter(|_| step != 4 || index % 2 == 0))
+                .collect();
+            fixed.step(&present);
+
+            let both: Vec<usize> = lengths.iter().chain(&lengths).copied().collect();
+            let places = pool.places(&both, alignment);
+            let (of_values, of_gradients) = places.split_at(lengths.len());
+            let mut updates = Vec::new();
+            for index in 0..lengths.len() {
+                let Some(gradient) = present[index] else {
+                    continue;
+                };
+                let views = Views {
+                    values: pool.view(of_values[index]),
+                    gradients: pool.view(of_gradients[index]),
+                };
+                let queue = &gpu().queue;
+                queue.write_buffer(
+                    views.values.buffer,
+                    views.values.offset,
+                    bytemuck::cast_slice(&values[index]),
+                );
+                queue.write_buffer(
+                    views.gradients.buffer,
+                    views.gradients.offset,
+                    bytemuck::cast_slice(gradient),
+                );
+                updates.push(Update {
+                    parameter: moving.ids[index],
+                    views,
+                });
+            }
+            let mut encoder = gpu().encoder();
+            moving
+                .optimizer
+                .encode_views(&mut encoder, &updates)
+                .unwrap();
+            gpu().submit(encoder);
+            for index in 0..lengths.len() {
+                if present[index].is_some() {
+                    let (buffer, offset) = of_values[index];
+                    let words = gpu().read(&pool.buffers[buffer]);
+                    let start = offset as usize / 4;
+                    values[index] =
+                        bytemuck::cast_slice(&words[start..start + lengths[index]]).to_vec();
+                }
+            }
+        }
+        for index in 0..lengths.len() {
+            assert_eq!(values[index], fixed.values(index), "tensor {index}");
+            assert_eq!(moving.state(index), fixed.state(index), "tensor {index}");
+        }
+    }
+}
+
+/// Steps with other views may wait for one submit too.
+#[test]
+fn moved_views_recorded_before_one_submit_keep_their_places() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1500, 7]);
+    let (first, second) = (model.gradients(1), model.gradients(2));
+    let mut expected = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    engine.write_gradients(&all(&first));
+    let buffers = engine.buffers.clone();
+    let elsewhere: Vec<_> = second
+        .iter()
+        .map(|gradient| {
+            let buffer = gpu().buffer(6016);
+            gpu()
+                .queue
+                .write_buffer(&buffer, 16, bytemuck::cast_slice(gradient));
+            buffer
+        })
+        .collect();
+    let mut encoder = gpu().encoder();
+    for step in 0..12 {
+        let is_first = step % 2 == 0;
+        expected.step(&all(if is_first { &first } else { &second }));
+        let updates: Vec<_> = (0..2)
+            .map(|index| {
+                let views = engine.locations[index].views(&buffers);
+                let moved = View::new(&elsewhere[index], 16);
+                Update {
+                    parameter: engine.ids[index],
+                    views: Views {
+                        gradients: if is_first { views.gradients } else { moved },
+                        ..views
+                    },
+                }
+            })
+            .collect();
+        engine
+            .optimizer
+            .encode_views(&mut encoder, &updates)
+            .unwrap();
+    }
+    gpu().submit(encoder);
+    assert_eq!(engine.bits(), expected.bits());
+}
+
+#[test]
+fn views_that_overlap_in_a_step_are_refused_by_name() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64, 64]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let pool = gpu().buffer(4096);
+    let views = |values, gradients| Views {
+        values: View::new(&pool, values),
+        gradients: View::new(&pool, gradients),
+    };
+    let [a, b] = [engine.ids[0], engine.ids[1]];
+    let step = |engine: &mut Engine<'_>, first, second| {
+        let updates = [
+            Update {
+                parameter: a,
+                views: first,
+            },
+            Update {
+                parameter: b,
+                views: second,
+            },
+        ];
+        engine
+            .optimizer
+            .encode_views(&mut gpu().encoder(), &updates)
+    };
+    // Second's values over the first's gradients, by one element.
+    let error = step(&mut engine, views(0, 256), views(508, 1024)).unwrap_err();
+    let EncodeError::View {
+        label,
+        role: Role::Values,
+        source:
+            ViewError::Overlap {
+                other_role: Role::Gradients,
+                other_label,
+                byte: 508,
+            },
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        (label.as_str(), other_label.as_str()),
+        ("tensor.1", "tensor.0")
+    );
+    // A gradient that is its own parameter.
+    let error = step(&mut engine, views(0, 0), views(512, 1024)).unwrap_err();
+    assert!(matches!(
+        error,
+        EncodeError::View {
+            source: ViewError::Overlap { .. },
+            ..
+        }
+    ));
+    // Past the end, and between elements.
+    let error = step(&mut engine, views(0, 256), views(3844, 1024)).unwrap_err();
+    assert!(matches!(
+        error,
+        EncodeError::View {
+            source: ViewError::OutOfBounds { .. },
+            ..
+        }
+    ));
+    let error = step(&mut engine, views(0, 256), views(512, 1026)).unwrap_err();
+    assert!(matches!(
+        error,
+        EncodeError::View {
+            source: ViewError::Alignment { found: 1026 },
+            ..
+        }
+    ));
+    assert_eq!(engine.optimizer.step_count(a), Some(0));
+    step(&mut engine, views(0, 256), views(512, 1024)).unwrap();
+    assert_eq!(engine.optimizer.step_count(a), Some(1));
+}
+
+#[test]
+fn buffers_of_moved_views_are_not_kept() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let fixed = engine.buffers.clone();
+    // Destroying a buffer of a step that is done must not matter to the next one.
+    for _ in 0..3 {
+        let pool = gpu().buffer(1024);
+        let update = Update {
+            parameter: engine.ids[0],
+            views: Views {
+                values: View::new(&pool, 0),
+                gradients: View::new(&pool, 512),
+            },
+        };
+        let mut encoder = gpu().encoder();
+        engine
+            .optimizer
+            .encode_views(&mut encoder, &[update])
+            .unwrap();
+        gpu().submit(encoder);
+        gpu()
+            .device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .unwrap();
+        pool.destroy();
+    }
+    assert_eq!(engine.buffers, fixed);
+    engine.step(&all(&model.gradients(1)));
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(4));
+}
