@@ -2,7 +2,7 @@
 
 // 2^63: its square leaves two bits of room in f32. A gradient past it would make exp_avg_sq infinite, and the next step
 // infinity - infinity. Held here, a finite gradient can never make a parameter non-finite.
-const GRADIENT_LIMIT = 9223372036854775808.0;
+const GRADIENT_LIMIT: f32 = 0x1p63;
 
 fn scaled_gradient(c: Coefficients, g: vec4<f32>, theta: vec4<f32>) -> vec4<f32> {
     return c.gradient_scale * g + c.coupled_decay * theta;

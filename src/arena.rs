@@ -24,15 +24,11 @@ impl Arena {
     ) -> Result<Self, wgpu::Error> {
         let histogram = match diagnostics {
             Diagnostics::Off => None,
-            Diagnostics::LearningRates => Some(catch(device, || {
-                buffer(device, "adamod.histogram", HISTOGRAM_BYTES)
-            })?),
+            Diagnostics::LearningRates => {
+                Some(catch(device, || buffer(device, "adamod.histogram", HISTOGRAM_BYTES))?)
+            }
         };
-        Ok(Self {
-            allocator,
-            pages: Vec::new(),
-            histogram,
-        })
+        Ok(Self { allocator, pages: Vec::new(), histogram })
     }
 
     /// A page of state.
@@ -58,10 +54,7 @@ impl Arena {
     ) -> Result<Vec<Vec<Extent>>, wgpu::Error> {
         let mut allocator = self.allocator.clone();
         let state_elements = |elements| self.allocator.state_elements(elements);
-        let mut pending: u64 = lengths
-            .iter()
-            .map(|&elements| state_elements(elements))
-            .sum();
+        let mut pending: u64 = lengths.iter().map(|&elements| state_elements(elements)).sum();
         let mut extents = Vec::with_capacity(lengths.len());
         for &elements in lengths {
             extents.push(allocator.allocate(elements, pending));
@@ -71,11 +64,7 @@ impl Arena {
         let new_pages = allocator
             .capacities()
             .skip(self.pages.len())
-            .map(|elements| {
-                catch(device, || {
-                    buffer(device, "adamod.state", elements * ELEMENT_BYTES)
-                })
-            })
+            .map(|elements| catch(device, || buffer(device, "adamod.state", elements * ELEMENT_BYTES)))
             .collect::<Result<Vec<_>, _>>()?;
         self.pages.extend(new_pages);
         self.allocator = allocator;
@@ -118,9 +107,7 @@ fn buffer(device: &wgpu::Device, label: &str, bytes: u64) -> wgpu::Buffer {
     device.create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size: bytes,
-        usage: wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_SRC
-            | wgpu::BufferUsages::COPY_DST,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     })
 }

@@ -43,16 +43,9 @@ impl Cohorts {
 
     /// Adds a parameter that has taken no step.
     pub fn add_parameter(&mut self, group: u32) {
-        let found = self
-            .list
-            .iter()
-            .position(|cohort| cohort.group == group && cohort.steps == 0);
+        let found = self.list.iter().position(|cohort| cohort.group == group && cohort.steps == 0);
         let index = found.unwrap_or_else(|| {
-            self.list.push(Cohort {
-                group,
-                steps: 0,
-                members: 0,
-            });
+            self.list.push(Cohort { group, steps: 0, members: 0 });
             self.list.len() - 1
         });
         self.list[index].members += 1;
@@ -76,11 +69,7 @@ impl Cohorts {
         for (of, &is_present) in self.of_parameter.iter_mut().zip(present) {
             let Cohort { group, steps, .. } = self.list[*of as usize];
             *of = *index.entry((group, steps, is_present)).or_insert_with(|| {
-                list.push(Cohort {
-                    group,
-                    steps,
-                    members: 0,
-                });
+                list.push(Cohort { group, steps, members: 0 });
                 list.len() as u32 - 1
             });
             list[*of as usize].members += 1;
@@ -105,9 +94,7 @@ mod tests {
     fn step(cohorts: &mut Cohorts, present: &[bool]) -> bool {
         let changed = cohorts.split(present);
         let active: Vec<bool> = (0..cohorts.list().len())
-            .map(|cohort| {
-                (0..present.len()).any(|p| present[p] && cohorts.of(p) as usize == cohort)
-            })
+            .map(|cohort| (0..present.len()).any(|p| present[p] && cohorts.of(p) as usize == cohort))
             .collect();
         cohorts.advance(|cohort| active[cohort]);
         changed

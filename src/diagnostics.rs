@@ -41,8 +41,7 @@ impl LearningRates {
 
     pub(crate) fn from_counters(bytes: &[u8]) -> Self {
         let counters: &[[u32; 2]] = bytemuck::cast_slice(bytes);
-        let count =
-            |index: usize| u64::from(counters[index][1]) << 32 | u64::from(counters[index][0]);
+        let count = |index: usize| u64::from(counters[index][1]) << 32 | u64::from(counters[index][0]);
         Self {
             eta: std::array::from_fn(count),
             bounded: std::array::from_fn(|bin| count(BINS + bin)),

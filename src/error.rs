@@ -18,9 +18,7 @@ pub enum CreateError {
         needed: u64,
     },
     /// Histograms of learning rates were asked of a rule that has none.
-    #[error(
-        "Diagnostics::LearningRates needs Rule::AdaMod or Rule::Adam: SGD has one rate for all elements"
-    )]
+    #[error("Diagnostics::LearningRates needs Rule::AdaMod or Rule::Adam: SGD has one rate for all elements")]
     NoLearningRates,
     /// wgpu refused a pipeline or a buffer.
     #[error("the device refused a resource")]
@@ -188,9 +186,7 @@ pub enum ReadError {
     #[error("the parameter is of another optimizer")]
     UnknownParameter,
     /// The parameter has no views of its own.
-    #[error(
-        "parameter {label:?} was registered without views: its values are where the engine has them"
-    )]
+    #[error("parameter {label:?} was registered without views: its values are where the engine has them")]
     NoViews {
         /// The parameter.
         label: String,

@@ -120,21 +120,12 @@ impl Hyperparameters {
             if value.is_finite() && holds {
                 Ok(())
             } else {
-                Err(HyperparameterError::OutOfRange {
-                    name,
-                    found: value,
-                    needed,
-                })
+                Err(HyperparameterError::OutOfRange { name, found: value, needed })
             }
         };
         let non_negative = "a finite number, at least 0 and representable in f32";
         let fits_f32 = |value: f64| value >= 0.0 && (value as f32).is_finite();
-        in_range(
-            "learning_rate",
-            self.learning_rate,
-            non_negative,
-            fits_f32(self.learning_rate),
-        )?;
+        in_range("learning_rate", self.learning_rate, non_negative, fits_f32(self.learning_rate))?;
         for (name, beta) in ["betas[0]", "betas[1]", "betas[2]"]
             .into_iter()
             .zip(self.betas)
@@ -176,12 +167,8 @@ impl Hyperparameters {
         let correction2 = one_minus_power(beta2, t);
         let (step_size, exp_avg_correction, exp_avg_sq_correction) = match (rule, formula) {
             (Rule::Sgd, _) => (alpha, 1.0, 1.0),
-            (Rule::AdaMod, Formula::AuthorsCode) => {
-                (alpha * correction2.sqrt() / correction1, 1.0, 1.0)
-            }
-            (Rule::Adam, _) | (Rule::AdaMod, Formula::Paper) => {
-                (alpha, 1.0 / correction1, 1.0 / correction2)
-            }
+            (Rule::AdaMod, Formula::AuthorsCode) => (alpha * correction2.sqrt() / correction1, 1.0, 1.0),
+            (Rule::Adam, _) | (Rule::AdaMod, Formula::Paper) => (alpha, 1.0 / correction1, 1.0 / correction2),
         };
         StepCoefficients {
             gradient_scale: match self.objective {
@@ -210,11 +197,7 @@ impl Hyperparameters {
 
 /// `1 - beta^t` without cancellation for betas close to 1.
 fn one_minus_power(beta: f64, t: u64) -> f64 {
-    if beta == 0.0 {
-        1.0
-    } else {
-        -(beta.ln() * t as f64).exp_m1()
-    }
+    if beta == 0.0 { 1.0 } else { -(beta.ln() * t as f64).exp_m1() }
 }
 
 /// The weight of an exponential moving average as the kernel's `ema` wants it: `1 - beta`, taken from the old value, or
@@ -293,9 +276,7 @@ mod tests {
         for (expected, change) in cases {
             let mut hyperparameters = Hyperparameters::default();
             change(&mut hyperparameters);
-            let HyperparameterError::OutOfRange { name, .. } =
-                hyperparameters.validate().unwrap_err()
-            else {
+            let HyperparameterError::OutOfRange { name, .. } = hyperparameters.validate().unwrap_err() else {
                 panic!("{expected}: another error");
             };
             assert_eq!(&name, expected);

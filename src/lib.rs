@@ -23,12 +23,8 @@ mod tables;
 mod views;
 
 pub use diagnostics::{BINS, Diagnostics, LearningRates};
-pub use error::{
-    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError,
-};
+pub use error::{CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError};
 pub use hyperparameters::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
-pub use optimizer::{
-    GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, Update,
-};
+pub use optimizer::{GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, Update};
 pub use shader::{Access, GradientBinding};
 pub use views::{View, Views};

@@ -78,10 +78,7 @@ pub struct State {
 impl State {
     /// The state of that name: `exp_avg`, `exp_avg_sq`, `exp_avg_lr` or `momentum_buffer`.
     pub fn tensor(&self, name: &str) -> Option<&[f32]> {
-        self.tensors
-            .iter()
-            .find(|(of, _)| *of == name)
-            .map(|(_, elements)| elements.as_slice())
+        self.tensors.iter().find(|(of, _)| *of == name).map(|(_, elements)| elements.as_slice())
     }
 }
 
@@ -157,11 +154,7 @@ impl Optimizer {
     /// # Errors
     /// If the device's limits are below what the kernels need (WebGPU's defaults suffice), or the combination of options does not
     /// exist.
-    pub fn new(
-        device: &wgpu::Device,
-        queue: &wgpu::Queue,
-        options: Options,
-    ) -> Result<Self, CreateError> {
+    pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, options: Options) -> Result<Self, CreateError> {
         if options.rule == Rule::Sgd && options.diagnostics == Diagnostics::LearningRates {
             return Err(CreateError::NoLearningRates);
         }
@@ -205,16 +198,10 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a hyperparameter is refused, see [`Hyperparameters::validate`].
-    pub fn add_group(
-        &mut self,
-        hyperparameters: Hyperparameters,
-    ) -> Result<GroupId, HyperparameterError> {
+    pub fn add_group(&mut self, hyperparameters: Hyperparameters) -> Result<GroupId, HyperparameterError> {
         hyperparameters.validate()?;
         self.groups.push(hyperparameters);
-        Ok(GroupId {
-            optimizer: self.id,
-            index: self.groups.len() as u32 - 1,
-        })
+        Ok(GroupId { optimizer: self.id, index: self.groups.len() as u32 - 1 })
     }
 
     /// Replaces a group's hyperparameters from the next recorded step on.
@@ -243,16 +230,8 @@ impl Optimizer {
         group: GroupId,
         learning_rate: f64,
     ) -> Result<(), HyperparameterError> {
-        let hyperparameters = *self
-            .hyperparameters(group)
-            .ok_or(HyperparameterError::UnknownGroup)?;
-        self.set_hyperparameters(
-            group,
-            Hyperparameters {
-                learning_rate,
-                ..hyperparameters
-            },
-        )
+        let hyperparameters = *self.hyperparameters(group).ok_or(HyperparameterError::UnknownGroup)?;
+        self.set_hyperparameters(group, Hyperparameters { learning_rate, ..hyperparameters })
     }
 
     /// A group's hyperparameters; `None` if it is of another optimizer.
@@ -293,24 +272,15 @@ impl Optimizer {
         });
         self.by_label.insert(label(), index as u32);
         self.cohorts.add_parameter(group.index);
-        Ok(ParameterId {
-            optimizer: self.id,
-            index: index as u32,
-        })
+        Ok(ParameterId { optimizer: self.id, index: index as u32 })
     }
 
     /// Moves a parameter to other views, or gives views to one that had none, from the next recorded step on.
     ///
     /// # Errors
     /// As [`Optimizer::add_parameter`]; the old views stay.
-    pub fn set_views(
-        &mut self,
-        parameter: ParameterId,
-        views: Views<'_>,
-    ) -> Result<(), RegisterError> {
-        let index = self
-            .index_of(parameter)
-            .ok_or(RegisterError::UnknownParameter)?;
+    pub fn set_views(&mut self, parameter: ParameterId, views: Views<'_>) -> Result<(), RegisterError> {
+        let index = self.index_of(parameter).ok_or(RegisterError::UnknownParameter)?;
         let record = &self.parameters[index];
         let (label, len, old) = (record.label.clone(), record.len, record.views.clone());
         if let Some(old) = &old {
@@ -329,22 +299,17 @@ impl Optimizer {
 
     /// The parameter of that label.
     pub fn parameter(&self, label: &str) -> Option<ParameterId> {
-        self.by_label.get(label).map(|&index| ParameterId {
-            optimizer: self.id,
-            index,
-        })
+        self.by_label.get(label).map(|&index| ParameterId { optimizer: self.id, index })
     }
 
     /// Label of a parameter; `None` if it is of another optimizer.
     pub fn label(&self, parameter: ParameterId) -> Option<&str> {
-        self.index_of(parameter)
-            .map(|index| self.parameters[index].label.as_str())
+        self.index_of(parameter).map(|index| self.parameters[index].label.as_str())
     }
 
     /// Steps recorded for a parameter: the paper's t. `None` if it is of another optimizer.
     pub fn step_count(&self, parameter: ParameterId) -> Option<u64> {
-        self.index_of(parameter)
-            .map(|index| self.cohorts.steps(index))
+        self.index_of(parameter).map(|index| self.cohorts.steps(index))
     }
 
     /// Bytes of state on the device so far.
@@ -366,14 +331,10 @@ impl Optimizer {
     /// As [`Optimizer::encode`].
     pub fn encode_in_pass(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
         if let Some(record) = self.parameters.iter().find(|record| record.views.is_none()) {
-            return Err(EncodeError::NoViews {
-                label: record.label.clone(),
-            });
+            return Err(EncodeError::NoViews { label: record.label.clone() });
         }
         self.scratch.stepping.clear();
-        self.scratch
-            .stepping
-            .resize(self.cohorts.list().len(), true);
+        self.scratch.stepping.resize(self.cohorts.list().len(), true);
         self.encode_fixed(pass)
     }
 
@@ -387,16 +348,11 @@ impl Optimizer {
         present: &[ParameterId],
     ) -> Result<(), EncodeError> {
         self.select(present.iter().copied())?;
-        for (record, _) in self
-            .parameters
-            .iter()
-            .zip(&self.scratch.present)
-            .filter(|(_, is_present)| **is_present)
+        for (record, _) in
+            self.parameters.iter().zip(&self.scratch.present).filter(|(_, is_present)| **is_present)
         {
             if record.views.is_none() {
-                return Err(EncodeError::NoViews {
-                    label: record.label.clone(),
-                });
+                return Err(EncodeError::NoViews { label: record.label.clone() });
             }
         }
         self.split();
@@ -426,16 +382,8 @@ impl Optimizer {
                 self.tensor(index, &update.views, &mut buffers)
             })
             .collect();
-        let plan = Plan::new(
-            &tensors,
-            &buffers.sizes,
-            self.options.rule.states(),
-            &self.limits,
-        );
-        let parameters = updates
-            .iter()
-            .map(|update| update.parameter.index as usize)
-            .collect();
+        let plan = Plan::new(&tensors, &buffers.sizes, self.options.rule.states(), &self.limits);
+        let parameters = updates.iter().map(|update| update.parameter.index as usize).collect();
         let old = self.moving.take();
         let mut tables = Tables::new(&self.on_device(), plan, parameters, buffers.list, old)?;
         let recorded = self.record(&mut begin_pass(encoder), &mut tables);
@@ -453,9 +401,7 @@ impl Optimizer {
     pub fn step(&mut self) -> Result<wgpu::SubmissionIndex, EncodeError> {
         let mut encoder = self
             .device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some("adamod.step"),
-            });
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
         let cohorts = self.cohorts.clone();
         self.encode(&mut encoder)?;
         catch(&self.device, || self.queue.submit([encoder.finish()])).map_err(|error| {
@@ -543,21 +489,13 @@ impl Optimizer {
         parameter: ParameterId,
         wait: Wait,
     ) -> Result<Vec<f32>, ReadError> {
-        let index = self
-            .index_of(parameter)
-            .ok_or(ReadError::UnknownParameter)?;
+        let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
         let record = &self.parameters[index];
         let label = || record.label.clone();
-        let views = record
-            .views
-            .as_ref()
-            .ok_or_else(|| ReadError::NoViews { label: label() })?;
+        let views = record.views.as_ref().ok_or_else(|| ReadError::NoViews { label: label() })?;
         let values = views.borrow().values;
         if !values.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
-            return Err(ReadError::Usage {
-                label: label(),
-                found: values.buffer.usage(),
-            });
+            return Err(ReadError::Usage { label: label(), found: values.buffer.usage() });
         }
         let source = Source {
             buffer: values.buffer.clone(),
@@ -568,14 +506,8 @@ impl Optimizer {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    async fn read_state_waiting(
-        &self,
-        parameter: ParameterId,
-        wait: Wait,
-    ) -> Result<State, ReadError> {
-        let index = self
-            .index_of(parameter)
-            .ok_or(ReadError::UnknownParameter)?;
+    async fn read_state_waiting(&self, parameter: ParameterId, wait: Wait) -> Result<State, ReadError> {
+        let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
         let record = &self.parameters[index];
         let rule = self.options.rule;
         let sources = self.arena.sources(&record.extents);
@@ -594,11 +526,7 @@ impl Optimizer {
 
     async fn read_learning_rates_waiting(&self, wait: Wait) -> Result<LearningRates, ReadError> {
         let histogram = self.arena.histogram().ok_or(ReadError::NoDiagnostics)?;
-        let source = Source {
-            buffer: histogram.clone(),
-            offset: 0,
-            bytes: histogram.size(),
-        };
+        let source = Source { buffer: histogram.clone(), offset: 0, bytes: histogram.size() };
         let bytes = download(&self.device, &self.queue, &[source], true, wait).await?;
         Ok(LearningRates::from_counters(&bytes))
     }
@@ -608,11 +536,7 @@ impl Optimizer {
     }
 
     fn on_device(&self) -> Device<'_> {
-        Device {
-            device: &self.device,
-            queue: &self.queue,
-            states: self.options.rule.states(),
-        }
+        Device { device: &self.device, queue: &self.queue, states: self.options.rule.states() }
     }
 
     /// Checks a parameter's views and takes their bytes; takes none on an error.
@@ -623,11 +547,7 @@ impl Optimizer {
         len: u64,
         views: &Views<'_>,
     ) -> Result<(), RegisterError> {
-        let refused = |role, source| RegisterError::View {
-            label: label.to_owned(),
-            role,
-            source,
-        };
+        let refused = |role, source| RegisterError::View { label: label.to_owned(), role, source };
         let mut ends = [0; 2];
         for ((role, view), end) in views.each().into_iter().zip(&mut ends) {
             *end = view.end(len).map_err(|error| refused(role, error))?;
@@ -697,9 +617,7 @@ impl Optimizer {
             }
             let index = parameter.index as usize;
             if std::mem::replace(&mut present[index], true) {
-                return Err(EncodeError::Repeated {
-                    label: self.parameters[index].label.clone(),
-                });
+                return Err(EncodeError::Repeated { label: self.parameters[index].label.clone() });
             }
         }
         Ok(())
@@ -724,9 +642,7 @@ impl Optimizer {
 
     /// Gives state to the parameters registered since the last step.
     fn allocate(&mut self) -> Result<(), wgpu::Error> {
-        let first = self
-            .parameters
-            .partition_point(|record| !record.extents.is_empty());
+        let first = self.parameters.partition_point(|record| !record.extents.is_empty());
         let lengths: Vec<u64> = self.parameters[first..].iter().map(|r| r.len).collect();
         if lengths.is_empty() {
             return Ok(());
@@ -761,19 +677,8 @@ impl Optimizer {
                 tensors.push(self.tensor(index, &views.borrow(), &mut buffers));
             }
         }
-        let plan = Plan::new(
-            &tensors,
-            &buffers.sizes,
-            self.options.rule.states(),
-            &self.limits,
-        );
-        Ok(Tables::new(
-            &self.on_device(),
-            plan,
-            parameters,
-            buffers.list,
-            None,
-        )?)
+        let plan = Plan::new(&tensors, &buffers.sizes, self.options.rule.states(), &self.limits);
+        Ok(Tables::new(&self.on_device(), plan, parameters, buffers.list, None)?)
     }
 
     fn encode_fixed(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
@@ -786,66 +691,31 @@ impl Optimizer {
     }
 
     /// Uploads what has changed and records the dispatches.
-    fn record(
-        &mut self,
-        pass: &mut wgpu::ComputePass<'_>,
-        tables: &mut Tables,
-    ) -> Result<(), EncodeError> {
+    fn record(&mut self, pass: &mut wgpu::ComputePass<'_>, tables: &mut Tables) -> Result<(), EncodeError> {
         if tables.plan().launches.is_empty() {
             return Ok(());
         }
         let coefficients = self.upload_coefficients()?;
-        let at = Device {
-            device: &self.device,
-            queue: &self.queue,
-            states: self.options.rule.states(),
-        };
-        tables.upload(
-            &at,
-            &mut self.pipelines,
-            &self.coefficients,
-            &self.arena,
-            &self.cohorts,
-        )?;
-        tables.record(
-            pass,
-            &self.pipelines,
-            coefficients,
-            self.workgroups_per_dimension,
-        );
+        let at = Device { device: &self.device, queue: &self.queue, states: self.options.rule.states() };
+        tables.upload(&at, &mut self.pipelines, &self.coefficients, &self.arena, &self.cohorts)?;
+        tables.record(pass, &self.pipelines, coefficients, self.workgroups_per_dimension);
         Ok(())
     }
 
     /// One row a cohort, for its next step.
     fn upload_coefficients(&mut self) -> Result<Lease, EncodeError> {
         let Options { rule, formula, .. } = self.options;
-        let Scratch {
-            coefficients,
-            stepping,
-            ..
-        } = &mut self.scratch;
+        let Scratch { coefficients, stepping, .. } = &mut self.scratch;
         coefficients.clear();
-        coefficients.extend(
-            self.cohorts
-                .list()
-                .iter()
-                .zip(stepping)
-                .map(|(cohort, steps)| {
-                    if *steps {
-                        let hyperparameters = &self.groups[cohort.group as usize];
-                        hyperparameters
-                            .coefficients(formula, rule, cohort.steps + 1)
-                            .into()
-                    } else {
-                        layout::Coefficients::inactive()
-                    }
-                }),
-        );
-        self.coefficients.write(
-            &self.device,
-            &self.queue,
-            bytemuck::cast_slice(coefficients),
-        )
+        coefficients.extend(self.cohorts.list().iter().zip(stepping).map(|(cohort, steps)| {
+            if *steps {
+                let hyperparameters = &self.groups[cohort.group as usize];
+                hyperparameters.coefficients(formula, rule, cohort.steps + 1).into()
+            } else {
+                layout::Coefficients::inactive()
+            }
+        }));
+        self.coefficients.write(&self.device, &self.queue, bytemuck::cast_slice(coefficients))
     }
 
     fn advance(&mut self) {
@@ -873,19 +743,12 @@ impl Buffers {
                 self.list.len() as u32 - 1
             }),
         };
-        Location {
-            buffer,
-            offset: view.offset,
-        }
+        Location { buffer, offset: view.offset }
     }
 }
 
 fn overlap_error(overlap: &Overlap, other_label: String) -> ViewError {
-    ViewError::Overlap {
-        other_role: overlap.role,
-        other_label,
-        byte: overlap.byte,
-    }
+    ViewError::Overlap { other_role: overlap.role, other_label, byte: overlap.byte }
 }
 
 fn begin_pass(encoder: &mut wgpu::CommandEncoder) -> wgpu::ComputePass<'_> {
@@ -916,34 +779,18 @@ fn check_limits(limits: &wgpu::Limits, diagnostics: Diagnostics) -> Result<(), C
             u64::from(limits.max_compute_invocations_per_workgroup),
             u64::from(LANES),
         ),
-        (
-            "max_compute_workgroup_size_x",
-            u64::from(limits.max_compute_workgroup_size_x),
-            u64::from(LANES),
-        ),
-        (
-            "max_compute_workgroups_per_dimension",
-            u64::from(limits.max_compute_workgroups_per_dimension),
-            1,
-        ),
+        ("max_compute_workgroup_size_x", u64::from(limits.max_compute_workgroup_size_x), u64::from(LANES)),
+        ("max_compute_workgroups_per_dimension", u64::from(limits.max_compute_workgroups_per_dimension), 1),
         (
             "max_storage_buffer_binding_size",
             limits.max_storage_buffer_binding_size,
             PlanLimits::LEAST_BINDING_BYTES,
         ),
-        (
-            "max_buffer_size",
-            limits.max_buffer_size,
-            PlanLimits::LEAST_BINDING_BYTES,
-        ),
+        ("max_buffer_size", limits.max_buffer_size, PlanLimits::LEAST_BINDING_BYTES),
     ];
     for (limit, found, needed) in needs {
         if found < needed {
-            return Err(CreateError::Limit {
-                limit,
-                found,
-                needed,
-            });
+            return Err(CreateError::Limit { limit, found, needed });
         }
     }
     Ok(())

@@ -46,11 +46,7 @@ pub struct Bindings<'a> {
 impl Pipelines {
     /// None made yet.
     pub fn new(rule: Rule, diagnostics: Diagnostics) -> Self {
-        Self {
-            rule,
-            diagnostics,
-            made: HashMap::new(),
-        }
+        Self { rule, diagnostics, made: HashMap::new() }
     }
 
     /// The pipeline of a variant, made on first use.
@@ -62,12 +58,7 @@ impl Pipelines {
     ) -> Result<&Pipeline, wgpu::Error> {
         let key = (access, gradients);
         if !self.made.contains_key(&key) {
-            let variant = Variant {
-                rule: self.rule,
-                access,
-                gradients,
-                diagnostics: self.diagnostics,
-            };
+            let variant = Variant { rule: self.rule, access, gradients, diagnostics: self.diagnostics };
             let pipeline = catch(device, || Pipeline::new(device, variant))?;
             self.made.insert(key, pipeline);
         }
@@ -85,17 +76,16 @@ impl Pipelines {
 impl Pipeline {
     fn new(device: &wgpu::Device, variant: Variant) -> Self {
         let label = format!("adamod.update.{}", variant.name());
-        let storage =
-            |binding, read_only, has_dynamic_offset, bytes: u64| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only },
-                    has_dynamic_offset,
-                    min_binding_size: NonZeroU64::new(bytes),
-                },
-                count: None,
-            };
+        let storage = |binding, read_only, has_dynamic_offset, bytes: u64| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only },
+                has_dynamic_offset,
+                min_binding_size: NonZeroU64::new(bytes),
+            },
+            count: None,
+        };
         let word_bytes = match variant.access {
             Access::Vec4 => 16,
             Access::Scalar => 4,

@@ -25,6 +25,8 @@ pub struct PlanLimits {
     pub binding_bytes: u64,
     /// Alignment of a binding's offset: `min_storage_buffer_offset_alignment`.
     pub offset_alignment: u64,
+    /// Chunks of one launch: the square of `max_compute_workgroups_per_dimension`, for a grid of two dimensions.
+    pub launch_chunks: u64,
 }
 
 impl PlanLimits {
@@ -34,13 +36,12 @@ impl PlanLimits {
     /// Takes what matters from a device's limits.
     pub fn new(limits: &wgpu::Limits) -> Self {
         // Elements are addressed in u32 from a window's start, so windows stay below 2^32 bytes whatever the device says.
-        let bytes = limits
-            .max_storage_buffer_binding_size
-            .min(limits.max_buffer_size)
-            .min(u64::from(u32::MAX));
+        let bytes =
+            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(u64::from(u32::MAX));
         Self {
             binding_bytes: bytes / 256 * 256,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(WORD_BYTES),
+            launch_chunks: u64::from(limits.max_compute_workgroups_per_dimension).pow(2),
         }
     }
 
@@ -51,8 +52,8 @@ impl PlanLimits {
 
     /// Chunks of one tensor that surely fit into one window, wherever the tensor starts.
     fn window_chunks(&self) -> u64 {
-        (self.binding_bytes - 2 * self.offset_alignment)
-            / (u64::from(CHUNK_ELEMENTS) * ELEMENT_BYTES)
+        let chunk_bytes = u64::from(CHUNK_ELEMENTS) * ELEMENT_BYTES;
+        ((self.binding_bytes - 2 * self.offset_alignment) / chunk_bytes).min(self.launch_chunks)
     }
 }
 
@@ -101,11 +102,7 @@ impl Allocator {
 
     /// No pages yet.
     pub fn new(states: u32, limits: &PlanLimits) -> Self {
-        Self {
-            states,
-            page_elements: limits.page_elements(),
-            pages: Vec::new(),
-        }
+        Self { states, page_elements: limits.page_elements(), pages: Vec::new() }
     }
 
     /// Elements of each page, in order.
@@ -129,20 +126,9 @@ impl Allocator {
         let mut left = elements;
         while left > 0 {
             let next_block = block_elements(self.states, left.min(CHUNK_ELEMENTS.into()) as u32);
-            if self
-                .pages
-                .last()
-                .is_none_or(|page| page.capacity - page.used < next_block)
-            {
-                let least = if self.pages.is_empty() {
-                    0
-                } else {
-                    Self::LEAST_PAGE_ELEMENTS
-                };
-                self.pages.push(Page {
-                    capacity: pending.max(least).min(self.page_elements),
-                    used: 0,
-                });
+            if self.pages.last().is_none_or(|page| page.capacity - page.used < next_block) {
+                let least = if self.pages.is_empty() { 0 } else { Self::LEAST_PAGE_ELEMENTS };
+                self.pages.push(Page { capacity: pending.max(least).min(self.page_elements), used: 0 });
             }
             let index = self.pages.len() - 1;
             let page = &mut self.pages[index];
@@ -152,8 +138,7 @@ impl Allocator {
             let rest = left - here;
             let mut taken = here;
             if rest > 0 && rest < u64::from(CHUNK_ELEMENTS) {
-                let free =
-                    page.capacity - page.used - here.div_ceil(CHUNK_ELEMENTS.into()) * whole_block;
+                let free = page.capacity - page.used - here.div_ceil(CHUNK_ELEMENTS.into()) * whole_block;
                 if block_elements(self.states, rest as u32) <= free {
                     taken += rest;
                 }
@@ -213,11 +198,7 @@ impl Window {
 
     fn union(self, other: Self) -> Self {
         let offset = self.offset.min(other.offset);
-        Self {
-            buffer: self.buffer,
-            offset,
-            bytes: self.end().max(other.end()) - offset,
-        }
+        Self { buffer: self.buffer, offset, bytes: self.end().max(other.end()) - offset }
     }
 
     fn overlaps(&self, other: &Self) -> bool {
@@ -294,11 +275,12 @@ pub struct Plan {
     pub segments: Vec<Segment>,
 }
 
-/// Windows of a launch that is being put together.
+/// Windows and size of a launch that is being put together.
 #[derive(Clone, Copy)]
 struct Bounds {
     values: Window,
     gradients: Window,
+    chunks: u64,
 }
 
 impl Bounds {
@@ -309,29 +291,23 @@ impl Bounds {
             let end = end
                 .next_multiple_of(WORD_BYTES)
                 .min(sizes[view.buffer as usize] / ELEMENT_BYTES * ELEMENT_BYTES);
-            Window {
-                buffer: view.buffer,
-                offset,
-                bytes: end - offset,
-            }
+            Window { buffer: view.buffer, offset, bytes: end - offset }
         };
-        Self {
-            values: window(tensor.values),
-            gradients: window(tensor.gradients),
-        }
+        Self { values: window(tensor.values), gradients: window(tensor.gradients), chunks: piece.chunks() }
     }
 
     fn union(self, other: Self) -> Self {
         Self {
             values: self.values.union(other.values),
             gradients: self.gradients.union(other.gradients),
+            chunks: self.chunks + other.chunks,
         }
     }
 
-    /// How a launch of these windows binds its gradients; `None` if one binding is too small.
+    /// How a launch of these windows binds its gradients; `None` if one binding or the grid is too small.
     fn binding(&self, limits: &PlanLimits) -> Option<GradientBinding> {
         let fits = |window: &Window| window.bytes <= limits.binding_bytes;
-        if !fits(&self.values) || !fits(&self.gradients) {
+        if !fits(&self.values) || !fits(&self.gradients) || self.chunks > limits.launch_chunks {
             None
         } else if self.values.buffer != self.gradients.buffer {
             Some(GradientBinding::Read)
@@ -373,9 +349,7 @@ impl Plan {
             for piece in cut {
                 let alone = Bounds::of(&piece, &tensors[piece.tensor as usize], sizes, limits);
                 match &mut open {
-                    Some((pieces, bounds, binding))
-                        if bounds.union(alone).binding(limits).is_some() =>
-                    {
+                    Some((pieces, bounds, binding)) if bounds.union(alone).binding(limits).is_some() => {
                         *bounds = bounds.union(alone);
                         *binding = bounds.binding(limits).unwrap_or(*binding);
                         pieces.push(piece);
@@ -421,16 +395,15 @@ impl Plan {
         };
         let tensor_of = |piece: &Piece| &tensors[piece.tensor as usize];
         let vec4 = pieces.iter().all(|piece| {
-            holds_words(piece, tensor_of(piece).values)
-                && holds_words(piece, tensor_of(piece).gradients)
+            holds_words(piece, tensor_of(piece).values) && holds_words(piece, tensor_of(piece).gradients)
         });
         let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
-        let first_chunk = self.launches.last().map_or(0, |launch| {
-            (launch.first_chunk + launch.chunks).next_multiple_of(entries_per_alignment)
-        });
+        let first_chunk = self
+            .launches
+            .last()
+            .map_or(0, |launch| (launch.first_chunk + launch.chunks).next_multiple_of(entries_per_alignment));
         let first_segment = self.segments.len() as u32;
-        let element_in =
-            |window: &Window, (start, _)| ((start - window.offset) / ELEMENT_BYTES) as u32;
+        let element_in = |window: &Window, (start, _)| ((start - window.offset) / ELEMENT_BYTES) as u32;
         self.segments.extend(pieces.iter().map(|piece| {
             let tensor = tensor_of(piece);
             Segment {
@@ -483,8 +456,7 @@ impl Plan {
                         segment,
                         first: first as u32,
                         elements: (piece.elements - first).min(CHUNK_ELEMENTS.into()) as u32,
-                        state: piece.state
-                            + (chunk * block_elements(states, CHUNK_ELEMENTS)) as u32,
+                        state: piece.state + (chunk * block_elements(states, CHUNK_ELEMENTS)) as u32,
                     });
                 }
             }

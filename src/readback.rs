@@ -69,9 +69,8 @@ async fn download_part(
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-            label: Some("adamod.readback"),
-        });
+        let mut encoder =
+            device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.readback") });
         encoder.copy_buffer_to_buffer(&part.buffer, part.offset, &staging, 0, part.bytes);
         if clear {
             encoder.clear_buffer(&part.buffer, part.offset, Some(part.bytes));
@@ -87,10 +86,7 @@ async fn download_part(
         Wait::Caller => drop(submission),
         #[cfg(not(target_arch = "wasm32"))]
         Wait::Poll => {
-            device.poll(wgpu::PollType::Wait {
-                submission_index: Some(submission),
-                timeout: None,
-            })?;
+            device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })?;
         }
     }
     receiver.await.map_err(|_| ReadError::Lost)??;

@@ -71,12 +71,7 @@ struct Parameter<T> {
 impl<T: Real> Reference<T> {
     /// A reference without groups or parameters.
     pub fn new(rule: Rule, formula: Formula) -> Self {
-        Self {
-            rule,
-            formula,
-            groups: Vec::new(),
-            parameters: Vec::new(),
-        }
+        Self { rule, formula, groups: Vec::new(), parameters: Vec::new() }
     }
 
     /// Adds a group and returns its index. The hyperparameters are not checked.
@@ -109,18 +104,10 @@ impl<T: Real> Reference<T> {
     /// # Panics
     /// If the number of gradients, or the length of one, is not that of the parameters.
     pub fn step(&mut self, gradients: &[Option<&[T]>]) {
-        assert_eq!(
-            gradients.len(),
-            self.parameters.len(),
-            "one gradient a parameter"
-        );
+        assert_eq!(gradients.len(), self.parameters.len(), "one gradient a parameter");
         for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
-            assert_eq!(
-                gradient.len(),
-                parameter.values.len(),
-                "the gradient's length"
-            );
+            assert_eq!(gradient.len(), parameter.values.len(), "the gradient's length");
             parameter.steps += 1;
             let c = Coefficients::from(self.groups[parameter.group].coefficients(
                 self.formula,
@@ -130,9 +117,7 @@ impl<T: Real> Reference<T> {
             let states = parameter.states.as_mut_slice();
             for (i, (theta, &g)) in parameter.values.iter_mut().zip(*gradient).enumerate() {
                 match (self.rule, &mut *states) {
-                    (Rule::AdaMod, [m, v, s]) => {
-                        adamod(&c, theta, g, &mut m[i], &mut v[i], &mut s[i])
-                    }
+                    (Rule::AdaMod, [m, v, s]) => adamod(&c, theta, g, &mut m[i], &mut v[i], &mut s[i]),
                     (Rule::Adam, [m, v]) => adam(&c, theta, g, &mut m[i], &mut v[i]),
                     (Rule::Sgd, [b]) => sgd(&c, theta, g, &mut b[i]),
                     _ => unreachable!("add_parameter makes as many states as the rule has"),
@@ -300,8 +285,7 @@ mod tests {
         // With constant |g| its step is 2.2 times the paper's at t = 10 and 1.26 times at t = 100.
         let ratio_at = |t: usize| {
             let moved = |formula| {
-                let mut reference =
-                    one_parameter(Rule::AdaMod, formula, Hyperparameters::default());
+                let mut reference = one_parameter(Rule::AdaMod, formula, Hyperparameters::default());
                 let mut before = 2.0;
                 for _ in 0..t {
                     before = reference.values(0)[0];
@@ -317,10 +301,7 @@ mod tests {
 
     #[test]
     fn maximize_mirrors_minimize() {
-        let h = Hyperparameters {
-            objective: Objective::Maximize,
-            ..Hyperparameters::default()
-        };
+        let h = Hyperparameters { objective: Objective::Maximize, ..Hyperparameters::default() };
         for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
             let mut up = one_parameter(rule, Formula::Paper, h);
             let mut down = one_parameter(rule, Formula::Paper, Hyperparameters::default());

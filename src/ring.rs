@@ -39,10 +39,7 @@ pub struct Lease {
 impl Clone for Lease {
     fn clone(&self) -> Self {
         self.users[self.slot].fetch_add(1, Ordering::Relaxed);
-        Self {
-            users: Arc::clone(&self.users),
-            ..*self
-        }
+        Self { users: Arc::clone(&self.users), ..*self }
     }
 }
 
@@ -119,24 +116,12 @@ impl Ring {
         }
         self.next = (slot + 1) % self.users.len();
         self.users[slot].fetch_add(1, Ordering::Relaxed);
-        Ok(Lease {
-            users: Arc::clone(&self.users),
-            slot,
-            offset: offset as u32,
-        })
+        Ok(Lease { users: Arc::clone(&self.users), slot, offset: offset as u32 })
     }
 
     /// Steps recorded with the old buffer keep it alive.
-    fn renew(
-        &mut self,
-        device: &wgpu::Device,
-        slots: usize,
-        bytes: u64,
-    ) -> Result<(), wgpu::Error> {
-        *self = Self {
-            generation: self.generation + 1,
-            ..Self::new(device, self.label, slots, bytes)?
-        };
+    fn renew(&mut self, device: &wgpu::Device, slots: usize, bytes: u64) -> Result<(), wgpu::Error> {
+        *self = Self { generation: self.generation + 1, ..Self::new(device, self.label, slots, bytes)? };
         Ok(())
     }
 }

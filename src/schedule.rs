@@ -29,10 +29,7 @@ pub fn inverse_square_root(learning_rate: f64, warmup_steps: u64, step: u64) -> 
 /// `learning_rate` times `factor` for every milestone that lies before `step` (PyTorch's `MultiStepLR`: a milestone of 150
 /// lets steps 1 to 150 run at the old rate).
 pub fn step_decay(learning_rate: f64, milestones: &[u64], factor: f64, step: u64) -> f64 {
-    let passed = milestones
-        .iter()
-        .filter(|&&milestone| step > milestone)
-        .count();
+    let passed = milestones.iter().filter(|&&milestone| step > milestone).count();
     learning_rate * factor.powi(i32::try_from(passed).unwrap_or(i32::MAX))
 }
 
@@ -43,9 +40,7 @@ pub fn cosine(learning_rate: f64, final_learning_rate: f64, steps: u64, step: u6
     }
     let progress = step as f64 / steps as f64;
     final_learning_rate
-        + (learning_rate - final_learning_rate)
-            * 0.5
-            * (1.0 + (std::f64::consts::PI * progress).cos())
+        + (learning_rate - final_learning_rate) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
 }
 
 #[cfg(test)]

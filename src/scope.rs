@@ -9,11 +9,8 @@ pub fn catch<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> Result<T, wg
         let _ = device;
         return Ok(make());
     }
-    let filters = [
-        wgpu::ErrorFilter::Internal,
-        wgpu::ErrorFilter::OutOfMemory,
-        wgpu::ErrorFilter::Validation,
-    ];
+    let filters =
+        [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
     let scopes = filters.map(|filter| device.push_error_scope(filter));
     let made = make();
     let mut first = None;

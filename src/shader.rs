@@ -42,23 +42,14 @@ impl Variant {
     pub fn all() -> impl Iterator<Item = Self> {
         let rules = [Rule::AdaMod, Rule::Adam, Rule::Sgd];
         let accesses = [Access::Vec4, Access::Scalar];
-        let gradients = [
-            GradientBinding::Read,
-            GradientBinding::ReadWrite,
-            GradientBinding::Shared,
-        ];
+        let gradients = [GradientBinding::Read, GradientBinding::ReadWrite, GradientBinding::Shared];
         let diagnostics = [Diagnostics::Off, Diagnostics::LearningRates];
         rules.into_iter().flat_map(move |rule| {
             accesses.into_iter().flat_map(move |access| {
                 gradients.into_iter().flat_map(move |gradients| {
                     diagnostics.into_iter().filter_map(move |diagnostics| {
                         let counts_sgd = rule == Rule::Sgd && diagnostics != Diagnostics::Off;
-                        (!counts_sgd).then_some(Self {
-                            rule,
-                            access,
-                            gradients,
-                            diagnostics,
-                        })
+                        (!counts_sgd).then_some(Self { rule, access, gradients, diagnostics })
                     })
                 })
             })

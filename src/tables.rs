@@ -95,8 +95,7 @@ impl Tables {
         cohorts: &Cohorts,
     ) -> Result<(), EncodeError> {
         if self.segments_slot.is_none() {
-            self.plan
-                .set_coefficients(|tensor| cohorts.of(self.parameters[tensor]));
+            self.plan.set_coefficients(|tensor| cohorts.of(self.parameters[tensor]));
             let bytes = bytemuck::cast_slice(&self.plan.segments);
             self.segments_slot = Some(self.segments.write(at.device, at.queue, bytes)?);
         }
@@ -131,20 +130,14 @@ impl Tables {
                 state: arena.page(launch.page).as_entire_binding(),
                 histogram: arena.histogram().map(wgpu::Buffer::as_entire_binding),
             };
-            let made = catch(at.device, || {
-                pipeline.bind_group(at.device, bindings, launch.binding)
-            })?;
+            let made = catch(at.device, || pipeline.bind_group(at.device, bindings, launch.binding))?;
             self.bind_groups.push(made);
         }
         Ok(())
     }
 
     fn window(&self, window: &Window) -> wgpu::BindingResource<'_> {
-        binding(
-            &self.buffers[window.buffer as usize],
-            window.offset,
-            window.bytes,
-        )
+        binding(&self.buffers[window.buffer as usize], window.offset, window.bytes)
     }
 
     /// Records the launches, and what keeps the tables' slots until they are done.

@@ -38,9 +38,7 @@ impl<'a> View<'a> {
             .and_then(|bytes| bytes.checked_add(self.offset))
             .filter(|&end| end <= size)
             .ok_or(ViewError::OutOfBounds {
-                end: elements
-                    .saturating_mul(ELEMENT_BYTES)
-                    .saturating_add(self.offset),
+                end: elements.saturating_mul(ELEMENT_BYTES).saturating_add(self.offset),
                 size,
             })
     }
@@ -59,10 +57,7 @@ pub struct Views<'a> {
 impl<'a> Views<'a> {
     /// Both views with their roles.
     pub(crate) fn each(&self) -> [(Role, View<'a>); 2] {
-        [
-            (Role::Values, self.values),
-            (Role::Gradients, self.gradients),
-        ]
+        [(Role::Values, self.values), (Role::Gradients, self.gradients)]
     }
 }
 
@@ -76,10 +71,7 @@ pub(crate) struct OwnedViews {
 impl OwnedViews {
     pub(crate) fn new(views: &Views<'_>) -> Self {
         let own = |view: &View<'_>| (view.buffer.clone(), view.offset);
-        Self {
-            values: own(&views.values),
-            gradients: own(&views.gradients),
-        }
+        Self { values: own(&views.values), gradients: own(&views.gradients) }
     }
 
     pub(crate) fn borrow(&self) -> Views<'_> {
@@ -132,11 +124,7 @@ impl Occupied {
                 byte: view.offset.max(*start),
             });
         }
-        let owner = Owner {
-            end,
-            parameter,
-            role,
-        };
+        let owner = Owner { end, parameter, role };
         self.ranges.insert(key(view.offset), owner);
         Ok(())
     }

@@ -44,7 +44,7 @@ fn names_of_variants_are_unique() {
 #[test]
 fn the_validator_refuses_a_broken_kernel() {
     let variant = Variant::all().next().unwrap();
-    let broken = variant.source().replace("chunks[index]", "chunks[1.5]");
+    let broken = variant.source().replace("chunks[index]", "chunks[missing]");
     assert!(naga::front::wgsl::parse_str(&broken).is_err());
 }
 
@@ -77,13 +77,8 @@ fn reflect(module: &naga::Module, name: &str) -> (Vec<(String, u32)>, u32) {
         .iter()
         .find(|(_, ty)| ty.name.as_deref() == Some(name))
         .unwrap_or_else(|| panic!("{name} exists"));
-    let naga::TypeInner::Struct { members, span } = &structure.inner else {
-        panic!("{name} is a structure")
-    };
-    let offsets = members
-        .iter()
-        .map(|member| (member.name.clone().unwrap(), member.offset))
-        .collect();
+    let naga::TypeInner::Struct { members, span } = &structure.inner else { panic!("{name} is a structure") };
+    let offsets = members.iter().map(|member| (member.name.clone().unwrap(), member.offset)).collect();
     (offsets, *span)
 }
 
@@ -116,24 +111,8 @@ fn shared_structures_have_one_layout() {
             enabled,
         }
     );
-    assert_same_layout!(
-        &module,
-        Segment {
-            parameters,
-            gradients,
-            coefficients,
-            padding
-        }
-    );
-    assert_same_layout!(
-        &module,
-        Chunk {
-            segment,
-            first,
-            elements,
-            state
-        }
-    );
+    assert_same_layout!(&module, Segment { parameters, gradients, coefficients, padding });
+    assert_same_layout!(&module, Chunk { segment, first, elements, state });
 }
 
 #[test]
@@ -147,16 +126,11 @@ fn shared_constants_are_equal() {
             .unwrap_or_else(|| panic!("{name} exists"));
         match module.global_expressions[constant.init] {
             naga::Expression::Literal(naga::Literal::U32(value)) => f64::from(value),
-            naga::Expression::Literal(naga::Literal::AbstractFloat(value)) => value,
+            naga::Expression::Literal(naga::Literal::F32(value)) => f64::from(value),
             ref other => panic!("{name} is {other:?}"),
         }
     };
     assert_eq!(constant("LANES"), f64::from(LANES));
     assert_eq!(constant("CHUNK_ELEMENTS"), f64::from(CHUNK_ELEMENTS));
-    let source = include_str!("../shaders/arithmetic.wgsl");
-    let limit = format!(
-        "const GRADIENT_LIMIT = {:?};",
-        adamod::reference::GRADIENT_LIMIT
-    );
-    assert!(source.contains(&limit), "{limit}");
+    assert_eq!(constant("GRADIENT_LIMIT"), adamod::reference::GRADIENT_LIMIT);
 }

@@ -4,50 +4,46 @@
 use std::sync::OnceLock;
 
 use adamod::{
-    Diagnostics, Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Rule, State,
-    View, Views, reference::Reference,
+    Diagnostics, Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Rule, State, View,
+    Views, reference::Reference,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, StudentT};
 
-/// A device and what is known of its adapter.
+/// A device and its adapter.
 pub struct Gpu {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
-    pub info: wgpu::AdapterInfo,
+    adapter: wgpu::Adapter,
 }
 
 impl Gpu {
     /// A device with limits of the caller's. Without an adapter this panics: GPU tests never pass by not running.
     pub fn with_limits(limits: impl FnOnce(wgpu::Limits) -> wgpu::Limits) -> Self {
-        pollster::block_on(async {
-            let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-            descriptor.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
-            let instance = wgpu::Instance::new(descriptor);
-            let adapter = instance
-                .request_adapter(&wgpu::RequestAdapterOptions::default())
-                .await
-                .expect(
-                    "a GPU adapter: on Debian or Ubuntu mesa-vulkan-drivers gives a software one",
-                );
-            let (device, queue) = adapter
-                .request_device(&wgpu::DeviceDescriptor {
-                    required_limits: limits(adapter.limits()),
-                    ..Default::default()
-                })
-                .await
-                .expect("a device within the adapter's limits");
-            Self {
-                device,
-                queue,
-                info: adapter.get_info(),
-            }
-        })
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
+        let instance = wgpu::Instance::new(descriptor);
+        let adapter = pollster::block_on(instance.request_adapter(&Default::default()))
+            .expect("a GPU adapter: on Debian or Ubuntu mesa-vulkan-drivers gives a software one");
+        Self::of(adapter, limits)
+    }
+
+    /// Another device of the same adapter.
+    pub fn sibling(&self) -> Self {
+        Self::of(self.adapter.clone(), |limits| limits)
+    }
+
+    fn of(adapter: wgpu::Adapter, limits: impl FnOnce(wgpu::Limits) -> wgpu::Limits) -> Self {
+        let descriptor =
+            wgpu::DeviceDescriptor { required_limits: limits(adapter.limits()), ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .expect("a device within the adapter's limits");
+        Self { device, queue, adapter }
     }
 
     /// Whether sums, products, quotients and roots are correctly rounded and nothing is contracted: on lavapipe they are.
     pub fn is_exact(&self) -> bool {
-        self.info.name.contains("llvmpipe")
+        self.adapter.get_info().name.contains("llvmpipe")
     }
 
     /// A storage buffer that can be copied both ways.
@@ -55,9 +51,7 @@ impl Gpu {
         self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("test"),
             size: bytes,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         })
     }
@@ -82,9 +76,7 @@ impl Gpu {
         encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
         self.submit(encoder);
         staging.map_async(wgpu::MapMode::Read, .., |result| result.unwrap());
-        self.device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .unwrap();
+        self.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
         let view = staging.get_mapped_range(..).unwrap();
         bytemuck::pod_collect_to_vec(&view)
     }
@@ -120,10 +112,7 @@ impl Location {
     /// The two views at this location.
     pub fn views<'a>(&self, buffers: &'a [wgpu::Buffer]) -> Views<'a> {
         let view = |(buffer, offset): (usize, u64)| View::new(&buffers[buffer], offset);
-        Views {
-            values: view(self.values),
-            gradients: view(self.gradients),
-        }
+        Views { values: view(self.values), gradients: view(self.gradients) }
     }
 }
 
@@ -155,10 +144,7 @@ pub fn lay_out(lengths: &[usize], layout: Layout) -> (Vec<Location>, Vec<u64>) {
                 Layout::Mixed if index == 0 => (0, 0, 16),
                 Layout::Mixed => (index + 1, 1, 4),
             };
-            Location {
-                values: place(values, len, alignment),
-                gradients: place(gradients, len, alignment),
-            }
+            Location { values: place(values, len, alignment), gradients: place(gradients, len, alignment) }
         })
         .collect();
     for size in &mut sizes {
@@ -181,10 +167,7 @@ impl Model {
     pub fn new(rule: Rule, hyperparameters: Hyperparameters, lengths: &[usize]) -> Self {
         let mut rng = StdRng::seed_from_u64(7);
         Self {
-            options: Options {
-                rule,
-                ..Options::default()
-            },
+            options: Options { rule, ..Options::default() },
             groups: vec![hyperparameters],
             tensors: lengths
                 .iter()
@@ -194,20 +177,14 @@ impl Model {
     }
 
     pub fn lengths(&self) -> Vec<usize> {
-        self.tensors
-            .iter()
-            .map(|(_, values)| values.len())
-            .collect()
+        self.tensors.iter().map(|(_, values)| values.len()).collect()
     }
 
     /// Heavy-tailed gradients (Student's t, 2 degrees of freedom) of one step.
     pub fn gradients(&self, seed: u64) -> Vec<Vec<f32>> {
         let mut rng = StdRng::seed_from_u64(seed);
         let heavy_tailed = StudentT::new(2.0).unwrap();
-        self.lengths()
-            .iter()
-            .map(|&len| (0..len).map(|_| heavy_tailed.sample(&mut rng)).collect())
-            .collect()
+        self.lengths().iter().map(|&len| (0..len).map(|_| heavy_tailed.sample(&mut rng)).collect()).collect()
     }
 
     /// The CPU twin.
@@ -254,21 +231,15 @@ impl<'g> Engine<'g> {
         let buffers: Vec<_> = sizes.iter().map(|&size| gpu.buffer(size)).collect();
         for buffer in &buffers {
             let words = vec![SENTINEL; buffer.size() as usize / 4];
-            gpu.queue
-                .write_buffer(buffer, 0, bytemuck::cast_slice(&words));
+            gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&words));
         }
-        let groups: Vec<_> = model
-            .groups
-            .iter()
-            .map(|&group| optimizer.add_group(group).unwrap())
-            .collect();
+        let groups: Vec<_> = model.groups.iter().map(|&group| optimizer.add_group(group).unwrap()).collect();
         let mut ids = vec![None; order.len()];
         for &index in order {
             let (group, values) = &model.tensors[index];
             let views = locations[index].views(&buffers);
             let View { buffer, offset } = views.values;
-            gpu.queue
-                .write_buffer(buffer, offset, bytemuck::cast_slice(values));
+            gpu.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values));
             let id = optimizer
                 .add_parameter(
                     groups[*group],
@@ -296,11 +267,7 @@ impl<'g> Engine<'g> {
         for (location, gradient) in self.locations.iter().zip(gradients) {
             if let Some(gradient) = gradient {
                 let (buffer, offset) = location.gradients;
-                self.gpu.queue.write_buffer(
-                    &self.buffers[buffer],
-                    offset,
-                    bytemuck::cast_slice(gradient),
-                );
+                self.gpu.queue.write_buffer(&self.buffers[buffer], offset, bytemuck::cast_slice(gradient));
             }
         }
     }
@@ -309,18 +276,12 @@ impl<'g> Engine<'g> {
     pub fn step(&mut self, gradients: &[Option<&[f32]>]) {
         self.write_gradients(gradients);
         let mut encoder = self.gpu.encoder();
-        let present: Vec<_> = self
-            .ids
-            .iter()
-            .zip(gradients)
-            .filter_map(|(&id, gradient)| gradient.map(|_| id))
-            .collect();
+        let present: Vec<_> =
+            self.ids.iter().zip(gradients).filter_map(|(&id, gradient)| gradient.map(|_| id)).collect();
         if present.len() == self.ids.len() {
             self.optimizer.encode(&mut encoder).unwrap();
         } else {
-            self.optimizer
-                .encode_present(&mut encoder, &present)
-                .unwrap();
+            self.optimizer.encode_present(&mut encoder, &present).unwrap();
         }
         self.gpu.submit(encoder);
     }
@@ -354,10 +315,7 @@ impl<'g> Engine<'g> {
             let words = self.gpu.read(buffer);
             let mut is_tensor = vec![false; words.len()];
             for (index, location) in self.locations.iter().enumerate() {
-                for (role, (of, offset)) in [
-                    ("values", location.values),
-                    ("gradients", location.gradients),
-                ] {
+                for (role, (of, offset)) in [("values", location.values), ("gradients", location.gradients)] {
                     if of != number {
                         continue;
                     }
@@ -371,10 +329,7 @@ impl<'g> Engine<'g> {
                 }
             }
             for (word, (&bits, is_tensor)) in words.iter().zip(is_tensor).enumerate() {
-                assert!(
-                    is_tensor || bits == SENTINEL,
-                    "word {word} of buffer {number} is {bits:08x}"
-                );
+                assert!(is_tensor || bits == SENTINEL, "word {word} of buffer {number} is {bits:08x}");
             }
         }
     }
@@ -391,11 +346,7 @@ impl Tolerance {
     /// The first element past the tolerance, if any. NaN is past every tolerance.
     pub fn check(&self, got: &[f32], expected: &[f64]) -> Result<(), String> {
         if got.len() != expected.len() {
-            return Err(format!(
-                "{} elements, expected {}",
-                got.len(),
-                expected.len()
-            ));
+            return Err(format!("{} elements, expected {}", got.len(), expected.len()));
         }
         for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
             let difference = (f64::from(got) - expected).abs();
@@ -423,11 +374,7 @@ pub fn rules() -> [(Rule, Formula); 4] {
 
 /// Options with diagnostics off.
 pub fn options(rule: Rule, formula: Formula) -> Options {
-    Options {
-        rule,
-        formula,
-        diagnostics: Diagnostics::Off,
-    }
+    Options { rule, formula, diagnostics: Diagnostics::Off }
 }
 
 /// Gradients as `step` takes them, all there.
@@ -437,8 +384,5 @@ pub fn all(gradients: &[Vec<f32>]) -> Vec<Option<&[f32]>> {
 
 /// Gradients as the f64 twin takes them.
 pub fn to_f64(gradients: &[Option<&[f32]>]) -> Vec<Option<Vec<f64>>> {
-    gradients
-        .iter()
-        .map(|gradient| gradient.map(|g| g.iter().map(|&x| f64::from(x)).collect()))
-        .collect()
+    gradients.iter().map(|gradient| gradient.map(|g| g.iter().map(|&x| f64::from(x)).collect())).collect()
 }

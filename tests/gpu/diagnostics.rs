@@ -5,10 +5,7 @@ use adamod::{BINS, Diagnostics, Hyperparameters, LearningRates, ReadError, Rule}
 use crate::common::{Engine, Layout, Model, all, gpu};
 
 fn bin_of(rate: f64) -> usize {
-    (0..BINS)
-        .rev()
-        .find(|&bin| rate >= LearningRates::lower_edge(bin))
-        .unwrap_or(0)
+    (0..BINS).rev().find(|&bin| rate >= LearningRates::lower_edge(bin)).unwrap_or(0)
 }
 
 /// Counts of one step from the state after it: eta by Algorithm 2, line 8, from exp_avg_sq.
@@ -19,9 +16,7 @@ fn count(engine: &Engine<'_>, h: &Hyperparameters, into: &mut LearningRates) {
         let v = state.tensor("exp_avg_sq").unwrap();
         for (element, &v) in v.iter().enumerate() {
             let eta = h.learning_rate as f32 / ((v * correction as f32).sqrt() + h.epsilon as f32);
-            let bounded = state
-                .tensor("exp_avg_lr")
-                .map_or(eta, |s| s[element].min(eta));
+            let bounded = state.tensor("exp_avg_lr").map_or(eta, |s| s[element].min(eta));
             into.eta[bin_of(eta.into())] += 1;
             into.bounded[bin_of(bounded.into())] += 1;
             into.clipped += u64::from(bounded < eta);
@@ -37,11 +32,7 @@ fn learning_rates_are_counted_like_on_the_cpu() {
             let mut model = Model::new(rule, h, &[1757, 3, 1024, 5000]);
             model.options.diagnostics = Diagnostics::LearningRates;
             let mut engine = Engine::new(gpu(), &model, layout);
-            let mut expected = LearningRates {
-                eta: [0; BINS],
-                bounded: [0; BINS],
-                clipped: 0,
-            };
+            let mut expected = LearningRates { eta: [0; BINS], bounded: [0; BINS], clipped: 0 };
             for step in 0..3 {
                 let mut gradients = model.gradients(step);
                 // Zero gradients have the rate alpha / epsilon, 1e5.
@@ -69,8 +60,7 @@ fn counting_changes_no_bit_of_the_step() {
     let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1757, 3, 1024]);
     let mut counting = model.clone();
     counting.options.diagnostics = Diagnostics::LearningRates;
-    let mut engines =
-        [&model, &counting].map(|model| Engine::new(gpu(), model, Layout::TwoPools(256)));
+    let mut engines = [&model, &counting].map(|model| Engine::new(gpu(), model, Layout::TwoPools(256)));
     for step in 0..5 {
         let gradients = model.gradients(step);
         for engine in &mut engines {

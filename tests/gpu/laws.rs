@@ -22,9 +22,7 @@ fn beta3_of_zero_is_adam_to_the_bit() {
         of_adamod.step(&all(&gradients));
         of_adam.step(&all(&gradients));
     }
-    for ((values, states), (adam_values, adam_states)) in
-        of_adamod.bits().into_iter().zip(of_adam.bits())
-    {
+    for ((values, states), (adam_values, adam_states)) in of_adamod.bits().into_iter().zip(of_adam.bits()) {
         assert_eq!(values, adam_values);
         assert_eq!(states[..2], adam_states[..]);
     }
@@ -59,38 +57,22 @@ fn a_learning_rate_of_zero_moves_nothing_but_the_moments() {
     assert_eq!(engine.values(0), model.tensors[0].1);
     let state = engine.state(0);
     assert!(state.tensor("exp_avg").unwrap().iter().any(|&m| m != 0.0));
-    assert!(
-        state
-            .tensor("exp_avg_lr")
-            .unwrap()
-            .iter()
-            .all(|&s| s == 0.0)
-    );
+    assert!(state.tensor("exp_avg_lr").unwrap().iter().all(|&s| s == 0.0));
 }
 
 /// A tensor, and the same elements as several tensors of odd lengths in another layout.
 #[test]
 fn splitting_a_tensor_changes_no_bit() {
     let parts = [1000, 24, 1, 2047, 1500];
-    let whole = Model::new(
-        Rule::AdaMod,
-        Hyperparameters::default(),
-        &[parts.iter().sum()],
-    );
+    let whole = Model::new(Rule::AdaMod, Hyperparameters::default(), &[parts.iter().sum()]);
     let mut split = whole.clone();
     split.tensors.clear();
     let mut start = 0;
     for part in parts {
-        split
-            .tensors
-            .push((0, whole.tensors[0].1[start..start + part].to_vec()));
+        split.tensors.push((0, whole.tensors[0].1[start..start + part].to_vec()));
         start += part;
     }
-    for layout in [
-        Layout::TwoPools(256),
-        Layout::TwoPools(4),
-        Layout::OnePool(16),
-    ] {
+    for layout in [Layout::TwoPools(256), Layout::TwoPools(4), Layout::OnePool(16)] {
         let mut of_whole = Engine::new(gpu(), &whole, Layout::TwoPools(256));
         let mut of_split = Engine::new(gpu(), &split, layout);
         for step in 0..10 {
@@ -107,11 +89,7 @@ fn splitting_a_tensor_changes_no_bit() {
                 .collect();
             of_split.step(&slices);
         }
-        let joined: Vec<u32> = of_split
-            .bits()
-            .into_iter()
-            .flat_map(|(values, _)| values)
-            .collect();
+        let joined: Vec<u32> = of_split.bits().into_iter().flat_map(|(values, _)| values).collect();
         assert_eq!(of_whole.bits()[0].0, joined, "{layout:?}");
     }
 }
@@ -140,8 +118,8 @@ fn order_of_registration_changes_no_bit() {
     let (locations, sizes) = lay_out(&LENGTHS, Layout::TwoPools(32));
     let forward = [0, 1, 2, 3, 4, 5];
     let shuffled = [3, 0, 5, 4, 1, 2];
-    let mut engines = [forward, shuffled]
-        .map(|order| Engine::with_order(gpu(), &model, locations.clone(), &sizes, &order));
+    let mut engines =
+        [forward, shuffled].map(|order| Engine::with_order(gpu(), &model, locations.clone(), &sizes, &order));
     for step in 0..10 {
         let gradients = model.gradients(step);
         for engine in &mut engines {

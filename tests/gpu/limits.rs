@@ -19,17 +19,7 @@ const WINDOW: usize = 16 * 1024;
 #[test]
 fn tensors_past_a_binding_equal_tensors_within_one() {
     let small = small();
-    let lengths = [
-        WINDOW - 1,
-        WINDOW,
-        WINDOW + 1,
-        3 * WINDOW + 5,
-        100,
-        1,
-        1023,
-        2 * WINDOW - 1024,
-        1025,
-    ];
+    let lengths = [WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 5, 100, 1, 1023, 2 * WINDOW - 1024, 1025];
     for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
         for layout in [
             Layout::TwoPools(256),
@@ -59,18 +49,10 @@ fn a_pool_of_values_then_gradients_past_a_binding_uses_two_bindings() {
     let model = Model::new(Rule::Sgd, Hyperparameters::default(), &[3 * WINDOW]);
     let mut cut = Engine::new(&small, &model, Layout::OnePool(256));
     let launches = cut.optimizer.launches().unwrap();
-    assert!(
-        launches
-            .iter()
-            .all(|launch| launch.gradients == GradientBinding::ReadWrite)
-    );
+    assert!(launches.iter().all(|launch| launch.gradients == GradientBinding::ReadWrite));
     let mut whole = Engine::new(gpu(), &model, Layout::OnePool(256));
     let launches = whole.optimizer.launches().unwrap();
-    assert!(
-        launches
-            .iter()
-            .all(|launch| launch.gradients == GradientBinding::Shared)
-    );
+    assert!(launches.iter().all(|launch| launch.gradients == GradientBinding::Shared));
     let gradients = model.gradients(1);
     cut.step(&all(&gradients));
     whole.step(&all(&gradients));

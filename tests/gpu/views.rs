@@ -17,10 +17,7 @@ type Place = (usize, u64);
 
 impl Pool {
     fn new(gpu: &Gpu, buffers: usize, bytes: u64, seed: u64) -> Self {
-        Self {
-            buffers: (0..buffers).map(|_| gpu.buffer(bytes)).collect(),
-            rng: StdRng::seed_from_u64(seed),
-        }
+        Self { buffers: (0..buffers).map(|_| gpu.buffer(bytes)).collect(), rng: StdRng::seed_from_u64(seed) }
     }
 
     /// Places for tensors of these lengths, none overlapping.
@@ -70,10 +67,8 @@ fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
                 let Some(gradient) = present[index] else {
                     continue;
                 };
-                let views = Views {
-                    values: pool.view(of_values[index]),
-                    gradients: pool.view(of_gradients[index]),
-                };
+                let views =
+                    Views { values: pool.view(of_values[index]), gradients: pool.view(of_gradients[index]) };
                 let queue = &gpu().queue;
                 queue.write_buffer(
                     views.values.buffer,
@@ -85,24 +80,17 @@ fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
                     views.gradients.offset,
                     bytemuck::cast_slice(gradient),
                 );
-                updates.push(Update {
-                    parameter: moving.ids[index],
-                    views,
-                });
+                updates.push(Update { parameter: moving.ids[index], views });
             }
             let mut encoder = gpu().encoder();
-            moving
-                .optimizer
-                .encode_views(&mut encoder, &updates)
-                .unwrap();
+            moving.optimizer.encode_views(&mut encoder, &updates).unwrap();
             gpu().submit(encoder);
             for index in 0..lengths.len() {
                 if present[index].is_some() {
                     let (buffer, offset) = of_values[index];
                     let words = gpu().read(&pool.buffers[buffer]);
                     let start = offset as usize / 4;
-                    values[index] =
-                        bytemuck::cast_slice(&words[start..start + lengths[index]]).to_vec();
+                    values[index] = bytemuck::cast_slice(&words[start..start + lengths[index]]).to_vec();
                 }
             }
         }
@@ -126,9 +114,7 @@ fn moved_views_recorded_before_one_submit_keep_their_places() {
         .iter()
         .map(|gradient| {
             let buffer = gpu().buffer(6016);
-            gpu()
-                .queue
-                .write_buffer(&buffer, 16, bytemuck::cast_slice(gradient));
+            gpu().queue.write_buffer(&buffer, 16, bytemuck::cast_slice(gradient));
             buffer
         })
         .collect();
@@ -142,17 +128,11 @@ fn moved_views_recorded_before_one_submit_keep_their_places() {
                 let moved = View::new(&elsewhere[index], 16);
                 Update {
                     parameter: engine.ids[index],
-                    views: Views {
-                        gradients: if is_first { views.gradients } else { moved },
-                        ..views
-                    },
+                    views: Views { gradients: if is_first { views.gradients } else { moved }, ..views },
                 }
             })
             .collect();
-        engine
-            .optimizer
-            .encode_views(&mut encoder, &updates)
-            .unwrap();
+        engine.optimizer.encode_views(&mut encoder, &updates).unwrap();
     }
     gpu().submit(encoder);
     assert_eq!(engine.bits(), expected.bits());
@@ -169,65 +149,28 @@ fn views_that_overlap_in_a_step_are_refused_by_name() {
     };
     let [a, b] = [engine.ids[0], engine.ids[1]];
     let step = |engine: &mut Engine<'_>, first, second| {
-        let updates = [
-            Update {
-                parameter: a,
-                views: first,
-            },
-            Update {
-                parameter: b,
-                views: second,
-            },
-        ];
-        engine
-            .optimizer
-            .encode_views(&mut gpu().encoder(), &updates)
+        let updates = [Update { parameter: a, views: first }, Update { parameter: b, views: second }];
+        engine.optimizer.encode_views(&mut gpu().encoder(), &updates)
     };
     // Second's values over the first's gradients, by one element.
     let error = step(&mut engine, views(0, 256), views(508, 1024)).unwrap_err();
     let EncodeError::View {
         label,
         role: Role::Values,
-        source:
-            ViewError::Overlap {
-                other_role: Role::Gradients,
-                other_label,
-                byte: 508,
-            },
+        source: ViewError::Overlap { other_role: Role::Gradients, other_label, byte: 508 },
     } = error
     else {
         panic!("{error}")
     };
-    assert_eq!(
-        (label.as_str(), other_label.as_str()),
-        ("tensor.1", "tensor.0")
-    );
+    assert_eq!((label.as_str(), other_label.as_str()), ("tensor.1", "tensor.0"));
     // A gradient that is its own parameter.
     let error = step(&mut engine, views(0, 0), views(512, 1024)).unwrap_err();
-    assert!(matches!(
-        error,
-        EncodeError::View {
-            source: ViewError::Overlap { .. },
-            ..
-        }
-    ));
+    assert!(matches!(error, EncodeError::View { source: ViewError::Overlap { .. }, .. }));
     // Past the end, and between elements.
     let error = step(&mut engine, views(0, 256), views(3844, 1024)).unwrap_err();
-    assert!(matches!(
-        error,
-        EncodeError::View {
-            source: ViewError::OutOfBounds { .. },
-            ..
-        }
-    ));
+    assert!(matches!(error, EncodeError::View { source: ViewError::OutOfBounds { .. }, .. }));
     let error = step(&mut engine, views(0, 256), views(512, 1026)).unwrap_err();
-    assert!(matches!(
-        error,
-        EncodeError::View {
-            source: ViewError::Alignment { found: 1026 },
-            ..
-        }
-    ));
+    assert!(matches!(error, EncodeError::View { source: ViewError::Alignment { found: 1026 }, .. }));
     assert_eq!(engine.optimizer.step_count(a), Some(0));
     step(&mut engine, views(0, 256), views(512, 1024)).unwrap();
     assert_eq!(engine.optimizer.step_count(a), Some(1));
@@ -243,21 +186,12 @@ fn buffers_of_moved_views_are_not_kept() {
         let pool = gpu().buffer(1024);
         let update = Update {
             parameter: engine.ids[0],
-            views: Views {
-                values: View::new(&pool, 0),
-                gradients: View::new(&pool, 512),
-            },
+            views: Views { values: View::new(&pool, 0), gradients: View::new(&pool, 512) },
         };
         let mut encoder = gpu().encoder();
-        engine
-            .optimizer
-            .encode_views(&mut encoder, &[update])
-            .unwrap();
+        engine.optimizer.encode_views(&mut encoder, &[update]).unwrap();
         gpu().submit(encoder);
-        gpu()
-            .device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .unwrap();
+        gpu().device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
         pool.destroy();
     }
     assert_eq!(engine.buffers, fixed);
