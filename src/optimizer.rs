@@ -113,6 +113,8 @@ pub struct Optimizer {
     groups: Vec<Hyperparameters>,
     parameters: Vec<Record>,
     by_label: HashMap<String, u32>,
+    /// How many parameters have no registered views.
+    without_views: usize,
     occupied: Occupied,
     cohorts: Cohorts,
     arena: Arena,
@@ -178,6 +180,7 @@ impl Optimizer {
             groups: Vec::new(),
             parameters: Vec::new(),
             by_label: HashMap::new(),
+            without_views: 0,
             occupied: Occupied::default(),
             cohorts: Cohorts::default(),
             arena: Arena::new(device, allocator, options.diagnostics)?,
@@ -270,6 +273,7 @@ impl Optimizer {
             views: parameter.views.as_ref().map(OwnedViews::new),
             extents: Vec::new(),
         });
+        self.without_views += usize::from(parameter.views.is_none());
         self.by_label.insert(label(), index as u32);
         self.cohorts.add_parameter(group.index);
         Ok(ParameterId { optimizer: self.id, index: index as u32 })
@@ -292,6 +296,7 @@ impl Optimizer {
             }
             return Err(error);
         }
+        self.without_views -= usize::from(old.is_none());
         self.parameters[index].views = Some(OwnedViews::new(&views));
         self.fixed = None;
         Ok(())
@@ -330,12 +335,9 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::encode`].
     pub fn encode_in_pass(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
-        if let Some(record) = self.parameters.iter().find(|record| record.views.is_none()) {
-            return Err(EncodeError::NoViews { label: record.label.clone() });
-        }
-        self.scratch.stepping.clear();
-        self.scratch.stepping.resize(self.cohorts.list().len(), true);
-        self.encode_fixed(pass)
+        self.record_all(pass)?;
+        self.advance();
+        Ok(())
     }
 
     /// Records a step of the parameters that have a gradient; the others are left alone, weight decay and step count included.
@@ -348,15 +350,14 @@ impl Optimizer {
         present: &[ParameterId],
     ) -> Result<(), EncodeError> {
         self.select(present.iter().copied())?;
-        for (record, _) in
-            self.parameters.iter().zip(&self.scratch.present).filter(|(_, is_present)| **is_present)
-        {
-            if record.views.is_none() {
-                return Err(EncodeError::NoViews { label: record.label.clone() });
-            }
+        let mut selected = self.parameters.iter().zip(&self.scratch.present);
+        if let Some((record, _)) = selected.find(|(record, present)| **present && record.views.is_none()) {
+            return Err(EncodeError::NoViews { label: record.label.clone() });
         }
         self.split();
-        self.encode_fixed(&mut begin_pass(encoder))
+        self.record_fixed(&mut begin_pass(encoder))?;
+        self.advance();
+        Ok(())
     }
 
     /// Records a step of the parameters that have a gradient, at views of this step only: for engines with memory pools, whose
@@ -402,12 +403,10 @@ impl Optimizer {
         let mut encoder = self
             .device
             .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
-        let cohorts = self.cohorts.clone();
-        self.encode(&mut encoder)?;
-        catch(&self.device, || self.queue.submit([encoder.finish()])).map_err(|error| {
-            self.cohorts = cohorts;
-            error.into()
-        })
+        self.record_all(&mut begin_pass(&mut encoder))?;
+        let submission = catch(&self.device, || self.queue.submit([encoder.finish()]))?;
+        self.advance();
+        Ok(submission)
     }
 
     /// The dispatches of a step of every parameter at its registered views.
@@ -681,13 +680,23 @@ impl Optimizer {
         Ok(Tables::new(&self.on_device(), plan, parameters, buffers.list, None)?)
     }
 
-    fn encode_fixed(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
+    /// Records every parameter at its registered views, without counting the step.
+    fn record_all(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
+        if self.without_views > 0
+            && let Some(record) = self.parameters.iter().find(|record| record.views.is_none())
+        {
+            return Err(EncodeError::NoViews { label: record.label.clone() });
+        }
+        self.scratch.stepping.clear();
+        self.scratch.stepping.resize(self.cohorts.list().len(), true);
+        self.record_fixed(pass)
+    }
+
+    fn record_fixed(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
         let mut tables = self.take_fixed()?;
         let recorded = self.record(pass, &mut tables);
         self.fixed = Some(tables);
-        recorded?;
-        self.advance();
-        Ok(())
+        recorded
     }
 
     /// Uploads what has changed and records the dispatches.

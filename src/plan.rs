@@ -487,3 +487,6 @@ fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
     }
     groups
 }
+
+#[cfg(test)]
+mod tests;

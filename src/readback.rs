@@ -83,7 +83,9 @@ async fn download_part(
         (staging, submission)
     })?;
     match wait {
-        Wait::Caller => drop(submission),
+        Wait::Caller => {
+            let _ = submission;
+        }
         #[cfg(not(target_arch = "wasm32"))]
         Wait::Poll => {
             device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })?;

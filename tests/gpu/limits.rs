@@ -72,9 +72,10 @@ fn a_tensor_past_65535_workgroups_is_updated_to_its_end() {
     let mut twin = model.twin::<f32>();
     twin.step(&[Some(&gradient)]);
     let values = engine.values(0);
-    let wrong = values
-        .iter()
-        .zip(twin.values(0))
-        .position(|(got, expected)| !((got - expected).abs() <= 1e-5 * expected.abs().max(1.0)));
+    let is_close = |(got, expected): (&f32, &f32)| {
+        let difference = (got - expected).abs();
+        difference <= 1e-5 * expected.abs().max(1.0)
+    };
+    let wrong = values.iter().zip(twin.values(0)).position(|pair| !is_close(pair));
     assert_eq!(wrong, None);
 }

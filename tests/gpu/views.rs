@@ -94,8 +94,8 @@ fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
                 }
             }
         }
-        for index in 0..lengths.len() {
-            assert_eq!(values[index], fixed.values(index), "tensor {index}");
+        for (index, values) in values.iter().enumerate() {
+            assert_eq!(values, &fixed.values(index), "tensor {index}");
             assert_eq!(moving.state(index), fixed.state(index), "tensor {index}");
         }
     }
