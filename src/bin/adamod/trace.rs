@@ -28,8 +28,8 @@ pub enum TraceError {
     Format { path: PathBuf, source: safetensors::SafeTensorError },
     #[error("metadata {METADATA_KEY:?} is missing")]
     NoMetadata,
-    #[error("metadata {METADATA_KEY:?} is not as needed")]
-    Json(#[from] serde_json::Error),
+    #[error("metadata {METADATA_KEY:?}, field {}", .0.path())]
+    Json(#[from] serde_path_to_error::Error<serde_json::Error>),
     #[error("steps is {0}, needed is at least 0")]
     Steps(i64),
     #[error("learning_rates has {found} entries, needed is one a step, {steps}")]
@@ -147,7 +147,8 @@ impl Trace {
             .as_ref()
             .and_then(|entries| entries.get(METADATA_KEY))
             .ok_or(TraceError::NoMetadata)?;
-        let description: Description = serde_json::from_str(text)?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let description: Description = serde_path_to_error::deserialize(&mut json)?;
         let steps = u64::try_from(description.steps).map_err(|_| TraceError::Steps(description.steps))?;
         let groups = groups(&description)?;
         check_learning_rates(&description, steps, &groups)?;
@@ -196,7 +197,9 @@ impl Trace {
             "grad" => {
                 let no_step = || TraceError::GradientStep { tensor: tensor.to_owned() };
                 let (step, name) = rest.split_once('.').ok_or_else(no_step)?;
-                let step: u64 = step.parse().ok().filter(|&step| step > 0).ok_or_else(no_step)?;
+                // Written otherwise, two tensors could be the gradient of one step.
+                let is_plain = step.bytes().all(|digit| digit.is_ascii_digit()) && !step.starts_with('0');
+                let step: u64 = step.parse().ok().filter(|_| is_plain).ok_or_else(no_step)?;
                 if step > self.steps {
                     return Err(TraceError::GradientPastEnd { tensor: tensor.to_owned(), steps: self.steps });
                 }
