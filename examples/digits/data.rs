@@ -1,0 +1,146 @@
+//! The 1,797 handwritten digits: unpacking, the split into training and test set, minibatches.
+
+use std::error::Error;
+
+use flate2::read::GzDecoder;
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::SliceRandom;
+
+/// Pixels of an image, 8 x 8.
+pub const PIXELS: usize = 64;
+/// Digits 0 to 9.
+pub const CLASSES: usize = 10;
+/// Images that are trained on.
+pub const TRAINING_IMAGES: usize = 1437;
+/// Images that are only tested on.
+pub const TEST_IMAGES: usize = 360;
+
+const CSV_GZ: &[u8] = include_bytes!("digits.csv.gz");
+/// A pixel counts the dark ones among the 4 x 4 pixels of the scan that it stands for.
+const LARGEST_PIXEL: f32 = 16.0;
+/// All runs share one split, whatever their seed.
+const SPLIT_SEED: u64 = 0;
+
+/// Images, one after the other, and their labels.
+#[derive(Default)]
+pub struct Images {
+    /// [`PIXELS`] values from 0 to 1 an image, row by row.
+    pub pixels: Vec<f32>,
+    /// The digit, one an image.
+    pub labels: Vec<u32>,
+}
+
+/// The two disjoint sets.
+pub struct Digits {
+    pub training: Images,
+    pub test: Images,
+}
+
+impl Digits {
+    /// Unpacks the images and splits them.
+    pub fn load() -> Result<Self, Box<dyn Error>> {
+        let mut images = parse(CSV_GZ)?;
+        if images.len() != TRAINING_IMAGES + TEST_IMAGES {
+            return Err(format!("digits.csv.gz holds {} images", images.len()).into());
+        }
+        images.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(SPLIT_SEED));
+        let (training, test) = images.split_at(TRAINING_IMAGES);
+        Ok(Self { training: training.iter().collect(), test: test.iter().collect() })
+    }
+}
+
+/// One row of the file.
+type Image = ([f32; PIXELS], u32);
+
+impl<'a> FromIterator<&'a Image> for Images {
+    fn from_iter<I: IntoIterator<Item = &'a Image>>(images: I) -> Self {
+        let mut all = Self::default();
+        for (pixels, label) in images {
+            all.pixels.extend(pixels);
+            all.labels.push(*label);
+        }
+        all
+    }
+}
+
+/// Rows of 64 pixels from 0 to 16 and the label.
+fn parse(csv_gz: &[u8]) -> Result<Vec<Image>, Box<dyn Error>> {
+    csv::ReaderBuilder::new()
+        .has_headers(false)
+        .from_reader(GzDecoder::new(csv_gz))
+        .deserialize()
+        .map(|row| {
+            let row: Vec<u32> = row?;
+            let (pixels, label) = match row.as_slice() {
+                [pixels @ .., label] if pixels.len() == PIXELS && (*label as usize) < CLASSES => {
+                    (pixels, *label)
+                }
+                _ => return Err(format!("not {PIXELS} pixels and a digit: {row:?}").into()),
+            };
+            let scaled = std::array::from_fn(|i| pixels[i] as f32 / LARGEST_PIXEL);
+            Ok((scaled, label))
+        })
+        .collect()
+}
+
+/// Indices of the training images of every minibatch of a run, one batch after the other: each epoch is a new shuffle, and
+/// what does not fill a batch at its end is left out.
+pub fn minibatches(seed: u64, epochs: usize, batch: usize) -> Vec<u32> {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let mut epoch: Vec<u32> = (0..TRAINING_IMAGES as u32).collect();
+    let used = steps_per_epoch(batch) * batch;
+    let mut order = Vec::with_capacity(epochs * used);
+    for _ in 0..epochs {
+        epoch.shuffle(&mut rng);
+        order.extend_from_slice(&epoch[..used]);
+    }
+    order
+}
+
+/// Whole minibatches in the training set.
+pub fn steps_per_epoch(batch: usize) -> usize {
+    TRAINING_IMAGES / batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn the_split_covers_all_images_once() {
+        let digits = Digits::load().unwrap();
+        assert_eq!(digits.training.labels.len(), TRAINING_IMAGES);
+        assert_eq!(digits.test.labels.len(), TEST_IMAGES);
+        assert_eq!(digits.test.pixels.len(), TEST_IMAGES * PIXELS);
+        let mut found = [0; CLASSES];
+        for label in digits.training.labels.iter().chain(&digits.test.labels) {
+            found[*label as usize] += 1;
+        }
+        // Counts published with the data set.
+        assert_eq!(found, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
+    }
+
+    #[test]
+    fn a_malformed_row_is_refused() {
+        use flate2::{Compression, write::GzEncoder};
+        use std::io::Write;
+        let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+        gz.write_all(b"1,2,3\n").unwrap();
+        assert!(parse(&gz.finish().unwrap()).is_err());
+    }
+
+    #[test]
+    fn an_epoch_shows_an_image_at_most_once() {
+        let batch = 128;
+        let used = steps_per_epoch(batch) * batch;
+        let order = minibatches(7, 3, batch);
+        assert_eq!(order.len(), 3 * used);
+        for epoch in order.chunks(used) {
+            assert_eq!(epoch.iter().collect::<HashSet<_>>().len(), used);
+        }
+        assert_eq!(order, minibatches(7, 3, batch));
+        assert_ne!(order, minibatches(8, 3, batch));
+    }
+}

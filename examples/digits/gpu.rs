@@ -1,0 +1,163 @@
+//! The little of wgpu that the demo needs: a device, buffers, kernels, read-back.
+
+use std::error::Error;
+use std::sync::mpsc;
+
+use adamod::wgpu::util::{BufferInitDescriptor, DeviceExt};
+use adamod::wgpu::{self, BufferUsages};
+
+/// Threads in a workgroup of every kernel.
+const WORKGROUP_THREADS: usize = 64;
+
+/// The device that everything runs on.
+pub struct Gpu {
+    pub adapter: wgpu::AdapterInfo,
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+}
+
+impl Gpu {
+    /// Opens the adapter wgpu prefers, or the one the environment names (`WGPU_BACKEND` chooses among backends).
+    pub fn open() -> Result<Self, Box<dyn Error>> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        let adapter = pollster::block_on(instance.request_adapter(&options)).map_err(|error| {
+            format!(
+                "no GPU adapter was found: {error}\nhelp: without a GPU, install a software adapter; \
+                 on Debian and Ubuntu it is the package mesa-vulkan-drivers"
+            )
+        })?;
+        let (device, queue) = pollster::block_on(
+            adapter.request_device(&wgpu::DeviceDescriptor { label: Some("digits"), ..Default::default() }),
+        )?;
+        Ok(Self { adapter: adapter.get_info(), device, queue })
+    }
+
+    /// A zeroed buffer for `len` elements of 4 bytes.
+    pub fn buffer(&self, label: &str, len: usize) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: 4 * len as u64,
+            usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// A storage buffer with these elements.
+    pub fn filled<T: bytemuck::NoUninit>(&self, label: &str, contents: &[T]) -> wgpu::Buffer {
+        let buffer = self.buffer(label, size_of_val(contents) / 4);
+        self.write(&buffer, contents);
+        buffer
+    }
+
+    /// A uniform buffer with these elements.
+    pub fn uniform(&self, label: &str, contents: &[u32]) -> wgpu::Buffer {
+        self.device.create_buffer_init(&BufferInitDescriptor {
+            label: Some(label),
+            contents: bytemuck::cast_slice(contents),
+            usage: BufferUsages::UNIFORM,
+        })
+    }
+
+    /// Overwrites the start of a buffer before the next submit.
+    pub fn write<T: bytemuck::NoUninit>(&self, buffer: &wgpu::Buffer, contents: &[T]) {
+        self.queue.write_buffer(buffer, 0, bytemuck::cast_slice(contents));
+    }
+
+    /// Waits for everything submitted, then returns the whole buffer.
+    pub fn read<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer) -> Result<Vec<T>, Box<dyn Error>> {
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("digits.read"),
+            size: buffer.size(),
+            usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+        self.queue.submit([encoder.finish()]);
+
+        let (sender, receiver) = mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only if the poll below failed, which is reported there.
+            let _ = sender.send(result);
+        });
+        self.device.poll(wgpu::PollType::wait_indefinitely())?;
+        receiver.recv()??;
+        let mapped = staging.get_mapped_range(..)?;
+        Ok(bytemuck::pod_collect_to_vec(&mapped))
+    }
+
+    /// Compiles a kernel whose entry point is the only one in its source, and which is given `WORKGROUP_THREADS`.
+    pub fn kernel(&self, label: &str, source: &str) -> Kernel {
+        let source = format!("const WORKGROUP_THREADS = {WORKGROUP_THREADS}u;\n{source}");
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(label),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(label),
+            layout: None,
+            module: &module,
+            entry_point: None,
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        Kernel { pipeline }
+    }
+
+    /// Binds a kernel to whole buffers or parts of them, in the order of its bindings.
+    pub fn launch<const BINDINGS: usize>(
+        &self,
+        kernel: &Kernel,
+        bindings: [wgpu::BufferBinding<'_>; BINDINGS],
+        workgroups: u32,
+    ) -> Launch {
+        let entries: Vec<_> = (0..)
+            .zip(bindings)
+            .map(|(binding, part)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(part),
+            })
+            .collect();
+        let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &kernel.pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Launch { pipeline: kernel.pipeline.clone(), bind_group, workgroups }
+    }
+}
+
+/// A compiled kernel.
+pub struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+}
+
+/// A kernel with its buffers: all that is needed to record it again and again.
+pub struct Launch {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    workgroups: u32,
+}
+
+impl Launch {
+    /// Records the kernel.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.workgroups, 1, 1);
+    }
+}
+
+/// Workgroups for one thread an element.
+pub fn workgroups(elements: usize) -> u32 {
+    elements.div_ceil(WORKGROUP_THREADS) as u32
+}
+
+/// Binds all of a buffer.
+pub fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    buffer.as_entire_buffer_binding()
+}

@@ -1,0 +1,214 @@
+//! Trains a small network on handwritten digits, wholly on the GPU, with AdaMod, Adam and SGD at several learning rates: the
+//! paper's Figure 6 in small, and its Figures 1 and 3. See the README next to this file.
+
+mod data;
+mod gpu;
+#[cfg(test)]
+mod gradient_check;
+mod network;
+mod plots;
+mod report;
+mod train;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use adamod::{HyperparameterError, Rule};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use data::{Digits, TRAINING_IMAGES};
+use gpu::Gpu;
+use report::{Cell, Grid, Row, rate_name, rule_name};
+use train::{Run, Trainer};
+
+const RULES: [Rule; 3] = [Rule::AdaMod, Rule::Adam, Rule::Sgd];
+/// The paper's experiments give Adam and AdaMod this rate.
+const HISTOGRAM_LEARNING_RATE: f64 = 1e-3;
+
+const DEFAULT_EPOCHS: u64 = 60;
+const DEFAULT_SEEDS: u64 = 3;
+const QUICK_EPOCHS: u64 = 5;
+const QUICK_SEEDS: u64 = 1;
+
+/// AdaMod, Adam and SGD with momentum on handwritten digits, at several learning rates
+#[derive(Parser)]
+struct Arguments {
+    /// Learning rates alpha, comma-separated; the default is the paper's
+    #[arg(long, value_delimiter = ',', default_value = "0.001,0.01,0.1", value_parser = learning_rate)]
+    learning_rates: Vec<f64>,
+
+    /// Passes over the training set in a run [default: 60, with --quick 5]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    epochs: Option<u64>,
+
+    /// Runs of each rule at each learning rate, each from other weights and with other minibatches [default: 3, with
+    /// --quick 1]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    seeds: Option<u64>,
+
+    /// Images in a minibatch
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=TRAINING_IMAGES as u64))]
+    batch: u64,
+
+    /// AdaMod's beta3, in [0, 1); 0 makes it Adam
+    #[arg(long, default_value_t = 0.9999)]
+    beta3: f64,
+
+    /// Folder for the pictures; created if missing
+    #[arg(long, default_value = "target/digits")]
+    output: PathBuf,
+
+    /// A few epochs of one seed: to see in seconds that everything works
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Arguments {
+    fn epochs(&self) -> u64 {
+        let default = if self.quick { QUICK_EPOCHS } else { DEFAULT_EPOCHS };
+        self.epochs.unwrap_or(default)
+    }
+
+    fn seeds(&self) -> u64 {
+        let default = if self.quick { QUICK_SEEDS } else { DEFAULT_SEEDS };
+        self.seeds.unwrap_or(default)
+    }
+
+    /// The learning rates in ascending order, each once.
+    fn learning_rates(&self) -> Vec<f64> {
+        let mut rates = self.learning_rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        rates
+    }
+
+    fn run(&self, rule: Rule, learning_rate: f64, seed: u64) -> Run {
+        Run { rule, learning_rate, beta3: self.beta3, seed }
+    }
+}
+
+/// A learning rate that has a place on a log axis.
+fn learning_rate(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
+        _ => Err("needed is a number above 0".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    match demonstrate(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Trains the grid, prints the tables and draws the pictures.
+fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    validate(arguments)?;
+    std::fs::create_dir_all(&arguments.output)
+        .map_err(|error| format!("{} cannot be made: {error}", arguments.output.display()))?;
+    let gpu = Gpu::open()?;
+    println!("Adapter: {} ({})", gpu.adapter.name, gpu.adapter.backend);
+
+    let digits = Digits::load()?;
+    let trainer = Trainer::new(&gpu, &digits, arguments.epochs() as usize, arguments.batch as usize);
+    println!(
+        "{} parameters, {} steps a run, minibatches of {}, beta3 {}",
+        trainer.parameters(),
+        trainer.steps(),
+        arguments.batch,
+        arguments.beta3
+    );
+    let grid = train_grid(&trainer, arguments)?;
+    println!("\n{grid}");
+    for picture in draw(&trainer, &grid, arguments)? {
+        println!("Wrote {}", picture.display());
+    }
+    println!("Took {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Refuses before the first run what the library would refuse in the middle of the grid.
+fn validate(arguments: &Arguments) -> Result<(), HyperparameterError> {
+    arguments
+        .learning_rates()
+        .into_iter()
+        .try_for_each(|rate| arguments.run(Rule::AdaMod, rate, 0).hyperparameters().validate())
+}
+
+/// Draws the grid, and the learning rates of two runs more; returns the files.
+fn draw(trainer: &Trainer<'_>, grid: &Grid, arguments: &Arguments) -> Result<[PathBuf; 3], Box<dyn Error>> {
+    let windows = |rule| trainer.learning_rates(&arguments.run(rule, HISTOGRAM_LEARNING_RATE, 0));
+    let (adam, adamod) = (windows(Rule::Adam)?, windows(Rule::AdaMod)?);
+    let folder = &arguments.output;
+    Ok([
+        plots::loss(grid, folder)?,
+        plots::accuracy(grid, folder)?,
+        plots::learning_rates(&adam, &adamod, HISTOGRAM_LEARNING_RATE, folder)?,
+    ])
+}
+
+/// Every rule at every learning rate from every seed. Runs of one seed start from the same weights and see the same minibatches.
+fn train_grid(trainer: &Trainer<'_>, arguments: &Arguments) -> Result<Grid, Box<dyn Error>> {
+    let rates = arguments.learning_rates();
+    let runs = (RULES.len() * rates.len()) as u64 * arguments.seeds();
+    let bar = ProgressBar::new(runs * arguments.epochs())
+        .with_style(ProgressStyle::with_template("{wide_bar} {percent:>3} %  {eta:>4} left  {msg}")?);
+    let mut rows = Vec::new();
+    for rule in RULES {
+        let mut cells = Vec::new();
+        for &rate in &rates {
+            let mut outcomes = Vec::new();
+            for seed in 0..arguments.seeds() {
+                bar.set_message(format!("{}, alpha {}, seed {seed}", rule_name(rule), rate_name(rate)));
+                let run = arguments.run(rule, rate, seed);
+                outcomes.push(trainer.train(&run, || bar.inc(1))?);
+            }
+            cells.push(Cell { outcomes });
+        }
+        rows.push(Row { rule, cells });
+    }
+    bar.finish_and_clear();
+    Ok(Grid { learning_rates: rates, rows, steps_per_epoch: trainer.steps_per_epoch() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn bad_arguments_are_refused() {
+        for bad in [
+            "--learning-rates=",
+            "--learning-rates=0",
+            "--learning-rates=0.1,nan",
+            "--learning-rates=-1",
+            "--epochs=0",
+            "--seeds=0",
+            "--batch=0",
+            "--batch=1438",
+            "--beta3=x",
+        ] {
+            assert!(Arguments::try_parse_from(["digits", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn learning_rates_are_sorted_and_distinct() {
+        let arguments = Arguments::try_parse_from(["digits", "--learning-rates=1,0.1,1,0.01"]).unwrap();
+        assert_eq!(arguments.learning_rates(), [0.01, 0.1, 1.0]);
+    }
+}

@@ -1,0 +1,382 @@
+//! The pictures, as SVG.
+
+use std::error::Error;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use adamod::{BINS, LearningRates, Rule};
+use plotters::coord::Shift;
+use plotters::coord::combinators::LogCoord;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::report::{Grid, Row, Spread, deviation, extent, mean, rate_name, rule_name};
+use crate::train::Window;
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type LossChart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, LogCoord<f64>>>;
+type Drawn = Result<(), Box<dyn Error>>;
+
+const FONT: &str = "sans-serif";
+const TITLE_PIXELS: i32 = 22;
+const PANEL_TITLE_PIXELS: i32 = 18;
+const LABEL_PIXELS: i32 = 14;
+/// Width left for a legend beside a chart.
+const LEGEND_PIXELS: i32 = 170;
+const INK: RGBColor = RGBColor(45, 45, 55);
+const FAINT: RGBColor = RGBColor(225, 225, 230);
+/// Dark to light for small to large learning rates (the "plasma" map without its lightest part).
+const RATE_COLORS: [RGBColor; 5] = [
+    RGBColor(35, 20, 135),
+    RGBColor(126, 3, 168),
+    RGBColor(204, 71, 120),
+    RGBColor(240, 140, 60),
+    RGBColor(222, 190, 30),
+];
+
+fn rule_color(rule: Rule) -> RGBColor {
+    match rule {
+        Rule::AdaMod => RGBColor(0, 114, 178),
+        Rule::Adam => RGBColor(213, 94, 0),
+        Rule::Sgd => RGBColor(110, 110, 120),
+    }
+}
+
+/// The color of one of `count` learning rates: the map is spread over all of them.
+fn rate_color(index: usize, count: usize) -> RGBColor {
+    RATE_COLORS[index * (RATE_COLORS.len() - 1) / count.saturating_sub(1).max(1)]
+}
+
+fn font(pixels: i32) -> TextStyle<'static> {
+    (FONT, pixels).into_font().color(&INK)
+}
+
+/// Opens a white picture with a title; returns the area below the title.
+fn picture<'a>(path: &'a Path, size: (u32, u32), title: &str) -> Result<Area<'a>, Box<dyn Error>> {
+    let root = SVGBackend::new(path, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    Ok(root.margin(12, 8, 12, 16).titled(title, font(TITLE_PIXELS))?)
+}
+
+/// A range around all values for a log axis, a little wider than they are.
+fn log_range(values: impl IntoIterator<Item = f64>, margin_factor: f64) -> Range<f64> {
+    let (low, high) = extent(values);
+    if low > high {
+        return 0.1..10.0;
+    }
+    low / margin_factor..high * margin_factor
+}
+
+/// Mean training loss of the epochs: a panel a rule, a line a learning rate, a band from the least to the greatest seed.
+pub fn loss(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let path = folder.join("loss.svg");
+    {
+        let root = picture(&path, (1200, 470), "Training loss")?;
+        let cells = grid.rows.iter().flat_map(|row| &row.cells);
+        let all = cells.flat_map(|cell| cell.epoch_losses(grid.steps_per_epoch));
+        let mut y_range = log_range(all.flatten().filter(|loss| *loss > 0.0), 1.5);
+        // Room for the legends above the lines.
+        y_range.end *= (y_range.end / y_range.start).powf(0.3);
+        for (area, row) in root.split_evenly((1, grid.rows.len())).iter().zip(&grid.rows) {
+            draw_losses(area, grid, row, y_range.clone())?;
+        }
+        root.present()?;
+    }
+    Ok(path)
+}
+
+fn draw_losses(area: &Area<'_>, grid: &Grid, row: &Row, y_range: Range<f64>) -> Drawn {
+    let epochs = row.cells[0].outcomes[0].losses.len() / grid.steps_per_epoch;
+    let mut chart = ChartBuilder::on(area)
+        .caption(rule_name(row.rule), font(PANEL_TITLE_PIXELS))
+        .margin(6)
+        .x_label_area_size(42)
+        .y_label_area_size(66)
+        .build_cartesian_2d(1.0..(epochs as f64).max(2.0), y_range.log_scale())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(FAINT)
+        .axis_style(INK)
+        .label_style(font(LABEL_PIXELS))
+        .x_labels(epochs.min(7))
+        .y_labels(7)
+        .x_label_formatter(&|epoch| format!("{epoch:.0}"))
+        .y_label_formatter(&|loss| plain(*loss))
+        .x_desc("epoch")
+        .y_desc("mean cross-entropy of the epoch")
+        .draw()?;
+
+    for (index, (rate, cell)) in grid.learning_rates.iter().zip(&row.cells).enumerate() {
+        let color = rate_color(index, row.cells.len());
+        let name = format!("α = {}", rate_name(*rate));
+        draw_curve(&mut chart, &cell.loss_curve(grid.steps_per_epoch), cell.diverged() > 0, name, color)?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .label_font(font(LABEL_PIXELS))
+        .background_style(WHITE.mix(0.85))
+        .border_style(FAINT)
+        .draw()?;
+    Ok(())
+}
+
+/// Draws the losses of one cell; where a run diverged, a cross ends the line.
+fn draw_curve(
+    chart: &mut LossChart<'_, '_>,
+    curve: &[Spread],
+    diverged: bool,
+    name: String,
+    color: RGBColor,
+) -> Drawn {
+    // A loss of exactly 0 has no place on a log axis.
+    let floor = chart.y_range().start;
+    let points = |loss: fn(&Spread) -> f64| {
+        let losses = curve.iter().map(loss).enumerate();
+        losses.map(|(index, loss)| ((index + 1) as f64, loss.max(floor))).collect::<Vec<_>>()
+    };
+    let mut band = points(|spread| spread.greatest);
+    band.extend(points(|spread| spread.least).into_iter().rev());
+    chart.draw_series([Polygon::new(band, color.mix(0.18))])?;
+
+    let line = points(|spread| spread.mean);
+    // A run that diverged in its first epoch has no line: its cross is in the upper left corner.
+    let end = line.last().copied().unwrap_or((1.0, chart.y_range().end));
+    let name = if diverged { format!("{name}, diverged") } else { name };
+    chart
+        .draw_series(LineSeries::new(line, color.stroke_width(2)))?
+        .label(name)
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
+    chart.draw_series(diverged.then(|| Cross::new(end, 6, color.stroke_width(3))))?;
+    Ok(())
+}
+
+/// Test accuracy against learning rate, a line a rule, a bar of one standard deviation of the seeds.
+pub fn accuracy(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let path = folder.join("accuracy.svg");
+    {
+        let root = picture(&path, (900, 500), "Test accuracy against learning rate")?;
+        let x_range = log_range(grid.learning_rates.iter().copied(), 1.6);
+        let accuracies = grid.rows.iter().flat_map(|row| &row.cells);
+        let (worst, _) = extent(accuracies.flat_map(|cell| cell.accuracies()));
+        let lowest = (20.0 * worst - 0.5).floor().max(0.0) * 5.0;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(6)
+            .margin_right(LEGEND_PIXELS)
+            .x_label_area_size(46)
+            .y_label_area_size(60)
+            .build_cartesian_2d(x_range.log_scale(), lowest..100.5)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(FAINT)
+            .axis_style(INK)
+            .label_style(font(LABEL_PIXELS))
+            .x_label_formatter(&|rate| plain(*rate))
+            .y_label_formatter(&|accuracy| format!("{accuracy:.0} %"))
+            .x_desc("learning rate α")
+            .y_desc("test accuracy, mean and standard deviation over seeds")
+            .draw()?;
+        for row in &grid.rows {
+            let color = rule_color(row.rule);
+            let points: Vec<_> = (grid.learning_rates.iter().zip(&row.cells))
+                .map(|(rate, cell)| {
+                    let percent: Vec<f64> = cell.accuracies().iter().map(|a| 100.0 * a).collect();
+                    (*rate, mean(&percent), deviation(&percent))
+                })
+                .collect();
+            let line = points.iter().map(|(rate, center, _)| (*rate, *center));
+            chart.draw_series(LineSeries::new(line.clone(), color.stroke_width(3)))?;
+            chart.draw_series(line.map(|point| Circle::new(point, 5, color.filled())))?;
+            chart.draw_series(points.iter().map(|&(rate, center, deviation)| {
+                let ends = [(rate, center - deviation), (rate, center + deviation)];
+                PathElement::new(ends, color.stroke_width(2))
+            }))?;
+        }
+        draw_legend_beside(&root, grid.rows.iter().map(|row| row.rule))?;
+        root.present()?;
+    }
+    Ok(path)
+}
+
+/// Names and colors of the rules in the strip right of a chart: no corner of the chart is sure to be free of lines.
+fn draw_legend_beside(root: &Area<'_>, rules: impl Iterator<Item = Rule>) -> Drawn {
+    const LINE_PIXELS: i32 = 22;
+    let x = root.dim_in_pixel().0 as i32 - LEGEND_PIXELS + 12;
+    for (y, rule) in (LINE_PIXELS..).step_by(LINE_PIXELS as usize).zip(rules) {
+        let stroke = rule_color(rule).stroke_width(3);
+        let style = font(LABEL_PIXELS).pos(Pos::new(HPos::Left, VPos::Center));
+        root.draw(&PathElement::new([(x, y), (x + 18, y)], stroke))?;
+        root.draw(&Text::new(rule_name(rule), (x + 26, y), style))?;
+    }
+    Ok(())
+}
+
+/// Distribution of the learning rates over time, Adam's beside AdaMod's: a ridge a window of steps, the first at the top.
+pub fn learning_rates(
+    adam: &[Window],
+    adamod: &[Window],
+    alpha: f64,
+    folder: &Path,
+) -> Result<PathBuf, Box<dyn Error>> {
+    let path = folder.join("learning_rates.svg");
+    {
+        let title = format!("Learning rates of the single weights over time, α = {}", rate_name(alpha));
+        let root = picture(&path, (1200, 620), &title)?;
+        let bins = occupied_bins(adam.iter().chain(adamod));
+        let tallest = extent(adam.iter().chain(adamod).flat_map(|window| {
+            let histograms = [&window.rates.eta, &window.rates.bounded];
+            histograms.into_iter().flat_map(frequencies)
+        }))
+        .1;
+        let (left, right) = root.split_horizontally(root.dim_in_pixel().0 / 2);
+        for (area, rule, windows) in [(left, Rule::Adam, adam), (right, Rule::AdaMod, adamod)] {
+            draw_ridges(&area, rule, windows, bins.clone(), tallest)?;
+        }
+        root.present()?;
+    }
+    Ok(path)
+}
+
+/// Bins with more than a trace of the rates of some window, and one empty bin at either side.
+fn occupied_bins<'a>(windows: impl Iterator<Item = &'a Window>) -> Range<usize> {
+    const TRACE: f64 = 1e-4;
+    let histograms = windows.flat_map(|window| [&window.rates.eta, &window.rates.bounded]);
+    let occupied = histograms.flat_map(|counts| {
+        (frequencies(counts).into_iter().enumerate())
+            .filter(|(_, frequency)| *frequency > TRACE)
+            .map(|(bin, _)| bin as f64)
+    });
+    match extent(occupied) {
+        (low, high) if low <= high => (low as usize).saturating_sub(1)..(high as usize + 2).min(BINS),
+        _ => 0..BINS,
+    }
+}
+
+/// Counts as parts of their sum.
+fn frequencies(counts: &[u64; BINS]) -> [f64; BINS] {
+    let sum = counts.iter().sum::<u64>().max(1) as f64;
+    counts.map(|count| count as f64 / sum)
+}
+
+fn draw_ridges(area: &Area<'_>, rule: Rule, windows: &[Window], bins: Range<usize>, tallest: f64) -> Drawn {
+    /// Height of the tallest ridge of the picture, in distances between ridges.
+    const TALLEST_HEIGHT: f64 = 1.6;
+    let color = rule_color(rule);
+    let center = |bin: usize| LearningRates::lower_edge(bin) * std::f64::consts::SQRT_2;
+    let x_range = LearningRates::lower_edge(bins.start)..LearningRates::lower_edge(bins.end);
+    let caption = match rule {
+        Rule::AdaMod => "AdaMod: filled min(η, s), line η",
+        _ => "Adam: η",
+    };
+    let mut chart = ChartBuilder::on(area)
+        .caption(caption, font(PANEL_TITLE_PIXELS))
+        .margin(6)
+        .margin_left(16)
+        .x_label_area_size(46)
+        .y_label_area_size(96)
+        .right_y_label_area_size(20)
+        .build_cartesian_2d(x_range.clone().log_scale(), -0.3..windows.len() as f64 - 0.9 + TALLEST_HEIGHT)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(FAINT)
+        .axis_style(INK)
+        .label_style(font(LABEL_PIXELS))
+        .x_label_formatter(&|rate| power_of_ten(*rate))
+        .x_desc("learning rate of a weight")
+        .draw()?;
+
+    // From the back, the first steps at the top, to the front.
+    for (index, window) in windows.iter().enumerate() {
+        let base = (windows.len() - 1 - index) as f64;
+        let ridge = |counts: &[u64; BINS]| -> Vec<_> {
+            let frequency = frequencies(counts);
+            bins.clone().map(|bin| (center(bin), base + TALLEST_HEIGHT * frequency[bin] / tallest)).collect()
+        };
+        let used = ridge(&window.rates.bounded);
+        let mut filled = used.clone();
+        filled.extend([(x_range.end, base), (x_range.start, base)]);
+        // A veil of white lets the ridge behind be seen, but fainter.
+        for fill in [WHITE.mix(0.5), color.mix(0.45)] {
+            chart.draw_series([Polygon::new(filled.clone(), fill)])?;
+        }
+        chart.draw_series([PathElement::new(used, color.stroke_width(2))])?;
+        if window.rates.clipped > 0 {
+            let unbounded = ridge(&window.rates.eta);
+            chart.draw_series([PathElement::new(unbounded, INK.mix(0.55).stroke_width(1))])?;
+        }
+        let style = font(LABEL_PIXELS).pos(Pos::new(HPos::Right, VPos::Center));
+        chart
+            .draw_series([EmptyElement::at((x_range.start, base))
+                + Text::new(steps_label(window.steps), (-8, 0), style)])?;
+    }
+    Ok(())
+}
+
+fn steps_label((first, last): (u64, u64)) -> String {
+    if first == last { format!("step {first}") } else { format!("{first} – {last}") }
+}
+
+/// A number as people write it, without trailing zeros.
+fn plain(value: f64) -> String {
+    if (1e-3..1e4).contains(&value) {
+        // Axis values carry rounding errors of a logarithm.
+        format!("{}", (value * 1e6).round() / 1e6)
+    } else {
+        power_of_ten(value)
+    }
+}
+
+/// Axis values are whole powers of ten or small multiples of them.
+fn power_of_ten(value: f64) -> String {
+    const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    let text = format!("{value:.0e}");
+    let Some((mantissa, exponent)) = text.split_once('e') else {
+        return text;
+    };
+    let exponent: String = (exponent.chars())
+        .map(|c| match c.to_digit(10) {
+            Some(digit) => DIGITS[digit as usize],
+            None => '⁻',
+        })
+        .collect();
+    match mantissa {
+        "1" => format!("10{exponent}"),
+        _ => format!("{mantissa}·10{exponent}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Cell;
+    use crate::train::Outcome;
+
+    #[test]
+    fn axis_labels_are_readable() {
+        assert_eq!(plain(0.01), "0.01");
+        assert_eq!(plain(0.1 + 1e-12), "0.1");
+        assert_eq!(plain(10.0), "10");
+        assert_eq!(plain(1e-5), "10⁻⁵");
+        assert_eq!(power_of_ten(2e12), "2·10¹²");
+    }
+
+    #[test]
+    fn a_grid_in_which_all_runs_diverge_at_once_is_drawn() {
+        let outcome = Outcome { losses: vec![f32::NAN; 4], accuracy: None };
+        let grid = Grid {
+            learning_rates: vec![1.0],
+            rows: vec![Row { rule: Rule::Sgd, cells: vec![Cell { outcomes: vec![outcome] }] }],
+            steps_per_epoch: 2,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let picture = loss(&grid, folder.path()).unwrap();
+        assert!(std::fs::read_to_string(picture).unwrap().contains("diverged"));
+        accuracy(&grid, folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,337 @@
+//! Training runs. Everything stays on the GPU: the host records, submits an epoch at a time, and reads back at the end.
+
+use std::error::Error;
+use std::ops::RangeInclusive;
+
+use adamod::wgpu;
+use adamod::{
+    Diagnostics, GroupId, Hyperparameters, LearningRates, Optimizer, Options, Parameter, Rule, View, Views,
+    schedule,
+};
+
+use crate::data::{CLASSES, Digits, PIXELS, TEST_IMAGES, minibatches, steps_per_epoch};
+use crate::gpu::{Gpu, Launch, whole, workgroups};
+use crate::network::{Backward, Forward, Network, WIDTHS};
+
+/// The paper divides the learning rate by 10 after 150 of 200 epochs.
+const DECAY_AFTER: f64 = 0.75;
+const DECAY_FACTOR: f64 = 0.1;
+
+/// What distinguishes one run from another.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub rule: Rule,
+    pub learning_rate: f64,
+    pub beta3: f64,
+    /// Decides the initial weights and the minibatches.
+    pub seed: u64,
+}
+
+impl Run {
+    /// The paper's hyperparameters: epsilon and the first two betas as for Adam, momentum 0.9 for SGD.
+    pub fn hyperparameters(&self) -> Hyperparameters {
+        Hyperparameters {
+            learning_rate: self.learning_rate,
+            betas: [0.9, 0.999, self.beta3],
+            epsilon: 1e-8,
+            momentum: 0.9,
+            ..Default::default()
+        }
+    }
+}
+
+/// What came of a run.
+pub struct Outcome {
+    /// Mean loss of the minibatch of every step.
+    pub losses: Vec<f32>,
+    /// Part of the test images that were recognised; `None` if a loss was not finite.
+    pub accuracy: Option<f64>,
+}
+
+/// Learning rates of the steps since the window before.
+pub struct Window {
+    /// First and last step, from 1.
+    pub steps: (u64, u64),
+    pub rates: LearningRates,
+}
+
+/// A run under way.
+struct Session {
+    run: Run,
+    optimizer: Optimizer,
+    group: GroupId,
+}
+
+/// Everything that runs share; a run only rewrites the contents of buffers.
+pub struct Trainer<'a> {
+    gpu: &'a Gpu,
+    epochs: usize,
+    batch: usize,
+    network: Network,
+    gather: Launch,
+    forward: Forward,
+    loss: Launch,
+    backward: Backward,
+    /// Counted up by the loss.
+    step: wgpu::Buffer,
+    order: wgpu::Buffer,
+    losses: wgpu::Buffer,
+    test: Forward,
+    test_labels: Vec<u32>,
+}
+
+impl<'a> Trainer<'a> {
+    /// Uploads the images and prepares all kernels.
+    pub fn new(gpu: &'a Gpu, digits: &Digits, epochs: usize, batch: usize) -> Self {
+        let network = Network::new(gpu, WIDTHS);
+        let forward = network.forward(gpu, batch);
+        let backward = network.backward(gpu, &forward);
+        let test = network.forward(gpu, TEST_IMAGES);
+        gpu.write(test.input(), &digits.test.pixels);
+
+        let steps = epochs * steps_per_epoch(batch);
+        let step = gpu.buffer("digits.step", 1);
+        let order = gpu.buffer("digits.order", steps * batch);
+        let losses = gpu.buffer("digits.losses", steps);
+        let batch_labels = gpu.buffer("digits.batch_labels", batch);
+        let images = gpu.filled("digits.images", &digits.training.pixels);
+        let labels = gpu.filled("digits.labels", &digits.training.labels);
+        Self {
+            gather: gpu.launch(
+                &gpu.kernel("digits.batch", include_str!("batch.wgsl")),
+                [
+                    whole(&step),
+                    whole(&order),
+                    whole(&images),
+                    whole(&labels),
+                    whole(forward.input()),
+                    whole(&batch_labels),
+                ],
+                workgroups(batch * PIXELS),
+            ),
+            loss: loss_launch(gpu, &step, &batch_labels, &forward, &backward, &losses),
+            gpu,
+            epochs,
+            batch,
+            network,
+            forward,
+            backward,
+            step,
+            order,
+            losses,
+            test,
+            test_labels: digits.test.labels.clone(),
+        }
+    }
+
+    /// Elements of all weights and biases.
+    pub fn parameters(&self) -> usize {
+        self.network.tensors().map(|tensor| tensor.len).sum()
+    }
+
+    /// Steps in an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        steps_per_epoch(self.batch)
+    }
+
+    /// Steps of a run.
+    pub fn steps(&self) -> u64 {
+        (self.epochs * self.steps_per_epoch()) as u64
+    }
+
+    /// Trains from the start to the end; `on_epoch` is called after each epoch.
+    pub fn train(&self, run: &Run, on_epoch: impl FnMut()) -> Result<Outcome, Box<dyn Error>> {
+        let mut session = self.start(run, Diagnostics::Off)?;
+        self.run_steps(&mut session, 1..=self.steps(), on_epoch)?;
+        let losses: Vec<f32> = self.gpu.read(&self.losses)?;
+        let finite = losses.iter().all(|loss| loss.is_finite());
+        Ok(Outcome { accuracy: finite.then(|| self.test_accuracy()).transpose()?, losses })
+    }
+
+    /// Trains and collects histograms of the learning rates over windows of steps, each twice as long as the one before it.
+    pub fn learning_rates(&self, run: &Run) -> Result<Vec<Window>, Box<dyn Error>> {
+        let mut session = self.start(run, Diagnostics::LearningRates)?;
+        let mut windows = Vec::new();
+        let mut first = 1;
+        while first <= self.steps() {
+            let last = (2 * first - 1).min(self.steps());
+            self.run_steps(&mut session, first..=last, || ())?;
+            let rates = session.optimizer.read_learning_rates_blocking()?;
+            windows.push(Window { steps: (first, last), rates });
+            first = last + 1;
+        }
+        Ok(windows)
+    }
+
+    /// Resets parameters, minibatches and step, and makes the optimizer of the run.
+    fn start(&self, run: &Run, diagnostics: Diagnostics) -> Result<Session, Box<dyn Error>> {
+        let initial = self.network.initial_parameters(run.seed);
+        self.gpu.write(&self.network.parameters, &initial);
+        let order = minibatches(run.seed, self.epochs, self.batch);
+        self.gpu.write(&self.order, &order);
+        self.gpu.write(&self.step, &[0_u32]);
+
+        let options = Options { rule: run.rule, diagnostics, ..Default::default() };
+        let mut optimizer = Optimizer::new(&self.gpu.device, &self.gpu.queue, options)?;
+        let group = optimizer.add_group(run.hyperparameters())?;
+        for tensor in self.network.tensors() {
+            optimizer.add_parameter(
+                group,
+                Parameter {
+                    label: &tensor.label,
+                    len: tensor.len as u64,
+                    views: Some(Views {
+                        values: View::new(&self.network.parameters, tensor.offset_bytes),
+                        gradients: View::new(&self.network.gradients, tensor.offset_bytes),
+                    }),
+                },
+            )?;
+        }
+        Ok(Session { run: *run, optimizer, group })
+    }
+
+    /// The paper's schedule: constant, then a tenth.
+    fn learning_rate(&self, run: &Run, step: u64) -> f64 {
+        let milestone = (DECAY_AFTER * self.steps() as f64) as u64;
+        schedule::step_decay(run.learning_rate, &[milestone], DECAY_FACTOR, step)
+    }
+
+    /// Submits steps an epoch's number at a time, and records one such submission while the one before it runs: the GPU does not
+    /// wait for the host, and the host does not run far ahead.
+    fn run_steps(
+        &self,
+        session: &mut Session,
+        steps: RangeInclusive<u64>,
+        mut on_submit: impl FnMut(),
+    ) -> Result<(), Box<dyn Error>> {
+        let mut previous = None;
+        for first in steps.clone().step_by(self.steps_per_epoch()) {
+            let last = (first + self.steps_per_epoch() as u64 - 1).min(*steps.end());
+            let submitted = self.submit(session, first..=last)?;
+            if let Some(index) = previous.replace(submitted) {
+                let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
+                self.gpu.device.poll(wait)?;
+            }
+            on_submit();
+        }
+        Ok(())
+    }
+
+    /// Records whole training steps (gather, forward, loss, backward, update) and submits them together.
+    fn submit(
+        &self,
+        session: &mut Session,
+        steps: RangeInclusive<u64>,
+    ) -> Result<wgpu::SubmissionIndex, Box<dyn Error>> {
+        let Session { run, optimizer, group } = session;
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        for step in steps {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            self.gather.record(&mut pass);
+            self.forward.record(&mut pass);
+            self.loss.record(&mut pass);
+            self.backward.record(&mut pass);
+            drop(pass);
+            optimizer.set_learning_rate(*group, self.learning_rate(run, step))?;
+            optimizer.encode(&mut encoder)?;
+        }
+        Ok(self.gpu.queue.submit([encoder.finish()]))
+    }
+
+    /// Part of the test images whose largest logit is that of their label.
+    fn test_accuracy(&self) -> Result<f64, Box<dyn Error>> {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        self.test.record(&mut encoder.begin_compute_pass(&Default::default()));
+        self.gpu.queue.submit([encoder.finish()]);
+        let logits: Vec<f32> = self.gpu.read(self.test.logits())?;
+        let recognised = logits
+            .chunks(CLASSES)
+            .zip(&self.test_labels)
+            .filter(|(logits, label)| largest(logits) == **label as usize)
+            .count();
+        Ok(recognised as f64 / self.test_labels.len() as f64)
+    }
+}
+
+/// The loss of a forward pass: writes `losses[step]` and the gradients that the backward pass starts from, and advances `step`.
+pub fn loss_launch(
+    gpu: &Gpu,
+    step: &wgpu::Buffer,
+    labels: &wgpu::Buffer,
+    forward: &Forward,
+    backward: &Backward,
+    losses: &wgpu::Buffer,
+) -> Launch {
+    gpu.launch(
+        &gpu.kernel("digits.loss", include_str!("loss.wgsl")),
+        [
+            whole(step),
+            whole(labels),
+            whole(forward.logits()),
+            whole(&backward.logit_gradients),
+            whole(losses),
+        ],
+        1,
+    )
+}
+
+/// Index of the largest value.
+fn largest(values: &[f32]) -> usize {
+    let by_value = |a: &usize, b: &usize| values[*a].total_cmp(&values[*b]);
+    (0..values.len()).max_by(by_value).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPOCHS: usize = 2;
+    const BATCH: usize = 256;
+
+    fn losses(trainer: &Trainer<'_>, rule: Rule, beta3: f64, seed: u64) -> Vec<f32> {
+        let run = Run { rule, learning_rate: 0.01, beta3, seed };
+        trainer.train(&run, || ()).unwrap().losses
+    }
+
+    #[test]
+    fn runs_of_one_seed_start_alike_and_go_their_ways() {
+        let gpu = Gpu::open().unwrap();
+        let digits = Digits::load().unwrap();
+        let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
+        let adam = losses(&trainer, Rule::Adam, 0.999, 0);
+        let adamod = losses(&trainer, Rule::AdaMod, 0.999, 0);
+        let other_seed = losses(&trainer, Rule::Adam, 0.999, 1);
+        assert_eq!(adam.len() as u64, trainer.steps());
+        assert_eq!(adam[0], adamod[0]);
+        assert_ne!(adam[1..], adamod[1..]);
+        assert_ne!(adam[0], other_seed[0]);
+        assert!(adam[adam.len() - 1] < adam[0], "{adam:?}");
+    }
+
+    #[test]
+    fn without_beta3_adamod_is_adam() {
+        let gpu = Gpu::open().unwrap();
+        let digits = Digits::load().unwrap();
+        let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
+        let adam = losses(&trainer, Rule::Adam, 0.999, 0);
+        assert_eq!(losses(&trainer, Rule::AdaMod, 0.0, 0), adam);
+    }
+
+    #[test]
+    fn the_windows_of_learning_rates_cover_every_step_once() {
+        let gpu = Gpu::open().unwrap();
+        let digits = Digits::load().unwrap();
+        let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
+        let run = Run { rule: Rule::AdaMod, learning_rate: 0.001, beta3: 0.999, seed: 0 };
+        let windows = trainer.learning_rates(&run).unwrap();
+        let mut next = 1;
+        for Window { steps, rates } in &windows {
+            assert_eq!(steps.0, next);
+            next = steps.1 + 1;
+            let updates = (next - steps.0) * trainer.parameters() as u64;
+            assert_eq!(rates.eta.iter().sum::<u64>(), updates);
+            assert_eq!(rates.bounded.iter().sum::<u64>(), updates);
+        }
+        assert_eq!(next, trainer.steps() + 1);
+    }
+}
