@@ -11,7 +11,7 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::{Grid, Row, Spread, deviation, extent, mean, rate_name, rule_name};
+use crate::report::{Envelope, Grid, Row, deviation, extent, mean, rate_name, rule_name};
 use crate::train::Window;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -126,22 +126,22 @@ fn draw_losses(area: &Area<'_>, grid: &Grid, row: &Row, y_range: Range<f64>) -> 
 /// Draws the losses of one cell; where a run diverged, a cross ends the line.
 fn draw_curve(
     chart: &mut LossChart<'_, '_>,
-    curve: &[Spread],
+    curve: &[Envelope],
     diverged: bool,
     name: String,
     color: RGBColor,
 ) -> Drawn {
     // A loss of exactly 0 has no place on a log axis.
     let floor = chart.y_range().start;
-    let points = |loss: fn(&Spread) -> f64| {
+    let points = |loss: fn(&Envelope) -> f64| {
         let losses = curve.iter().map(loss).enumerate();
         losses.map(|(index, loss)| ((index + 1) as f64, loss.max(floor))).collect::<Vec<_>>()
     };
-    let mut band = points(|spread| spread.greatest);
-    band.extend(points(|spread| spread.least).into_iter().rev());
+    let mut band = points(|runs| runs.greatest);
+    band.extend(points(|runs| runs.least).into_iter().rev());
     chart.draw_series([Polygon::new(band, color.mix(0.18))])?;
 
-    let line = points(|spread| spread.mean);
+    let line = points(|runs| runs.mean);
     // A run that diverged in its first epoch has no line: its cross is in the upper left corner.
     let end = line.last().copied().unwrap_or((1.0, chart.y_range().end));
     let name = if diverged { format!("{name}, diverged") } else { name };

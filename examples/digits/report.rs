@@ -42,6 +42,13 @@ pub struct Cell {
     pub outcomes: Vec<Outcome>,
 }
 
+/// A quantity over the runs of a cell.
+pub struct Envelope {
+    pub least: f64,
+    pub mean: f64,
+    pub greatest: f64,
+}
+
 impl Cell {
     /// Test accuracy of every run. A diverged run recognises nothing: it counts as guessing.
     pub fn accuracies(&self) -> Vec<f64> {
@@ -66,24 +73,15 @@ impl Cell {
         };
         self.outcomes.iter().map(of_run).collect()
     }
-}
 
-/// A quantity over the runs of a cell.
-pub struct Spread {
-    pub least: f64,
-    pub mean: f64,
-    pub greatest: f64,
-}
-
-impl Cell {
     /// Training loss of every epoch that all runs reached.
-    pub fn loss_curve(&self, steps_per_epoch: usize) -> Vec<Spread> {
+    pub fn loss_curve(&self, steps_per_epoch: usize) -> Vec<Envelope> {
         let runs = self.epoch_losses(steps_per_epoch);
         let common = runs.iter().map(Vec::len).min().unwrap_or(0);
         let of_epoch = |epoch: usize| {
             let losses: Vec<f64> = runs.iter().map(|run| run[epoch]).collect();
             let (least, greatest) = extent(losses.iter().copied());
-            Spread { least, mean: mean(&losses), greatest }
+            Envelope { least, mean: mean(&losses), greatest }
         };
         (0..common).map(of_epoch).collect()
     }
