@@ -25,7 +25,8 @@ pub struct PlanLimits {
     pub binding_bytes: u64,
     /// Alignment of a binding's offset: `min_storage_buffer_offset_alignment`.
     pub offset_alignment: u64,
-    /// Chunks of one launch: the square of `max_compute_workgroups_per_dimension`, for a grid of two dimensions.
+    /// Chunks of one launch: a grid of two dimensions (`max_compute_workgroups_per_dimension` squared), and a chunk table within
+    /// one binding.
     pub launch_chunks: u64,
 }
 
@@ -41,7 +42,9 @@ impl PlanLimits {
         Self {
             binding_bytes: bytes / 256 * 256,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(WORD_BYTES),
-            launch_chunks: u64::from(limits.max_compute_workgroups_per_dimension).pow(2),
+            launch_chunks: u64::from(limits.max_compute_workgroups_per_dimension)
+                .pow(2)
+                .min(bytes / size_of::<Chunk>() as u64),
         }
     }
 
