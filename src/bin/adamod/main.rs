@@ -1,6 +1,7 @@
 //! The tool `adamod`: what adapters can do, replaying recorded gradients, and measuring the step.
 
 mod adapter;
+mod bench;
 mod info;
 mod replay;
 mod trace;
@@ -23,6 +24,8 @@ enum Command {
     Info(info::Arguments),
     /// Runs recorded gradients through the optimizer and compares with what is expected.
     Replay(replay::Arguments),
+    /// Measures the step: GPU time beside a copy kernel of the same run, and host time apart.
+    Bench(bench::Arguments),
 }
 
 /// What a subcommand ends with, besides success.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Info(arguments) => info::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,119 @@
+//! Host cost of recording a step, and the step with submit and wait beside a copy of as many bytes.
+
+use std::hint::black_box;
+
+use adamod::{Hyperparameters, Optimizer, Options, Parameter, Rule, View, Views};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+#[allow(dead_code, reason = "the parts for verification are used by `adamod bench` only")]
+#[path = "../src/bin/adamod/bench/kernels.rs"]
+mod kernels;
+
+/// Elements of the steps that are run.
+const ELEMENTS: u64 = 1 << 20;
+/// Elements of each of many tensors.
+const SMALL_ELEMENTS: u64 = 256;
+
+struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+}
+
+impl Gpu {
+    fn new() -> Self {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
+        let instance = wgpu::Instance::new(descriptor);
+        let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect(
+            "no GPU adapter: on Debian or Ubuntu the package mesa-vulkan-drivers gives a software one",
+        );
+        let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .expect("a device within the adapter's limits");
+        Self { device, queue }
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    fn wait(&self) {
+        self.device.poll(wgpu::PollType::wait_indefinitely()).expect("the device answers");
+    }
+
+    /// An optimizer of tensors that lie one after the other in two pools.
+    fn pooled(&self, rule: Rule, tensors: u64, elements: u64) -> Optimizer {
+        let pool = || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("adamod.bench.pool"),
+                size: 4 * tensors * elements,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        };
+        let (values, gradients) = (pool(), pool());
+        let options = Options { rule, ..Options::default() };
+        let mut optimizer = Optimizer::new(&self.device, &self.queue, options).expect("an optimizer");
+        let group = optimizer.add_group(Hyperparameters::default()).expect("default hyperparameters");
+        for tensor in 0..tensors {
+            let offset = 4 * tensor * elements;
+            let views =
+                Views { values: View::new(&values, offset), gradients: View::new(&gradients, offset) };
+            let label = &format!("tensor.{tensor}");
+            optimizer
+                .add_parameter(group, Parameter { label, len: elements, views: Some(views) })
+                .expect("a parameter within its pool");
+        }
+        optimizer
+    }
+}
+
+/// Records a steady step, and drops what was recorded.
+fn record(c: &mut Criterion) {
+    let gpu = Gpu::new();
+    let mut group = c.benchmark_group("record");
+    for tensors in [1, 148, 10_000] {
+        let mut optimizer = gpu.pooled(Rule::AdaMod, tensors, SMALL_ELEMENTS);
+        optimizer.step().expect("the first step, which makes state and tables");
+        gpu.wait();
+        group.bench_with_input(BenchmarkId::from_parameter(tensors), &tensors, |b, _| {
+            b.iter(|| {
+                let mut encoder = gpu.encoder();
+                optimizer.encode(&mut encoder).expect("a step");
+                black_box(encoder.finish())
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Submits a step and waits for it, beside a copy of as many bytes.
+fn step(c: &mut Criterion) {
+    let gpu = Gpu::new();
+    let mut group = c.benchmark_group("step");
+    group.sample_size(10);
+    for (name, rule) in [("adamod", Rule::AdaMod), ("adam", Rule::Adam), ("sgd", Rule::Sgd)] {
+        let bytes = ELEMENTS * u64::from(rule.bytes_per_parameter());
+        group.throughput(Throughput::Bytes(bytes));
+        let mut optimizer = gpu.pooled(rule, 1, ELEMENTS);
+        group.bench_function(BenchmarkId::new(name, ELEMENTS), |b| {
+            b.iter(|| {
+                optimizer.step().expect("a step");
+                gpu.wait();
+            });
+        });
+        let copy = kernels::Copy::new(&gpu.device, &gpu.queue, bytes);
+        group.bench_function(BenchmarkId::new("copy", format!("{bytes} bytes")), |b| {
+            b.iter(|| {
+                let mut encoder = gpu.encoder();
+                copy.dispatch(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
+                gpu.queue.submit([encoder.finish()]);
+                gpu.wait();
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, record, step);
+criterion_main!(benches);

@@ -1,0 +1,20 @@
+// A plain copy in words of four elements: the measure of what a device's memory can move. Half of its bytes are read, half
+// written.
+
+const LANES = 256u;
+
+@group(0) @binding(0) var<storage, read> source: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> destination: array<vec4<u32>>;
+
+// The grid has two dimensions where one is too short, so its last row may reach past the end.
+@compute @workgroup_size(LANES)
+fn copy(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+    if index < arrayLength(&destination) {
+        destination[index] = source[index];
+    }
+}

@@ -1,0 +1,275 @@
+//! `adamod bench`: how fast a step is on an adapter, beside kernels that only move its bytes.
+//!
+//! A group of variants is measured in rounds: in each, a copy of as many bytes, a stream kernel with the step's traffic and the
+//! steps themselves run in turn, so that ratios hold on a machine that does other things too. Host time is taken apart, with
+//! an idle device. What was timed is then compared with the f64 reference; a difference ends the bench with an error.
+
+mod clock;
+mod engine;
+mod error;
+mod kernels;
+mod models;
+mod report;
+mod statistics;
+mod suites;
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use clap::builder::RangedU64ValueParser;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::Failure;
+use crate::adapter::AdapterChoice;
+use clock::{Counted, Effort, Machine, Timing, Work};
+use engine::Engine;
+use error::BenchError;
+use kernels::{Copy, Stream};
+use report::{Measurement, Report, Series};
+use statistics::Summary;
+use suites::{Group, Sizes, Suite};
+
+/// Measure the step: GPU time beside a copy kernel of the same run, and host time apart.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    adapter: AdapterChoice,
+    /// What to measure; repeatable. Without it, a quick selection of everything.
+    #[arg(long = "suite", value_enum, value_name = "NAME")]
+    suites: Vec<Suite>,
+    /// Largest case of `roofline` and of `modes`, in elements; by default what suits the type of adapter.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=1 << 34))]
+    max_elements: Option<u64>,
+    /// Models at their own width on a software adapter, too.
+    #[arg(long)]
+    full: bool,
+    /// Rounds of each measurement; by default as many as fit into --seconds, at least 7.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: Option<u32>,
+    /// Time of each measurement [default: 1, or 0.4 for the quick selection].
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// What time is taken with [default: timestamps where the adapter has them].
+    #[arg(long, value_enum)]
+    timing: Option<Timing>,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if !(seconds > 0.0 && seconds <= 3_600.0) {
+        return Err("needed is a time above 0 and at most 3600".into());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Bytes that are copied before every pass on a GPU: more than any cache of today.
+const FLUSH_BYTES: u64 = 512 << 20;
+
+/// Runs the suites on an adapter and prints the report.
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (adapter, device, queue) =
+        arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY).map_err(Failure::Machine)?;
+    let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
+    let quick = arguments.suites.is_empty();
+    let sizes = Sizes {
+        most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(machine.info.device_type)),
+        quick,
+        full: arguments.full,
+        is_cpu: machine.is_cpu(),
+    };
+    let effort = Effort {
+        rounds: arguments.rounds,
+        time: arguments.seconds.unwrap_or(Duration::from_millis(if quick { 400 } else { 1_000 })),
+    };
+    let groups: Vec<Group> = Suite::ALL
+        .into_iter()
+        .filter(|suite| quick || arguments.suites.contains(suite))
+        .flat_map(|suite| suites::groups(suite, sizes))
+        .collect();
+
+    // Hidden where stderr is no terminal.
+    let progress = ProgressBar::new(groups.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
+        progress.set_style(style);
+    }
+    let mut results = Vec::new();
+    for group in &groups {
+        progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
+        results.extend(measure(&machine, group, effort)?);
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+
+    let wgpu::AdapterInfo { name, driver, driver_info, backend, device_type, .. } = &machine.info;
+    let report = Report {
+        adapter: name.clone(),
+        driver: format!("{driver} {driver_info}").trim().to_owned(),
+        backend: backend.to_string(),
+        device_type: format!("{device_type:?}"),
+        timing: match machine.timing {
+            Timing::Timestamps => "timestamps",
+            Timing::Wall => "wall",
+        },
+        cache: if machine.flush.is_some() { "cold" } else { "warm" },
+        results,
+    };
+    print(&report, arguments.json)?;
+    Ok(())
+}
+
+fn print(report: &Report, json: bool) -> Result<(), BenchError> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, report)?;
+        writeln!(out)?;
+    } else {
+        report.print(&mut out)?;
+    }
+    Ok(())
+}
+
+/// How time is taken on a device, and how its caches are treated.
+fn machine(
+    timing: Option<Timing>,
+    info: wgpu::AdapterInfo,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+) -> Result<Machine, BenchError> {
+    let has_timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+    let timing = match timing {
+        Some(Timing::Timestamps) if !has_timestamps => {
+            return Err(BenchError::NoTimestamps { adapter: info.name });
+        }
+        Some(timing) => timing,
+        None if has_timestamps => Timing::Timestamps,
+        None => Timing::Wall,
+    };
+    let mut machine = Machine { device, queue, info, timing, flush: None };
+    // A software adapter's caches are the CPU's; filling them would take longer than what is measured.
+    if !machine.is_cpu() {
+        let flush = machine
+            .catch("flushing the caches", || Ok(Copy::new(&machine.device, &machine.queue, FLUSH_BYTES)))?;
+        machine.flush = Some(flush);
+    }
+    Ok(machine)
+}
+
+/// A case takes 20 bytes an element for the step, as many for the stream kernel and 36 for the copy.
+fn default_elements(device_type: wgpu::DeviceType) -> u64 {
+    match device_type {
+        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => 1 << 26,
+        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 24,
+        wgpu::DeviceType::Cpu => 1 << 23,
+    }
+}
+
+/// Measures and verifies the variants of a group.
+fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measurement>, BenchError> {
+    let Machine { device, queue, .. } = machine;
+    let suite = group.suite.name();
+    let elements = group.parameters();
+    let rule = group.variants[0].mode.rule;
+    let bytes = elements * u64::from(rule.bytes_per_parameter());
+    let name = |case: &str| format!("{suite}, {case}");
+
+    let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {
+        let copy = Counted { kernel: Copy::new(device, queue, bytes), runs: 0 };
+        let stream = Counted { kernel: Stream::new(device, queue, elements, rule.states()), runs: 0 };
+        let engines = group
+            .variants
+            .iter()
+            .map(|variant| Engine::new(machine, variant.mode, variant.placement, &variant.lengths));
+        Ok((copy, stream, engines.collect::<Result<Vec<_>, _>>()?))
+    })?;
+
+    let mut works: Vec<&mut dyn Work> = vec![&mut copy, &mut stream];
+    works.extend(engines.iter_mut().map(|engine| engine as &mut dyn Work));
+    let seconds = machine.measure(&mut works, effort)?;
+    let copy_series = Series { bytes: copy.kernel.bytes(), seconds: &seconds[0] };
+    let stream_series = Series { bytes: stream.kernel.bytes(), seconds: &seconds[1] };
+    let wrong = |case: &str, difference| BenchError::Wrong { case: name(case), difference };
+    verify_copy(machine, &copy).map_err(|difference| wrong("copy", difference))?;
+    verify_stream(machine, &stream).map_err(|difference| wrong("stream", difference))?;
+
+    let mut results = Vec::with_capacity(engines.len());
+    for ((variant, engine), seconds) in group.variants.iter().zip(&mut engines).zip(&seconds[2..]) {
+        let (record, submit) = machine.measure_host(engine, effort)?;
+        let mode = engine.mode().name();
+        let verified_elements = engine
+            .verify(machine)
+            .map_err(|difference| wrong(&format!("{}, {mode}", variant.case), difference))?;
+        let series = Series { bytes, seconds };
+        let summary = Summary::of(seconds);
+        results.push(Measurement {
+            suite,
+            case: variant.case.clone(),
+            mode,
+            tensors: engine.tensors(),
+            parameters: engine.parameters(),
+            bytes_per_parameter: rule.bytes_per_parameter(),
+            rounds: seconds.len(),
+            ms_median: 1e3 * summary.median,
+            ms_min: 1e3 * summary.min,
+            ms_lower_quartile: 1e3 * summary.lower_quartile,
+            ms_upper_quartile: 1e3 * summary.upper_quartile,
+            gb_per_s: series.gb_per_s(),
+            copy_gb_per_s: copy_series.gb_per_s(),
+            stream_gb_per_s: stream_series.gb_per_s(),
+            fraction_of_copy: series.fraction_of(copy_series),
+            fraction_of_stream: series.fraction_of(stream_series),
+            host_us_median: 1e6 * Summary::of(&submit).median,
+            host_record_us_median: 1e6 * Summary::of(&record).median,
+            verified_elements,
+        });
+    }
+    Ok(results)
+}
+
+/// Elements at the start and the end of a buffer that are looked at.
+const SAMPLE_ELEMENTS: u64 = 1_024;
+
+/// First element and contents of samples of a buffer.
+fn samples(machine: &Machine, buffer: &wgpu::Buffer) -> Result<Vec<(u64, Vec<u32>)>, String> {
+    let elements = buffer.size() / 4;
+    let sample = SAMPLE_ELEMENTS.min(elements);
+    [0, elements - sample]
+        .into_iter()
+        .map(|start| {
+            let words =
+                machine.read(&[(buffer, 4 * start, 4 * sample)]).map_err(|error| error.to_string())?;
+            Ok((start, words))
+        })
+        .collect()
+}
+
+fn verify_copy(machine: &Machine, copy: &Counted<Copy>) -> Result<(), String> {
+    for buffer in copy.kernel.destinations() {
+        for (start, words) in samples(machine, buffer)? {
+            for (element, got) in (start..).zip(words) {
+                let expected = Copy::content(element);
+                if got != expected {
+                    return Err(format!("element {element} is {got:#x}, expected {expected:#x}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every run adds 1, exactly.
+fn verify_stream(machine: &Machine, stream: &Counted<Stream>) -> Result<(), String> {
+    let expected = stream.runs as f32;
+    for buffer in stream.kernel.written() {
+        for (start, words) in samples(machine, buffer)? {
+            for (element, got) in (start..).zip(words.into_iter().map(f32::from_bits)) {
+                if got != expected {
+                    return Err(format!("element {element} is {got}, expected {expected}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}

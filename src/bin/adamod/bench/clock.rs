@@ -1,0 +1,353 @@
+//! What time is taken with, and the rounds in which works are measured in turn.
+
+use std::time::{Duration, Instant};
+
+use super::error::BenchError;
+use super::kernels::{Copy, Stream};
+
+/// Where a time comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Timing {
+    /// The GPU's own clock, at the start and the end of a pass.
+    Timestamps,
+    /// The host's clock, from submit to the end of waiting: includes what submitting costs.
+    Wall,
+}
+
+/// A device to measure on.
+#[derive(Debug)]
+pub struct Machine {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub info: wgpu::AdapterInfo,
+    pub timing: Timing,
+    /// Fills the caches with something else before every work, so that each finds its data in memory.
+    pub flush: Option<Copy>,
+}
+
+/// Two timestamps to be written around a work.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    queries: &'a wgpu::QuerySet,
+    first: u32,
+}
+
+impl<'a> Span<'a> {
+    /// For a pass that is the work.
+    pub fn around(self) -> wgpu::ComputePassTimestampWrites<'a> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: self.queries,
+            beginning_of_pass_write_index: Some(self.first),
+            end_of_pass_write_index: Some(self.first + 1),
+        }
+    }
+
+    /// For an empty pass before the work.
+    pub fn before(self) -> wgpu::ComputePassTimestampWrites<'a> {
+        wgpu::ComputePassTimestampWrites {
+            beginning_of_pass_write_index: None,
+            end_of_pass_write_index: Some(self.first),
+            ..self.around()
+        }
+    }
+
+    /// For an empty pass after the work.
+    pub fn after(self) -> wgpu::ComputePassTimestampWrites<'a> {
+        wgpu::ComputePassTimestampWrites {
+            beginning_of_pass_write_index: Some(self.first + 1),
+            end_of_pass_write_index: None,
+            ..self.around()
+        }
+    }
+}
+
+/// Something to be timed.
+pub trait Work {
+    /// Its name, for messages.
+    fn name(&self) -> String;
+    /// Records it once, with timestamps around it where there is a span.
+    fn record(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        span: Option<Span<'_>>,
+    ) -> Result<(), BenchError>;
+}
+
+/// A kernel that is a pass of its own, and how often it ran.
+#[derive(Debug)]
+pub struct Counted<K> {
+    pub kernel: K,
+    pub runs: u32,
+}
+
+impl Work for Counted<Copy> {
+    fn name(&self) -> String {
+        "the copy kernel".into()
+    }
+
+    fn record(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        span: Option<Span<'_>>,
+    ) -> Result<(), BenchError> {
+        self.kernel.dispatch(&mut begin_pass(encoder, span.map(Span::around)));
+        self.runs += 1;
+        Ok(())
+    }
+}
+
+impl Work for Counted<Stream> {
+    fn name(&self) -> String {
+        "the stream kernel".into()
+    }
+
+    fn record(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        span: Option<Span<'_>>,
+    ) -> Result<(), BenchError> {
+        self.kernel.dispatch(&mut begin_pass(encoder, span.map(Span::around)));
+        self.runs += 1;
+        Ok(())
+    }
+}
+
+/// How long to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Rounds, if they are given.
+    pub rounds: Option<u32>,
+    /// Else rounds are added until this time has passed.
+    pub time: Duration,
+}
+
+impl Effort {
+    /// Rounds that every measurement has at the least, and at the most.
+    const LEAST_ROUNDS: u32 = 7;
+    const MOST_ROUNDS: u32 = 256;
+    /// Rounds before the first that counts: pipelines and state are made in them.
+    const WARM_UP: u32 = 2;
+
+    fn is_done(&self, rounds: u32, since: Instant) -> bool {
+        match self.rounds {
+            Some(wanted) => rounds >= wanted,
+            None => {
+                let late = rounds >= Self::LEAST_ROUNDS && since.elapsed() >= self.time;
+                late || rounds >= Self::MOST_ROUNDS
+            }
+        }
+    }
+}
+
+/// A compute pass of the bench's own.
+pub fn begin_pass<'a>(
+    encoder: &'a mut wgpu::CommandEncoder,
+    timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
+) -> wgpu::ComputePass<'a> {
+    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("adamod.bench"), timestamp_writes })
+}
+
+impl Machine {
+    pub fn is_cpu(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.bench") })
+    }
+
+    /// Submits and waits.
+    fn finish(&self, encoder: wgpu::CommandEncoder) -> Result<(), BenchError> {
+        self.queue.submit([encoder.finish()]);
+        self.device.poll(wgpu::PollType::wait_indefinitely())?;
+        Ok(())
+    }
+
+    fn record_flush(&self, encoder: &mut wgpu::CommandEncoder) {
+        if let Some(flush) = &self.flush {
+            flush.dispatch(&mut begin_pass(encoder, None));
+        }
+    }
+
+    /// Seconds of each work in each round. Works take turns, and each round starts with another one, so that whatever else
+    /// the machine does meets all of them alike.
+    pub fn measure(&self, works: &mut [&mut dyn Work], effort: Effort) -> Result<Vec<Vec<f64>>, BenchError> {
+        let mut series = vec![Vec::new(); works.len()];
+        for warm_up in 0..Effort::WARM_UP {
+            self.round(works, warm_up as usize, None)?;
+        }
+        let timestamps = match self.timing {
+            Timing::Timestamps => Some(Timestamps::new(&self.device, works.len() as u32)),
+            Timing::Wall => None,
+        };
+        let since = Instant::now();
+        let mut rounds = 0;
+        while !effort.is_done(rounds, since) {
+            let seconds = self.round(works, rounds as usize, timestamps.as_ref())?;
+            for (series, seconds) in series.iter_mut().zip(seconds) {
+                series.push(seconds);
+            }
+            rounds += 1;
+        }
+        Ok(series)
+    }
+
+    /// One round, starting with work `first` (modulo their number); without timestamps by the wall clock.
+    fn round(
+        &self,
+        works: &mut [&mut dyn Work],
+        first: usize,
+        timestamps: Option<&Timestamps>,
+    ) -> Result<Vec<f64>, BenchError> {
+        let count = works.len();
+        let order = (0..count).map(|turn| (first + turn) % count);
+        let Some(timestamps) = timestamps else {
+            let mut seconds = vec![0.0; works.len()];
+            for index in order {
+                if self.flush.is_some() {
+                    let mut encoder = self.encoder();
+                    self.record_flush(&mut encoder);
+                    self.finish(encoder)?;
+                }
+                let mut encoder = self.encoder();
+                works[index].record(&mut encoder, None)?;
+                let start = Instant::now();
+                self.finish(encoder)?;
+                seconds[index] = start.elapsed().as_secs_f64();
+            }
+            return Ok(seconds);
+        };
+        let mut encoder = self.encoder();
+        for index in order {
+            self.record_flush(&mut encoder);
+            let span = Span { queries: &timestamps.queries, first: 2 * index as u32 };
+            works[index].record(&mut encoder, Some(span))?;
+        }
+        timestamps.resolve(&mut encoder);
+        self.queue.submit([encoder.finish()]);
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&self.map(&timestamps.readable)?);
+        timestamps.readable.unmap();
+        let period_seconds = f64::from(self.queue.get_timestamp_period()) * 1e-9;
+        ticks
+            .chunks_exact(2)
+            .zip(works)
+            .map(|(span, work)| match span[1].wrapping_sub(span[0]) as i64 {
+                ticks if ticks > 0 => Ok(ticks as f64 * period_seconds),
+                ticks => Err(BenchError::Timestamps { work: work.name(), ticks }),
+            })
+            .collect()
+    }
+
+    /// Seconds that the host takes to record a steady step, and to record and submit it; the device is idle in between.
+    pub fn measure_host(
+        &self,
+        work: &mut dyn Work,
+        effort: Effort,
+    ) -> Result<(Vec<f64>, Vec<f64>), BenchError> {
+        let (mut record, mut submit) = (Vec::new(), Vec::new());
+        let since = Instant::now();
+        while !effort.is_done(record.len() as u32, since) {
+            let start = Instant::now();
+            let mut encoder = self.encoder();
+            work.record(&mut encoder, None)?;
+            let commands = encoder.finish();
+            record.push(start.elapsed().as_secs_f64());
+            self.queue.submit([commands]);
+            submit.push(start.elapsed().as_secs_f64());
+            self.device.poll(wgpu::PollType::wait_indefinitely())?;
+        }
+        Ok((record, submit))
+    }
+
+    /// Reads ranges of buffers: byte offset and number of bytes, multiples of 4.
+    pub fn read(&self, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Result<Vec<u32>, BenchError> {
+        let bytes = ranges.iter().map(|(_, _, bytes)| bytes).sum();
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("adamod.bench.read"),
+            size: bytes,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.encoder();
+        let mut at = 0;
+        for &(buffer, offset, bytes) in ranges {
+            encoder.copy_buffer_to_buffer(buffer, offset, &staging, at, bytes);
+            at += bytes;
+        }
+        self.queue.submit([encoder.finish()]);
+        Ok(bytemuck::pod_collect_to_vec(&self.map(&staging)?))
+    }
+
+    fn map(&self, buffer: &wgpu::Buffer) -> Result<wgpu::BufferView, BenchError> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver lives until the end of this function.
+            let _ = sender.send(result);
+        });
+        self.device.poll(wgpu::PollType::wait_indefinitely())?;
+        match receiver.try_recv() {
+            Ok(Ok(())) => buffer.get_mapped_range(..).map_err(|_| BenchError::Map),
+            _ => Err(BenchError::Map),
+        }
+    }
+
+    /// Runs `make`, and returns what wgpu refused in it.
+    pub fn catch<T>(
+        &self,
+        case: &str,
+        make: impl FnOnce() -> Result<T, BenchError>,
+    ) -> Result<T, BenchError> {
+        let scopes =
+            [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation]
+                .map(|filter| self.device.push_error_scope(filter));
+        let made = make();
+        let mut refused = None;
+        // Scopes are a stack: the last one pushed is popped first.
+        for scope in scopes.into_iter().rev() {
+            let error = pollster::block_on(scope.pop());
+            refused = refused.or(error);
+        }
+        match refused {
+            Some(source) => Err(BenchError::Resource { case: case.into(), source }),
+            None => made,
+        }
+    }
+}
+
+/// Two queries a work.
+#[derive(Debug)]
+struct Timestamps {
+    queries: wgpu::QuerySet,
+    count: u32,
+    resolved: wgpu::Buffer,
+    readable: wgpu::Buffer,
+}
+
+impl Timestamps {
+    fn new(device: &wgpu::Device, works: u32) -> Self {
+        let count = 2 * works;
+        let buffer = |usage| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("adamod.bench.timestamps"),
+                size: u64::from(count) * u64::from(wgpu::QUERY_SIZE),
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        Self {
+            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("adamod.bench.timestamps"),
+                ty: wgpu::QueryType::Timestamp,
+                count,
+            }),
+            count,
+            resolved: buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
+            readable: buffer(wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ),
+        }
+    }
+
+    fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.resolve_query_set(&self.queries, 0..self.count, &self.resolved, 0);
+        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.readable, 0, self.readable.size());
+    }
+}

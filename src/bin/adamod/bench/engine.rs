@@ -1,0 +1,417 @@
+//! A training engine's side of a step: tensors in buffers, gradients that stay as they are, and the check of what came out.
+
+use adamod::reference::Reference;
+use adamod::{
+    Diagnostics, Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Rule, Update, View,
+    Views,
+};
+
+use super::clock::{Machine, Span, Work, begin_pass};
+use super::error::BenchError;
+
+/// What is computed, in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    pub rule: Rule,
+    pub diagnostics: Diagnostics,
+}
+
+impl Mode {
+    /// AdaMod without diagnostics.
+    pub const ADAMOD: Self = Self { rule: Rule::AdaMod, diagnostics: Diagnostics::Off };
+
+    /// Its name: `adamod-f32`, `adam-f32+learning-rates`.
+    pub fn name(self) -> String {
+        let rule = match self.rule {
+            Rule::AdaMod => "adamod-f32",
+            Rule::Adam => "adam-f32",
+            Rule::Sgd => "sgd-f32",
+        };
+        let diagnostics = match self.diagnostics {
+            Diagnostics::Off => "",
+            Diagnostics::LearningRates => "+learning-rates",
+        };
+        format!("{rule}{diagnostics}")
+    }
+}
+
+/// Where tensors lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// All values in one buffer, all gradients in another.
+    TwoPools,
+    /// The same, with tensors that start between multiples of 16 bytes.
+    Unaligned,
+    /// Values and gradients in turn in one buffer.
+    OnePool,
+    /// Two buffers a tensor.
+    OwnBuffers,
+    /// Two pools; gradients lie elsewhere in every other step, and views are handed over at each.
+    Moving,
+}
+
+/// Buffer and byte offset.
+type Place = (usize, u64);
+
+/// Pools start tensors at multiples of this, so that every access is in words.
+const ALIGNMENT_BYTES: u64 = 16;
+/// Elements of a sample.
+const SAMPLE_ELEMENTS: u64 = 256;
+/// Tensors of which samples are taken.
+const SAMPLED_TENSORS: usize = 16;
+/// State is read back whole, so it is checked in tensors up to this size only.
+const MOST_STATE_ELEMENTS: u64 = 1 << 24;
+/// Uploads are cut into pieces, so that they need little staging memory.
+const UPLOAD_ELEMENTS: usize = 4 << 20;
+
+/// Tensors, their optimizer, and how they are stepped.
+#[derive(Debug)]
+pub struct Engine {
+    optimizer: Optimizer,
+    mode: Mode,
+    placement: Placement,
+    buffers: Vec<wgpu::Buffer>,
+    tensors: Vec<Tensor>,
+    /// Steps recorded, which decide where moving gradients lie.
+    recorded: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tensor {
+    id: ParameterId,
+    len: u64,
+    values: Place,
+    /// Where the gradient lies in even steps and in odd ones; only moving ones have two places.
+    gradients: [Place; 2],
+}
+
+impl Engine {
+    /// Tensors of these lengths, filled and registered.
+    pub fn new(
+        machine: &Machine,
+        mode: Mode,
+        placement: Placement,
+        lengths: &[u64],
+    ) -> Result<Self, BenchError> {
+        let Machine { device, queue, .. } = machine;
+        let (places, sizes) = place(placement, lengths);
+        let buffers: Vec<_> = sizes
+            .iter()
+            .map(|&size| {
+                device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("adamod.bench.tensors"),
+                    size,
+                    usage: wgpu::BufferUsages::STORAGE
+                        | wgpu::BufferUsages::COPY_SRC
+                        | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                })
+            })
+            .collect();
+        fill(machine, &buffers, &places, lengths)?;
+
+        let Mode { rule, diagnostics } = mode;
+        let mut optimizer =
+            Optimizer::new(device, queue, Options { rule, diagnostics, ..Options::default() })?;
+        let group = optimizer.add_group(Hyperparameters::default())?;
+        let mut tensors = Vec::with_capacity(lengths.len());
+        for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
+            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset);
+            let views = Views { values: view(values), gradients: view(gradients[0]) };
+            let label = format!("tensor.{index}");
+            let views = (placement != Placement::Moving).then_some(views);
+            let id = optimizer.add_parameter(group, Parameter { label: &label, len, views })?;
+            tensors.push(Tensor { id, len, values, gradients });
+        }
+        Ok(Self { optimizer, mode, placement, buffers, tensors, recorded: 0 })
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Elements of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.len).sum()
+    }
+
+    pub fn tensors(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Compares samples of values and states with the f64 reference; tells how many elements were compared.
+    pub fn verify(&self, machine: &Machine) -> Result<u64, String> {
+        let stride = self.tensors.len().div_ceil(SAMPLED_TENSORS);
+        let last = self.tensors.len() - 1;
+        let sampled = (0..last).step_by(stride).chain([last]);
+        let mut compared = 0;
+        for index in sampled {
+            compared += self.verify_tensor(machine, index)?;
+        }
+        Ok(compared)
+    }
+
+    fn verify_tensor(&self, machine: &Machine, index: usize) -> Result<u64, String> {
+        let Tensor { id, len, values: (buffer, offset), .. } = self.tensors[index];
+        let steps = self.optimizer.step_count(id).unwrap_or(0);
+        if steps != self.recorded as u64 {
+            return Err(format!("tensor {index} has taken {steps} steps of {}", self.recorded));
+        }
+        let elements = SAMPLE_ELEMENTS.min(len);
+        let mut starts = vec![0, (len - elements) / 2, len - elements];
+        starts.dedup();
+        let state = if len <= MOST_STATE_ELEMENTS {
+            let state = self.optimizer.read_state_blocking(id);
+            state.map_err(|error| format!("tensor {index}: {error}"))?.tensors
+        } else {
+            Vec::new()
+        };
+        let tolerance = Tolerance::after(steps);
+        // States keep their sign while gradients do, so their errors are relative to them.
+        let state_tolerance = Tolerance { absolute: 1e-12, ..tolerance };
+        for &start in &starts {
+            let range = (&self.buffers[buffer], offset + 4 * start, 4 * elements);
+            let words = machine.read(&[range]).map_err(|error| error.to_string())?;
+            let got: &[f32] = bytemuck::cast_slice(&words);
+            let expected = self.expected(index as u64, start..start + elements, steps);
+            let context =
+                |what: &str, difference| format!("tensor {index}, step {steps}, {what}: {difference}");
+            tolerance
+                .check(start, got, expected.values(0))
+                .map_err(|difference| context("values", difference))?;
+            for ((name, got), expected) in state.iter().zip(expected.state(0)) {
+                let got = &got[start as usize..(start + elements) as usize];
+                state_tolerance
+                    .check(start, got, expected)
+                    .map_err(|difference| context(name, difference))?;
+            }
+        }
+        Ok(starts.len() as u64 * elements)
+    }
+
+    /// The f64 twin of a part of a tensor.
+    fn expected(&self, tensor: u64, elements: std::ops::Range<u64>, steps: u64) -> Reference<f64> {
+        let mut reference = Reference::new(self.mode.rule, Formula::default());
+        let group = reference.add_group(Hyperparameters::default());
+        let values = elements.clone().map(|element| f64::from(value(tensor, element))).collect();
+        let gradients: Vec<_> = elements.map(|element| f64::from(gradient(tensor, element))).collect();
+        reference.add_parameter(group, values);
+        for _ in 0..steps {
+            reference.step(&[Some(&gradients)]);
+        }
+        reference
+    }
+}
+
+impl Work for Engine {
+    fn name(&self) -> String {
+        format!("the {} step", self.mode.name())
+    }
+
+    fn record(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        span: Option<Span<'_>>,
+    ) -> Result<(), BenchError> {
+        if self.placement == Placement::Moving {
+            // `encode_views` has a pass of its own, so empty ones before and after it take the time.
+            if let Some(span) = span {
+                drop(begin_pass(encoder, Some(span.before())));
+            }
+            let turn = self.recorded % 2;
+            // The optimizer is borrowed apart from the buffers.
+            let Self { optimizer, buffers, tensors, .. } = self;
+            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset);
+            let updates: Vec<_> = tensors
+                .iter()
+                .map(|tensor| Update {
+                    parameter: tensor.id,
+                    views: Views { values: view(tensor.values), gradients: view(tensor.gradients[turn]) },
+                })
+                .collect();
+            optimizer.encode_views(encoder, &updates)?;
+            if let Some(span) = span {
+                drop(begin_pass(encoder, Some(span.after())));
+            }
+        } else {
+            let mut pass = begin_pass(encoder, span.map(Span::around));
+            self.optimizer.encode_in_pass(&mut pass)?;
+        }
+        self.recorded += 1;
+        Ok(())
+    }
+}
+
+/// Where each tensor's values and gradients lie, and the bytes of each buffer.
+fn place(placement: Placement, lengths: &[u64]) -> (Vec<(Place, [Place; 2])>, Vec<u64>) {
+    let mut sizes: Vec<u64> = Vec::new();
+    let shift = if placement == Placement::Unaligned { 4 } else { 0 };
+    let mut take = |buffer: usize, len: u64| {
+        if sizes.len() <= buffer {
+            sizes.resize(buffer + 1, 0);
+        }
+        let offset = sizes[buffer].next_multiple_of(ALIGNMENT_BYTES) + shift;
+        sizes[buffer] = offset + 4 * len;
+        (buffer, offset)
+    };
+    let mut places: Vec<_> = lengths
+        .iter()
+        .enumerate()
+        .map(|(index, &len)| {
+            let (values, gradients) = match placement {
+                Placement::TwoPools | Placement::Unaligned | Placement::Moving => (0, 1),
+                Placement::OnePool => (0, 0),
+                Placement::OwnBuffers => (2 * index, 2 * index + 1),
+            };
+            let values = take(values, len);
+            (values, [take(gradients, len); 2])
+        })
+        .collect();
+    if placement == Placement::Moving {
+        // The second places are in reverse order, so that every tensor moves by another distance.
+        for ((_, gradients), &len) in places.iter_mut().zip(lengths).rev() {
+            gradients[1] = take(1, len);
+        }
+    }
+    for size in &mut sizes {
+        *size = size.next_multiple_of(ALIGNMENT_BYTES);
+    }
+    (places, sizes)
+}
+
+/// Writes values and gradients, a buffer at a time.
+fn fill(
+    machine: &Machine,
+    buffers: &[wgpu::Buffer],
+    places: &[(Place, [Place; 2])],
+    lengths: &[u64],
+) -> Result<(), BenchError> {
+    let mut contents: Vec<Vec<(u64, usize, fn(u64, u64) -> f32)>> = vec![Vec::new(); buffers.len()];
+    for (index, &(values, gradients)) in places.iter().enumerate() {
+        contents[values.0].push((values.1, index, value));
+        for gradients in gradients {
+            contents[gradients.0].push((gradients.1, index, gradient));
+        }
+    }
+    for (buffer, contents) in buffers.iter().zip(contents) {
+        let mut image = vec![0.0_f32; (buffer.size() / 4) as usize];
+        for (offset, tensor, element_of) in contents {
+            let start = (offset / 4) as usize;
+            for (element, to) in (0..lengths[tensor]).zip(&mut image[start..]) {
+                *to = element_of(tensor as u64, element);
+            }
+        }
+        for (piece, elements) in image.chunks(UPLOAD_ELEMENTS).enumerate() {
+            let offset = 4 * (piece * UPLOAD_ELEMENTS) as u64;
+            machine.queue.write_buffer(buffer, offset, bytemuck::cast_slice(elements));
+            if elements.len() == UPLOAD_ELEMENTS {
+                machine.queue.submit([]);
+                machine.device.poll(wgpu::PollType::wait_indefinitely())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An element's first value, in [-1, 1).
+fn value(tensor: u64, element: u64) -> f32 {
+    uniform(tensor << 40 ^ element << 1)
+}
+
+/// An element's gradient at every step, in [-1, 1).
+fn gradient(tensor: u64, element: u64) -> f32 {
+    uniform(tensor << 40 ^ element << 1 ^ 1)
+}
+
+/// SplitMix64's output function (Steele, Lea and Flood 2014), as a float of 24 bits.
+fn uniform(seed: u64) -> f32 {
+    let mut z = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    (z >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+/// Largest allowed difference: `absolute + relative * |expected|`.
+#[derive(Clone, Copy, Debug)]
+struct Tolerance {
+    absolute: f64,
+    relative: f64,
+}
+
+impl Tolerance {
+    /// Rounding errors of f32 add up with the steps.
+    fn after(steps: u64) -> Self {
+        let steps = steps as f64;
+        Self { absolute: 1e-9 + 1e-7 * steps.sqrt(), relative: 1e-5 + 1e-7 * steps }
+    }
+
+    /// The first element past the tolerance, if any. NaN is past every tolerance.
+    fn check(self, start: u64, got: &[f32], expected: &[f64]) -> Result<(), String> {
+        for ((element, &got), &expected) in (start..).zip(got).zip(expected) {
+            let difference = (f64::from(got) - expected).abs();
+            let allowed = self.absolute + self.relative * expected.abs();
+            let holds = difference <= allowed;
+            if !holds {
+                return Err(format!(
+                    "element {element} is {got:e}, expected {expected:e} within {allowed:e}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_never_overlap() {
+        let lengths = [5, 1_024, 3, 1];
+        for placement in [
+            Placement::TwoPools,
+            Placement::Unaligned,
+            Placement::OnePool,
+            Placement::OwnBuffers,
+            Placement::Moving,
+        ] {
+            let (places, sizes) = place(placement, &lengths);
+            let mut ranges: Vec<_> = places
+                .iter()
+                .zip(lengths)
+                .flat_map(|((values, [even, odd]), len)| {
+                    [values, even, odd].map(|&(buffer, offset)| (buffer, offset, offset + 4 * len))
+                })
+                .collect();
+            ranges.sort_unstable();
+            // Only moving gradients have two places; those of the others are one.
+            ranges.dedup();
+            let expected = if placement == Placement::Moving { 12 } else { 8 };
+            assert_eq!(ranges.len(), expected, "{placement:?}");
+            for pair in ranges.windows(2) {
+                assert!(pair[0].0 != pair[1].0 || pair[0].2 <= pair[1].1, "{placement:?}");
+            }
+            for (buffer, offset, end) in ranges {
+                assert!(end <= sizes[buffer], "{placement:?}");
+                assert_eq!(offset % 16 == 4, placement == Placement::Unaligned);
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_element_and_nan_are_found() {
+        let tolerance = Tolerance::after(10);
+        assert_eq!(tolerance.check(0, &[1.0, 2.0], &[1.0, 2.0]), Ok(()));
+        assert!(tolerance.check(0, &[1.0, 2.0], &[1.0, 2.001]).is_err());
+        assert!(tolerance.check(0, &[f32::NAN], &[0.0]).is_err());
+    }
+
+    #[test]
+    fn values_fill_their_range() {
+        let values: Vec<_> = (0..10_000).map(|element| value(3, element)).collect();
+        assert!(values.iter().all(|v| (-1.0..1.0).contains(v)));
+        assert!(values.iter().sum::<f32>().abs() < 300.0);
+        assert!(values.iter().any(|&v| v > 0.99) && values.iter().any(|&v| v < -0.99));
+    }
+}

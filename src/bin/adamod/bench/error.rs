@@ -1,0 +1,83 @@
+//! Why a measurement was given up.
+
+use adamod::{CreateError, EncodeError, HyperparameterError, ReadError, RegisterError};
+use thiserror::Error;
+
+use crate::Failure;
+
+/// `adamod bench` failed.
+#[derive(Debug, Error)]
+pub enum BenchError {
+    /// Something did not fit.
+    #[error("{case}: the device refused a resource; --max-elements makes cases smaller")]
+    Resource {
+        /// Suite and case.
+        case: String,
+        /// What wgpu says.
+        source: wgpu::Error,
+    },
+    /// The optimizer was refused.
+    #[error("the optimizer could not be made")]
+    Create(#[from] CreateError),
+    /// A group was refused.
+    #[error("a group was refused")]
+    Hyperparameters(#[from] HyperparameterError),
+    /// A parameter was refused.
+    #[error("a parameter was refused")]
+    Register(#[from] RegisterError),
+    /// A step could not be recorded.
+    #[error("a step could not be recorded")]
+    Encode(#[from] EncodeError),
+    /// State could not be read back.
+    #[error("state could not be read back")]
+    Read(#[from] ReadError),
+    /// The device failed while it was waited for.
+    #[error("waiting for the device failed")]
+    Poll(#[from] wgpu::PollError),
+    /// A copy could not be mapped.
+    #[error("results could not be mapped: the device may be lost")]
+    Map,
+    /// Timestamps were asked of an adapter without.
+    #[error("{adapter} has no timestamps: leave --timing out, or give --timing wall")]
+    NoTimestamps {
+        /// Its name.
+        adapter: String,
+    },
+    /// Timestamps went backwards or stood still.
+    #[error(
+        "the adapter's timestamps cannot be used: a pass of {work} took {ticks} ticks; try --timing wall"
+    )]
+    Timestamps {
+        /// What was timed.
+        work: String,
+        /// End minus start.
+        ticks: i64,
+    },
+    /// What was timed is wrong.
+    #[error("{case}: what was timed is wrong: {difference}")]
+    Wrong {
+        /// Suite, case and mode.
+        case: String,
+        /// Where, and by how much.
+        difference: String,
+    },
+    /// The report could not be written.
+    #[error("the report could not be written")]
+    Report(#[from] std::io::Error),
+    /// The report could not be put into JSON.
+    #[error("the report could not be put into JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Wrong { .. } => {
+                eprintln!("error: {error}");
+                Failure::CheckFailed
+            }
+            BenchError::NoTimestamps { .. } => Failure::Input(error.into()),
+            _ => Failure::Machine(error.into()),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What is measured: suites of groups of variants. Pure, so that it can be listed before anything is made.
+
+use adamod::{Diagnostics, Rule};
+
+use super::engine::{Mode, Placement};
+use super::models::{GPT2_WIDTH, gpt2_small, resnet50};
+
+/// A question that the bench answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Suite {
+    /// Bytes per second of one AdaMod tensor over its size.
+    Roofline,
+    /// Models' tensors beside one flat tensor of the same size.
+    Tensors,
+    /// Pools, own buffers, unaligned tensors and tensors that move.
+    Layout,
+    /// Host time of a step of 1, 148 and 10,000 tensors.
+    Host,
+    /// Every rule, with and without diagnostics.
+    Modes,
+}
+
+impl Suite {
+    /// All, in the order in which they are run.
+    pub const ALL: [Self; 5] = [Self::Roofline, Self::Tensors, Self::Layout, Self::Host, Self::Modes];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Roofline => "roofline",
+            Self::Tensors => "tensors",
+            Self::Layout => "layout",
+            Self::Host => "host",
+            Self::Modes => "modes",
+        }
+    }
+}
+
+/// Variants of equal bytes, measured in the same rounds with one copy and one stream kernel.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub suite: Suite,
+    pub variants: Vec<Variant>,
+}
+
+/// One row of the report.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    pub case: String,
+    pub mode: Mode,
+    pub placement: Placement,
+    pub lengths: Vec<u64>,
+}
+
+impl Group {
+    /// Elements of each of its variants.
+    pub fn parameters(&self) -> u64 {
+        self.variants[0].lengths.iter().sum()
+    }
+}
+
+/// How large cases are.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Largest case of `roofline` and size of `modes`.
+    pub most_elements: u64,
+    /// A selection that ends within a minute on a CPU.
+    pub quick: bool,
+    /// Models at their own width on a software adapter, too.
+    pub full: bool,
+    pub is_cpu: bool,
+}
+
+/// Groups of a suite.
+pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
+    let group = |variants| Group { suite, variants };
+    match suite {
+        Suite::Roofline => roofline_sizes(sizes)
+            .map(|elements| group(vec![flat(size_name(elements), Mode::ADAMOD, elements)]))
+            .collect(),
+        Suite::Tensors => models(sizes)
+            .into_iter()
+            .map(|(name, lengths)| {
+                let elements = lengths.iter().sum();
+                let flat = flat(format!("{name} flat"), Mode::ADAMOD, elements);
+                group(vec![pooled(name, lengths), flat])
+            })
+            .collect(),
+        Suite::Layout => {
+            let (name, lengths) = gpt2(sizes);
+            let placements = [
+                ("two pools", Placement::TwoPools),
+                ("one pool", Placement::OnePool),
+                ("own buffers", Placement::OwnBuffers),
+                ("unaligned", Placement::Unaligned),
+                ("moving", Placement::Moving),
+            ];
+            let variant = |(layout, placement)| Variant {
+                placement,
+                ..pooled(format!("{name}, {layout}"), lengths.clone())
+            };
+            vec![group(placements.map(variant).to_vec())]
+        }
+        Suite::Host => [1, 148, 10_000]
+            .into_iter()
+            .map(|tensors| {
+                let fixed = pooled(format!("{tensors} x 256"), vec![256; tensors]);
+                let moving = Variant {
+                    case: format!("{tensors} x 256, moving"),
+                    placement: Placement::Moving,
+                    ..fixed.clone()
+                };
+                group(vec![fixed, moving])
+            })
+            .collect(),
+        Suite::Modes => {
+            let largest = if sizes.is_cpu { 1 << 22 } else { 1 << 26 };
+            let elements = largest.min(sizes.most_elements) >> if sizes.quick { 2 } else { 0 };
+            [Rule::AdaMod, Rule::Adam, Rule::Sgd]
+                .into_iter()
+                .map(|rule| {
+                    let diagnostics: &[Diagnostics] = match rule {
+                        Rule::Sgd => &[Diagnostics::Off],
+                        _ => &[Diagnostics::Off, Diagnostics::LearningRates],
+                    };
+                    let variants = diagnostics
+                        .iter()
+                        .map(|&diagnostics| flat(size_name(elements), Mode { rule, diagnostics }, elements));
+                    group(variants.collect())
+                })
+                .collect()
+        }
+    }
+}
+
+fn flat(case: String, mode: Mode, elements: u64) -> Variant {
+    Variant { case, mode, placement: Placement::TwoPools, lengths: vec![elements] }
+}
+
+fn pooled(case: String, lengths: Vec<u64>) -> Variant {
+    Variant { case, mode: Mode::ADAMOD, placement: Placement::TwoPools, lengths }
+}
+
+/// Powers of two up to the largest size, which is the last one whether it is a power or not.
+fn roofline_sizes(sizes: Sizes) -> impl Iterator<Item = u64> {
+    let most = sizes.most_elements;
+    let step = if sizes.quick { 4 } else { 1 };
+    let powers = (10..u64::BITS).step_by(step).map(|power| 1_u64 << power);
+    powers.take_while(move |&size| size < most).chain([most])
+}
+
+fn models(sizes: Sizes) -> Vec<(String, Vec<u64>)> {
+    let mut models = vec![gpt2(sizes), ("10,000 x 256".into(), vec![256; 10_000])];
+    if !(sizes.quick && sizes.is_cpu) {
+        models.push(("ResNet-50".into(), resnet50()));
+    }
+    models
+}
+
+/// GPT-2 small, on a software adapter narrower.
+fn gpt2(sizes: Sizes) -> (String, Vec<u64>) {
+    let width = match (sizes.is_cpu && !sizes.full, sizes.quick) {
+        (false, _) => GPT2_WIDTH,
+        (true, false) => GPT2_WIDTH / 4,
+        (true, true) => GPT2_WIDTH / 16,
+    };
+    let name = match width {
+        GPT2_WIDTH => "GPT-2 small".into(),
+        _ => format!("GPT-2 small, width {width}"),
+    };
+    (name, gpt2_small(width))
+}
+
+fn size_name(elements: u64) -> String {
+    if elements.is_power_of_two() { format!("2^{}", elements.ilog2()) } else { elements.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_of_a_group_move_equal_bytes() {
+        for (quick, full, is_cpu) in
+            [(true, false, true), (false, false, true), (false, true, true), (false, false, false)]
+        {
+            let sizes = Sizes { most_elements: 5_000, quick, full, is_cpu };
+            for suite in Suite::ALL {
+                for group in groups(suite, sizes) {
+                    for variant in &group.variants {
+                        assert_eq!(variant.lengths.iter().sum::<u64>(), group.parameters());
+                        assert_eq!(variant.mode.rule, group.variants[0].mode.rule);
+                        assert!(variant.lengths.iter().all(|&len| len > 0), "{variant:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn roofline_ends_at_the_largest_size() {
+        let sizes = Sizes { most_elements: 5_000, quick: false, full: false, is_cpu: true };
+        assert_eq!(roofline_sizes(sizes).collect::<Vec<_>>(), [1_024, 2_048, 4_096, 5_000]);
+        let sizes = Sizes { most_elements: 1_024, ..sizes };
+        assert_eq!(roofline_sizes(sizes).collect::<Vec<_>>(), [1_024]);
+    }
+}

@@ -1,0 +1,131 @@
+//! `adamod bench`: its report is complete and agrees with itself. Nothing here depends on speed.
+#![cfg(feature = "cli")]
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_adamod"))
+        .arg("bench")
+        .args(arguments)
+        .output()
+        .expect("the binary starts")
+}
+
+fn report(arguments: &[&str]) -> Value {
+    let output = bench(&[arguments, &["--json"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    serde_json::from_slice(&output.stdout).expect("one JSON object on stdout")
+}
+
+fn number(result: &Value, field: &str) -> f64 {
+    result[field].as_f64().unwrap_or_else(|| panic!("{field} is no number in {result}"))
+}
+
+fn assert_consistent(report: &Value) {
+    for field in ["adapter", "driver", "backend", "device_type", "timing", "cache"] {
+        assert!(report[field].is_string(), "{field}");
+    }
+    let results = report["results"].as_array().expect("results");
+    assert!(!results.is_empty());
+    for result in results {
+        for field in ["suite", "case", "mode"] {
+            assert!(result[field].as_str().is_some_and(|text| !text.is_empty()), "{field} in {result}");
+        }
+        let bytes = number(result, "parameters") * number(result, "bytes_per_parameter");
+        let expected = bytes / number(result, "ms_median") * 1e-6;
+        let gb_per_s = number(result, "gb_per_s");
+        assert!((gb_per_s - expected).abs() <= 1e-9 * expected, "{gb_per_s} GB/s, expected {expected}");
+        let order = ["ms_min", "ms_lower_quartile", "ms_median", "ms_upper_quartile"];
+        assert!(order.windows(2).all(|pair| number(result, pair[0]) <= number(result, pair[1])), "{result}");
+        for field in [
+            "copy_gb_per_s",
+            "stream_gb_per_s",
+            "fraction_of_copy",
+            "fraction_of_stream",
+            "host_us_median",
+            "host_record_us_median",
+            "verified_elements",
+        ] {
+            assert!(number(result, field) > 0.0, "{field} in {result}");
+        }
+        assert!(number(result, "host_record_us_median") <= number(result, "host_us_median"));
+    }
+}
+
+#[test]
+fn a_report_is_complete_and_agrees_with_itself() {
+    let report =
+        report(&["--suite", "roofline", "--suite", "modes", "--max-elements", "2500", "--rounds", "3"]);
+    assert_consistent(&report);
+    let results = report["results"].as_array().unwrap();
+    let rows: Vec<_> = results
+        .iter()
+        .map(|result| {
+            let text = |field: &str| result[field].as_str().unwrap().to_owned();
+            (text("suite"), text("mode"), number(result, "parameters"), number(result, "bytes_per_parameter"))
+        })
+        .collect();
+    let row =
+        |suite: &str, mode: &str, parameters, bytes| (suite.to_owned(), mode.to_owned(), parameters, bytes);
+    assert_eq!(
+        rows,
+        [
+            row("roofline", "adamod-f32", 1_024.0, 36.0),
+            row("roofline", "adamod-f32", 2_048.0, 36.0),
+            row("roofline", "adamod-f32", 2_500.0, 36.0),
+            row("modes", "adamod-f32", 2_500.0, 36.0),
+            row("modes", "adamod-f32+learning-rates", 2_500.0, 36.0),
+            row("modes", "adam-f32", 2_500.0, 28.0),
+            row("modes", "adam-f32+learning-rates", 2_500.0, 28.0),
+            row("modes", "sgd-f32", 2_500.0, 20.0),
+        ]
+    );
+    assert!(results.iter().all(|result| number(result, "rounds") == 3.0));
+}
+
+#[test]
+fn many_tensors_and_moving_ones_are_verified() {
+    let report = report(&["--suite", "host", "--rounds", "2"]);
+    assert_consistent(&report);
+    let tensors: Vec<_> =
+        report["results"].as_array().unwrap().iter().map(|result| number(result, "tensors")).collect();
+    assert_eq!(tensors, [1.0, 1.0, 148.0, 148.0, 10_000.0, 10_000.0]);
+}
+
+#[test]
+fn the_wall_clock_serves_where_there_are_no_timestamps() {
+    let arguments = ["--suite", "roofline", "--max-elements", "1024", "--rounds", "2", "--timing", "wall"];
+    let report = report(&arguments);
+    assert_consistent(&report);
+    assert_eq!(report["timing"], "wall");
+}
+
+#[test]
+fn tables_name_the_adapter_and_every_case() {
+    let output = bench(&["--suite", "roofline", "--max-elements", "2048", "--rounds", "1"]);
+    assert!(output.status.success());
+    let table = String::from_utf8(output.stdout).unwrap();
+    for part in ["time: ", "roofline", "2^10", "2^11", "of copy", "agree with the f64 reference"] {
+        assert!(table.contains(part), "{part:?} is not in {table}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_by_name() {
+    for (arguments, named) in [
+        (["--max-elements", "10"], "--max-elements"),
+        (["--rounds", "0"], "--rounds"),
+        (["--seconds", "-1"], "--seconds"),
+        (["--suite", "speed"], "roofline"),
+        (["--adapter", "no such adapter"], "no such adapter"),
+    ] {
+        let output = bench(&arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(named) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty());
+    }
+}
