@@ -118,7 +118,7 @@ fn what_cannot_be_measured_is_refused_by_name() {
     for (arguments, named) in [
         (["--max-elements", "10"], "--max-elements"),
         (["--rounds", "0"], "--rounds"),
-        (["--seconds", "-1"], "--seconds"),
+        (["--seconds", "0"], "--seconds"),
         (["--suite", "speed"], "roofline"),
         (["--adapter", "no such adapter"], "no such adapter"),
     ] {

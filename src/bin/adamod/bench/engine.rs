@@ -279,6 +279,9 @@ fn place(placement: Placement, lengths: &[u64]) -> (Vec<(Place, [Place; 2])>, Ve
     (places, sizes)
 }
 
+/// Content of an element of a tensor.
+type Element = fn(u64, u64) -> f32;
+
 /// Writes values and gradients, a buffer at a time.
 fn fill(
     machine: &Machine,
@@ -286,7 +289,7 @@ fn fill(
     places: &[(Place, [Place; 2])],
     lengths: &[u64],
 ) -> Result<(), BenchError> {
-    let mut contents: Vec<Vec<(u64, usize, fn(u64, u64) -> f32)>> = vec![Vec::new(); buffers.len()];
+    let mut contents: Vec<Vec<(u64, usize, Element)>> = vec![Vec::new(); buffers.len()];
     for (index, &(values, gradients)) in places.iter().enumerate() {
         contents[values.0].push((values.1, index, value));
         for gradients in gradients {
