@@ -1,12 +1,12 @@
 // The step. One workgroup owns one chunk: it reads parameters, gradients and state once, and writes parameters and state
 // once. Linked after the tables, the arithmetic, one rule, one access, one binding of gradients and one diagnostics.
 
-fn update_lane(c: Coefficients, at: Place, tail: bool) {
-    let theta = load_parameters(at, tail);
-    let stepped = step(c, bitcast<vec4<f32>>(theta), load_gradients(at, tail), load_state(at, tail));
-    store_parameters(at, theta, stepped.parameters, tail);
-    store_state(at, stepped.state, tail);
-    observe(at, stepped, tail);
+fn update_lane(c: Coefficients, at: Place) {
+    let theta = load_parameters(at);
+    let stepped = step(c, bitcast<vec4<f32>>(theta), load_gradients(at), load_state(at));
+    store_parameters(at, theta, stepped.parameters);
+    store_state(at, stepped.state);
+    observe(at, stepped);
 }
 
 // The grid has two dimensions where one is too short, so its last row may reach past the chunks.
@@ -27,11 +27,9 @@ fn update(
         return;
     }
     let at = place(segment, chunk, lane);
-    // Every branch on `elements` is uniform in the workgroup: whole chunks pay for no guard.
-    if chunk.elements == CHUNK_ELEMENTS {
-        update_lane(c, at, false);
-    } else if at.mask.x {
-        update_lane(c, at, true);
+    // One guard for every chunk, not a path of its own for whole ones: software adapters run both sides of every branch.
+    if at.mask.x {
+        update_lane(c, at);
     }
     end_observation(lane);
 }

@@ -30,42 +30,39 @@ fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
 }
 
 // An element past the end is read where the first one is: that is always in bounds, and its value is never stored.
-fn elements_at(first: u32, mask: vec4<bool>, tail: bool) -> vec4<u32> {
-    if tail {
-        return vec4(first) + select(vec4(0u), STRIDE, mask);
-    }
-    return vec4(first) + STRIDE;
+fn elements_at(first: u32, mask: vec4<bool>) -> vec4<u32> {
+    return vec4(first) + select(vec4(0u), STRIDE, mask);
 }
 
-fn load_parameters(at: Place, tail: bool) -> vec4<u32> {
-    let i = elements_at(at.parameters, at.mask, tail);
+fn load_parameters(at: Place) -> vec4<u32> {
+    let i = elements_at(at.parameters, at.mask);
     return vec4(parameters[i.x], parameters[i.y], parameters[i.z], parameters[i.w]);
 }
 
-fn load_gradients(at: Place, tail: bool) -> vec4<u32> {
-    let i = elements_at(at.gradients, at.mask, tail);
+fn load_gradients(at: Place) -> vec4<u32> {
+    let i = elements_at(at.gradients, at.mask);
     return vec4(gradient_word(i.x), gradient_word(i.y), gradient_word(i.z), gradient_word(i.w));
 }
 
-fn load_state_word(at: Place, index: u32, tail: bool) -> vec4<f32> {
-    let i = elements_at(at.state + index * at.state_stride, at.mask, tail);
+fn load_state_word(at: Place, index: u32) -> vec4<f32> {
+    let i = elements_at(at.state + index * at.state_stride, at.mask);
     return bitcast<vec4<f32>>(vec4(state[i.x], state[i.y], state[i.z], state[i.w]));
 }
 
-fn store_parameters(at: Place, old: vec4<u32>, value: vec4<f32>, tail: bool) {
+fn store_parameters(at: Place, old: vec4<u32>, value: vec4<f32>) {
     let i = vec4(at.parameters) + STRIDE;
     let bits = bitcast<vec4<u32>>(value);
-    if !tail || at.mask.x { parameters[i.x] = bits.x; }
-    if !tail || at.mask.y { parameters[i.y] = bits.y; }
-    if !tail || at.mask.z { parameters[i.z] = bits.z; }
-    if !tail || at.mask.w { parameters[i.w] = bits.w; }
+    if at.mask.x { parameters[i.x] = bits.x; }
+    if at.mask.y { parameters[i.y] = bits.y; }
+    if at.mask.z { parameters[i.z] = bits.z; }
+    if at.mask.w { parameters[i.w] = bits.w; }
 }
 
-fn store_state_word(at: Place, index: u32, value: vec4<f32>, tail: bool) {
+fn store_state_word(at: Place, index: u32, value: vec4<f32>) {
     let i = vec4(at.state + index * at.state_stride) + STRIDE;
     let bits = bitcast<vec4<u32>>(value);
-    if !tail || at.mask.x { state[i.x] = bits.x; }
-    if !tail || at.mask.y { state[i.y] = bits.y; }
-    if !tail || at.mask.z { state[i.z] = bits.z; }
-    if !tail || at.mask.w { state[i.w] = bits.w; }
+    if at.mask.x { state[i.x] = bits.x; }
+    if at.mask.y { state[i.y] = bits.y; }
+    if at.mask.z { state[i.z] = bits.z; }
+    if at.mask.w { state[i.w] = bits.w; }
 }

@@ -28,32 +28,23 @@ fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
     );
 }
 
-fn load_parameters(at: Place, tail: bool) -> vec4<u32> {
+fn load_parameters(at: Place) -> vec4<u32> {
     return parameters[at.parameters];
 }
 
-fn load_gradients(at: Place, tail: bool) -> vec4<u32> {
+fn load_gradients(at: Place) -> vec4<u32> {
     return gradient_word(at.gradients);
 }
 
-fn load_state_word(at: Place, index: u32, tail: bool) -> vec4<f32> {
+fn load_state_word(at: Place, index: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(state[at.state + index * at.state_stride]);
 }
 
-fn store_parameters(at: Place, old: vec4<u32>, value: vec4<f32>, tail: bool) {
-    if tail {
-        parameters[at.parameters] = select(old, bitcast<vec4<u32>>(value), at.mask);
-    } else {
-        parameters[at.parameters] = bitcast<vec4<u32>>(value);
-    }
+fn store_parameters(at: Place, old: vec4<u32>, value: vec4<f32>) {
+    parameters[at.parameters] = select(old, bitcast<vec4<u32>>(value), at.mask);
 }
 
 // State past a tensor's end is kept at zero.
-fn store_state_word(at: Place, index: u32, value: vec4<f32>, tail: bool) {
-    let word = at.state + index * at.state_stride;
-    if tail {
-        state[word] = select(vec4(0u), bitcast<vec4<u32>>(value), at.mask);
-    } else {
-        state[word] = bitcast<vec4<u32>>(value);
-    }
+fn store_state_word(at: Place, index: u32, value: vec4<f32>) {
+    state[at.state + index * at.state_stride] = select(vec4(0u), bitcast<vec4<u32>>(value), at.mask);
 }

@@ -25,11 +25,11 @@ fn observe_element(eta: f32, bounded: f32) {
     }
 }
 
-fn observe(at: Place, stepped: Stepped, tail: bool) {
-    if !tail || at.mask.x { observe_element(stepped.eta.x, stepped.bounded.x); }
-    if !tail || at.mask.y { observe_element(stepped.eta.y, stepped.bounded.y); }
-    if !tail || at.mask.z { observe_element(stepped.eta.z, stepped.bounded.z); }
-    if !tail || at.mask.w { observe_element(stepped.eta.w, stepped.bounded.w); }
+fn observe(at: Place, stepped: Stepped) {
+    if at.mask.x { observe_element(stepped.eta.x, stepped.bounded.x); }
+    if at.mask.y { observe_element(stepped.eta.y, stepped.bounded.y); }
+    if at.mask.z { observe_element(stepped.eta.z, stepped.bounded.z); }
+    if at.mask.w { observe_element(stepped.eta.w, stepped.bounded.w); }
 }
 
 fn end_observation(lane: u32) {

@@ -1,6 +1,6 @@
 // No diagnostics: the calls of the kernel vanish.
 
-fn observe(at: Place, stepped: Stepped, tail: bool) {
+fn observe(at: Place, stepped: Stepped) {
 }
 
 fn end_observation(lane: u32) {

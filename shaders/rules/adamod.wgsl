@@ -26,14 +26,14 @@ struct Stepped {
     bounded: vec4<f32>,
 }
 
-fn load_state(at: Place, tail: bool) -> State {
-    return State(load_state_word(at, 0u, tail), load_state_word(at, 1u, tail), load_state_word(at, 2u, tail));
+fn load_state(at: Place) -> State {
+    return State(load_state_word(at, 0u), load_state_word(at, 1u), load_state_word(at, 2u));
 }
 
-fn store_state(at: Place, state: State, tail: bool) {
-    store_state_word(at, 0u, state.exp_avg, tail);
-    store_state_word(at, 1u, state.exp_avg_sq, tail);
-    store_state_word(at, 2u, state.exp_avg_lr, tail);
+fn store_state(at: Place, state: State) {
+    store_state_word(at, 0u, state.exp_avg);
+    store_state_word(at, 1u, state.exp_avg_sq);
+    store_state_word(at, 2u, state.exp_avg_lr);
 }
 
 fn step(c: Coefficients, theta: vec4<f32>, gradient_bits: vec4<u32>, old: State) -> Stepped {

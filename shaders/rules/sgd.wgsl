@@ -15,12 +15,12 @@ struct Stepped {
     bounded: vec4<f32>,
 }
 
-fn load_state(at: Place, tail: bool) -> State {
-    return State(load_state_word(at, 0u, tail));
+fn load_state(at: Place) -> State {
+    return State(load_state_word(at, 0u));
 }
 
-fn store_state(at: Place, state: State, tail: bool) {
-    store_state_word(at, 0u, state.momentum_buffer, tail);
+fn store_state(at: Place, state: State) {
+    store_state_word(at, 0u, state.momentum_buffer);
 }
 
 fn step(c: Coefficients, theta: vec4<f32>, gradient_bits: vec4<u32>, old: State) -> Stepped {
