@@ -1,8 +1,11 @@
 // The tables that tell a workgroup what to do, and their bindings. The Rust twins are in src/layout.rs; a test holds the
 // two together by reflection.
 
-const LANES = 256u;
-const CHUNK_ELEMENTS = 4u * LANES;
+// Threads of a workgroup; the host chooses.
+override LANES: u32 = 256u;
+// Elements of a chunk, and words of four of them.
+const CHUNK_ELEMENTS = 1024u;
+const CHUNK_WORDS = CHUNK_ELEMENTS / 4u;
 
 // One step's coefficients of one cohort: the parameters of one group that have taken equally many steps.
 struct Coefficients {

@@ -1,7 +1,7 @@
 // The step. One workgroup owns one chunk: it reads parameters, gradients and state once, and writes parameters and state
 // once. Linked after the tables, the arithmetic, one rule, one access, one binding of gradients and one diagnostics.
 
-fn update_lane(c: Coefficients, at: Place) {
+fn update_word(c: Coefficients, at: Place) {
     let theta = load_parameters(at);
     let stepped = step(c, bitcast<vec4<f32>>(theta), load_gradients(at), load_state(at));
     store_parameters(at, theta, stepped.parameters);
@@ -26,10 +26,8 @@ fn update(
     if c.enabled == 0u {
         return;
     }
-    let at = place(segment, chunk, lane);
-    // One guard for every chunk, not a path of its own for whole ones: software adapters run both sides of every branch.
-    if at.mask.x {
-        update_lane(c, at);
+    for (var word = lane; word < words_of(chunk); word += LANES) {
+        update_word(c, place(segment, chunk, word));
     }
     end_observation(lane);
 }

@@ -5,10 +5,15 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::hyperparameters::StepCoefficients;
 
-/// Threads of a workgroup.
-pub const LANES: u32 = 256;
-/// Elements of a chunk: what one workgroup updates. Every lane has four.
-pub const CHUNK_ELEMENTS: u32 = 4 * LANES;
+/// Elements of a chunk: what one workgroup updates.
+pub const CHUNK_ELEMENTS: u32 = 1024;
+
+/// Threads of a workgroup on a GPU: each has one word of four elements of a whole chunk.
+pub const GPU_LANES: u32 = CHUNK_ELEMENTS / 4;
+
+/// Threads of a workgroup on a CPU: what a vector register holds. Software adapters run a workgroup's threads a vector at a
+/// time and set up each of them anew, which costs more than going around a loop (llvmpipe: the step is 1.8 times as fast).
+pub const CPU_LANES: u32 = 8;
 
 /// One step's coefficients of one cohort (parameters of one group with one step count); WGSL `Coefficients`.
 #[repr(C)]

@@ -10,7 +10,7 @@ use crate::error::{
     CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError,
 };
 use crate::hyperparameters::{Formula, Hyperparameters, Rule};
-use crate::layout::{self, LANES};
+use crate::layout::{self, GPU_LANES};
 use crate::pipeline::Pipelines;
 use crate::plan::{Allocator, ELEMENT_BYTES, Extent, Location, Plan, PlanLimits, Tensor};
 use crate::readback::{Source, Wait, download};
@@ -184,7 +184,7 @@ impl Optimizer {
             occupied: Occupied::default(),
             cohorts: Cohorts::default(),
             arena: Arena::new(device, allocator, options.diagnostics)?,
-            pipelines: Pipelines::new(options.rule, options.diagnostics),
+            pipelines: Pipelines::new(options.rule, options.diagnostics, device.adapter_info().device_type),
             coefficients,
             fixed: None,
             moving: None,
@@ -786,9 +786,13 @@ fn check_limits(limits: &wgpu::Limits, diagnostics: Diagnostics) -> Result<(), C
         (
             "max_compute_invocations_per_workgroup",
             u64::from(limits.max_compute_invocations_per_workgroup),
-            u64::from(LANES),
+            u64::from(GPU_LANES),
         ),
-        ("max_compute_workgroup_size_x", u64::from(limits.max_compute_workgroup_size_x), u64::from(LANES)),
+        (
+            "max_compute_workgroup_size_x",
+            u64::from(limits.max_compute_workgroup_size_x),
+            u64::from(GPU_LANES),
+        ),
         ("max_compute_workgroups_per_dimension", u64::from(limits.max_compute_workgroups_per_dimension), 1),
         (
             "max_storage_buffer_binding_size",

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use crate::Diagnostics;
 use crate::diagnostics::HISTOGRAM_BYTES;
 use crate::hyperparameters::Rule;
-use crate::layout::{Chunk, Coefficients, Segment};
+use crate::layout::{CPU_LANES, Chunk, Coefficients, GPU_LANES, Segment};
 use crate::scope::catch;
 use crate::shader::{Access, GradientBinding, Variant};
 
@@ -22,6 +22,7 @@ pub struct Pipeline {
 pub struct Pipelines {
     rule: Rule,
     diagnostics: Diagnostics,
+    lanes: u32,
     made: HashMap<(Access, GradientBinding), Pipeline>,
 }
 
@@ -45,8 +46,9 @@ pub struct Bindings<'a> {
 
 impl Pipelines {
     /// None made yet.
-    pub fn new(rule: Rule, diagnostics: Diagnostics) -> Self {
-        Self { rule, diagnostics, made: HashMap::new() }
+    pub fn new(rule: Rule, diagnostics: Diagnostics, device_type: wgpu::DeviceType) -> Self {
+        let lanes = if device_type == wgpu::DeviceType::Cpu { CPU_LANES } else { GPU_LANES };
+        Self { rule, diagnostics, lanes, made: HashMap::new() }
     }
 
     /// The pipeline of a variant, made on first use.
@@ -59,7 +61,7 @@ impl Pipelines {
         let key = (access, gradients);
         if !self.made.contains_key(&key) {
             let variant = Variant { rule: self.rule, access, gradients, diagnostics: self.diagnostics };
-            let pipeline = catch(device, || Pipeline::new(device, variant))?;
+            let pipeline = catch(device, || Pipeline::new(device, variant, self.lanes))?;
             self.made.insert(key, pipeline);
         }
         Ok(&self.made[&key])
@@ -74,7 +76,7 @@ impl Pipelines {
 }
 
 impl Pipeline {
-    fn new(device: &wgpu::Device, variant: Variant) -> Self {
+    fn new(device: &wgpu::Device, variant: Variant, lanes: u32) -> Self {
         let label = format!("adamod.update.{}", variant.name());
         let storage = |binding, read_only, has_dynamic_offset, bytes: u64| wgpu::BindGroupLayoutEntry {
             binding,
@@ -123,7 +125,10 @@ impl Pipeline {
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some("update"),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[("LANES", lanes.into())],
+                ..Default::default()
+            },
             cache: None,
         });
         Self { layout, pipeline }

@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use adamod::layout::{CHUNK_ELEMENTS, Chunk, Coefficients, LANES, Segment};
+use adamod::layout::{CHUNK_ELEMENTS, Chunk, Coefficients, Segment};
 use adamod::shader::{GradientBinding, Variant};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -25,7 +25,7 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
             panic!("{}: one entry point", variant.name());
         };
         assert_eq!(entry.name, "update");
-        assert_eq!(entry.workgroup_size, [LANES, 1, 1]);
+        assert!(entry.workgroup_size_overrides.is_some(), "{}: the host chooses", variant.name());
         count += 1;
     }
     // 2 rules with diagnostics on and off, SGD without, times 2 accesses, times 3 gradient bindings.
@@ -130,7 +130,6 @@ fn shared_constants_are_equal() {
             ref other => panic!("{name} is {other:?}"),
         }
     };
-    assert_eq!(constant("LANES"), f64::from(LANES));
     assert_eq!(constant("CHUNK_ELEMENTS"), f64::from(CHUNK_ELEMENTS));
     assert_eq!(constant("GRADIENT_LIMIT"), adamod::reference::GRADIENT_LIMIT);
 }

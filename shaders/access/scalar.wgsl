@@ -1,5 +1,5 @@
 // Access in single elements, for launches in which a tensor starts between multiples of 16 bytes or ends in a word that its
-// buffer does not hold. Lane i of a chunk has elements i, i + 256, i + 512 and i + 768, so that neighbouring lanes touch
+// buffer does not hold. Word i of a chunk is elements i, i + 256, i + 512 and i + 768, so that neighbouring lanes touch
 // neighbouring addresses. The state has the same layout as with vec4 access: a tensor may change between them.
 
 alias Word = u32;
@@ -7,7 +7,7 @@ alias Word = u32;
 @group(0) @binding(3) var<storage, read_write> parameters: array<Word>;
 @group(0) @binding(5) var<storage, read_write> state: array<Word>;
 
-// Where this lane's four elements lie: elements of the three arrays, elements from one state to the next, and which of the
+// Where a word's four elements lie: elements of the three arrays, elements from one state to the next, and which of the
 // four belong to the tensor.
 struct Place {
     parameters: u32,
@@ -17,15 +17,19 @@ struct Place {
     mask: vec4<bool>,
 }
 
-const STRIDE = vec4(0u, LANES, 2u * LANES, 3u * LANES);
+const STRIDE = vec4(0u, CHUNK_WORDS, 2u * CHUNK_WORDS, 3u * CHUNK_WORDS);
 
-fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
+fn words_of(chunk: Chunk) -> u32 {
+    return min(chunk.elements, CHUNK_WORDS);
+}
+
+fn place(segment: Segment, chunk: Chunk, word: u32) -> Place {
     return Place(
-        segment.parameters + chunk.first + lane,
-        segment.gradients + chunk.first + lane,
-        chunk.state + lane,
+        segment.parameters + chunk.first + word,
+        segment.gradients + chunk.first + word,
+        chunk.state + word,
         (chunk.elements + 3u) / 4u * 4u,
-        vec4(lane) + STRIDE < vec4(chunk.elements),
+        vec4(word) + STRIDE < vec4(chunk.elements),
     );
 }
 

@@ -1,4 +1,4 @@
-// Access in words of four elements: lane i of a chunk has elements 4i to 4i + 3. For launches in which every tensor starts
+// Access in words of four elements: word i of a chunk is elements 4i to 4i + 3. For launches in which every tensor starts
 // at a multiple of 16 bytes and its last word lies within the buffer. Elements past a tensor's end share its last word: they
 // are computed and their old bits stored back. Bits, not floats, so that whatever lies there survives unchanged.
 
@@ -7,7 +7,7 @@ alias Word = vec4<u32>;
 @group(0) @binding(3) var<storage, read_write> parameters: array<Word>;
 @group(0) @binding(5) var<storage, read_write> state: array<Word>;
 
-// Where this lane's four elements lie: words of the three arrays, words from one state to the next, and which of the four
+// Where a word's four elements lie: words of the three arrays, words from one state to the next, and which of the four
 // belong to the tensor.
 struct Place {
     parameters: u32,
@@ -17,13 +17,17 @@ struct Place {
     mask: vec4<bool>,
 }
 
-fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
-    let mask = vec4(4u * lane) + vec4(0u, 1u, 2u, 3u) < vec4(chunk.elements);
+fn words_of(chunk: Chunk) -> u32 {
+    return (chunk.elements + 3u) / 4u;
+}
+
+fn place(segment: Segment, chunk: Chunk, word: u32) -> Place {
+    let mask = vec4(4u * word) + vec4(0u, 1u, 2u, 3u) < vec4(chunk.elements);
     return Place(
-        (segment.parameters + chunk.first) / 4u + lane,
-        (segment.gradients + chunk.first) / 4u + lane,
-        chunk.state / 4u + lane,
-        (chunk.elements + 3u) / 4u,
+        (segment.parameters + chunk.first) / 4u + word,
+        (segment.gradients + chunk.first) / 4u + word,
+        chunk.state / 4u + word,
+        words_of(chunk),
         mask,
     );
 }

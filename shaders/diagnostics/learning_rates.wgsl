@@ -34,12 +34,12 @@ fn observe(at: Place, stepped: Stepped) {
 
 fn end_observation(lane: u32) {
     workgroupBarrier();
-    if lane < COUNTERS {
-        let count = atomicLoad(&counts[lane]);
+    for (var i = lane; i < COUNTERS; i += LANES) {
+        let count = atomicLoad(&counts[i]);
         if count > 0u {
-            let before = atomicAdd(&histogram[2u * lane], count);
+            let before = atomicAdd(&histogram[2u * i], count);
             if before + count < before {
-                atomicAdd(&histogram[2u * lane + 1u], 1u);
+                atomicAdd(&histogram[2u * i + 1u], 1u);
             }
         }
     }
