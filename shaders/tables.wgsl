@@ -3,9 +3,8 @@
 
 // Threads of a workgroup; the host chooses.
 override LANES: u32 = 256u;
-// Elements of a chunk, and words of four of them.
+// Elements of a chunk. Threads work on words of four of them.
 const CHUNK_ELEMENTS = 1024u;
-const CHUNK_WORDS = CHUNK_ELEMENTS / 4u;
 
 // One step's coefficients of one cohort: the parameters of one group that have taken equally many steps.
 struct Coefficients {
@@ -20,19 +19,36 @@ struct Coefficients {
     exp_avg_correction: f32,
     exp_avg_sq_correction: f32,
     epsilon: f32,
-    // 0: the cohort has no gradient in this step and is left alone.
-    enabled: u32,
+    // INACTIVE, ACTIVE or SKIPPED.
+    activity: u32,
+    // The same average kept debiased, s / (1 - beta3^t), as the formats below 32 bits have it: its weight, and 1 - beta3^t.
+    debiased_lr_weight: f32,
+    debiased_lr_scale: f32,
+    // t, for random numbers.
+    step: u32,
+    padding: u32,
 }
 
-// A run of a tensor's chunks. Positions are elements from the start of the bound windows.
+// The cohort has no gradient in this step and is left alone.
+const INACTIVE = 0u;
+const ACTIVE = 1u;
+// The step was called off: its gradients are not finite.
+const SKIPPED = 2u;
+
+// A run of a tensor's chunks. Positions are words of 32 bits from the start of the bound windows.
 struct Segment {
     parameters: u32,
     gradients: u32,
     coefficients: u32,
-    padding: u32,
+    format: u32,
+    // Key of the tensor's random numbers.
+    key: vec2<u32>,
+    // Elements of the tensor before the segment, in fours.
+    first_word: u32,
+    copies: u32,
 }
 
-// What one workgroup updates. `first` counts from the segment's start; `state` is an element of the bound page.
+// What one workgroup updates. `first` counts elements from the segment's start; `state` is a word of 32 bits of the bound page.
 struct Chunk {
     segment: u32,
     first: u32,

@@ -1,11 +1,29 @@
 // The step. One workgroup owns one chunk: it reads parameters, gradients and state once, and writes parameters and state
-// once. Linked after the tables, the arithmetic, one rule, one access, one binding of gradients and one diagnostics.
+// once. Linked after the files it uses: one of each folder beside it.
 
-fn update_word(c: Coefficients, at: Place) {
-    let theta = load_parameters(at);
-    let stepped = step(c, bitcast<vec4<f32>>(theta), load_gradients(at), load_state(at));
-    store_parameters(at, theta, stepped.parameters);
-    store_state(at, stepped.state);
+// Gradients are set to zero once they are read, also in a step that is called off.
+override ZERO_GRADIENTS: bool = false;
+
+fn draws(format: u32) -> bool {
+    return state_format(format) != STATE_F32 || is_rounded_stochastically(format);
+}
+
+fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
+    let raw = load_parameters(at);
+    let theta = theta_of(at, raw);
+    let stepped = step(c, bitcast<vec4<f32>>(theta), gradient_bits(at), load_state(at));
+    var random: Random;
+    if draws(format) {
+        random = random_of(at.key, c.step, at.word_of_tensor);
+    }
+    store_state(at, format, lane, stepped.state, random);
+    if at.mask.x {
+        store_theta(at, raw, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
+        store_copies(at, bitcast<vec4<u32>>(stepped.parameters));
+        if ZERO_GRADIENTS {
+            zero_gradients(at);
+        }
+    }
     observe(at, stepped);
 }
 
@@ -22,12 +40,24 @@ fn update(
     }
     let chunk = chunks[index];
     let segment = segments[chunk.segment];
-    let c = coefficients[segment.coefficients];
-    if c.enabled == 0u {
+    var c = coefficients[segment.coefficients];
+    if c.activity == INACTIVE {
         return;
     }
-    for (var word = lane; word < words_of(chunk); word += LANES) {
-        update_word(c, place(segment, chunk, word));
+    let format = format_of(segment);
+    if state_format(format) == STATE_F32 {
+        c.debiased_lr_scale = 1.0;
+    } else {
+        c.exp_avg_lr_weight = c.debiased_lr_weight;
+    }
+    // All lanes go round together: quantized state is stored by lanes that work together.
+    for (var first = 0u; first < words_of(chunk); first += LANES) {
+        let at = place(segment, chunk, first + lane);
+        if c.activity == ACTIVE {
+            update_word(c, at, format, lane);
+        } else if ZERO_GRADIENTS && at.mask.x {
+            zero_gradients(at);
+        }
     }
     end_observation(lane);
 }

@@ -43,11 +43,7 @@ impl Cohorts {
 
     /// Adds a parameter that has taken no step.
     pub fn add_parameter(&mut self, group: u32) {
-        let found = self.list.iter().position(|cohort| cohort.group == group && cohort.steps == 0);
-        let index = found.unwrap_or_else(|| {
-            self.list.push(Cohort { group, steps: 0, members: 0 });
-            self.list.len() - 1
-        });
+        let index = self.cohort(group, 0);
         self.list[index].members += 1;
         self.of_parameter.push(index as u32);
     }
@@ -76,6 +72,29 @@ impl Cohorts {
         }
         self.list = list;
         true
+    }
+
+    /// Gives a parameter another step count, and tells whether anything changed.
+    pub fn set_steps(&mut self, parameter: usize, steps: u64) -> bool {
+        let old = self.of_parameter[parameter] as usize;
+        let Cohort { group, steps: before, .. } = self.list[old];
+        if before == steps {
+            return false;
+        }
+        self.list[old].members -= 1;
+        let index = self.cohort(group, steps);
+        self.list[index].members += 1;
+        self.of_parameter[parameter] = index as u32;
+        true
+    }
+
+    /// Index of a cohort, made if there is none.
+    fn cohort(&mut self, group: u32, steps: u64) -> usize {
+        let found = self.list.iter().position(|cohort| cohort.group == group && cohort.steps == steps);
+        found.unwrap_or_else(|| {
+            self.list.push(Cohort { group, steps, members: 0 });
+            self.list.len() - 1
+        })
     }
 
     /// Counts a step of the cohorts that `steps` names.

@@ -3,6 +3,8 @@
 
 use thiserror::Error;
 
+use crate::format::{DType, MasterWeights};
+
 /// [`Optimizer::new`](crate::Optimizer::new) failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -68,10 +70,29 @@ pub enum ViewError {
         /// Bytes of the buffer.
         size: u64,
     },
-    /// The view shares bytes with another one.
+    /// The elements are not of the type that the parameter was registered with.
+    #[error("its elements are {found}, the parameter was registered with {needed}")]
+    DType {
+        /// Type of the view's elements.
+        found: DType,
+        /// Type of the parameter.
+        needed: DType,
+    },
+    /// A copy is for f32 parameters, and has 16 bits.
+    #[error("a copy of {values} in {copy} was asked for, needed is one of f32 in f16 or bf16")]
+    CopyDType {
+        /// Type of the parameter.
+        values: DType,
+        /// Type of the copy.
+        copy: DType,
+    },
+    /// A copy lies in a buffer that is bound already.
+    #[error("it lies in the buffer of the parameter or of its gradient, needed is another one")]
+    CopyBuffer,
+    /// The view shares bytes with another one. A tensor of 16-bit elements owns its last word of 4 bytes whole.
     #[error("it overlaps the {other_role} of parameter {other_label:?} at byte {byte}")]
     Overlap {
-        /// Values or gradients.
+        /// What the other view is.
         other_role: Role,
         /// The other parameter.
         other_label: String,
@@ -87,6 +108,8 @@ pub enum Role {
     Values,
     /// Its gradient.
     Gradients,
+    /// Its copy in 16 bits.
+    Copy,
 }
 
 impl std::fmt::Display for Role {
@@ -94,6 +117,7 @@ impl std::fmt::Display for Role {
         f.write_str(match self {
             Role::Values => "values",
             Role::Gradients => "gradients",
+            Role::Copy => "copy",
         })
     }
 }
@@ -123,12 +147,24 @@ pub enum RegisterError {
         /// The parameter.
         label: String,
     },
+    /// The group's master weights are not for parameters of this type.
+    #[error(
+        "parameter {label:?} is {dtype} in a group with MasterWeights::{found:?}: f16 needs F32; bf16 takes any"
+    )]
+    MasterWeights {
+        /// The parameter.
+        label: String,
+        /// Its type.
+        dtype: DType,
+        /// Those of the group.
+        found: MasterWeights,
+    },
     /// A view cannot be used.
     #[error("parameter {label:?}: the view of its {role} cannot be used: {source}")]
     View {
         /// The parameter.
         label: String,
-        /// Which of its two views.
+        /// Which of its views.
         role: Role,
         /// What is wrong with it.
         source: ViewError,
@@ -176,6 +212,44 @@ pub enum EncodeError {
         /// Size of the upload.
         bytes: u64,
     },
+}
+
+/// Values or state could not be loaded; nothing was written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The parameter is not of this optimizer.
+    #[error("the parameter is of another optimizer")]
+    UnknownParameter,
+    /// The parameter has no views of its own.
+    #[error("parameter {label:?} was registered without views: its values are where the engine has them")]
+    NoViews {
+        /// The parameter.
+        label: String,
+    },
+    /// The buffer lacks [`wgpu::BufferUsages::COPY_DST`].
+    #[error("parameter {label:?}: its buffer has usages {found:?}, writing needs COPY_DST")]
+    Usage {
+        /// The parameter.
+        label: String,
+        /// Usages of the buffer.
+        found: wgpu::BufferUsages,
+    },
+    /// Another number of elements, or another state, was given.
+    #[error("parameter {label:?}: {what} has {found} elements, needed are {needed}")]
+    Length {
+        /// The parameter.
+        label: String,
+        /// The values, or the name of the state.
+        what: &'static str,
+        /// Elements given.
+        found: u64,
+        /// Elements of the parameter.
+        needed: u64,
+    },
+    /// wgpu refused a buffer or a write.
+    #[error("the device refused a resource")]
+    Device(#[from] wgpu::Error),
 }
 
 /// A read-back failed.

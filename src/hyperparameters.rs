@@ -154,8 +154,8 @@ impl Hyperparameters {
         in_range(
             "learning_rate / (1 - betas[0]) / epsilon",
             largest_rate,
-            "at most 3.4e38, so that the rate of an element without gradients is finite in f32",
-            fits_f32(largest_rate),
+            "at most 1.7e38 (2^127), so that the rate of an element without gradients is finite however it is rounded",
+            largest_rate <= 2_f64.powi(127),
         )
     }
 
@@ -187,6 +187,8 @@ impl Hyperparameters {
             exp_avg_weight: ema_weight(beta1),
             exp_avg_sq_weight: ema_weight(beta2),
             exp_avg_lr_weight: ema_weight(beta3),
+            debiased_lr_weight: (1.0 - beta3) / one_minus_power(beta3, t),
+            debiased_lr_scale: one_minus_power(beta3, t),
             step_size,
             exp_avg_correction,
             exp_avg_sq_correction,
@@ -216,6 +218,8 @@ pub(crate) struct StepCoefficients {
     pub exp_avg_weight: f64,
     pub exp_avg_sq_weight: f64,
     pub exp_avg_lr_weight: f64,
+    pub debiased_lr_weight: f64,
+    pub debiased_lr_scale: f64,
     pub step_size: f64,
     pub exp_avg_correction: f64,
     pub exp_avg_sq_correction: f64,

@@ -41,19 +41,33 @@ pub struct Coefficients {
     pub exp_avg_sq_correction: f32,
     /// Added to the root of the second moment.
     pub epsilon: f32,
-    /// 1 where the cohort steps, 0 where it has no gradient and is left alone.
-    pub enabled: u32,
+    /// One of [`INACTIVE`], [`ACTIVE`] and [`SKIPPED`].
+    pub activity: u32,
+    /// Weight of the learning rates' average where it is kept debiased.
+    pub debiased_lr_weight: f32,
+    /// Factor from the debiased average to the average.
+    pub debiased_lr_scale: f32,
+    /// t, modulo 2^32, for random numbers.
+    pub step: u32,
+    /// Makes it four words of 16 bytes.
+    pub padding: u32,
 }
+
+/// The cohort has no gradient in this step and is left alone.
+pub const INACTIVE: u32 = 0;
+/// The cohort steps.
+pub const ACTIVE: u32 = 1;
+/// The step was called off on the GPU.
+pub const SKIPPED: u32 = 2;
 
 impl Coefficients {
     /// A cohort that is left alone.
     pub(crate) fn inactive() -> Self {
         Self::zeroed()
     }
-}
 
-impl From<StepCoefficients> for Coefficients {
-    fn from(c: StepCoefficients) -> Self {
+    /// A cohort's step `t`.
+    pub(crate) fn active(c: StepCoefficients, t: u64) -> Self {
         Self {
             gradient_scale: c.gradient_scale as f32,
             coupled_decay: c.coupled_decay as f32,
@@ -66,7 +80,11 @@ impl From<StepCoefficients> for Coefficients {
             exp_avg_correction: c.exp_avg_correction as f32,
             exp_avg_sq_correction: c.exp_avg_sq_correction as f32,
             epsilon: c.epsilon as f32,
-            enabled: 1,
+            activity: ACTIVE,
+            debiased_lr_weight: c.debiased_lr_weight as f32,
+            debiased_lr_scale: c.debiased_lr_scale as f32,
+            step: t as u32,
+            padding: 0,
         }
     }
 }
@@ -75,14 +93,20 @@ impl From<StepCoefficients> for Coefficients {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Segment {
-    /// Element in the bound window of parameters where the segment starts.
+    /// Word of 32 bits in the bound window of parameters where the segment starts.
     pub parameters: u32,
-    /// Element in the bound window of gradients where the segment starts.
+    /// Word in the bound window of gradients where it starts.
     pub gradients: u32,
     /// Index into the coefficients.
     pub coefficients: u32,
-    /// WGSL's array stride would be 12 without it; 16 keeps entries within a cache line.
-    pub padding: u32,
+    /// [`Format::bits`](crate::format::Format::bits).
+    pub format: u32,
+    /// Key of the tensor's random numbers.
+    pub key: [u32; 2],
+    /// Elements of the tensor before the segment, in fours; modulo 2^32, for random numbers.
+    pub first_word: u32,
+    /// Word in the bound window of copies where it starts.
+    pub copies: u32,
 }
 
 /// What one workgroup updates; WGSL `Chunk`. Written when tensors are registered or regrouped.
@@ -95,6 +119,6 @@ pub struct Chunk {
     pub first: u32,
     /// Elements: [`CHUNK_ELEMENTS`], or fewer at a tensor's end.
     pub elements: u32,
-    /// Element in the bound page of state where the chunk's block starts.
+    /// Word of 32 bits in the bound page of state where the chunk's block starts.
     pub state: u32,
 }

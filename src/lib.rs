@@ -3,18 +3,23 @@
 pub use wgpu;
 
 mod arena;
+mod blocks;
 mod cohorts;
 mod diagnostics;
 mod error;
+#[doc(hidden)]
+pub mod format;
 mod hyperparameters;
 #[doc(hidden)]
 pub mod layout;
 mod optimizer;
 mod pipeline;
 mod plan;
+mod quantized;
 mod readback;
 pub mod reference;
 mod ring;
+mod rounding;
 pub mod schedule;
 mod scope;
 #[doc(hidden)]
@@ -23,8 +28,12 @@ mod tables;
 mod views;
 
 pub use diagnostics::{BINS, Diagnostics, LearningRates};
-pub use error::{CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError};
+pub use error::{
+    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError, WriteError,
+};
+pub use format::{DType, MasterWeights, Precision, StateFormat};
 pub use hyperparameters::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
 pub use optimizer::{GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, Update};
+pub use plan::AfterUse;
 pub use shader::{Access, GradientBinding};
 pub use views::{View, Views};

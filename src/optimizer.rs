@@ -3,18 +3,21 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::arena::{Arena, states_of_blocks};
+use crate::arena::Arena;
+use crate::blocks::Contents;
 use crate::cohorts::Cohorts;
 use crate::diagnostics::{Diagnostics, LearningRates};
 use crate::error::{
-    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError,
+    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError, WriteError,
 };
+use crate::format::{BlockLayout, DType, MasterWeights, Precision, StateFormat};
 use crate::hyperparameters::{Formula, Hyperparameters, Rule};
-use crate::layout::{self, GPU_LANES};
+use crate::layout::{self, CHUNK_ELEMENTS, GPU_LANES};
 use crate::pipeline::Pipelines;
-use crate::plan::{Allocator, ELEMENT_BYTES, Extent, Location, Plan, PlanLimits, Tensor};
+use crate::plan::{AfterUse, Allocator, Extent, Location, Plan, PlanLimits, Tensor, WORD_BYTES, state_words};
 use crate::readback::{Source, Wait, download};
 use crate::ring::{Lease, Ring};
+use crate::rounding::{Random, join, key_of, split};
 use crate::scope::catch;
 use crate::shader::{Access, GradientBinding};
 use crate::tables::{Device, Tables};
@@ -29,6 +32,10 @@ pub struct Options {
     pub formula: Formula,
     /// What a step counts besides its update.
     pub diagnostics: Diagnostics,
+    /// What a step does with gradients once it has read them.
+    pub gradients: AfterUse,
+    /// Seed of stochastic rounding. The same seed, labels and gradients give the same bits, whatever the order of registration.
+    pub seed: u64,
 }
 
 /// A group of one optimizer.
@@ -50,11 +57,23 @@ pub struct ParameterId {
 pub struct Parameter<'a> {
     /// Its name, unique in the optimizer: `transformer.wte.weight`.
     pub label: &'a str,
-    /// Its elements, f32. The shape does not matter to the step.
+    /// Its elements. The shape does not matter to the step.
     pub len: u64,
+    /// Their type.
+    pub dtype: DType,
+    /// Format of its state, where it is not to be the group's.
+    pub state: Option<StateFormat>,
     /// Where values and gradients lie at every step, or `None` if they are given at each step
     /// ([`Optimizer::encode_views`]).
     pub views: Option<Views<'a>>,
+}
+
+impl<'a> Parameter<'a> {
+    /// A parameter in f32, in its group's format of state, with views given at each step:
+    /// `Parameter { views: Some(views), ..Parameter::new("wte", 1024) }`.
+    pub fn new(label: &'a str, len: u64) -> Self {
+        Self { label, len, dtype: DType::F32, state: None, views: None }
+    }
 }
 
 /// A parameter with a gradient, and where the two lie in this step.
@@ -110,7 +129,7 @@ pub struct Optimizer {
     options: Options,
     limits: PlanLimits,
     workgroups_per_dimension: u32,
-    groups: Vec<Hyperparameters>,
+    groups: Vec<Group>,
     parameters: Vec<Record>,
     by_label: HashMap<String, u32>,
     /// How many parameters have no registered views.
@@ -127,13 +146,31 @@ pub struct Optimizer {
     scratch: Scratch,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    hyperparameters: Hyperparameters,
+    precision: Precision,
+}
+
 #[derive(Debug)]
 struct Record {
     label: String,
     len: u64,
+    dtype: DType,
+    group: u32,
+    layout: BlockLayout,
+    /// Key of its random numbers.
+    key: [u32; 2],
     views: Option<OwnedViews>,
     /// Empty until the first step.
     extents: Vec<Extent>,
+}
+
+/// What of a block is written.
+#[derive(Clone, Copy)]
+enum BlockPart {
+    States,
+    Master,
 }
 
 /// Vectors that a step fills and the next one uses again.
@@ -161,7 +198,7 @@ impl Optimizer {
             return Err(CreateError::NoLearningRates);
         }
         let limits = device.limits();
-        check_limits(&limits, options.diagnostics)?;
+        check_limits(&limits)?;
         let plan_limits = PlanLimits::new(&limits);
         let coefficients = Ring::new(
             device,
@@ -169,7 +206,7 @@ impl Optimizer {
             Self::COEFFICIENT_SLOTS,
             size_of::<layout::Coefficients>() as u64,
         )?;
-        let allocator = Allocator::new(options.rule.states(), &plan_limits);
+        let allocator = Allocator::new(&plan_limits);
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             device: device.clone(),
@@ -184,7 +221,12 @@ impl Optimizer {
             occupied: Occupied::default(),
             cohorts: Cohorts::default(),
             arena: Arena::new(device, allocator, options.diagnostics)?,
-            pipelines: Pipelines::new(options.rule, options.diagnostics, device.adapter_info().device_type),
+            pipelines: Pipelines::new(
+                options.rule,
+                options.diagnostics,
+                options.gradients,
+                device.adapter_info().device_type,
+            ),
             coefficients,
             fixed: None,
             moving: None,
@@ -197,13 +239,25 @@ impl Optimizer {
         self.options
     }
 
-    /// Adds a group: PyTorch's `param_group`.
+    /// Adds a group, PyTorch's `param_group`, with its state in f32 and no master weights.
     ///
     /// # Errors
     /// If a hyperparameter is refused, see [`Hyperparameters::validate`].
     pub fn add_group(&mut self, hyperparameters: Hyperparameters) -> Result<GroupId, HyperparameterError> {
+        self.add_group_with(hyperparameters, Precision::default())
+    }
+
+    /// Adds a group that is stored in another way.
+    ///
+    /// # Errors
+    /// As [`Optimizer::add_group`].
+    pub fn add_group_with(
+        &mut self,
+        hyperparameters: Hyperparameters,
+        precision: Precision,
+    ) -> Result<GroupId, HyperparameterError> {
         hyperparameters.validate()?;
-        self.groups.push(hyperparameters);
+        self.groups.push(Group { hyperparameters, precision });
         Ok(GroupId { optimizer: self.id, index: self.groups.len() as u32 - 1 })
     }
 
@@ -220,7 +274,7 @@ impl Optimizer {
         if group.optimizer != self.id {
             return Err(HyperparameterError::UnknownGroup);
         }
-        self.groups[group.index as usize] = hyperparameters;
+        self.groups[group.index as usize].hyperparameters = hyperparameters;
         Ok(())
     }
 
@@ -239,7 +293,7 @@ impl Optimizer {
 
     /// A group's hyperparameters; `None` if it is of another optimizer.
     pub fn hyperparameters(&self, group: GroupId) -> Option<&Hyperparameters> {
-        (group.optimizer == self.id).then(|| &self.groups[group.index as usize])
+        (group.optimizer == self.id).then(|| &self.groups[group.index as usize].hyperparameters)
     }
 
     /// Registers a parameter. Its state starts at zero; it is allocated when the next step is recorded.
@@ -262,14 +316,20 @@ impl Optimizer {
         if parameter.len == 0 {
             return Err(RegisterError::Empty { label: label() });
         }
+        let precision = self.groups[group.index as usize].precision;
+        let layout = self.layout_of(&parameter, precision)?;
         let index = self.parameters.len();
         if let Some(views) = &parameter.views {
-            self.occupy(index, parameter.label, parameter.len, views)?;
+            self.occupy(index, parameter.label, parameter.len, parameter.dtype, views)?;
             self.fixed = None;
         }
         self.parameters.push(Record {
             label: label(),
             len: parameter.len,
+            dtype: parameter.dtype,
+            group: group.index,
+            layout,
+            key: key_of(self.options.seed, parameter.label),
             views: parameter.views.as_ref().map(OwnedViews::new),
             extents: Vec::new(),
         });
@@ -286,13 +346,14 @@ impl Optimizer {
     pub fn set_views(&mut self, parameter: ParameterId, views: Views<'_>) -> Result<(), RegisterError> {
         let index = self.index_of(parameter).ok_or(RegisterError::UnknownParameter)?;
         let record = &self.parameters[index];
-        let (label, len, old) = (record.label.clone(), record.len, record.views.clone());
+        let (label, len, dtype) = (record.label.clone(), record.len, record.dtype);
+        let old = record.views.clone();
         if let Some(old) = &old {
             self.vacate(&old.borrow());
         }
-        if let Err(error) = self.occupy(index, &label, len, &views) {
+        if let Err(error) = self.occupy(index, &label, len, dtype, &views) {
             if let Some(old) = &old {
-                self.occupy(index, &label, len, &old.borrow())?;
+                self.occupy(index, &label, len, dtype, &old.borrow())?;
             }
             return Err(error);
         }
@@ -383,7 +444,7 @@ impl Optimizer {
                 self.tensor(index, &update.views, &mut buffers)
             })
             .collect();
-        let plan = Plan::new(&tensors, &buffers.sizes, self.options.rule.states(), &self.limits);
+        let plan = Plan::new(&tensors, &buffers.sizes, self.options.gradients, &self.limits);
         let parameters = updates.iter().map(|update| update.parameter.index as usize).collect();
         let old = self.moving.take();
         let mut tables = Tables::new(&self.on_device(), plan, parameters, buffers.list, old)?;
@@ -483,6 +544,133 @@ impl Optimizer {
         pollster::block_on(self.read_learning_rates_waiting(Wait::Poll))
     }
 
+    /// Writes the values of a parameter at its registered view, and what its master weights need. Takes effect before the next
+    /// submit.
+    ///
+    /// Values of a 16-bit parameter are rounded as its master weights say; without any, to the nearest.
+    ///
+    /// # Errors
+    /// If the parameter has no views, its buffer lacks COPY_DST, there are more or fewer values than elements, or the device
+    /// fails.
+    pub fn write_parameter(&mut self, parameter: ParameterId, values: &[f32]) -> Result<(), WriteError> {
+        let index = self.index_of(parameter).ok_or(WriteError::UnknownParameter)?;
+        self.allocate()?;
+        let record = &self.parameters[index];
+        let label = || record.label.clone();
+        check_length(record, "values", values.len())?;
+        let views = record.views.as_ref().ok_or_else(|| WriteError::NoViews { label: label() })?;
+        let View { buffer, offset, dtype } = views.borrow().values;
+        if !buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
+            return Err(WriteError::Usage { label: label(), found: buffer.usage() });
+        }
+        let layout = record.layout;
+        let split = |value: &f32| split(dtype, layout.master_weights, *value, Random::TO_NEAREST.parameter);
+        let (narrowed, differences): (Vec<u32>, Vec<u32>) = values.iter().map(split).unzip();
+        let bytes = match dtype {
+            DType::F32 => bytemuck::cast_slice(&narrowed).to_vec(),
+            DType::F16 | DType::Bf16 => {
+                // A write covers whole words of 4 bytes; the half after an odd end is its tensor's.
+                let mut halves: Vec<u16> = narrowed.iter().map(|&bits| bits as u16).collect();
+                halves.resize(halves.len().next_multiple_of(2), 0);
+                bytemuck::cast_slice(&halves).to_vec()
+            }
+        };
+        catch(&self.device, || {
+            self.queue.write_buffer(buffer, offset, &bytes);
+            if layout.master_weights != MasterWeights::None {
+                let contents = Contents { differences, ..Contents::zero(layout, record.len) };
+                self.write_blocks(record, &contents, BlockPart::Master);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Replaces the state of a parameter, its step count included; rounded to the nearest where its format has fewer bits. Takes
+    /// effect before the next submit. Steps recorded and not yet submitted are wrong then.
+    ///
+    /// # Errors
+    /// If a state's name or length is not the parameter's, or the device fails.
+    pub fn write_state(&mut self, parameter: ParameterId, state: &State) -> Result<(), WriteError> {
+        let index = self.index_of(parameter).ok_or(WriteError::UnknownParameter)?;
+        self.allocate()?;
+        let record = &self.parameters[index];
+        let layout = record.layout;
+        let mut contents = Contents::zero(layout, record.len);
+        for (&name, target) in self.options.rule.state_names().iter().zip(&mut contents.states) {
+            let given = state.tensor(name).unwrap_or_default();
+            check_length(record, name, given.len())?;
+            target.copy_from_slice(given);
+        }
+        if layout.state.is_debiased()
+            && state.step > 0
+            && let Some(exp_avg_lr) = contents.states.get_mut(2)
+        {
+            let scale = self.debiased_lr_scale(record, state.step);
+            for value in exp_avg_lr {
+                *value = (f64::from(*value) / scale) as f32;
+            }
+        }
+        catch(&self.device, || self.write_blocks(record, &contents, BlockPart::States))?;
+        if self.cohorts.set_steps(index, state.step)
+            && let Some(tables) = &mut self.fixed
+        {
+            tables.regroup();
+        }
+        Ok(())
+    }
+
+    /// Writes one part of a parameter's blocks.
+    fn write_blocks(&self, record: &Record, contents: &Contents, part: BlockPart) {
+        let layout = record.layout;
+        let zeros = vec![0; state_words(layout, record.len) as usize];
+        let words = contents.encode(layout, &zeros, |_| Random::TO_NEAREST);
+        let mut block_start = 0;
+        for extent in &record.extents {
+            let mut place = u64::from(extent.state);
+            let mut left = extent.elements;
+            while left > 0 {
+                let elements = left.min(CHUNK_ELEMENTS.into());
+                let (size, master) = (layout.words(elements), layout.master_start(elements));
+                let range = match part {
+                    BlockPart::States => 0..master,
+                    BlockPart::Master => master..size,
+                };
+                let bytes = &words[(block_start + range.start) as usize..(block_start + range.end) as usize];
+                let page = self.arena.page(extent.page);
+                self.queue.write_buffer(
+                    page,
+                    (place + range.start) * WORD_BYTES,
+                    bytemuck::cast_slice(bytes),
+                );
+                block_start += size;
+                place += size;
+                left -= elements;
+            }
+        }
+    }
+
+    /// How a parameter's state is laid out.
+    fn layout_of(
+        &self,
+        parameter: &Parameter<'_>,
+        precision: Precision,
+    ) -> Result<BlockLayout, RegisterError> {
+        let master_weights = match parameter.dtype {
+            DType::F32 => MasterWeights::None,
+            DType::F16 | DType::Bf16 => precision.master_weights,
+        };
+        if !master_weights.fit(parameter.dtype) {
+            return Err(RegisterError::MasterWeights {
+                label: parameter.label.to_owned(),
+                dtype: parameter.dtype,
+                found: precision.master_weights,
+            });
+        }
+        let is_small = parameter.len < precision.f32_state_below;
+        let state = parameter.state.unwrap_or(if is_small { StateFormat::F32 } else { precision.state });
+        Ok(BlockLayout { states: self.options.rule.states(), state, master_weights })
+    }
+
     async fn read_parameter_waiting(
         &self,
         parameter: ParameterId,
@@ -499,28 +687,52 @@ impl Optimizer {
         let source = Source {
             buffer: values.buffer.clone(),
             offset: values.offset,
-            bytes: record.len * ELEMENT_BYTES,
+            bytes: (record.len * record.dtype.bytes()).next_multiple_of(WORD_BYTES),
         };
         let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
+        if record.dtype == DType::F32 {
+            return Ok(bytemuck::pod_collect_to_vec(&bytes));
+        }
+        let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&bytes);
+        let differences = match record.layout.master_weights {
+            MasterWeights::None => Contents::zero(record.layout, record.len).differences,
+            _ => self.contents(record, wait).await?.differences,
+        };
+        let join = |(half, difference): (u16, u32)| join(record.dtype, half.into(), difference);
+        Ok(halves.into_iter().zip(differences).map(join).collect())
+    }
+
+    async fn contents(&self, record: &Record, wait: Wait) -> Result<Contents, ReadError> {
+        if record.extents.is_empty() {
+            return Ok(Contents::zero(record.layout, record.len));
+        }
+        let sources = self.arena.sources(record.layout, &record.extents);
+        let bytes = download(&self.device, &self.queue, &sources, false, wait).await?;
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        Ok(Contents::decode(record.layout, record.len, &words))
     }
 
     async fn read_state_waiting(&self, parameter: ParameterId, wait: Wait) -> Result<State, ReadError> {
         let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
         let record = &self.parameters[index];
-        let rule = self.options.rule;
-        let sources = self.arena.sources(&record.extents);
-        let bytes = download(&self.device, &self.queue, &sources, false, wait).await?;
-        let tensors = if record.extents.is_empty() {
-            vec![vec![0.0; record.len as usize]; rule.states() as usize]
-        } else {
-            let blocks: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-            states_of_blocks(&blocks, record.len, rule.states())
-        };
-        Ok(State {
-            step: self.cohorts.steps(index),
-            tensors: rule.state_names().iter().copied().zip(tensors).collect(),
-        })
+        let step = self.cohorts.steps(index);
+        let mut states = self.contents(record, wait).await?.states;
+        if record.layout.state.is_debiased()
+            && let Some(exp_avg_lr) = states.get_mut(2)
+        {
+            let scale = self.debiased_lr_scale(record, step);
+            for value in exp_avg_lr {
+                *value = (f64::from(*value) * scale) as f32;
+            }
+        }
+        Ok(State { step, tensors: self.options.rule.state_names().iter().copied().zip(states).collect() })
+    }
+
+    /// `1 - beta3^t` of a parameter's group.
+    fn debiased_lr_scale(&self, record: &Record, step: u64) -> f64 {
+        let hyperparameters = &self.groups[record.group as usize].hyperparameters;
+        let Options { rule, formula, .. } = self.options;
+        hyperparameters.coefficients(formula, rule, step).debiased_lr_scale
     }
 
     async fn read_learning_rates_waiting(&self, wait: Wait) -> Result<LearningRates, ReadError> {
@@ -535,7 +747,7 @@ impl Optimizer {
     }
 
     fn on_device(&self) -> Device<'_> {
-        Device { device: &self.device, queue: &self.queue, states: self.options.rule.states() }
+        Device { device: &self.device, queue: &self.queue }
     }
 
     /// Checks a parameter's views and takes their bytes; takes none on an error.
@@ -544,22 +756,20 @@ impl Optimizer {
         index: usize,
         label: &str,
         len: u64,
+        dtype: DType,
         views: &Views<'_>,
     ) -> Result<(), RegisterError> {
-        let refused = |role, source| RegisterError::View { label: label.to_owned(), role, source };
-        let mut ends = [0; 2];
-        for ((role, view), end) in views.each().into_iter().zip(&mut ends) {
-            *end = view.end(len).map_err(|error| refused(role, error))?;
-        }
-        for ((role, view), end) in views.each().into_iter().zip(ends) {
+        let refused = |(role, source)| RegisterError::View { label: label.to_owned(), role, source };
+        let ends = check_views(views, len, dtype).map_err(refused)?;
+        for (taken, ((role, view), end)) in views.each().zip(ends).enumerate() {
             if let Err(overlap) = self.occupied.take(&view, end, index, role) {
-                if role == Role::Gradients {
-                    self.occupied.release(&views.values);
+                for (_, earlier) in views.each().take(taken) {
+                    self.occupied.release(&earlier);
                 }
                 // A parameter can also overlap itself; it has no record yet.
                 let other = self.parameters.get(overlap.parameter);
                 let other_label = other.map_or(label, |record| &record.label).to_owned();
-                return Err(refused(role, overlap_error(&overlap, other_label)));
+                return Err(refused((role, overlap_error(&overlap, other_label))));
             }
         }
         Ok(())
@@ -577,12 +787,9 @@ impl Optimizer {
         let mut ranges = Vec::with_capacity(2 * updates.len());
         for update in updates {
             let record = record_of(update);
-            for (role, view) in update.views.each() {
-                let end = view.end(record.len).map_err(|source| EncodeError::View {
-                    label: record.label.clone(),
-                    role,
-                    source,
-                })?;
+            let ends = check_views(&update.views, record.len, record.dtype)
+                .map_err(|(role, source)| EncodeError::View { label: record.label.clone(), role, source })?;
+            for ((role, view), end) in update.views.each().zip(ends) {
                 ranges.push((view.buffer, view.offset, end, record, role));
             }
         }
@@ -642,11 +849,11 @@ impl Optimizer {
     /// Gives state to the parameters registered since the last step.
     fn allocate(&mut self) -> Result<(), wgpu::Error> {
         let first = self.parameters.partition_point(|record| !record.extents.is_empty());
-        let lengths: Vec<u64> = self.parameters[first..].iter().map(|r| r.len).collect();
-        if lengths.is_empty() {
+        let tensors: Vec<_> = self.parameters[first..].iter().map(|r| (r.layout, r.len)).collect();
+        if tensors.is_empty() {
             return Ok(());
         }
-        let extents = self.arena.allocate(&self.device, &lengths)?;
+        let extents = self.arena.allocate(&self.device, &tensors)?;
         for (record, extents) in self.parameters[first..].iter_mut().zip(extents) {
             record.extents = extents;
         }
@@ -654,10 +861,14 @@ impl Optimizer {
     }
 
     fn tensor<'a>(&'a self, index: usize, views: &Views<'_>, buffers: &mut Buffers) -> Tensor<'a> {
+        let record = &self.parameters[index];
         Tensor {
             values: buffers.location(&views.values),
             gradients: buffers.location(&views.gradients),
-            extents: &self.parameters[index].extents,
+            copies: views.copy.as_ref().map(|copy| buffers.location(copy)),
+            extents: &record.extents,
+            layout: record.layout,
+            key: record.key,
         }
     }
 
@@ -676,7 +887,7 @@ impl Optimizer {
                 tensors.push(self.tensor(index, &views.borrow(), &mut buffers));
             }
         }
-        let plan = Plan::new(&tensors, &buffers.sizes, self.options.rule.states(), &self.limits);
+        let plan = Plan::new(&tensors, &buffers.sizes, self.options.gradients, &self.limits);
         Ok(Tables::new(&self.on_device(), plan, parameters, buffers.list, None)?)
     }
 
@@ -705,7 +916,7 @@ impl Optimizer {
             return Ok(());
         }
         let coefficients = self.upload_coefficients()?;
-        let at = Device { device: &self.device, queue: &self.queue, states: self.options.rule.states() };
+        let at = Device { device: &self.device, queue: &self.queue };
         tables.upload(&at, &mut self.pipelines, &self.coefficients, &self.arena, &self.cohorts)?;
         tables.record(pass, &self.pipelines, coefficients, self.workgroups_per_dimension);
         Ok(())
@@ -718,8 +929,9 @@ impl Optimizer {
         coefficients.clear();
         coefficients.extend(self.cohorts.list().iter().zip(stepping).map(|(cohort, steps)| {
             if *steps {
-                let hyperparameters = &self.groups[cohort.group as usize];
-                hyperparameters.coefficients(formula, rule, cohort.steps + 1).into()
+                let hyperparameters = &self.groups[cohort.group as usize].hyperparameters;
+                let t = cohort.steps + 1;
+                layout::Coefficients::active(hyperparameters.coefficients(formula, rule, t), t)
             } else {
                 layout::Coefficients::inactive()
             }
@@ -752,8 +964,29 @@ impl Buffers {
                 self.list.len() as u32 - 1
             }),
         };
-        Location { buffer, offset: view.offset }
+        Location { buffer, offset: view.offset, dtype: view.dtype }
     }
+}
+
+/// The bytes at which a parameter's views end, or what is wrong with one of them.
+fn check_views(views: &Views<'_>, len: u64, dtype: DType) -> Result<[u64; 3], (Role, ViewError)> {
+    if views.values.dtype != dtype {
+        return Err((Role::Values, ViewError::DType { found: views.values.dtype, needed: dtype }));
+    }
+    views.check_copy().map_err(|error| (Role::Copy, error))?;
+    let mut ends = [0; 3];
+    for ((role, view), end) in views.each().zip(&mut ends) {
+        *end = view.end(len).map_err(|error| (role, error))?;
+    }
+    Ok(ends)
+}
+
+fn check_length(record: &Record, what: &'static str, found: usize) -> Result<(), WriteError> {
+    if found as u64 == record.len {
+        return Ok(());
+    }
+    let label = record.label.clone();
+    Err(WriteError::Length { label, what, found: found as u64, needed: record.len })
 }
 
 fn overlap_error(overlap: &Overlap, other_label: String) -> ViewError {
@@ -767,17 +1000,9 @@ fn begin_pass(encoder: &mut wgpu::CommandEncoder) -> wgpu::ComputePass<'_> {
     })
 }
 
-fn check_limits(limits: &wgpu::Limits, diagnostics: Diagnostics) -> Result<(), CreateError> {
-    let storage_buffers = match diagnostics {
-        Diagnostics::Off => 6,
-        Diagnostics::LearningRates => 7,
-    };
+fn check_limits(limits: &wgpu::Limits) -> Result<(), CreateError> {
     let needs = [
-        (
-            "max_storage_buffers_per_shader_stage",
-            u64::from(limits.max_storage_buffers_per_shader_stage),
-            storage_buffers,
-        ),
+        ("max_storage_buffers_per_shader_stage", u64::from(limits.max_storage_buffers_per_shader_stage), 8),
         (
             "max_dynamic_storage_buffers_per_pipeline_layout",
             u64::from(limits.max_dynamic_storage_buffers_per_pipeline_layout),

@@ -5,10 +5,12 @@ use std::num::NonZeroU64;
 
 use crate::Diagnostics;
 use crate::diagnostics::HISTOGRAM_BYTES;
+use crate::format::StateAccess;
 use crate::hyperparameters::Rule;
 use crate::layout::{CPU_LANES, Chunk, Coefficients, GPU_LANES, Segment};
+use crate::plan::{AfterUse, Launch};
 use crate::scope::catch;
-use crate::shader::{Access, GradientBinding, Variant};
+use crate::shader::{Access, Copies, GradientBinding, Variant};
 
 /// The kernel in one variant.
 #[derive(Clone, Debug)]
@@ -22,9 +24,13 @@ pub struct Pipeline {
 pub struct Pipelines {
     rule: Rule,
     diagnostics: Diagnostics,
+    after_use: AfterUse,
     lanes: u32,
-    made: HashMap<(Access, GradientBinding), Pipeline>,
+    made: HashMap<Key, Pipeline>,
 }
+
+/// What of a pipeline depends on the launch: its variant, and the format of all tensors if they have the same.
+type Key = (Variant, Option<u32>);
 
 /// What a launch binds.
 pub struct Bindings<'a> {
@@ -42,41 +48,57 @@ pub struct Bindings<'a> {
     pub state: wgpu::BindingResource<'a>,
     /// Counters of the diagnostics.
     pub histogram: Option<wgpu::BindingResource<'a>>,
+    /// Window of copies.
+    pub copies: Option<wgpu::BindingResource<'a>>,
 }
 
 impl Pipelines {
     /// None made yet.
-    pub fn new(rule: Rule, diagnostics: Diagnostics, device_type: wgpu::DeviceType) -> Self {
+    pub fn new(
+        rule: Rule,
+        diagnostics: Diagnostics,
+        after_use: AfterUse,
+        device_type: wgpu::DeviceType,
+    ) -> Self {
         let lanes = if device_type == wgpu::DeviceType::Cpu { CPU_LANES } else { GPU_LANES };
-        Self { rule, diagnostics, lanes, made: HashMap::new() }
+        Self { rule, diagnostics, after_use, lanes, made: HashMap::new() }
     }
 
-    /// The pipeline of a variant, made on first use.
-    pub fn get(
-        &mut self,
-        device: &wgpu::Device,
-        access: Access,
-        gradients: GradientBinding,
-    ) -> Result<&Pipeline, wgpu::Error> {
-        let key = (access, gradients);
+    fn key(&self, launch: &Launch) -> Key {
+        let variant = Variant {
+            rule: self.rule,
+            access: launch.access,
+            gradients: launch.binding,
+            state: launch.state_access,
+            copies: launch.writes_copies(),
+            diagnostics: self.diagnostics,
+        };
+        (variant, launch.format)
+    }
+
+    /// The pipeline of a launch, made on first use.
+    pub fn get(&mut self, device: &wgpu::Device, launch: &Launch) -> Result<&Pipeline, wgpu::Error> {
+        let key = self.key(launch);
         if !self.made.contains_key(&key) {
-            let variant = Variant { rule: self.rule, access, gradients, diagnostics: self.diagnostics };
-            let pipeline = catch(device, || Pipeline::new(device, variant, self.lanes))?;
+            let mut constants = vec![
+                ("LANES", f64::from(self.lanes)),
+                ("ZERO_GRADIENTS", f64::from(u8::from(self.after_use == AfterUse::Zero))),
+            ];
+            constants.extend(launch.format.map(|format| ("FORMAT", f64::from(format))));
+            let pipeline = catch(device, || Pipeline::new(device, key.0, &constants))?;
             self.made.insert(key, pipeline);
         }
         Ok(&self.made[&key])
     }
-}
 
-impl Pipelines {
     /// A pipeline that `get` has made.
-    pub fn made(&self, access: Access, gradients: GradientBinding) -> &wgpu::ComputePipeline {
-        &self.made[&(access, gradients)].pipeline
+    pub fn made(&self, launch: &Launch) -> &wgpu::ComputePipeline {
+        &self.made[&self.key(launch)].pipeline
     }
 }
 
 impl Pipeline {
-    fn new(device: &wgpu::Device, variant: Variant, lanes: u32) -> Self {
+    fn new(device: &wgpu::Device, variant: Variant, constants: &[(&str, f64)]) -> Self {
         let label = format!("adamod.update.{}", variant.name());
         let storage = |binding, read_only, has_dynamic_offset, bytes: u64| wgpu::BindGroupLayoutEntry {
             binding,
@@ -90,14 +112,20 @@ impl Pipeline {
         };
         let word_bytes = match variant.access {
             Access::Vec4 => 16,
+            Access::Vec2 => 8,
             Access::Scalar => 4,
+        };
+        let state_word_bytes = match variant.state {
+            StateAccess::Words4 => 16,
+            StateAccess::Words2 => 8,
+            StateAccess::Words1 => 4,
         };
         let mut entries = vec![
             storage(0, true, true, size_of::<Coefficients>() as u64),
             storage(1, true, true, size_of::<Segment>() as u64),
             storage(2, true, false, size_of::<Chunk>() as u64),
             storage(3, false, false, word_bytes),
-            storage(5, false, false, word_bytes),
+            storage(5, false, false, state_word_bytes),
         ];
         match variant.gradients {
             GradientBinding::Read => entries.push(storage(4, true, false, word_bytes)),
@@ -106,6 +134,9 @@ impl Pipeline {
         }
         if variant.diagnostics == Diagnostics::LearningRates {
             entries.push(storage(6, false, false, HISTOGRAM_BYTES));
+        }
+        if variant.copies == Copies::On {
+            entries.push(storage(7, false, false, 4));
         }
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(&label),
@@ -125,10 +156,7 @@ impl Pipeline {
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some("update"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &[("LANES", lanes.into())],
-                ..Default::default()
-            },
+            compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
             cache: None,
         });
         Self { layout, pipeline }
@@ -154,6 +182,9 @@ impl Pipeline {
         }
         if let Some(histogram) = bindings.histogram {
             entries.push(entry(6, histogram));
+        }
+        if let Some(copies) = bindings.copies {
+            entries.push(entry(7, copies));
         }
         device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("adamod.update"),

@@ -10,13 +10,14 @@
 
 use std::collections::HashMap;
 
+use crate::format::{BlockLayout, DType, Format, StateAccess};
 use crate::layout::{CHUNK_ELEMENTS, Chunk, Segment};
-use crate::shader::{Access, GradientBinding};
+use crate::shader::{Access, Copies, GradientBinding};
 
-/// Bytes of an f32 element.
-pub const ELEMENT_BYTES: u64 = 4;
-/// Bytes of a word of four elements.
-pub const WORD_BYTES: u64 = 4 * ELEMENT_BYTES;
+/// Bytes of the words that buffers are bound as, at the least. Every tensor starts at a multiple.
+pub const WORD_BYTES: u64 = 4;
+/// Bytes of the widest access.
+const WIDEST_ACCESS_BYTES: u64 = 16;
 
 /// What the device allows.
 #[derive(Clone, Copy, Debug)]
@@ -41,21 +42,21 @@ impl PlanLimits {
             limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(u64::from(u32::MAX));
         Self {
             binding_bytes: bytes / 256 * 256,
-            offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(WORD_BYTES),
+            offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(WIDEST_ACCESS_BYTES),
             launch_chunks: u64::from(limits.max_compute_workgroups_per_dimension)
                 .pow(2)
                 .min(bytes / size_of::<Chunk>() as u64),
         }
     }
 
-    /// Elements of state that one page can hold.
-    pub fn page_elements(&self) -> u64 {
-        self.binding_bytes / ELEMENT_BYTES
+    /// Words of state that one page can hold.
+    pub fn page_words(&self) -> u64 {
+        self.binding_bytes / WORD_BYTES
     }
 
     /// Chunks of one tensor that surely fit into one window, wherever the tensor starts.
     fn window_chunks(&self) -> u64 {
-        let chunk_bytes = u64::from(CHUNK_ELEMENTS) * ELEMENT_BYTES;
+        let chunk_bytes = u64::from(CHUNK_ELEMENTS) * DType::F32.bytes();
         ((self.binding_bytes - 2 * self.offset_alignment) / chunk_bytes).min(self.launch_chunks)
     }
 }
@@ -66,17 +67,12 @@ pub fn grid(chunks: u32, workgroups_per_dimension: u32) -> (u32, u32) {
     (chunks.div_ceil(rows), rows)
 }
 
-/// Elements of state that a chunk's block takes: `states` times the chunk, rounded up to whole words.
-pub fn block_elements(states: u32, chunk_elements: u32) -> u64 {
-    u64::from(states) * u64::from(chunk_elements.next_multiple_of(4))
-}
-
 /// A run of a tensor's chunks whose blocks of state lie one after the other in one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The page.
     pub page: u32,
-    /// Element of the page where the first block starts.
+    /// Word of the page where the first block starts.
     pub state: u32,
     /// First chunk of the run, counted from the tensor's start.
     pub first_chunk: u64,
@@ -87,8 +83,7 @@ pub struct Extent {
 /// Hands out blocks of state in pages, in order of registration.
 #[derive(Clone, Debug)]
 pub struct Allocator {
-    states: u32,
-    page_elements: u64,
+    page_words: u64,
     pages: Vec<Page>,
 }
 
@@ -99,39 +94,32 @@ struct Page {
 }
 
 impl Allocator {
-    /// Elements of every page but the first are at least this (or the largest a page can be), so that parameters registered
-    /// one by one do not end in a launch each.
-    const LEAST_PAGE_ELEMENTS: u64 = 256 * 1024;
+    /// Words of every page but the first are at least this (or the largest a page can be), so that parameters registered one by
+    /// one do not end in a launch each.
+    const LEAST_PAGE_WORDS: u64 = 256 * 1024;
 
     /// No pages yet.
-    pub fn new(states: u32, limits: &PlanLimits) -> Self {
-        Self { states, page_elements: limits.page_elements(), pages: Vec::new() }
+    pub fn new(limits: &PlanLimits) -> Self {
+        Self { page_words: limits.page_words(), pages: Vec::new() }
     }
 
-    /// Elements of each page, in order.
+    /// Words of each page, in order.
     pub fn capacities(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
         self.pages.iter().map(|page| page.capacity)
     }
 
-    /// Elements of state that a tensor of `elements` elements takes.
-    pub fn state_elements(&self, elements: u64) -> u64 {
-        let chunk = u64::from(CHUNK_ELEMENTS);
-        elements / chunk * block_elements(self.states, CHUNK_ELEMENTS)
-            + block_elements(self.states, (elements % chunk) as u32)
-    }
-
     /// Places a tensor's blocks. `pending` is what it and the tensors after it take together: a new page is made as large as
     /// that, where a page may be.
-    pub fn allocate(&mut self, elements: u64, mut pending: u64) -> Vec<Extent> {
-        let whole_block = block_elements(self.states, CHUNK_ELEMENTS);
+    pub fn allocate(&mut self, layout: BlockLayout, elements: u64, mut pending: u64) -> Vec<Extent> {
+        let whole_block = layout.words(CHUNK_ELEMENTS.into());
         let mut extents = Vec::new();
         let mut first_chunk = 0;
         let mut left = elements;
         while left > 0 {
-            let next_block = block_elements(self.states, left.min(CHUNK_ELEMENTS.into()) as u32);
+            let next_block = layout.words(left.min(CHUNK_ELEMENTS.into()));
             if self.pages.last().is_none_or(|page| page.capacity - page.used < next_block) {
-                let least = if self.pages.is_empty() { 0 } else { Self::LEAST_PAGE_ELEMENTS };
-                self.pages.push(Page { capacity: pending.max(least).min(self.page_elements), used: 0 });
+                let least = if self.pages.is_empty() { 0 } else { Self::LEAST_PAGE_WORDS };
+                self.pages.push(Page { capacity: pending.max(least).min(self.page_words), used: 0 });
             }
             let index = self.pages.len() - 1;
             let page = &mut self.pages[index];
@@ -142,12 +130,11 @@ impl Allocator {
             let mut taken = here;
             if rest > 0 && rest < u64::from(CHUNK_ELEMENTS) {
                 let free = page.capacity - page.used - here.div_ceil(CHUNK_ELEMENTS.into()) * whole_block;
-                if block_elements(self.states, rest as u32) <= free {
+                if layout.words(rest) <= free {
                     taken += rest;
                 }
             }
-            let used = taken / u64::from(CHUNK_ELEMENTS) * whole_block
-                + block_elements(self.states, (taken % u64::from(CHUNK_ELEMENTS)) as u32);
+            let used = state_words(layout, taken);
             extents.push(Extent {
                 page: index as u32,
                 state: page.used as u32,
@@ -163,13 +150,21 @@ impl Allocator {
     }
 }
 
-/// Where a view lies: a buffer, numbered by the caller, and a byte offset.
+/// Words of state that a tensor of `elements` elements takes.
+pub fn state_words(layout: BlockLayout, elements: u64) -> u64 {
+    let chunk = u64::from(CHUNK_ELEMENTS);
+    elements / chunk * layout.words(chunk) + layout.words(elements % chunk)
+}
+
+/// Where a view lies: a buffer, numbered by the caller, a byte offset, and what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Location {
     /// Index into the caller's buffers.
     pub buffer: u32,
     /// Byte offset in it.
     pub offset: u64,
+    /// Type of the elements.
+    pub dtype: DType,
 }
 
 /// A tensor to be updated.
@@ -179,8 +174,26 @@ pub struct Tensor<'a> {
     pub values: Location,
     /// Its gradient.
     pub gradients: Location,
+    /// Its copy in 16 bits, in a buffer that holds neither.
+    pub copies: Option<Location>,
     /// Its blocks of state; together they cover it.
     pub extents: &'a [Extent],
+    /// What a block holds.
+    pub layout: BlockLayout,
+    /// Key of its random numbers.
+    pub key: [u32; 2],
+}
+
+impl Tensor<'_> {
+    fn format(&self) -> Format {
+        Format {
+            values: self.values.dtype,
+            gradients: self.gradients.dtype,
+            state: self.layout.state,
+            master_weights: self.layout.master_weights,
+            copies: self.copies.map_or(DType::F32, |copies| copies.dtype),
+        }
+    }
 }
 
 /// A range of a buffer that is bound.
@@ -216,10 +229,16 @@ pub struct Launch {
     pub values: Window,
     /// The window of gradients; the same as that of values with [`GradientBinding::Shared`].
     pub gradients: Window,
+    /// The window of copies, if there are any.
+    pub copies: Option<Window>,
     /// How gradients are bound.
     pub binding: GradientBinding,
     /// How tensors are read and written.
     pub access: Access,
+    /// How state is read and written.
+    pub state_access: StateAccess,
+    /// [`Format::bits`] of all tensors, if they have the same.
+    pub format: Option<u32>,
     /// The page of state.
     pub page: u32,
     /// First entry in the chunk table, aligned for a binding.
@@ -230,6 +249,13 @@ pub struct Launch {
     pub segments: std::ops::Range<u32>,
 }
 
+impl Launch {
+    /// Whether it writes copies.
+    pub fn writes_copies(&self) -> Copies {
+        if self.copies.is_some() { Copies::On } else { Copies::Off }
+    }
+}
+
 /// A run of a tensor's chunks in one launch: what the chunk table depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
@@ -238,6 +264,7 @@ struct Piece {
     state: u32,
     first_chunk: u64,
     elements: u64,
+    layout: BlockLayout,
 }
 
 impl Piece {
@@ -247,18 +274,18 @@ impl Piece {
 
     /// Bytes that the piece covers in a view at `offset`: start and end.
     fn span(&self, view: Location) -> (u64, u64) {
-        let start = view.offset + self.first_chunk * u64::from(CHUNK_ELEMENTS) * ELEMENT_BYTES;
-        (start, start + self.elements * ELEMENT_BYTES)
+        let start = view.offset + self.first_chunk * u64::from(CHUNK_ELEMENTS) * view.dtype.bytes();
+        (start, start + self.elements * view.dtype.bytes())
     }
 
     /// Cuts off what lies past the first `chunks` chunks.
-    fn split(&mut self, chunks: u64, states: u32) -> Option<Self> {
+    fn split(&mut self, chunks: u64) -> Option<Self> {
         if self.chunks() <= chunks {
             return None;
         }
         let elements = chunks * u64::from(CHUNK_ELEMENTS);
         let rest = Self {
-            state: self.state + (chunks * block_elements(states, CHUNK_ELEMENTS)) as u32,
+            state: self.state + (chunks * self.layout.words(CHUNK_ELEMENTS.into())) as u32,
             first_chunk: self.first_chunk + chunks,
             elements: self.elements - elements,
             ..*self
@@ -278,11 +305,22 @@ pub struct Plan {
     pub segments: Vec<Segment>,
 }
 
+/// What a step does with gradients once it has read them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AfterUse {
+    /// They stay as they are.
+    #[default]
+    Keep,
+    /// They are set to zero, so that the engine saves a pass over them before it accumulates the next ones.
+    Zero,
+}
+
 /// Windows and size of a launch that is being put together.
 #[derive(Clone, Copy)]
 struct Bounds {
     values: Window,
     gradients: Window,
+    copies: Option<Window>,
     chunks: u64,
 }
 
@@ -292,28 +330,38 @@ impl Bounds {
             let (start, end) = piece.span(view);
             let offset = start / limits.offset_alignment * limits.offset_alignment;
             let end = end
-                .next_multiple_of(WORD_BYTES)
-                .min(sizes[view.buffer as usize] / ELEMENT_BYTES * ELEMENT_BYTES);
+                .next_multiple_of(WIDEST_ACCESS_BYTES)
+                .min(sizes[view.buffer as usize] / WORD_BYTES * WORD_BYTES);
             Window { buffer: view.buffer, offset, bytes: end - offset }
         };
-        Self { values: window(tensor.values), gradients: window(tensor.gradients), chunks: piece.chunks() }
+        Self {
+            values: window(tensor.values),
+            gradients: window(tensor.gradients),
+            copies: tensor.copies.map(window),
+            chunks: piece.chunks(),
+        }
     }
 
     fn union(self, other: Self) -> Self {
         Self {
             values: self.values.union(other.values),
             gradients: self.gradients.union(other.gradients),
+            copies: self.copies.zip(other.copies).map(|(one, other)| one.union(other)),
             chunks: self.chunks + other.chunks,
         }
     }
 
     /// How a launch of these windows binds its gradients; `None` if one binding or the grid is too small.
-    fn binding(&self, limits: &PlanLimits) -> Option<GradientBinding> {
+    fn binding(&self, limits: &PlanLimits, after_use: AfterUse) -> Option<GradientBinding> {
         let fits = |window: &Window| window.bytes <= limits.binding_bytes;
-        if !fits(&self.values) || !fits(&self.gradients) || self.chunks > limits.launch_chunks {
+        let all_fit = fits(&self.values) && fits(&self.gradients) && self.copies.as_ref().is_none_or(fits);
+        if !all_fit || self.chunks > limits.launch_chunks {
             None
         } else if self.values.buffer != self.gradients.buffer {
-            Some(GradientBinding::Read)
+            Some(match after_use {
+                AfterUse::Keep => GradientBinding::Read,
+                AfterUse::Zero => GradientBinding::ReadWrite,
+            })
         } else if fits(&self.values.union(self.gradients)) {
             Some(GradientBinding::Shared)
         } else if !self.values.overlaps(&self.gradients) {
@@ -325,8 +373,8 @@ impl Bounds {
 }
 
 impl Plan {
-    /// Plans a step over `tensors`. `sizes` are the bytes of the buffers that their locations name, `states` the rule's states.
-    pub fn new(tensors: &[Tensor<'_>], sizes: &[u64], states: u32, limits: &PlanLimits) -> Self {
+    /// Plans a step over `tensors`. `sizes` are the bytes of the buffers that their locations name.
+    pub fn new(tensors: &[Tensor<'_>], sizes: &[u64], after_use: AfterUse, limits: &PlanLimits) -> Self {
         let mut plan = Self::default();
         for mut group in groups(tensors) {
             let everything = group
@@ -334,7 +382,7 @@ impl Plan {
                 .map(|piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits))
                 .reduce(Bounds::union);
             if let Some(bounds) = everything
-                && let Some(binding) = bounds.binding(limits)
+                && let Some(binding) = bounds.binding(limits, after_use)
             {
                 plan.push(&group, bounds, binding, tensors, sizes, limits);
                 continue;
@@ -342,7 +390,7 @@ impl Plan {
             // Too large for one window: cut, and fill windows in the order of addresses.
             let mut cut = Vec::with_capacity(group.len());
             for mut piece in group.drain(..) {
-                while let Some(rest) = piece.split(limits.window_chunks(), states) {
+                while let Some(rest) = piece.split(limits.window_chunks()) {
                     cut.push(std::mem::replace(&mut piece, rest));
                 }
                 cut.push(piece);
@@ -352,9 +400,11 @@ impl Plan {
             for piece in cut {
                 let alone = Bounds::of(&piece, &tensors[piece.tensor as usize], sizes, limits);
                 match &mut open {
-                    Some((pieces, bounds, binding)) if bounds.union(alone).binding(limits).is_some() => {
+                    Some((pieces, bounds, binding))
+                        if bounds.union(alone).binding(limits, after_use).is_some() =>
+                    {
                         *bounds = bounds.union(alone);
-                        *binding = bounds.binding(limits).unwrap_or(*binding);
+                        *binding = bounds.binding(limits, after_use).unwrap_or(*binding);
                         pieces.push(piece);
                     }
                     _ => {
@@ -363,7 +413,7 @@ impl Plan {
                         }
                         // A piece fits alone. Only where its two windows meet within one offset's alignment do they overlap,
                         // and are bound twice nevertheless.
-                        let binding = alone.binding(limits).unwrap_or(GradientBinding::ReadWrite);
+                        let binding = alone.binding(limits, after_use).unwrap_or(GradientBinding::ReadWrite);
                         open = Some((vec![piece], alone, binding));
                     }
                 }
@@ -391,28 +441,47 @@ impl Plan {
             }
             GradientBinding::Read | GradientBinding::ReadWrite => (bounds.values, bounds.gradients),
         };
-        let holds_words = |piece: &Piece, view: Location| {
-            let (start, end) = piece.span(view);
-            start.is_multiple_of(WORD_BYTES)
-                && end.next_multiple_of(WORD_BYTES) <= sizes[view.buffer as usize]
-        };
         let tensor_of = |piece: &Piece| &tensors[piece.tensor as usize];
-        let vec4 = pieces.iter().all(|piece| {
-            holds_words(piece, tensor_of(piece).values) && holds_words(piece, tensor_of(piece).gradients)
-        });
+        // Whether the launch can read and write all its tensors in words of so many bytes, four elements at a time.
+        let holds_words = |bytes: u64| {
+            pieces.iter().all(|piece| {
+                let tensor = tensor_of(piece);
+                [tensor.values, tensor.gradients].into_iter().all(|view| {
+                    let (start, _) = piece.span(view);
+                    let end = start + piece.elements.next_multiple_of(4) * view.dtype.bytes();
+                    start.is_multiple_of(bytes)
+                        && 4 * view.dtype.bytes() >= bytes
+                        && end <= sizes[view.buffer as usize]
+                })
+            })
+        };
+        let access = match () {
+            () if holds_words(16) => Access::Vec4,
+            () if holds_words(8) => Access::Vec2,
+            () => Access::Scalar,
+        };
+        let formats = || pieces.iter().map(|piece| tensor_of(piece).format().bits());
+        let first_format = tensor_of(&pieces[0]).format().bits();
         let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
         let first_chunk = self
             .launches
             .last()
             .map_or(0, |launch| (launch.first_chunk + launch.chunks).next_multiple_of(entries_per_alignment));
         let first_segment = self.segments.len() as u32;
-        let element_in = |window: &Window, (start, _)| ((start - window.offset) / ELEMENT_BYTES) as u32;
+        let word_in = |window: &Window, (start, _)| ((start - window.offset) / WORD_BYTES) as u32;
         self.segments.extend(pieces.iter().map(|piece| {
             let tensor = tensor_of(piece);
             Segment {
-                parameters: element_in(&values, piece.span(tensor.values)),
-                gradients: element_in(&gradients, piece.span(tensor.gradients)),
-                ..Segment::default()
+                parameters: word_in(&values, piece.span(tensor.values)),
+                gradients: word_in(&gradients, piece.span(tensor.gradients)),
+                coefficients: 0,
+                format: tensor.format().bits(),
+                key: tensor.key,
+                first_word: (piece.first_chunk * u64::from(CHUNK_ELEMENTS / 4)) as u32,
+                copies: bounds
+                    .copies
+                    .zip(tensor.copies)
+                    .map_or(0, |(window, view)| word_in(&window, piece.span(view))),
             }
         }));
         self.pieces.extend_from_slice(pieces);
@@ -420,7 +489,14 @@ impl Plan {
             values,
             gradients,
             binding,
-            access: if vec4 { Access::Vec4 } else { Access::Scalar },
+            copies: bounds.copies,
+            access,
+            state_access: pieces
+                .iter()
+                .map(|piece| piece.layout.access())
+                .min()
+                .unwrap_or(StateAccess::Words4),
+            format: formats().all(|format| format == first_format).then_some(first_format),
             page: pieces[0].page,
             first_chunk,
             chunks: pieces.iter().map(|piece| piece.chunks() as u32).sum(),
@@ -447,7 +523,7 @@ impl Plan {
     }
 
     /// The chunk table. Entries between launches are never bound.
-    pub fn chunk_table(&self, states: u32) -> Vec<Chunk> {
+    pub fn chunk_table(&self) -> Vec<Chunk> {
         let mut table = Vec::new();
         for launch in &self.launches {
             table.resize(launch.first_chunk as usize, Chunk::default());
@@ -459,7 +535,7 @@ impl Plan {
                         segment,
                         first: first as u32,
                         elements: (piece.elements - first).min(CHUNK_ELEMENTS.into()) as u32,
-                        state: piece.state + (chunk * block_elements(states, CHUNK_ELEMENTS)) as u32,
+                        state: piece.state + (chunk * piece.layout.words(CHUNK_ELEMENTS.into())) as u32,
                     });
                 }
             }
@@ -474,7 +550,8 @@ fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
     let mut groups: Vec<Vec<Piece>> = Vec::new();
     for (number, tensor) in tensors.iter().enumerate() {
         for extent in tensor.extents {
-            let key = (tensor.values.buffer, tensor.gradients.buffer, extent.page);
+            let copies = tensor.copies.map(|copies| copies.buffer);
+            let key = (tensor.values.buffer, tensor.gradients.buffer, copies, extent.page);
             let group = *index.entry(key).or_insert_with(|| {
                 groups.push(Vec::new());
                 groups.len() - 1
@@ -485,6 +562,7 @@ fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
                 state: extent.state,
                 first_chunk: extent.first_chunk,
                 elements: extent.elements,
+                layout: tensor.layout,
             });
         }
     }

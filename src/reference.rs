@@ -4,7 +4,11 @@
 //! rounds where the GPU rounds: on an adapter whose arithmetic is correctly rounded and not contracted (lavapipe) the
 //! two agree in every bit, elsewhere it explains differences.
 
+use crate::blocks::Contents;
+use crate::format::{BlockLayout, DType, MasterWeights, StateFormat};
 use crate::hyperparameters::{Formula, Hyperparameters, Rule, StepCoefficients};
+use crate::plan::state_words;
+use crate::rounding::{join, key_of, random_of, split, widen};
 
 mod real {
     use std::fmt::Debug;
@@ -20,8 +24,12 @@ mod real {
         + Mul<Output = Self>
         + Div<Output = Self>
     {
+        /// Whether numbers are stored as the GPU stores them. The truth is stored in full.
+        const IS_STORED: bool;
         /// Rounds to this precision.
         fn from_f64(value: f64) -> Self;
+        /// Rounds to f32.
+        fn to_f32(self) -> f32;
         /// Square root.
         fn sqrt(self) -> Self;
         /// Neither infinite nor NaN.
@@ -29,8 +37,12 @@ mod real {
     }
 
     macro_rules! real {
-        ($($t:ty),*) => {$(
+        ($($t:ty: $is_stored:literal),*) => {$(
             impl Real for $t {
+                const IS_STORED: bool = $is_stored;
+                fn to_f32(self) -> f32 {
+                    self as f32
+                }
                 fn from_f64(value: f64) -> Self {
                     value as $t
                 }
@@ -43,7 +55,7 @@ mod real {
             }
         )*};
     }
-    real!(f32, f64);
+    real!(f32: true, f64: false);
 }
 pub use real::Real;
 
@@ -66,6 +78,28 @@ struct Parameter<T> {
     steps: u64,
     values: Vec<T>,
     states: Vec<Vec<T>>,
+    dtype: DType,
+    layout: BlockLayout,
+    key: [u32; 2],
+    /// Bits of the values in `dtype`.
+    narrowed: Vec<u32>,
+    /// The blocks of state as the GPU has them.
+    words: Vec<u32>,
+}
+
+/// How the twin stores a parameter; the truth ignores it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Storage<'a> {
+    /// Type of the parameter.
+    pub dtype: DType,
+    /// Format of its state.
+    pub state: StateFormat,
+    /// Its master weights.
+    pub master_weights: MasterWeights,
+    /// Its label, for random numbers.
+    pub label: &'a str,
+    /// The optimizer's seed.
+    pub seed: u64,
 }
 
 impl<T: Real> Reference<T> {
@@ -87,12 +121,26 @@ impl<T: Real> Reference<T> {
 
     /// Adds a parameter with zero state and returns its index.
     pub fn add_parameter(&mut self, group: usize, values: Vec<T>) -> usize {
+        self.add_stored_parameter(group, values, Storage::default())
+    }
+
+    /// Adds a parameter that is stored in fewer bits. The values have to be numbers of its type.
+    pub fn add_stored_parameter(&mut self, group: usize, values: Vec<T>, storage: Storage<'_>) -> usize {
         assert!(group < self.groups.len(), "group {group} does not exist");
         let zero = vec![T::from_f64(0.0); values.len()];
+        let Storage { dtype, state, master_weights, label, seed } = storage;
+        let states = self.rule.states();
+        let layout = BlockLayout { states, state, master_weights };
+        let words = if T::IS_STORED { state_words(layout, values.len() as u64) } else { 0 };
         self.parameters.push(Parameter {
             group,
             steps: 0,
-            states: vec![zero; self.rule.states() as usize],
+            states: vec![zero; states as usize],
+            dtype,
+            layout,
+            key: key_of(seed, label),
+            narrowed: Vec::new(),
+            words: vec![0; words as usize],
             values,
         });
         self.parameters.len() - 1
@@ -109,11 +157,16 @@ impl<T: Real> Reference<T> {
             let Some(gradient) = gradient else { continue };
             assert_eq!(gradient.len(), parameter.values.len(), "the gradient's length");
             parameter.steps += 1;
-            let c = Coefficients::from(self.groups[parameter.group].coefficients(
+            let mut c = Coefficients::from(self.groups[parameter.group].coefficients(
                 self.formula,
                 self.rule,
                 parameter.steps,
             ));
+            if T::IS_STORED && parameter.layout.state.is_debiased() {
+                c.exp_avg_lr_weight = c.debiased_lr_weight;
+            } else {
+                c.debiased_lr_scale = T::from_f64(1.0);
+            }
             let states = parameter.states.as_mut_slice();
             for (i, (theta, &g)) in parameter.values.iter_mut().zip(*gradient).enumerate() {
                 match (self.rule, &mut *states) {
@@ -123,12 +176,25 @@ impl<T: Real> Reference<T> {
                     _ => unreachable!("add_parameter makes as many states as the rule has"),
                 }
             }
+            if T::IS_STORED {
+                parameter.store();
+            }
         }
     }
 
     /// Values of a parameter.
     pub fn values(&self, parameter: usize) -> &[T] {
         &self.parameters[parameter].values
+    }
+
+    /// Bits of a parameter's values in its type, after a step.
+    pub fn narrowed(&self, parameter: usize) -> &[u32] {
+        &self.parameters[parameter].narrowed
+    }
+
+    /// A parameter's blocks of state, word by word as the GPU has them, after a step.
+    pub fn words(&self, parameter: usize) -> &[u32] {
+        &self.parameters[parameter].words
     }
 
     /// States of a parameter, in the order of [`Rule::state_names`].
@@ -142,6 +208,39 @@ impl<T: Real> Reference<T> {
     }
 }
 
+impl<T: Real> Parameter<T> {
+    /// What the kernel does at its end: stores, and what was lost is lost.
+    fn store(&mut self) {
+        let (key, step) = (self.key, self.steps as u32);
+        let random = |i: u64| random_of(key, step, (i / 4) as u32)[(i % 4) as usize];
+        let (dtype, master) = (self.dtype, self.layout.master_weights);
+        let split = self
+            .values
+            .iter()
+            .zip(0..)
+            .map(|(value, i)| split(dtype, master, value.to_f32(), random(i).parameter));
+        let (narrowed, differences): (Vec<_>, Vec<_>) = split.unzip();
+        for (value, (&narrowed, &difference)) in self.values.iter_mut().zip(narrowed.iter().zip(&differences))
+        {
+            *value = T::from_f64(join(dtype, narrowed, difference).into());
+        }
+        let states = self.states.iter().map(|state| state.iter().map(|x| x.to_f32()).collect()).collect();
+        let contents = Contents { states, differences };
+        self.words = contents.encode(self.layout, &self.words, random);
+        let stored = Contents::decode(self.layout, self.values.len() as u64, &self.words);
+        for (state, stored) in self.states.iter_mut().zip(stored.states) {
+            *state = stored.into_iter().map(|x| T::from_f64(x.into())).collect();
+        }
+        self.narrowed = narrowed;
+    }
+}
+
+/// f32 numbers of gradients that have been rounded to a type.
+pub fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
+    let round = |value: &f32| f32::from_bits(widen(dtype, crate::rounding::narrow(dtype, value.to_bits())));
+    values.iter().map(round).collect()
+}
+
 /// WGSL `Coefficients`.
 struct Coefficients<T> {
     gradient_scale: T,
@@ -151,6 +250,8 @@ struct Coefficients<T> {
     exp_avg_weight: T,
     exp_avg_sq_weight: T,
     exp_avg_lr_weight: T,
+    debiased_lr_weight: T,
+    debiased_lr_scale: T,
     step_size: T,
     exp_avg_correction: T,
     exp_avg_sq_correction: T,
@@ -167,6 +268,8 @@ impl<T: Real> From<StepCoefficients> for Coefficients<T> {
             exp_avg_weight: T::from_f64(c.exp_avg_weight),
             exp_avg_sq_weight: T::from_f64(c.exp_avg_sq_weight),
             exp_avg_lr_weight: T::from_f64(c.exp_avg_lr_weight),
+            debiased_lr_weight: T::from_f64(c.debiased_lr_weight),
+            debiased_lr_scale: T::from_f64(c.debiased_lr_scale),
             step_size: T::from_f64(c.step_size),
             exp_avg_correction: T::from_f64(c.exp_avg_correction),
             exp_avg_sq_correction: T::from_f64(c.exp_avg_sq_correction),
@@ -220,7 +323,8 @@ fn adamod<T: Real>(c: &Coefficients<T>, theta: &mut T, g: T, m: &mut T, v: &mut 
     *v = ema(*v, g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c, *v);
     *s = ema(*s, eta, c.exp_avg_lr_weight);
-    let bounded = if *s < eta { *s } else { eta };
+    let bound = *s * c.debiased_lr_scale;
+    let bounded = if bound < eta { bound } else { eta };
     *theta = moved(c, *theta, bounded, *m);
 }
 

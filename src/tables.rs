@@ -30,7 +30,6 @@ pub struct Tables {
 pub struct Device<'a> {
     pub device: &'a wgpu::Device,
     pub queue: &'a wgpu::Queue,
-    pub states: u32,
 }
 
 impl Tables {
@@ -116,7 +115,7 @@ impl Tables {
     ) -> Result<(), wgpu::Error> {
         self.bind_groups.clear();
         for launch in &self.plan.launches {
-            let pipeline = pipelines.get(at.device, launch.access, launch.binding)?;
+            let pipeline = pipelines.get(at.device, launch)?;
             let bindings = Bindings {
                 coefficients: coefficients.binding(),
                 segments: self.segments.binding(),
@@ -129,6 +128,7 @@ impl Tables {
                 gradients: self.window(&launch.gradients),
                 state: arena.page(launch.page).as_entire_binding(),
                 histogram: arena.histogram().map(wgpu::Buffer::as_entire_binding),
+                copies: launch.copies.as_ref().map(|copies| self.window(copies)),
             };
             let made = catch(at.device, || pipeline.bind_group(at.device, bindings, launch.binding))?;
             self.bind_groups.push(made);
@@ -152,7 +152,7 @@ impl Tables {
             return;
         };
         for (launch, bind_group) in self.plan.launches.iter().zip(&self.bind_groups) {
-            pass.set_pipeline(pipelines.made(launch.access, launch.binding));
+            pass.set_pipeline(pipelines.made(launch));
             pass.set_bind_group(0, bind_group, &[coefficients.offset, segments.offset]);
             let (x, y) = grid(launch.chunks, workgroups_per_dimension);
             pass.dispatch_workgroups(x, y, 1);
@@ -178,7 +178,7 @@ fn binding(buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> wgpu::BindingResou
 }
 
 fn chunk_buffer(at: &Device<'_>, plan: &Plan) -> Result<wgpu::Buffer, wgpu::Error> {
-    let table = plan.chunk_table(at.states);
+    let table = plan.chunk_table();
     let bytes: &[u8] = bytemuck::cast_slice(&table);
     catch(at.device, || {
         let buffer = at.device.create_buffer(&wgpu::BufferDescriptor {

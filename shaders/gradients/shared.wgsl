@@ -4,3 +4,7 @@
 fn gradient_word(index: u32) -> Word {
     return parameters[index];
 }
+
+fn set_gradient_word(index: u32, word: Word) {
+    parameters[index] = word;
+}

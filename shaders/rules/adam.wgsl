@@ -8,10 +8,7 @@
 //   8:  eta = alpha / (sqrt(v^) + epsilon)
 //   9:  theta = theta - alpha lambda theta - eta m^
 
-struct State {
-    exp_avg: vec4<f32>,
-    exp_avg_sq: vec4<f32>,
-}
+const STATES = 2u;
 
 struct Stepped {
     parameters: vec4<f32>,
@@ -20,19 +17,10 @@ struct Stepped {
     bounded: vec4<f32>,
 }
 
-fn load_state(at: Place) -> State {
-    return State(load_state_word(at, 0u), load_state_word(at, 1u));
-}
-
-fn store_state(at: Place, state: State) {
-    store_state_word(at, 0u, state.exp_avg);
-    store_state_word(at, 1u, state.exp_avg_sq);
-}
-
 fn step(c: Coefficients, theta: vec4<f32>, gradient_bits: vec4<u32>, old: State) -> Stepped {
     let g = limited_gradient(c, gradient_bits, theta);
     let m = ema(old.exp_avg, g, c.exp_avg_weight);
     let v = ema(old.exp_avg_sq, g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c, v);
-    return Stepped(moved(c, theta, eta, m), State(m, v), eta, eta);
+    return Stepped(moved(c, theta, eta, m), State(m, v, vec4(0.0)), eta, eta);
 }

@@ -13,11 +13,7 @@
 // Averages are written as steps towards the new value (`ema`), which f32 rounds better. The authors' published code differs
 // in lines 6 to 8; it is the same kernel with other coefficients (src/hyperparameters.rs).
 
-struct State {
-    exp_avg: vec4<f32>,
-    exp_avg_sq: vec4<f32>,
-    exp_avg_lr: vec4<f32>,
-}
+const STATES = 3u;
 
 struct Stepped {
     parameters: vec4<f32>,
@@ -26,22 +22,12 @@ struct Stepped {
     bounded: vec4<f32>,
 }
 
-fn load_state(at: Place) -> State {
-    return State(load_state_word(at, 0u), load_state_word(at, 1u), load_state_word(at, 2u));
-}
-
-fn store_state(at: Place, state: State) {
-    store_state_word(at, 0u, state.exp_avg);
-    store_state_word(at, 1u, state.exp_avg_sq);
-    store_state_word(at, 2u, state.exp_avg_lr);
-}
-
 fn step(c: Coefficients, theta: vec4<f32>, gradient_bits: vec4<u32>, old: State) -> Stepped {
     let g = limited_gradient(c, gradient_bits, theta);
     let m = ema(old.exp_avg, g, c.exp_avg_weight);
     let v = ema(old.exp_avg_sq, g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c, v);
     let s = ema(old.exp_avg_lr, eta, c.exp_avg_lr_weight);
-    let bounded = min(eta, s);
+    let bounded = min(eta, s * c.debiased_lr_scale);
     return Stepped(moved(c, theta, bounded, m), State(m, v, s), eta, bounded);
 }

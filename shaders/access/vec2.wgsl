@@ -1,0 +1,38 @@
+// Access in words of 8 bytes: four numbers of 16 bits, or two f32. For launches in which every tensor starts at a multiple of 8
+// bytes and its last word of four elements lies within its buffer.
+
+alias Word = vec2<u32>;
+
+@group(0) @binding(3) var<storage, read_write> parameters: array<Word>;
+
+fn load_parameters(at: Place) -> vec4<u32> {
+    let i = at.parameters / 2u;
+    if values_dtype(at.format) == F32 {
+        return vec4(parameters[i], parameters[i + 1u]);
+    }
+    return vec4(parameters[i], 0u, 0u);
+}
+
+fn store_parameters(at: Place, raw: vec4<u32>) {
+    let i = at.parameters / 2u;
+    parameters[i] = raw.xy;
+    if values_dtype(at.format) == F32 {
+        parameters[i + 1u] = raw.zw;
+    }
+}
+
+fn load_gradients(at: Place) -> vec4<u32> {
+    let i = at.gradients / 2u;
+    if gradients_dtype(at.format) == F32 {
+        return vec4(gradient_word(i), gradient_word(i + 1u));
+    }
+    return vec4(gradient_word(i), 0u, 0u);
+}
+
+fn store_gradients(at: Place, raw: vec4<u32>) {
+    let i = at.gradients / 2u;
+    set_gradient_word(i, raw.xy);
+    if gradients_dtype(at.format) == F32 {
+        set_gradient_word(i + 1u, raw.zw);
+    }
+}

@@ -1,0 +1,192 @@
+//! Blocks of state on the CPU: taken apart into f32, and put together from it.
+
+use crate::format::{BlockLayout, GROUP_ELEMENTS, MasterWeights, StateFormat};
+use crate::layout::CHUNK_ELEMENTS;
+use crate::quantized;
+use crate::rounding::{Random, bf16_rounded_up_from};
+
+/// State of one tensor as f32 numbers and differences of master weights. Numbers of debiased averages are debiased.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contents {
+    /// Each state.
+    pub states: Vec<Vec<f32>>,
+    /// Differences that master weights keep; zeros without master weights.
+    pub differences: Vec<u32>,
+}
+
+impl Contents {
+    /// What a tensor has before its first step.
+    pub fn zero(layout: BlockLayout, elements: u64) -> Self {
+        Self {
+            states: vec![vec![0.0; elements as usize]; layout.states as usize],
+            differences: vec![0; elements as usize],
+        }
+    }
+
+    /// Takes the words of a tensor's blocks apart.
+    pub fn decode(layout: BlockLayout, elements: u64, mut words: &[u32]) -> Self {
+        let mut contents = Self { states: vec![Vec::new(); layout.states as usize], differences: Vec::new() };
+        let mut left = elements;
+        while left > 0 {
+            let chunk = left.min(CHUNK_ELEMENTS.into());
+            let (block, rest) = words.split_at(layout.words(chunk) as usize);
+            contents.decode_block(layout, chunk, block);
+            words = rest;
+            left -= chunk;
+        }
+        contents
+    }
+
+    fn decode_block(&mut self, layout: BlockLayout, elements: u64, block: &[u32]) {
+        let part_words = layout.part_words(elements) as usize;
+        for (index, state) in self.states.iter_mut().enumerate() {
+            let part = &block[index * part_words..][..part_words];
+            match layout.state {
+                StateFormat::F32 => {
+                    state.extend(part[..elements as usize].iter().map(|&bits| f32::from_bits(bits)));
+                }
+                StateFormat::Bf16 => {
+                    let halves: &[u16] = bytemuck::cast_slice(part);
+                    let halves = &halves[..elements as usize];
+                    state.extend(halves.iter().map(|&half| f32::from_bits(u32::from(half) << 16)));
+                }
+                StateFormat::Q8 => {
+                    let scales = &block[layout.states as usize * part_words..];
+                    let codes: &[u8] = &bytemuck::cast_slice(part)[..elements as usize];
+                    for (codes, &scales) in codes.chunks(GROUP_ELEMENTS as usize).zip(scales) {
+                        state.extend(quantized::decode(codes, scales, index));
+                    }
+                }
+            }
+        }
+        let elements = elements as usize;
+        let master = &block[layout.master_start(elements as u64) as usize..];
+        match layout.master_weights {
+            MasterWeights::None => self.differences.resize(self.differences.len() + elements, 0),
+            MasterWeights::Split24 => {
+                let bytes: &[i8] = &bytemuck::cast_slice(master)[..elements];
+                self.differences.extend(bytes.iter().map(|&byte| (i32::from(byte) << 8) as u32));
+            }
+            MasterWeights::Split32 => {
+                let halves: &[i16] = &bytemuck::cast_slice(master)[..elements];
+                self.differences.extend(halves.iter().map(|&half| i32::from(half) as u32));
+            }
+            MasterWeights::F32 => self.differences.extend_from_slice(&master[..elements]),
+        }
+    }
+
+    /// Words of the tensor's blocks. `before` is what they held (scales of quantized states depend on it; zeros at first), and
+    /// `random` gives the random numbers of each element.
+    pub fn encode(&self, layout: BlockLayout, before: &[u32], random: impl Fn(u64) -> Random) -> Vec<u32> {
+        let elements = self.differences.len() as u64;
+        let mut words = Vec::with_capacity(before.len());
+        let mut first = 0;
+        while first < elements {
+            let chunk = (elements - first).min(CHUNK_ELEMENTS.into());
+            let start = words.len();
+            words.resize(start + layout.words(chunk) as usize, 0);
+            let before = &before[start..];
+            self.encode_block(layout, first, chunk, before, &random, &mut words[start..]);
+            first += chunk;
+        }
+        words
+    }
+
+    fn encode_block(
+        &self,
+        layout: BlockLayout,
+        first: u64,
+        elements: u64,
+        before: &[u32],
+        random: impl Fn(u64) -> Random,
+        block: &mut [u32],
+    ) {
+        let part_words = layout.part_words(elements) as usize;
+        let scales_start = layout.states as usize * part_words;
+        let range = first as usize..(first + elements) as usize;
+        for (index, state) in self.states.iter().enumerate() {
+            let (parts, scales) = block.split_at_mut(scales_start);
+            let part = &mut parts[index * part_words..][..part_words];
+            let values = &state[range.clone()];
+            match layout.state {
+                StateFormat::F32 => part[..values.len()].copy_from_slice(bytemuck::cast_slice(values)),
+                StateFormat::Bf16 => {
+                    let halves: &mut [u16] = bytemuck::cast_slice_mut(part);
+                    for (i, (half, value)) in halves.iter_mut().zip(values).enumerate() {
+                        let random = random(first + i as u64).states[index];
+                        *half = bf16_rounded_up_from(value.to_bits(), random) as u16;
+                    }
+                }
+                StateFormat::Q8 => {
+                    let codes: &mut [u8] = bytemuck::cast_slice_mut(part);
+                    let groups = values.chunks(GROUP_ELEMENTS as usize);
+                    for (number, group) in groups.enumerate() {
+                        let start = number * GROUP_ELEMENTS as usize;
+                        // All states of a group share a word; the first one starts from what was there.
+                        if index == 0 {
+                            scales[number] = before[scales_start + number];
+                        }
+                        let random = (start..).map(|i| random(first + i as u64).states[index]);
+                        let encoded = quantized::encode(group, index, &mut scales[number], random);
+                        codes[start..start + group.len()].copy_from_slice(&encoded);
+                    }
+                }
+            }
+        }
+        let master = &mut block[layout.master_start(elements) as usize..];
+        let differences = &self.differences[range];
+        match layout.master_weights {
+            MasterWeights::None => {}
+            MasterWeights::Split24 => {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(master);
+                for (byte, difference) in bytes.iter_mut().zip(differences) {
+                    *byte = (difference >> 8) as u8;
+                }
+            }
+            MasterWeights::Split32 => {
+                let halves: &mut [u16] = bytemuck::cast_slice_mut(master);
+                for (half, &difference) in halves.iter_mut().zip(differences) {
+                    *half = difference as u16;
+                }
+            }
+            MasterWeights::F32 => master[..differences.len()].copy_from_slice(differences),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rounding::random_of;
+
+    #[test]
+    fn what_was_decoded_is_encoded_as_it_was() {
+        for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
+            for master_weights in
+                [MasterWeights::None, MasterWeights::Split24, MasterWeights::Split32, MasterWeights::F32]
+            {
+                for elements in [1_u64, 5, 33, 1024, 2500] {
+                    let layout = BlockLayout { states: 3, state, master_weights };
+                    let mut contents = Contents::zero(layout, elements);
+                    for (i, value) in contents.states.iter_mut().flatten().enumerate() {
+                        *value = (i as f32 * 0.37).sin().abs() * 1e-3;
+                    }
+                    if master_weights != MasterWeights::None {
+                        for (i, difference) in contents.differences.iter_mut().enumerate() {
+                            *difference = ((i as i32 % 256 - 128) << 8) as u32;
+                        }
+                    }
+                    let words = crate::plan::state_words(layout, elements) as usize;
+                    let random = |i: u64| random_of([1, 2], 3, i as u32 / 4)[i as usize % 4];
+                    let encoded = contents.encode(layout, &vec![0; words], random);
+                    assert_eq!(encoded.len(), words);
+                    let decoded = Contents::decode(layout, elements, &encoded);
+                    assert_eq!(decoded.differences, contents.differences);
+                    let again = decoded.encode(layout, &encoded, random);
+                    let twice = Contents::decode(layout, elements, &again);
+                    assert_eq!(twice, decoded, "{layout:?}, {elements} elements");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! State in 8 bits on the CPU: `shaders/quantized/q8.wgsl`, line by line. What the codes mean is said there.
+
+use crate::format::GROUP_ELEMENTS;
+
+const SIGNED_CODES: u32 = 128;
+const UNSIGNED_CODES: u32 = 256;
+const LEAST_MANTISSA: u32 = 3;
+const MOST_MANTISSA: u32 = 6;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Scale {
+    top: u32,
+    mantissa: u32,
+}
+
+impl Scale {
+    fn base(self, codes: u32) -> u32 {
+        ((self.top + 1) << self.mantissa).max(codes) - codes
+    }
+
+    fn shift(self) -> u32 {
+        23 - self.mantissa
+    }
+
+    fn decode_signed(self, code: u32) -> f32 {
+        let base = self.base(SIGNED_CODES);
+        let above = f32::from_bits((base + (code & 0x7f)) << self.shift());
+        let magnitude = above - f32::from_bits(base << self.shift());
+        f32::from_bits(magnitude.to_bits() | (code & 0x80) << 24)
+    }
+
+    fn decode_unsigned(self, code: u32) -> f32 {
+        if code == 0 { 0.0 } else { f32::from_bits((self.base(UNSIGNED_CODES) + code) << self.shift()) }
+    }
+
+    fn dither(self, random: u32) -> u32 {
+        (random << (self.shift() - 16)) + (1 << (self.shift() - 17))
+    }
+
+    fn encode_signed(self, value: f32, random: u32) -> u32 {
+        let base = self.base(SIGNED_CODES);
+        let above = (value.abs() + f32::from_bits(base << self.shift())).to_bits();
+        let code = ((above + self.dither(random)) >> self.shift()) - base;
+        code.min(SIGNED_CODES - 1) | value.to_bits() >> 24 & 0x80
+    }
+
+    fn encode_unsigned(self, value: f32, random: u32) -> u32 {
+        if value.to_bits() == 0 {
+            return 0;
+        }
+        let base = self.base(UNSIGNED_CODES);
+        let above = (value.to_bits() + self.dither(random)) >> self.shift();
+        (above.max(base + 1) - base).min(UNSIGNED_CODES - 1)
+    }
+}
+
+fn top_of(largest: u32, mantissa: u32) -> u32 {
+    ((largest + (1 << (23 - mantissa))) >> 23).clamp(1, 255)
+}
+
+fn mantissa_of(largest: u32, smallest: u32, before: u32) -> u32 {
+    let octaves = (largest >> 23) - (smallest.min(largest) >> 23) + 2;
+    (LEAST_MANTISSA + 1..=MOST_MANTISSA)
+        .filter(|&mantissa| octaves + u32::from(before < mantissa) <= UNSIGNED_CODES >> mantissa)
+        .max()
+        .unwrap_or(LEAST_MANTISSA)
+}
+
+/// Scale of state `index` in a group's word of scales.
+fn scale_in(scales: u32, index: usize) -> Scale {
+    let mantissa = match index {
+        0 => LEAST_MANTISSA,
+        _ => LEAST_MANTISSA + (scales >> (22 + 2 * index) & 3),
+    };
+    Scale { top: scales >> (8 * index) & 0xff, mantissa }
+}
+
+/// Values of one state of a group.
+pub fn decode(codes: &[u8], scales: u32, index: usize) -> impl Iterator<Item = f32> + '_ {
+    let scale = scale_in(scales, index);
+    codes.iter().map(move |&code| match index {
+        0 => scale.decode_signed(code.into()),
+        _ => scale.decode_unsigned(code.into()),
+    })
+}
+
+/// Codes of one state of a group of at most 32 elements, whose scale is written into `scales`; the one there before counts.
+/// `random` has 16 bits for each element.
+pub fn encode(values: &[f32], index: usize, scales: &mut u32, random: impl Iterator<Item = u32>) -> Vec<u8> {
+    assert!(values.len() as u64 <= GROUP_ELEMENTS, "one group");
+    let magnitudes = values.iter().map(|value| value.to_bits() & 0x7fff_ffff);
+    let largest = magnitudes.clone().max().unwrap_or(0);
+    let smallest = magnitudes.filter(|&bits| bits > 0).min().unwrap_or(u32::MAX);
+    let mantissa = match index {
+        0 => LEAST_MANTISSA,
+        _ => mantissa_of(largest, smallest, scale_in(*scales, index).mantissa),
+    };
+    let scale = Scale { top: top_of(largest, mantissa), mantissa };
+    *scales = *scales & !(0xff << (8 * index)) | scale.top << (8 * index);
+    if index > 0 {
+        let at = 22 + 2 * index;
+        *scales = *scales & !(3 << at) | (mantissa - LEAST_MANTISSA) << at;
+    }
+    values
+        .iter()
+        .zip(random)
+        .map(|(&value, random)| match index {
+            0 => scale.encode_signed(value, random) as u8,
+            _ => scale.encode_unsigned(value, random) as u8,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn round_trip(values: &[f32], index: usize, random: u32) -> (Vec<f32>, u32) {
+        let mut scales = 0;
+        let codes = encode(values, index, &mut scales, std::iter::repeat(random));
+        (decode(&codes, scales, index).collect(), scales)
+    }
+
+    /// Positive numbers whose exponents span at most `octaves`.
+    fn group(octaves: i32) -> impl Strategy<Value = Vec<f32>> {
+        (-100..90_i32 - octaves).prop_flat_map(move |lowest| {
+            let number = (lowest..=lowest + octaves - 2, 1.0_f32..2.0).prop_map(|(e, m)| m * 2_f32.powi(e));
+            prop::collection::vec(number, 1..=32)
+        })
+    }
+
+    proptest! {
+        /// Whatever the random number, a code's value is the number's neighbour above or below: at most one step away.
+        #[test]
+        fn unsigned_codes_are_within_a_step(values in group(30), random in 0_u32..0x1_0000) {
+            let (decoded, _) = round_trip(&values, 1, random);
+            for (value, decoded) in values.iter().zip(decoded) {
+                prop_assert!((decoded / value - 1.0).abs() <= 0.125, "{value} became {decoded}");
+                prop_assert!(decoded > 0.0);
+            }
+        }
+
+        /// Narrow groups get more bits of fraction.
+        #[test]
+        fn narrow_groups_are_finer(values in group(3), random in 0_u32..0x1_0000) {
+            let (decoded, scales) = round_trip(&values, 2, random);
+            // 3 octaves and what may carry need 5 of 8, one of them to spare.
+            prop_assert!(scale_in(scales, 2).mantissa >= 5);
+            for (value, decoded) in values.iter().zip(decoded) {
+                prop_assert!((decoded / value - 1.0).abs() <= 1.0 / 32.0, "{value} became {decoded}");
+            }
+        }
+
+        /// What was decoded is coded again as it was, whatever the random number: averages that rest do not drift.
+        #[test]
+        fn decoded_numbers_are_fixed_points(values in group(30), random in 0_u32..0x1_0000, index in 0_usize..3) {
+            let mut scales = 0;
+            let codes = encode(&values, index, &mut scales, std::iter::repeat(random));
+            let decoded: Vec<f32> = decode(&codes, scales, index).collect();
+            let again = encode(&decoded, index, &mut scales, std::iter::repeat(0xffff - random));
+            let values: Vec<f32> = decode(&again, scales, index).collect();
+            prop_assert_eq!(values, decoded);
+        }
+
+        #[test]
+        fn signed_codes_are_within_a_step(values in group(12), negative in any::<u32>(), random in 0_u32..0x1_0000) {
+            let signed: Vec<f32> =
+                values.iter().enumerate().map(|(i, v)| if negative >> i & 1 == 1 { -v } else { *v }).collect();
+            let largest = values.iter().copied().fold(0.0, f32::max);
+            let (decoded, _) = round_trip(&signed, 0, random);
+            for (value, decoded) in signed.iter().zip(decoded) {
+                // Evenly spaced below 2^-15 of the group's largest power of two.
+                let step = 0.126 * value.abs() + largest * 2_f32.powi(-17);
+                prop_assert!((decoded - value).abs() <= step, "{value} became {decoded}");
+            }
+        }
+
+        /// The average over all random numbers is the number.
+        #[test]
+        fn rounding_is_unbiased(values in group(8), index in 0_usize..3) {
+            let mut sums = vec![0.0_f64; values.len()];
+            const DRAWS: u32 = 512;
+            for draw in 0..DRAWS {
+                let (decoded, _) = round_trip(&values, index, draw * 128 + 64);
+                for (sum, decoded) in sums.iter_mut().zip(decoded) {
+                    *sum += f64::from(decoded);
+                }
+            }
+            for (value, sum) in values.iter().zip(sums) {
+                let relative = sum / f64::from(DRAWS) / f64::from(*value) - 1.0;
+                prop_assert!(relative.abs() < 1e-3, "{value}: off by {relative}");
+            }
+        }
+    }
+
+    #[test]
+    fn zero_stays_zero_and_nothing_else_becomes_zero() {
+        for index in 1..3 {
+            let (decoded, _) = round_trip(&[0.0, 1e30, 1e-30, f32::MIN_POSITIVE, 1e-42], index, 0);
+            assert_eq!(decoded[0], 0.0);
+            assert!(decoded[1..].iter().all(|&value| value > 0.0), "{decoded:?}");
+            let (decoded, _) = round_trip(&[0.0; 5], index, 0xffff);
+            assert_eq!(decoded, [0.0; 5]);
+        }
+        assert_eq!(round_trip(&[0.0, -0.0], 0, 0xffff).0, [0.0, 0.0]);
+    }
+
+    #[test]
+    fn numbers_at_the_edges_of_f32_stay_finite_and_special_ones_show() {
+        for index in 0..3 {
+            for random in [0, 0xffff] {
+                let (decoded, _) = round_trip(&[2_f32.powi(126), 1e-45, 1.0], index, random);
+                assert!(decoded.iter().all(|value| value.is_finite()), "{decoded:?}");
+                let (decoded, _) = round_trip(&[f32::INFINITY, f32::NAN], index, random);
+                assert_eq!(decoded[0], f32::INFINITY);
+                assert!(decoded[1].is_nan());
+            }
+        }
+    }
+}
