@@ -57,11 +57,10 @@ impl Gpu {
         let group = optimizer.add_group(Hyperparameters::default()).expect("default hyperparameters");
         for tensor in 0..tensors {
             let offset = 4 * tensor * elements;
-            let views =
-                Views { values: View::new(&values, offset), gradients: View::new(&gradients, offset) };
+            let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
             let label = &format!("tensor.{tensor}");
             optimizer
-                .add_parameter(group, Parameter { label, len: elements, views: Some(views) })
+                .add_parameter(group, Parameter { views: Some(views), ..Parameter::new(label, elements) })
                 .expect("a parameter within its pool");
         }
         optimizer

@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn parts_follow_each_other_whatever_the_length() {
         for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
-            for elements in [1, 3, 4, 5, 31, 32, 33, 1023, 1024] {
+            for elements in [1_u64, 3, 4, 5, 31, 32, 33, 1023, 1024] {
                 let layout = BlockLayout { states: 3, state, master_weights: MasterWeights::Split24 };
                 let padded = elements.next_multiple_of(4);
                 assert_eq!(layout.part_words(elements) * 32, padded * u64::from(state.bits()));

@@ -383,6 +383,12 @@ impl Optimizer {
         self.arena.bytes()
     }
 
+    /// Bytes of state of one parameter, its master weights included. `None` if it is of another optimizer.
+    pub fn state_bytes_of(&self, parameter: ParameterId) -> Option<u64> {
+        let record = &self.parameters[self.index_of(parameter)?];
+        Some(state_words(record.layout, record.len) * WORD_BYTES)
+    }
+
     /// Records a step of every parameter at its registered views.
     ///
     /// # Errors
@@ -699,6 +705,7 @@ impl Optimizer {
             _ => self.contents(record, wait).await?.differences,
         };
         let join = |(half, difference): (u16, u32)| join(record.dtype, half.into(), difference);
+        // An odd number of halves was read with the one after it; there is no difference for that.
         Ok(halves.into_iter().zip(differences).map(join).collect())
     }
 

@@ -327,10 +327,10 @@ struct Bounds {
 impl Bounds {
     fn of(piece: &Piece, tensor: &Tensor<'_>, sizes: &[u64], limits: &PlanLimits) -> Self {
         let window = |view: Location| {
-            let (start, end) = piece.span(view);
+            let (start, _) = piece.span(view);
             let offset = start / limits.offset_alignment * limits.offset_alignment;
-            let end = end
-                .next_multiple_of(WIDEST_ACCESS_BYTES)
+            // The last four elements are accessed whole where the buffer has them.
+            let end = (start + piece.elements.next_multiple_of(4) * view.dtype.bytes())
                 .min(sizes[view.buffer as usize] / WORD_BYTES * WORD_BYTES);
             Window { buffer: view.buffer, offset, bytes: end - offset }
         };

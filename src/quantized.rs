@@ -152,15 +152,17 @@ mod tests {
             }
         }
 
-        /// What was decoded is coded again as it was, whatever the random number: averages that rest do not drift.
+        /// What was decoded is coded again as it was, whatever the random number: averages that rest do not drift. Where the
+        /// top of signed codes moves, so does the even spacing around zero.
         #[test]
         fn decoded_numbers_are_fixed_points(values in group(30), random in 0_u32..0x1_0000, index in 0_usize..3) {
             let mut scales = 0;
             let codes = encode(&values, index, &mut scales, std::iter::repeat(random));
             let decoded: Vec<f32> = decode(&codes, scales, index).collect();
+            let before = scales;
             let again = encode(&decoded, index, &mut scales, std::iter::repeat(0xffff - random));
             let values: Vec<f32> = decode(&again, scales, index).collect();
-            prop_assert_eq!(values, decoded);
+            prop_assert!(values == decoded || index == 0 && scales != before, "{decoded:?} became {values:?}");
         }
 
         #[test]

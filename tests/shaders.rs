@@ -4,7 +4,7 @@
 use std::mem::offset_of;
 
 use adamod::layout::{CHUNK_ELEMENTS, Chunk, Coefficients, Segment};
-use adamod::shader::{GradientBinding, Variant};
+use adamod::shader::{Copies, GradientBinding, Variant};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn parse(variant: &Variant) -> naga::Module {
@@ -28,13 +28,13 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
         assert!(entry.workgroup_size_overrides.is_some(), "{}: the host chooses", variant.name());
         count += 1;
     }
-    // 2 rules with diagnostics on and off, SGD without, times 2 accesses, times 3 gradient bindings.
-    assert_eq!(count, 5 * 2 * 3);
+    // 2 rules with diagnostics on and off, SGD without; accesses, gradient bindings, accesses of state, copies.
+    assert_eq!(count, 5 * 3 * 3 * 3 * 2);
 }
 
 #[test]
 fn names_of_variants_are_unique() {
-    let mut names: Vec<_> = Variant::all().map(|variant| variant.name()).collect();
+    let mut names: Vec<_> = Variant::all().iter().map(|variant| variant.name()).collect();
     let all = names.len();
     names.sort();
     names.dedup();
@@ -43,7 +43,7 @@ fn names_of_variants_are_unique() {
 
 #[test]
 fn the_validator_refuses_a_broken_kernel() {
-    let variant = Variant::all().next().unwrap();
+    let variant = Variant::all()[0];
     let broken = variant.source().replace("chunks[index]", "chunks[missing]");
     assert!(naga::front::wgsl::parse_str(&broken).is_err());
 }
@@ -65,6 +65,9 @@ fn bindings_are_as_the_host_lays_them_out() {
         }
         if variant.diagnostics != adamod::Diagnostics::Off {
             expected.push((0, 6));
+        }
+        if variant.copies == Copies::On {
+            expected.push((0, 7));
         }
         assert_eq!(bindings, expected, "{}", variant.name());
     }
@@ -93,7 +96,7 @@ macro_rules! assert_same_layout {
 
 #[test]
 fn shared_structures_have_one_layout() {
-    let module = parse(&Variant::all().next().unwrap());
+    let module = parse(&Variant::all()[0]);
     assert_same_layout!(
         &module,
         Coefficients {
@@ -108,16 +111,23 @@ fn shared_structures_have_one_layout() {
             exp_avg_correction,
             exp_avg_sq_correction,
             epsilon,
-            enabled,
+            activity,
+            debiased_lr_weight,
+            debiased_lr_scale,
+            step,
+            padding,
         }
     );
-    assert_same_layout!(&module, Segment { parameters, gradients, coefficients, padding });
+    assert_same_layout!(
+        &module,
+        Segment { parameters, gradients, coefficients, format, key, first_word, copies }
+    );
     assert_same_layout!(&module, Chunk { segment, first, elements, state });
 }
 
 #[test]
 fn shared_constants_are_equal() {
-    let module = parse(&Variant::all().next().unwrap());
+    let module = parse(&Variant::all()[0]);
     let constant = |name: &str| {
         let (_, constant) = module
             .constants

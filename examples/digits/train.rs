@@ -178,12 +178,11 @@ impl<'a> Trainer<'a> {
             optimizer.add_parameter(
                 group,
                 Parameter {
-                    label: &tensor.label,
-                    len: tensor.len as u64,
-                    views: Some(Views {
-                        values: View::new(&self.network.parameters, tensor.offset_bytes),
-                        gradients: View::new(&self.network.gradients, tensor.offset_bytes),
-                    }),
+                    views: Some(Views::new(
+                        View::new(&self.network.parameters, tensor.offset_bytes),
+                        View::new(&self.network.gradients, tensor.offset_bytes),
+                    )),
+                    ..Parameter::new(&tensor.label, tensor.len as u64)
                 },
             )?;
         }

@@ -1,31 +1,67 @@
 use super::*;
+use crate::format::{MasterWeights, StateFormat};
 use proptest::prelude::*;
 
-/// Tensors as a caller has them: lengths and locations that do not overlap, in buffers of these sizes.
+/// Tensors as a caller has them, that do not overlap, in buffers of these sizes.
 #[derive(Clone, Debug)]
 struct Scene {
-    lengths: Vec<u64>,
-    locations: Vec<(Location, Location)>,
+    tensors: Vec<Placed>,
     sizes: Vec<u64>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    length: u64,
+    values: Location,
+    gradients: Location,
+    copies: Option<Location>,
+    layout: BlockLayout,
+}
+
+fn dtype() -> impl Strategy<Value = DType> {
+    prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16])
+}
+
+fn layout() -> impl Strategy<Value = BlockLayout> {
+    let state = prop::sample::select(vec![StateFormat::F32, StateFormat::Bf16, StateFormat::Q8]);
+    let master = prop::sample::select(vec![
+        MasterWeights::None,
+        MasterWeights::Split24,
+        MasterWeights::Split32,
+        MasterWeights::F32,
+    ]);
+    (1_u32..4, state, master).prop_map(|(states, state, master_weights)| BlockLayout {
+        states,
+        state,
+        master_weights,
+    })
+}
+
+/// The buffer that holds nothing but copies.
+const COPIES: usize = 3;
+
 fn scene() -> impl Strategy<Value = Scene> {
     let length = prop_oneof![1_u64..5, 1020_u64..1030, 1_u64..60_000];
-    let tensor = (length, 0_usize..3, 0_usize..3, 0_u64..9, 0_u64..9);
+    let place = || (0_usize..3, 0_u64..9, dtype());
+    let tensor = (length, place(), place(), any::<bool>(), layout());
     prop::collection::vec(tensor, 1..12).prop_map(|tensors| {
-        let mut sizes = vec![0; 3];
-        let mut place = |buffer: usize, gap: u64, length: u64| {
-            let offset = sizes[buffer] + gap * ELEMENT_BYTES;
-            sizes[buffer] = offset + length * ELEMENT_BYTES;
-            Location { buffer: buffer as u32, offset }
+        let mut sizes = vec![0; COPIES + 1];
+        let mut place = |(buffer, gap, dtype): (usize, u64, DType), length: u64| {
+            let offset = sizes[buffer] + gap * WORD_BYTES;
+            sizes[buffer] = (offset + length * dtype.bytes()).next_multiple_of(WORD_BYTES);
+            Location { buffer: buffer as u32, offset, dtype }
         };
-        let locations = tensors
-            .iter()
-            .map(|&(length, values, gradients, gap, other_gap)| {
-                (place(values, gap, length), place(gradients, other_gap, length))
+        let tensors = tensors
+            .into_iter()
+            .map(|(length, values, gradients, is_copied, layout)| Placed {
+                length,
+                values: place(values, length),
+                gradients: place(gradients, length),
+                copies: is_copied.then(|| place((COPIES, 1, DType::Bf16), length)),
+                layout,
             })
             .collect();
-        Scene { lengths: tensors.iter().map(|tensor| tensor.0).collect(), locations, sizes }
+        Scene { tensors, sizes }
     })
 }
 
@@ -33,15 +69,15 @@ fn limits(binding_bytes: u64, launch_chunks: u64) -> PlanLimits {
     PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks }
 }
 
-/// Extents of all tensors, and elements of each page.
-fn allocate(lengths: &[u64], states: u32, limits: &PlanLimits) -> (Vec<Vec<Extent>>, Vec<u64>) {
-    let mut allocator = Allocator::new(states, limits);
-    let mut pending: u64 = lengths.iter().map(|&length| allocator.state_elements(length)).sum();
-    let extents = lengths
+/// Extents of all tensors, and words of each page.
+fn allocate(tensors: &[(BlockLayout, u64)], limits: &PlanLimits) -> (Vec<Vec<Extent>>, Vec<u64>) {
+    let mut allocator = Allocator::new(limits);
+    let mut pending: u64 = tensors.iter().map(|&(layout, length)| state_words(layout, length)).sum();
+    let extents = tensors
         .iter()
-        .map(|&length| {
-            let extents = allocator.allocate(length, pending);
-            pending -= allocator.state_elements(length);
+        .map(|&(layout, length)| {
+            let extents = allocator.allocate(layout, length, pending);
+            pending -= state_words(layout, length);
             extents
         })
         .collect();
@@ -62,25 +98,28 @@ proptest! {
     #[test]
     fn launches_cover_every_element_once_within_the_limits(
         scene in scene(),
-        states in 1_u32..4,
+        after_use in prop::sample::select(vec![AfterUse::Keep, AfterUse::Zero]),
         binding_bytes in prop::sample::select(vec![16 * 1024, 64 * 1024, 1 << 20]),
         launch_chunks in prop::sample::select(vec![9_u64, 100, 1 << 20]),
     ) {
         let limits = limits(binding_bytes, launch_chunks);
-        let (extents, pages) = allocate(&scene.lengths, states, &limits);
+        let sizes: Vec<_> = scene.tensors.iter().map(|tensor| (tensor.layout, tensor.length)).collect();
+        let (extents, pages) = allocate(&sizes, &limits);
         let tensors: Vec<_> = scene
-            .locations
+            .tensors
             .iter()
             .zip(&extents)
-            .map(|(&(values, gradients), extents)| Tensor { values, gradients, extents })
+            .map(|(&Placed { values, gradients, copies, layout, .. }, extents)| {
+                Tensor { values, gradients, copies, extents, layout, key: [0; 2] }
+            })
             .collect();
-        let plan = Plan::new(&tensors, &scene.sizes, states, &limits);
-        let table = plan.chunk_table(states);
-        let mut values: Vec<_> = scene.sizes.iter().map(|&size| vec![false; size as usize / 4]).collect();
-        let mut gradients = values.clone();
-        let mut state: Vec<_> = pages.iter().map(|&elements| vec![false; elements as usize]).collect();
+        let plan = Plan::new(&tensors, &scene.sizes, after_use, &limits);
+        let table = plan.chunk_table();
+        // Halves of words of 4 bytes that launches read or write.
+        let mut taken: Vec<_> = scene.sizes.iter().map(|&size| vec![false; size as usize / 2]).collect();
+        let mut state: Vec<_> = pages.iter().map(|&words| vec![false; words as usize]).collect();
         for launch in &plan.launches {
-            for window in [&launch.values, &launch.gradients] {
+            for window in [Some(&launch.values), Some(&launch.gradients), launch.copies.as_ref()].into_iter().flatten() {
                 prop_assert_eq!(window.offset % limits.offset_alignment, 0);
                 prop_assert!(window.bytes <= limits.binding_bytes && window.bytes > 0);
                 prop_assert!(window.end() <= scene.sizes[window.buffer as usize]);
@@ -88,64 +127,95 @@ proptest! {
             prop_assert!(u64::from(launch.chunks) <= launch_chunks);
             prop_assert_eq!(u64::from(launch.first_chunk) * 16 % limits.offset_alignment, 0);
             match launch.binding {
-                GradientBinding::Read => prop_assert_ne!(launch.values.buffer, launch.gradients.buffer),
+                GradientBinding::Read => {
+                    prop_assert_ne!(launch.values.buffer, launch.gradients.buffer);
+                    prop_assert_eq!(after_use, AfterUse::Keep);
+                }
                 GradientBinding::Shared => prop_assert_eq!(launch.values, launch.gradients),
-                GradientBinding::ReadWrite => prop_assert_eq!(launch.values.buffer, launch.gradients.buffer),
+                GradientBinding::ReadWrite => {
+                    prop_assert!(launch.values.buffer == launch.gradients.buffer || after_use == AfterUse::Zero);
+                }
             }
             let first = launch.first_chunk as usize;
-            let word = if launch.access == Access::Vec4 { 4 } else { 1 };
+            let word_bytes = match launch.access {
+                Access::Vec4 => 16,
+                Access::Vec2 => 8,
+                Access::Scalar => 4,
+            };
             for chunk in &table[first..first + launch.chunks as usize] {
                 prop_assert!(launch.segments.contains(&chunk.segment));
                 let segment = plan.segments[chunk.segment as usize];
+                let tensor = &scene.tensors[plan.pieces[chunk.segment as usize].tensor as usize];
+                prop_assert!(launch.format.is_none_or(|format| format == segment.format));
+                prop_assert!(tensor.layout.access() >= launch.state_access);
                 let elements = u64::from(chunk.elements);
-                for (window, start, taken) in [
-                    (&launch.values, segment.parameters, &mut values),
-                    (&launch.gradients, segment.gradients, &mut gradients),
-                ] {
-                    let in_window = u64::from(start) + u64::from(chunk.first);
-                    prop_assert!(in_window.is_multiple_of(word));
-                    prop_assert!((in_window + elements).next_multiple_of(word) * ELEMENT_BYTES <= window.bytes);
-                    mark(&mut taken[window.buffer as usize], window.offset / 4 + in_window, elements);
+                let copies = launch.copies.as_ref().zip(tensor.copies);
+                prop_assert_eq!(copies.is_some(), tensor.copies.is_some());
+                for (window, start, view, is_in_words) in [
+                    Some((&launch.values, segment.parameters, tensor.values, true)),
+                    Some((&launch.gradients, segment.gradients, tensor.gradients, true)),
+                    copies.map(|(window, view)| (window, segment.copies, view, false)),
+                ]
+                .into_iter()
+                .flatten()
+                {
+                    let bytes = view.dtype.bytes();
+                    let in_window = u64::from(start) * WORD_BYTES + u64::from(chunk.first) * bytes;
+                    if is_in_words && launch.access != Access::Scalar {
+                        prop_assert!(in_window.is_multiple_of(word_bytes) && 4 * bytes >= word_bytes);
+                        prop_assert!(in_window + elements.next_multiple_of(4) * bytes <= window.bytes);
+                    }
+                    let end = (in_window + elements * bytes).next_multiple_of(WORD_BYTES);
+                    prop_assert!(end <= window.bytes);
+                    let start = (window.offset + in_window) / 2;
+                    mark(&mut taken[window.buffer as usize], start, elements * bytes / 2);
                 }
-                let block = block_elements(states, chunk.elements);
+                let block = tensor.layout.words(elements);
+                prop_assert!(chunk.state.is_multiple_of(4));
                 mark(&mut state[launch.page as usize], chunk.state.into(), block);
             }
         }
-        for (&length, &(of_values, of_gradients)) in scene.lengths.iter().zip(&scene.locations) {
-            for (taken, location) in [(&values, of_values), (&gradients, of_gradients)] {
-                let start = location.offset as usize / 4;
-                let range = &taken[location.buffer as usize][start..start + length as usize];
+        for tensor in &scene.tensors {
+            for view in [Some(tensor.values), Some(tensor.gradients), tensor.copies].into_iter().flatten() {
+                let start = view.offset as usize / 2;
+                let end = start + (tensor.length * view.dtype.bytes() / 2) as usize;
+                let range = &taken[view.buffer as usize][start..end];
                 prop_assert!(range.iter().all(|&taken| taken), "an element is in no chunk");
             }
         }
         let covered: u64 = state.iter().flatten().map(|&taken| u64::from(taken)).sum();
-        let allocator = Allocator::new(states, &limits);
-        let needed: u64 = scene.lengths.iter().map(|&length| allocator.state_elements(length)).sum();
+        let needed: u64 = sizes.iter().map(|&(layout, length)| state_words(layout, length)).sum();
         prop_assert_eq!(covered, needed);
     }
 }
 
+const F32_STATE: BlockLayout =
+    BlockLayout { states: 3, state: StateFormat::F32, master_weights: MasterWeights::None };
+
 #[test]
 fn the_first_page_is_as_large_as_its_tensors() {
-    let (_, pages) = allocate(&[1000, 24, 5], 3, &limits(1 << 20, 1 << 20));
+    let (_, pages) = allocate(&[1000, 24, 5].map(|length| (F32_STATE, length)), &limits(1 << 20, 1 << 20));
     assert_eq!(pages, [3 * (1000 + 24 + 8)]);
 }
 
 #[test]
 fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
     let limits = limits(1 << 20, 1 << 20);
-    let (extents, _) = allocate(&[3000, 10], 3, &limits);
+    let (extents, _) = allocate(&[3000, 10].map(|length| (F32_STATE, length)), &limits);
     let plan = |offsets: [u64; 2]| {
         let tensors: Vec<_> = extents
             .iter()
             .zip(offsets)
             .map(|(extents, offset)| Tensor {
-                values: Location { buffer: 0, offset },
-                gradients: Location { buffer: 1, offset: 0 },
+                values: Location { buffer: 0, offset, dtype: DType::F32 },
+                gradients: Location { buffer: 1, offset: 0, dtype: DType::F32 },
+                copies: None,
                 extents,
+                layout: F32_STATE,
+                key: [0; 2],
             })
             .collect();
-        Plan::new(&tensors, &[40_000, 40_000], 3, &limits)
+        Plan::new(&tensors, &[40_000, 40_000], AfterUse::Keep, &limits)
     };
     assert!(plan([0, 20_000]).has_chunks_of(&plan([16_000, 512])));
     assert_ne!(plan([0, 20_000]).segments, plan([16_000, 512]).segments);

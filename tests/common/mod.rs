@@ -4,8 +4,8 @@
 use std::sync::OnceLock;
 
 use adamod::{
-    Diagnostics, Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Rule, State, View,
-    Views, reference::Reference,
+    Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Rule, State, View, Views,
+    reference::Reference,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, StudentT};
@@ -112,7 +112,7 @@ impl Location {
     /// The two views at this location.
     pub fn views<'a>(&self, buffers: &'a [wgpu::Buffer]) -> Views<'a> {
         let view = |(buffer, offset): (usize, u64)| View::new(&buffers[buffer], offset);
-        Views { values: view(self.values), gradients: view(self.gradients) }
+        Views::new(view(self.values), view(self.gradients))
     }
 }
 
@@ -238,15 +238,14 @@ impl<'g> Engine<'g> {
         for &index in order {
             let (group, values) = &model.tensors[index];
             let views = locations[index].views(&buffers);
-            let View { buffer, offset } = views.values;
+            let View { buffer, offset, .. } = views.values;
             gpu.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values));
             let id = optimizer
                 .add_parameter(
                     groups[*group],
                     Parameter {
-                        label: &format!("tensor.{index}"),
-                        len: values.len() as u64,
                         views: Some(views),
+                        ..Parameter::new(&format!("tensor.{index}"), values.len() as u64)
                     },
                 )
                 .unwrap();
@@ -374,7 +373,7 @@ pub fn rules() -> [(Rule, Formula); 4] {
 
 /// Options with diagnostics off.
 pub fn options(rule: Rule, formula: Formula) -> Options {
-    Options { rule, formula, diagnostics: Diagnostics::Off }
+    Options { rule, formula, ..Options::default() }
 }
 
 /// Gradients as `step` takes them, all there.

@@ -6,6 +6,7 @@ mod common;
 mod diagnostics;
 mod laws;
 mod limits;
+mod precision;
 mod recording;
 mod registration;
 mod update;

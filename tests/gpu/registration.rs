@@ -14,7 +14,7 @@ fn optimizer() -> (Optimizer, GroupId) {
 }
 
 fn parameter<'a>(label: &'a str, len: u64, values: View<'a>, gradients: View<'a>) -> Parameter<'a> {
-    Parameter { label, len, views: Some(Views { values, gradients }) }
+    Parameter { views: Some(Views::new(values, gradients)), ..Parameter::new(label, len) }
 }
 
 /// Registers and steps a good parameter: what was refused before has left no trace.
@@ -123,13 +123,12 @@ fn views_can_be_set_anew_and_are_checked_again() {
     engine.step(&all(&model.gradients(1)));
     let buffer = gpu().buffer(1024);
     let (id, buffers) = (engine.ids[0], engine.buffers.clone());
-    let bad =
-        Views { values: View::new(&buffer, 0), gradients: engine.locations[1].views(&buffers).gradients };
+    let bad = Views::new(View::new(&buffer, 0), engine.locations[1].views(&buffers).gradients);
     let error = engine.optimizer.set_views(id, bad).unwrap_err();
     assert!(matches!(error, RegisterError::View { role: Role::Gradients, .. }), "{error}");
     // The old views still hold.
     engine.step(&all(&model.gradients(2)));
-    let good = Views { values: View::new(&buffer, 0), gradients: View::new(&buffer, 512) };
+    let good = Views::new(View::new(&buffer, 0), View::new(&buffer, 512));
     engine.optimizer.set_views(id, good).unwrap();
     let before = engine.values(0);
     engine.step(&all(&model.gradients(3)));
@@ -171,14 +170,15 @@ fn groups_of_another_optimizer_are_refused() {
 #[test]
 fn parameters_without_views_are_refused_where_views_are_needed() {
     let (mut optimizer, group) = optimizer();
-    let id = optimizer.add_parameter(group, Parameter { label: "pooled", len: 4, views: None }).unwrap();
+    let id =
+        optimizer.add_parameter(group, Parameter { views: None, ..Parameter::new("pooled", 4) }).unwrap();
     let error = optimizer.step().unwrap_err();
     assert!(error.to_string().contains("pooled"), "{error}");
     let error = optimizer.read_parameter_blocking(id).unwrap_err();
     assert!(error.to_string().contains("pooled"), "{error}");
     assert_eq!(optimizer.read_state_blocking(id).unwrap().tensor("exp_avg_lr"), Some(&[0.0; 4][..]));
     let buffer = gpu().buffer(64);
-    let views = Views { values: View::new(&buffer, 0), gradients: View::new(&buffer, 32) };
+    let views = Views::new(View::new(&buffer, 0), View::new(&buffer, 32));
     optimizer.set_views(id, views).unwrap();
     optimizer.step().unwrap();
     assert_eq!(optimizer.step_count(id), Some(1));
@@ -205,7 +205,7 @@ fn reading_values_needs_a_buffer_that_can_be_copied() {
 fn devices_below_the_limits_and_options_that_do_not_exist_are_refused() {
     let small = Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..limits });
     let error = Optimizer::new(&small.device, &small.queue, Options::default()).unwrap_err();
-    let CreateError::Limit { limit, found: 4, needed: 6 } = error else { panic!("{error}") };
+    let CreateError::Limit { limit, found: 4, needed: 8 } = error else { panic!("{error}") };
     assert_eq!(limit, "max_storage_buffers_per_shader_stage");
     let options = Options { rule: Rule::Sgd, diagnostics: Diagnostics::LearningRates, ..Options::default() };
     let error = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap_err();

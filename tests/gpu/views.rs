@@ -67,8 +67,7 @@ fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
                 let Some(gradient) = present[index] else {
                     continue;
                 };
-                let views =
-                    Views { values: pool.view(of_values[index]), gradients: pool.view(of_gradients[index]) };
+                let views = Views::new(pool.view(of_values[index]), pool.view(of_gradients[index]));
                 let queue = &gpu().queue;
                 queue.write_buffer(
                     views.values.buffer,
@@ -143,10 +142,7 @@ fn views_that_overlap_in_a_step_are_refused_by_name() {
     let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64, 64]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
     let pool = gpu().buffer(4096);
-    let views = |values, gradients| Views {
-        values: View::new(&pool, values),
-        gradients: View::new(&pool, gradients),
-    };
+    let views = |values, gradients| Views::new(View::new(&pool, values), View::new(&pool, gradients));
     let [a, b] = [engine.ids[0], engine.ids[1]];
     let step = |engine: &mut Engine<'_>, first, second| {
         let updates = [Update { parameter: a, views: first }, Update { parameter: b, views: second }];
@@ -186,7 +182,7 @@ fn buffers_of_moved_views_are_not_kept() {
         let pool = gpu().buffer(1024);
         let update = Update {
             parameter: engine.ids[0],
-            views: Views { values: View::new(&pool, 0), gradients: View::new(&pool, 512) },
+            views: Views::new(View::new(&pool, 0), View::new(&pool, 512)),
         };
         let mut encoder = gpu().encoder();
         engine.optimizer.encode_views(&mut encoder, &[update]).unwrap();

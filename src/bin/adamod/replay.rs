@@ -228,10 +228,13 @@ fn on_gpu(trace: &Trace, choice: &AdapterChoice) -> anyhow::Result<(Vec<Outcome>
     let mut ids = Vec::with_capacity(offsets.len());
     for (parameter, &offset) in trace.parameters.iter().zip(&offsets) {
         queue.write_buffer(&values, offset, bytemuck::cast_slice(&parameter.values));
-        let views = Views { values: View::new(&values, offset), gradients: View::new(&gradients, offset) };
+        let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
         ids.push(optimizer.add_parameter(
             groups[parameter.group],
-            Parameter { label: &parameter.name, len: parameter.values.len() as u64, views: Some(views) },
+            Parameter {
+                views: Some(views),
+                ..Parameter::new(&parameter.name, parameter.values.len() as u64)
+            },
         )?);
     }
     let bar = progress(trace.steps);

@@ -117,10 +117,10 @@ impl Engine {
         let mut tensors = Vec::with_capacity(lengths.len());
         for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
             let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset);
-            let views = Views { values: view(values), gradients: view(gradients[0]) };
+            let views = Views::new(view(values), view(gradients[0]));
             let label = format!("tensor.{index}");
             let views = (placement != Placement::Moving).then_some(views);
-            let id = optimizer.add_parameter(group, Parameter { label: &label, len, views })?;
+            let id = optimizer.add_parameter(group, Parameter { views, ..Parameter::new(&label, len) })?;
             tensors.push(Tensor { id, len, values, gradients });
         }
         Ok(Self { optimizer, mode, placement, buffers, tensors, recorded: 0 })
@@ -226,7 +226,7 @@ impl Work for Engine {
                 .iter()
                 .map(|tensor| Update {
                     parameter: tensor.id,
-                    views: Views { values: view(tensor.values), gradients: view(tensor.gradients[turn]) },
+                    views: Views::new(view(tensor.values), view(tensor.gradients[turn])),
                 })
                 .collect();
             optimizer.encode_views(encoder, &updates)?;
