@@ -22,6 +22,16 @@ pub enum CreateError {
     /// Histograms of learning rates were asked of a rule that has none.
     #[error("Diagnostics::LearningRates needs Rule::AdaMod or Rule::Adam: SGD has one rate for all elements")]
     NoLearningRates,
+    /// A setting of [`DeviceControl`](crate::DeviceControl) is not finite or out of its range.
+    #[error("{name} is {found}, needed is {needed}")]
+    Control {
+        /// The field.
+        name: &'static str,
+        /// The value.
+        found: f64,
+        /// Its range.
+        needed: &'static str,
+    },
     /// wgpu refused a pipeline or a buffer.
     #[error("the device refused a resource")]
     Device(#[from] wgpu::Error),
@@ -159,6 +169,14 @@ pub enum RegisterError {
         /// Those of the group.
         found: MasterWeights,
     },
+    /// The device counts the steps of so many parameters only.
+    #[error("parameter {label:?}: with Control::Device an optimizer has at most {most} parameters")]
+    TooMany {
+        /// The parameter.
+        label: String,
+        /// How many there can be.
+        most: usize,
+    },
     /// A view cannot be used.
     #[error("parameter {label:?}: the view of its {role} cannot be used: {source}")]
     View {
@@ -202,6 +220,11 @@ pub enum EncodeError {
         /// What is wrong with it.
         source: ViewError,
     },
+    /// A step in two parts was asked of an optimizer that has no norm.
+    #[error(
+        "encode_norm and encode_after_norm need Control::Device with a norm: skip non-finite gradients, or set max_norm"
+    )]
+    NoNorm,
     /// wgpu refused a buffer, pipeline or bind group: out of memory, or a caller's buffer that is destroyed or of another
     /// device.
     #[error("the device refused a resource")]
@@ -276,6 +299,9 @@ pub enum ReadError {
     /// The optimizer was made without [`Diagnostics::LearningRates`](crate::Diagnostics::LearningRates).
     #[error("the optimizer was made without Diagnostics::LearningRates")]
     NoDiagnostics,
+    /// The optimizer was made with [`Control::Host`](crate::Control::Host).
+    #[error("the optimizer was made with Control::Host: the device keeps no progress")]
+    NoControl,
     /// wgpu refused the copy.
     #[error("the device refused the copy")]
     Device(#[from] wgpu::Error),

@@ -159,6 +159,27 @@ impl Hyperparameters {
         )
     }
 
+    /// What a step that is prepared on the device needs, whatever its t.
+    pub(crate) fn group_row(&self) -> crate::layout::Group {
+        // Of the last step of all, in which corrections are 1: what does not depend on t.
+        let c = self.coefficients(Formula::Paper, Rule::AdaMod, u64::MAX);
+        crate::layout::Group {
+            learning_rate: self.learning_rate as f32,
+            epsilon: self.epsilon as f32,
+            coupled_decay: c.coupled_decay as f32,
+            decoupled_decay: c.decoupled_decay as f32,
+            momentum: self.momentum as f32,
+            sign: c.gradient_scale as f32,
+            exp_avg_weight: c.exp_avg_weight as f32,
+            exp_avg_sq_weight: c.exp_avg_sq_weight as f32,
+            exp_avg_lr_weight: c.exp_avg_lr_weight as f32,
+            one_minus_beta3: (1.0 - self.betas[2]) as f32,
+            one_minus_powers: self
+                .betas
+                .map(|beta| std::array::from_fn(|k| one_minus_power(beta, 1 << k) as f32)),
+        }
+    }
+
     /// The numbers that step `t` (from 1) needs, in f64.
     pub(crate) fn coefficients(&self, formula: Formula, rule: Rule, t: u64) -> StepCoefficients {
         let [beta1, beta2, beta3] = self.betas;

@@ -122,3 +122,69 @@ pub struct Chunk {
     /// Word of 32 bits in the bound page of state where the chunk's block starts.
     pub state: u32,
 }
+
+/// A chunk's sum of squared gradients, `sum * 2^(2 exponent)`; WGSL `Partial`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+pub struct Partial {
+    /// The sum.
+    pub sum: f32,
+    /// Its exponent, or `i32::MAX` where an element is not finite.
+    pub exponent: i32,
+}
+
+/// What the host says of a parameter in a step that is prepared on the device; WGSL `Row`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Row {
+    /// Index into the groups.
+    pub group: u32,
+    /// [`INACTIVE`] or [`ACTIVE`].
+    pub activity: u32,
+}
+
+/// A group's hyperparameters for steps that are prepared on the device; WGSL `Group`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct Group {
+    /// The paper's alpha.
+    pub learning_rate: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// L2: added to the gradient, times the parameter.
+    pub coupled_decay: f32,
+    /// alpha * lambda: taken from the parameter, times itself.
+    pub decoupled_decay: f32,
+    /// SGD's momentum.
+    pub momentum: f32,
+    /// 1 or -1 (maximize).
+    pub sign: f32,
+    /// Weight of the first moment's average.
+    pub exp_avg_weight: f32,
+    /// Weight of the second moment's average.
+    pub exp_avg_sq_weight: f32,
+    /// Weight of the learning rates' average.
+    pub exp_avg_lr_weight: f32,
+    /// 1 - beta3.
+    pub one_minus_beta3: f32,
+    /// 1 - beta^(2^k) of each beta.
+    pub one_minus_powers: [[f32; 32]; 3],
+}
+
+/// What steps that are prepared on the device keep; WGSL `Control`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct Control {
+    /// By which the engine has multiplied its loss.
+    pub loss_scale: f32,
+    /// By which gradients are multiplied besides.
+    pub multiplier: f32,
+    /// Norm of the last step's gradients, without the loss scale.
+    pub norm: f32,
+    /// Steps since the loss scale last changed.
+    pub growth_tracker: u32,
+    /// Steps taken.
+    pub taken: u32,
+    /// Steps called off.
+    pub skipped: u32,
+}

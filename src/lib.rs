@@ -5,6 +5,7 @@ pub use wgpu;
 mod arena;
 mod blocks;
 mod cohorts;
+mod control;
 mod diagnostics;
 mod error;
 #[doc(hidden)]
@@ -27,6 +28,7 @@ pub mod shader;
 mod tables;
 mod views;
 
+pub use control::{Control, DeviceControl, LossScale, NonFinite, Progress};
 pub use diagnostics::{BINS, Diagnostics, LearningRates};
 pub use error::{
     CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError, WriteError,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::arena::Arena;
 use crate::blocks::Contents;
 use crate::cohorts::Cohorts;
+use crate::control::{Control, DeviceSteps, Part, Present, Progress};
 use crate::diagnostics::{Diagnostics, LearningRates};
 use crate::error::{
     CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError, WriteError,
@@ -20,11 +21,11 @@ use crate::ring::{Lease, Ring};
 use crate::rounding::{Random, join, key_of, split};
 use crate::scope::catch;
 use crate::shader::{Access, GradientBinding};
-use crate::tables::{Device, Tables};
+use crate::tables::{self, Device, Tables};
 use crate::views::{Occupied, Overlap, OwnedViews, View, Views};
 
 /// What holds for all groups of an optimizer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Options {
     /// The update rule.
     pub rule: Rule,
@@ -34,6 +35,8 @@ pub struct Options {
     pub diagnostics: Diagnostics,
     /// What a step does with gradients once it has read them.
     pub gradients: AfterUse,
+    /// Who keeps step counts, and whether gradients are looked at before a step.
+    pub control: Control,
     /// Seed of stochastic rounding. The same seed, labels and gradients give the same bits, whatever the order of registration.
     pub seed: u64,
 }
@@ -139,6 +142,8 @@ pub struct Optimizer {
     arena: Arena,
     pipelines: Pipelines,
     coefficients: Ring,
+    /// With [`Control::Device`].
+    device_steps: Option<DeviceSteps>,
     /// Tables of the parameters at their registered views; `None` when those have changed.
     fixed: Option<Tables>,
     /// Tables of the last step whose views were given, for what of them can be used again.
@@ -206,6 +211,12 @@ impl Optimizer {
             Self::COEFFICIENT_SLOTS,
             size_of::<layout::Coefficients>() as u64,
         )?;
+        let device_steps = match options.control {
+            Control::Host => None,
+            Control::Device(settings) => {
+                Some(DeviceSteps::new(device, settings, options.rule, options.formula)?)
+            }
+        };
         let allocator = Allocator::new(&plan_limits);
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -228,6 +239,7 @@ impl Optimizer {
                 device.adapter_info().device_type,
             ),
             coefficients,
+            device_steps,
             fixed: None,
             moving: None,
             scratch: Scratch::default(),
@@ -258,6 +270,7 @@ impl Optimizer {
     ) -> Result<GroupId, HyperparameterError> {
         hyperparameters.validate()?;
         self.groups.push(Group { hyperparameters, precision });
+        self.forget_groups();
         Ok(GroupId { optimizer: self.id, index: self.groups.len() as u32 - 1 })
     }
 
@@ -274,7 +287,11 @@ impl Optimizer {
         if group.optimizer != self.id {
             return Err(HyperparameterError::UnknownGroup);
         }
-        self.groups[group.index as usize].hyperparameters = hyperparameters;
+        let kept = &mut self.groups[group.index as usize].hyperparameters;
+        if *kept != hyperparameters {
+            *kept = hyperparameters;
+            self.forget_groups();
+        }
         Ok(())
     }
 
@@ -315,6 +332,10 @@ impl Optimizer {
         }
         if parameter.len == 0 {
             return Err(RegisterError::Empty { label: label() });
+        }
+        let most = DeviceSteps::MOST_PARAMETERS;
+        if self.device_steps.is_some() && self.parameters.len() == most {
+            return Err(RegisterError::TooMany { label: label(), most });
         }
         let precision = self.groups[group.index as usize].precision;
         let layout = self.layout_of(&parameter, precision)?;
@@ -373,7 +394,7 @@ impl Optimizer {
         self.index_of(parameter).map(|index| self.parameters[index].label.as_str())
     }
 
-    /// Steps recorded for a parameter: the paper's t. `None` if it is of another optimizer.
+    /// Steps recorded for a parameter: the paper's t, unless the device called steps off ([`Optimizer::read_state`] tells). `None` if it is of another optimizer.
     pub fn step_count(&self, parameter: ParameterId) -> Option<u64> {
         self.index_of(parameter).map(|index| self.cohorts.steps(index))
     }
@@ -402,7 +423,7 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::encode`].
     pub fn encode_in_pass(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
-        self.record_all(pass)?;
+        self.record_all(pass, Part::Whole)?;
         self.advance();
         Ok(())
     }
@@ -422,9 +443,84 @@ impl Optimizer {
             return Err(EncodeError::NoViews { label: record.label.clone() });
         }
         self.split();
-        self.record_fixed(&mut begin_pass(encoder))?;
+        self.record_fixed(&mut begin_pass(encoder), false, Part::Whole)?;
         self.advance();
         Ok(())
+    }
+
+    /// Records the first half of a step of every parameter: the norm of this device's gradients, for engines that train on
+    /// several devices. It is then in [`Optimizer::control_buffer`] at [`Optimizer::NORM_OFFSET`], without the loss scale, and
+    /// infinite if a gradient is not finite. The engine adds up the squares of all devices' norms, writes the root back, and
+    /// records [`Optimizer::encode_after_norm`].
+    ///
+    /// # Errors
+    /// As [`Optimizer::encode`], and if the optimizer's [`Control`] has no norm.
+    pub fn encode_norm(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), EncodeError> {
+        self.check_norm()?;
+        self.record_all(&mut begin_pass(encoder), Part::Norm)
+    }
+
+    /// Records the second half of a step, which takes the norm from [`Optimizer::control_buffer`].
+    ///
+    /// # Errors
+    /// As [`Optimizer::encode_norm`].
+    pub fn encode_after_norm(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), EncodeError> {
+        self.check_norm()?;
+        self.record_all(&mut begin_pass(encoder), Part::AfterNorm)?;
+        self.advance();
+        Ok(())
+    }
+
+    /// Byte offset of the loss scale in [`Optimizer::control_buffer`], an f32.
+    pub const LOSS_SCALE_OFFSET: u64 = std::mem::offset_of!(layout::Control, loss_scale) as u64;
+    /// Byte offset of the engine's own multiplier of gradients, an f32; 1 at first.
+    pub const MULTIPLIER_OFFSET: u64 = std::mem::offset_of!(layout::Control, multiplier) as u64;
+    /// Byte offset of the norm of the gradients, an f32.
+    pub const NORM_OFFSET: u64 = std::mem::offset_of!(layout::Control, norm) as u64;
+
+    /// What the device keeps between steps, with usages STORAGE, COPY_SRC and COPY_DST; `None` with [`Control::Host`].
+    ///
+    /// An engine reads the loss scale there, on the device, before it multiplies its loss. It may write the multiplier, by which
+    /// gradients are multiplied besides what loss scale and clip make of them: 1 over the number of accumulated batches, or
+    /// what it computed from a norm of its own.
+    pub fn control_buffer(&self) -> Option<&wgpu::Buffer> {
+        self.device_steps.as_ref().map(DeviceSteps::control)
+    }
+
+    /// Reads what the device has counted up to the latest step that has finished. Submits a copy; resolves when the caller polls
+    /// the device or submits again, and stalls nothing.
+    ///
+    /// # Errors
+    /// With [`Control::Host`], or if the device fails.
+    pub async fn read_progress(&self) -> Result<Progress, ReadError> {
+        self.read_progress_waiting(Wait::Caller).await
+    }
+
+    /// Like [`Optimizer::read_progress`], waiting for the device.
+    ///
+    /// # Errors
+    /// As [`Optimizer::read_progress`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn read_progress_blocking(&self) -> Result<Progress, ReadError> {
+        pollster::block_on(self.read_progress_waiting(Wait::Poll))
+    }
+
+    async fn read_progress_waiting(&self, wait: Wait) -> Result<Progress, ReadError> {
+        let control = self.control_buffer().ok_or(ReadError::NoControl)?;
+        let source = Source { buffer: control.clone(), offset: 0, bytes: control.size() };
+        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
+        Ok(Progress::from_bytes(&bytes))
+    }
+
+    fn check_norm(&self) -> Result<(), EncodeError> {
+        let has_norm = self.device_steps.as_ref().is_some_and(DeviceSteps::uses_norm);
+        if has_norm { Ok(()) } else { Err(EncodeError::NoNorm) }
+    }
+
+    fn forget_groups(&mut self) {
+        if let Some(steps) = &mut self.device_steps {
+            steps.forget_groups();
+        }
     }
 
     /// Records a step of the parameters that have a gradient, at views of this step only: for engines with memory pools, whose
@@ -454,7 +550,7 @@ impl Optimizer {
         let parameters = updates.iter().map(|update| update.parameter.index as usize).collect();
         let old = self.moving.take();
         let mut tables = Tables::new(&self.on_device(), plan, parameters, buffers.list, old)?;
-        let recorded = self.record(&mut begin_pass(encoder), &mut tables);
+        let recorded = self.record(&mut begin_pass(encoder), &mut tables, false, Part::Whole);
         tables.release();
         self.moving = Some(tables);
         recorded?;
@@ -470,7 +566,7 @@ impl Optimizer {
         let mut encoder = self
             .device
             .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
-        self.record_all(&mut begin_pass(&mut encoder))?;
+        self.record_all(&mut begin_pass(&mut encoder), Part::Whole)?;
         let submission = catch(&self.device, || self.queue.submit([encoder.finish()]))?;
         self.advance();
         Ok(submission)
@@ -616,7 +712,13 @@ impl Optimizer {
                 *value = (f64::from(*value) / scale) as f32;
             }
         }
-        catch(&self.device, || self.write_blocks(record, &contents, BlockPart::States))?;
+        catch(&self.device, || {
+            self.write_blocks(record, &contents, BlockPart::States);
+            if let Some(steps) = &self.device_steps {
+                let count = state.step as u32;
+                self.queue.write_buffer(steps.step_counts(), 4 * index as u64, &count.to_le_bytes());
+            }
+        })?;
         if self.cohorts.set_steps(index, state.step)
             && let Some(tables) = &mut self.fixed
         {
@@ -722,7 +824,7 @@ impl Optimizer {
     async fn read_state_waiting(&self, parameter: ParameterId, wait: Wait) -> Result<State, ReadError> {
         let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
         let record = &self.parameters[index];
-        let step = self.cohorts.steps(index);
+        let step = self.steps_taken(index, wait).await?;
         let mut states = self.contents(record, wait).await?.states;
         if record.layout.state.is_debiased()
             && let Some(exp_avg_lr) = states.get_mut(2)
@@ -733,6 +835,16 @@ impl Optimizer {
             }
         }
         Ok(State { step, tensors: self.options.rule.state_names().iter().copied().zip(states).collect() })
+    }
+
+    /// A parameter's t.
+    async fn steps_taken(&self, index: usize, wait: Wait) -> Result<u64, ReadError> {
+        let Some(steps) = &self.device_steps else {
+            return Ok(self.cohorts.steps(index));
+        };
+        let source = Source { buffer: steps.step_counts().clone(), offset: 4 * index as u64, bytes: 4 };
+        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
+        Ok(bytemuck::pod_read_unaligned::<u32>(&bytes).into())
     }
 
     /// `1 - beta3^t` of a parameter's group.
@@ -838,7 +950,9 @@ impl Optimizer {
 
     /// Regroups cohorts by the parameters selected, and notes which cohorts step.
     fn split(&mut self) {
+        // With step counts on the device, coefficients go by parameter and never move.
         if self.cohorts.split(&self.scratch.present)
+            && self.device_steps.is_none()
             && let Some(tables) = &mut self.fixed
         {
             tables.regroup();
@@ -899,7 +1013,7 @@ impl Optimizer {
     }
 
     /// Records every parameter at its registered views, without counting the step.
-    fn record_all(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
+    fn record_all(&mut self, pass: &mut wgpu::ComputePass<'_>, part: Part) -> Result<(), EncodeError> {
         if self.without_views > 0
             && let Some(record) = self.parameters.iter().find(|record| record.views.is_none())
         {
@@ -907,25 +1021,62 @@ impl Optimizer {
         }
         self.scratch.stepping.clear();
         self.scratch.stepping.resize(self.cohorts.list().len(), true);
-        self.record_fixed(pass)
+        self.record_fixed(pass, true, part)
     }
 
-    fn record_fixed(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError> {
+    fn record_fixed(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        is_all: bool,
+        part: Part,
+    ) -> Result<(), EncodeError> {
         let mut tables = self.take_fixed()?;
-        let recorded = self.record(pass, &mut tables);
+        let recorded = self.record(pass, &mut tables, is_all, part);
         self.fixed = Some(tables);
         recorded
     }
 
-    /// Uploads what has changed and records the dispatches.
-    fn record(&mut self, pass: &mut wgpu::ComputePass<'_>, tables: &mut Tables) -> Result<(), EncodeError> {
+    /// Uploads what has changed and records the dispatches, for all parameters or for those selected.
+    fn record(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        tables: &mut Tables,
+        is_all: bool,
+        part: Part,
+    ) -> Result<(), EncodeError> {
         if tables.plan().launches.is_empty() {
             return Ok(());
         }
-        let coefficients = self.upload_coefficients()?;
         let at = Device { device: &self.device, queue: &self.queue };
-        tables.upload(&at, &mut self.pipelines, &self.coefficients, &self.arena, &self.cohorts)?;
-        tables.record(pass, &self.pipelines, coefficients, self.workgroups_per_dimension);
+        let (pipelines, arena) = (&mut self.pipelines, &self.arena);
+        let Some(steps) = &mut self.device_steps else {
+            let lease = self.upload_coefficients()?;
+            let at = Device { device: &self.device, queue: &self.queue };
+            let coefficients = tables::Coefficients {
+                binding: self.coefficients.binding(),
+                generation: self.coefficients.generation(),
+            };
+            let row_of = |parameter| self.cohorts.of(parameter);
+            tables.upload(&at, &mut self.pipelines, &coefficients, &self.arena, row_of)?;
+            tables.record(pass, &self.pipelines, Some(lease), self.workgroups_per_dimension);
+            return Ok(());
+        };
+        let present = match is_all {
+            true => Present::All(self.parameters.len()),
+            false => Present::Some(&self.scratch.present),
+        };
+        let group_of = |parameter: usize| self.parameters[parameter].group;
+        let groups = self.groups.iter().map(|group| group.hyperparameters.group_row());
+        steps.upload(at.device, at.queue, present, group_of, groups)?;
+        steps.make_prepare(at.device, part)?;
+        let (binding, generation) = steps.prepared();
+        let coefficients = tables::Coefficients { binding, generation };
+        tables.upload(&at, pipelines, &coefficients, arena, |parameter| parameter as u32)?;
+        tables.upload_preparation(&at, steps)?;
+        tables.record_preparation(pass, steps, part, self.workgroups_per_dimension);
+        if part != Part::Norm {
+            tables.record(pass, pipelines, None, self.workgroups_per_dimension);
+        }
         Ok(())
     }
 

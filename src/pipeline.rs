@@ -34,7 +34,7 @@ type Key = (Variant, Option<u32>);
 
 /// What a launch binds.
 pub struct Bindings<'a> {
-    /// Slot of coefficients; dynamic offset.
+    /// Slot of coefficients, or those that the device has prepared; dynamic offset.
     pub coefficients: wgpu::BindingResource<'a>,
     /// Slot of segments; dynamic offset.
     pub segments: wgpu::BindingResource<'a>,
@@ -100,16 +100,7 @@ impl Pipelines {
 impl Pipeline {
     fn new(device: &wgpu::Device, variant: Variant, constants: &[(&str, f64)]) -> Self {
         let label = format!("adamod.update.{}", variant.name());
-        let storage = |binding, read_only, has_dynamic_offset, bytes: u64| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only },
-                has_dynamic_offset,
-                min_binding_size: NonZeroU64::new(bytes),
-            },
-            count: None,
-        };
+        let storage = storage_entry;
         let word_bytes = match variant.access {
             Access::Vec4 => 16,
             Access::Vec2 => 8,
@@ -142,23 +133,7 @@ impl Pipeline {
             label: Some(&label),
             entries: &entries,
         });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(&label),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(variant.source().into()),
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&label),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("update"),
-            compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
-            cache: None,
-        });
+        let pipeline = compute_pipeline(device, &label, &layout, variant.source(), "update", constants);
         Self { layout, pipeline }
     }
 
@@ -192,4 +167,51 @@ impl Pipeline {
             entries: &entries,
         })
     }
+}
+
+/// A storage buffer of at least `bytes` bytes in a layout.
+pub fn storage_entry(
+    binding: u32,
+    read_only: bool,
+    has_dynamic_offset: bool,
+    bytes: u64,
+) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only },
+            has_dynamic_offset,
+            min_binding_size: NonZeroU64::new(bytes),
+        },
+        count: None,
+    }
+}
+
+/// A compute pipeline of one bind group.
+pub fn compute_pipeline(
+    device: &wgpu::Device,
+    label: &str,
+    layout: &wgpu::BindGroupLayout,
+    source: String,
+    entry_point: &str,
+    constants: &[(&str, f64)],
+) -> wgpu::ComputePipeline {
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(label),
+        bind_group_layouts: &[Some(layout)],
+        immediate_size: 0,
+    });
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: Some(label),
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    });
+    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(label),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some(entry_point),
+        compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
+        cache: None,
+    })
 }

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use crate::format::{BlockLayout, DType, Format, StateAccess};
-use crate::layout::{CHUNK_ELEMENTS, Chunk, Segment};
+use crate::layout::{CHUNK_ELEMENTS, Chunk, Partial, Segment};
 use crate::shader::{Access, Copies, GradientBinding};
 
 /// Bytes of the words that buffers are bound as, at the least. Every tensor starts at a multiple.
@@ -462,7 +462,8 @@ impl Plan {
         };
         let formats = || pieces.iter().map(|piece| tensor_of(piece).format().bits());
         let first_format = tensor_of(&pieces[0]).format().bits();
-        let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
+        // Partial sums are bound at the same entries, and are the smaller of the two.
+        let entries_per_alignment = (limits.offset_alignment / size_of::<Partial>() as u64) as u32;
         let first_chunk = self
             .launches
             .last()

@@ -81,6 +81,11 @@ impl Ring {
         self.generation
     }
 
+    /// Bytes of a slot.
+    pub fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
+    }
+
     /// The binding of one slot; its place is given by a dynamic offset.
     pub fn binding(&self) -> wgpu::BindingResource<'_> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {

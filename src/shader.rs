@@ -140,6 +140,7 @@ impl Variant {
             include_str!("../shaders/state.wgsl"),
             quantized,
             include_str!("../shaders/master.wgsl"),
+            include_str!("../shaders/gradient.wgsl"),
             match self.copies {
                 Copies::Off => include_str!("../shaders/copies/off.wgsl"),
                 Copies::On => include_str!("../shaders/copies/on.wgsl"),
@@ -154,6 +155,32 @@ impl Variant {
         ]
         .join("\n")
     }
+}
+
+/// The WGSL of the kernel that sums squares of gradients; its entry point is `norm_of_chunks`.
+pub fn norm_source(tensors: Access, binding: GradientBinding) -> String {
+    [
+        include_str!("../shaders/tables.wgsl"),
+        include_str!("../shaders/format.wgsl"),
+        include_str!("../shaders/rounding.wgsl"),
+        include_str!("../shaders/place.wgsl"),
+        access(tensors),
+        gradients(binding),
+        include_str!("../shaders/gradient.wgsl"),
+        include_str!("../shaders/norm.wgsl"),
+        include_str!("../shaders/norm_of_chunks.wgsl"),
+    ]
+    .join("\n")
+}
+
+/// The WGSL of the kernel that prepares a step on the device; its entry point is `prepare`.
+pub fn prepare_source() -> String {
+    [
+        include_str!("../shaders/tables.wgsl"),
+        include_str!("../shaders/norm.wgsl"),
+        include_str!("../shaders/prepare.wgsl"),
+    ]
+    .join("\n")
 }
 
 fn access(access: Access) -> &'static str {

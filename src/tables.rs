@@ -1,11 +1,11 @@
 //! A plan on the device: its tables, and the bind groups of its launches.
 
 use crate::arena::Arena;
-use crate::cohorts::Cohorts;
+use crate::control::{DeviceSteps, NormBindings, Part};
 use crate::error::EncodeError;
-use crate::layout::Chunk;
+use crate::layout::{Chunk, Partial};
 use crate::pipeline::{Bindings, Pipelines};
-use crate::plan::{Plan, Window, grid};
+use crate::plan::{Launch, Plan, Window, grid};
 use crate::ring::{Lease, Ring};
 use crate::scope::catch;
 
@@ -22,8 +22,28 @@ pub struct Tables {
     /// The slot that holds the plan's segments; `None` when they have to be written.
     segments_slot: Option<Lease>,
     bind_groups: Vec<wgpu::BindGroup>,
-    /// Generations of the two rings that the bind groups name.
+    /// Generations of the coefficients and of the segments' ring that the bind groups name.
     bound: Option<(u64, u64)>,
+    preparation: Option<Preparation>,
+}
+
+/// What a step that the device prepares binds besides.
+#[derive(Debug)]
+struct Preparation {
+    /// A partial sum for each entry of the chunk table; those between launches stay zero.
+    partials: wgpu::Buffer,
+    norms: Vec<wgpu::BindGroup>,
+    prepare: Option<wgpu::BindGroup>,
+    /// Generations of the rings, and of the segments' ring, that the bind groups name.
+    bound: Option<((u64, u64, u64), u64)>,
+}
+
+/// Where a step's coefficients are bound.
+pub struct Coefficients<'a> {
+    /// The binding; its place is given by a dynamic offset.
+    pub binding: wgpu::BindingResource<'a>,
+    /// Changes whenever they have to be bound anew.
+    pub generation: u64,
 }
 
 /// What tables are made with.
@@ -44,10 +64,12 @@ impl Tables {
         buffers: Vec<wgpu::Buffer>,
         old: Option<Self>,
     ) -> Result<Self, wgpu::Error> {
-        let (segments, chunks) = match old {
-            Some(old) if plan.has_chunks_of(&old.plan) => (Some(old.segments), Some(old.chunks)),
-            Some(old) => (Some(old.segments), None),
-            None => (None, None),
+        let (segments, chunks, preparation) = match old {
+            Some(old) if plan.has_chunks_of(&old.plan) => {
+                (Some(old.segments), Some(old.chunks), old.preparation)
+            }
+            Some(old) => (Some(old.segments), None, None),
+            None => (None, None, None),
         };
         let chunks = match chunks {
             Some(chunks) => chunks,
@@ -71,6 +93,7 @@ impl Tables {
             segments_slot: None,
             bind_groups: Vec::new(),
             bound: None,
+            preparation,
         })
     }
 
@@ -84,21 +107,22 @@ impl Tables {
         self.segments_slot = None;
     }
 
-    /// Brings segments and bind groups up to date; does nothing where they are.
+    /// Brings segments and bind groups up to date; does nothing where they are. `row_of` gives a parameter's row of
+    /// coefficients.
     pub fn upload(
         &mut self,
         at: &Device<'_>,
         pipelines: &mut Pipelines,
-        coefficients: &Ring,
+        coefficients: &Coefficients<'_>,
         arena: &Arena,
-        cohorts: &Cohorts,
+        row_of: impl Fn(usize) -> u32,
     ) -> Result<(), EncodeError> {
         if self.segments_slot.is_none() {
-            self.plan.set_coefficients(|tensor| cohorts.of(self.parameters[tensor]));
+            self.plan.set_coefficients(|tensor| row_of(self.parameters[tensor]));
             let bytes = bytemuck::cast_slice(&self.plan.segments);
             self.segments_slot = Some(self.segments.write(at.device, at.queue, bytes)?);
         }
-        let generations = (coefficients.generation(), self.segments.generation());
+        let generations = (coefficients.generation, self.segments.generation());
         if self.bound != Some(generations) {
             self.bind(at, pipelines, coefficients, arena)?;
             self.bound = Some(generations);
@@ -106,24 +130,91 @@ impl Tables {
         Ok(())
     }
 
+    /// Brings what the device needs to prepare a step up to date.
+    pub fn upload_preparation(
+        &mut self,
+        at: &Device<'_>,
+        steps: &mut DeviceSteps,
+    ) -> Result<(), EncodeError> {
+        let mut preparation = match self.preparation.take() {
+            Some(preparation) => preparation,
+            None => {
+                let entries = self.chunks.size() / size_of::<Chunk>() as u64;
+                let partials = catch(at.device, || {
+                    at.device.create_buffer(&wgpu::BufferDescriptor {
+                        label: Some("adamod.partials"),
+                        size: entries * size_of::<Partial>() as u64,
+                        usage: wgpu::BufferUsages::STORAGE,
+                        mapped_at_creation: false,
+                    })
+                })?;
+                Preparation { partials, norms: Vec::new(), prepare: None, bound: None }
+            }
+        };
+        let generations = (steps.ring_generations(), self.segments.generation());
+        if preparation.bound != Some(generations) {
+            preparation.norms.clear();
+            if steps.uses_norm() {
+                for launch in &self.plan.launches {
+                    let partial_bytes = size_of::<Partial>() as u64;
+                    let (first, count) = (u64::from(launch.first_chunk), u64::from(launch.chunks));
+                    let bindings = NormBindings {
+                        segments: self.segments.binding(),
+                        chunks: self.chunks_of(launch),
+                        gradients: self.window(&launch.gradients),
+                        partials: binding(
+                            &preparation.partials,
+                            first * partial_bytes,
+                            count * partial_bytes,
+                        ),
+                    };
+                    preparation.norms.push(steps.bind_norm(at.device, launch, bindings)?);
+                }
+            }
+            let partials = preparation.partials.as_entire_binding();
+            preparation.prepare = Some(steps.bind_prepare(at.device, partials)?);
+            preparation.bound = Some(generations);
+        }
+        self.preparation = Some(preparation);
+        Ok(())
+    }
+
+    /// Records what the device does before a step.
+    pub fn record_preparation(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        steps: &DeviceSteps,
+        part: Part,
+        workgroups_per_dimension: u32,
+    ) {
+        let (Some(preparation), Some(segments)) = (&self.preparation, &self.segments_slot) else { return };
+        if part != Part::AfterNorm {
+            for (launch, bind_group) in self.plan.launches.iter().zip(&preparation.norms) {
+                let grid = grid(launch.chunks, workgroups_per_dimension);
+                steps.record_norm(pass, launch, bind_group, segments, grid);
+            }
+        }
+        if let Some(prepare) = &preparation.prepare {
+            steps.record_prepare(pass, prepare, part);
+        }
+        let segments = segments.clone();
+        pass.on_submitted_work_done(move || drop(segments));
+    }
+
     fn bind(
         &mut self,
         at: &Device<'_>,
         pipelines: &mut Pipelines,
-        coefficients: &Ring,
+        coefficients: &Coefficients<'_>,
         arena: &Arena,
     ) -> Result<(), wgpu::Error> {
         self.bind_groups.clear();
         for launch in &self.plan.launches {
             let pipeline = pipelines.get(at.device, launch)?;
             let bindings = Bindings {
-                coefficients: coefficients.binding(),
+                coefficients: coefficients.binding.clone(),
                 segments: self.segments.binding(),
-                chunks: binding(
-                    &self.chunks,
-                    u64::from(launch.first_chunk) * size_of::<Chunk>() as u64,
-                    u64::from(launch.chunks) * size_of::<Chunk>() as u64,
-                ),
+                chunks: self.chunks_of(launch),
                 parameters: self.window(&launch.values),
                 gradients: self.window(&launch.gradients),
                 state: arena.page(launch.page).as_entire_binding(),
@@ -136,6 +227,12 @@ impl Tables {
         Ok(())
     }
 
+    fn chunks_of(&self, launch: &Launch) -> wgpu::BindingResource<'_> {
+        let entry_bytes = size_of::<Chunk>() as u64;
+        let (first, count) = (u64::from(launch.first_chunk), u64::from(launch.chunks));
+        binding(&self.chunks, first * entry_bytes, count * entry_bytes)
+    }
+
     fn window(&self, window: &Window) -> wgpu::BindingResource<'_> {
         binding(&self.buffers[window.buffer as usize], window.offset, window.bytes)
     }
@@ -145,15 +242,16 @@ impl Tables {
         &self,
         pass: &mut wgpu::ComputePass<'_>,
         pipelines: &Pipelines,
-        coefficients: Lease,
+        coefficients: Option<Lease>,
         workgroups_per_dimension: u32,
     ) {
         let Some(segments) = self.segments_slot.clone() else {
             return;
         };
+        let coefficients_offset = coefficients.as_ref().map_or(0, |lease| lease.offset);
         for (launch, bind_group) in self.plan.launches.iter().zip(&self.bind_groups) {
             pass.set_pipeline(pipelines.made(launch));
-            pass.set_bind_group(0, bind_group, &[coefficients.offset, segments.offset]);
+            pass.set_bind_group(0, bind_group, &[coefficients_offset, segments.offset]);
             let (x, y) = grid(launch.chunks, workgroups_per_dimension);
             pass.dispatch_workgroups(x, y, 1);
         }
@@ -166,6 +264,10 @@ impl Tables {
         self.buffers.clear();
         self.segments_slot = None;
         self.bound = None;
+        if let Some(preparation) = &mut self.preparation {
+            preparation.norms.clear();
+            preparation.bound = None;
+        }
     }
 }
 

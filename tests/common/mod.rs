@@ -4,8 +4,8 @@
 use std::sync::OnceLock;
 
 use adamod::{
-    Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Rule, State, View, Views,
-    reference::Reference,
+    Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Precision, Rule, State, View,
+    Views, reference::Reference,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, StudentT};
@@ -158,6 +158,8 @@ pub fn lay_out(lengths: &[usize], layout: Layout) -> (Vec<Location>, Vec<u64>) {
 pub struct Model {
     pub options: Options,
     pub groups: Vec<Hyperparameters>,
+    /// Of all groups; the twin's is f32.
+    pub precision: Precision,
     /// Group and initial values of each tensor.
     pub tensors: Vec<(usize, Vec<f32>)>,
 }
@@ -169,6 +171,7 @@ impl Model {
         Self {
             options: Options { rule, ..Options::default() },
             groups: vec![hyperparameters],
+            precision: Precision::default(),
             tensors: lengths
                 .iter()
                 .map(|&len| (0, (0..len).map(|_| rng.random_range(-2.0..2.0)).collect()))
@@ -233,7 +236,11 @@ impl<'g> Engine<'g> {
             let words = vec![SENTINEL; buffer.size() as usize / 4];
             gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&words));
         }
-        let groups: Vec<_> = model.groups.iter().map(|&group| optimizer.add_group(group).unwrap()).collect();
+        let groups: Vec<_> = model
+            .groups
+            .iter()
+            .map(|&group| optimizer.add_group_with(group, model.precision).unwrap())
+            .collect();
         let mut ids = vec![None; order.len()];
         for &index in order {
             let (group, values) = &model.tensors[index];

@@ -1,0 +1,52 @@
+// Sums of squares of gradients, one a chunk, for the global norm and to find what is not finite. Squares of f32 do not fit into
+// f32, so a sum has an exponent of its own: sum * 2^(2 exponent).
+
+struct Partial {
+    sum: f32,
+    exponent: i32,
+}
+
+// An element was infinite or NaN.
+const NOT_FINITE = 0x7fffffff;
+const LEAST_EXPONENT = -100;
+const MOST_EXPONENT = 126;
+
+// 2^exponent, for exponents of normal numbers.
+fn power_of_two(exponent: i32) -> f32 {
+    return bitcast<f32>(u32(exponent + 127) << 23u);
+}
+
+// What is 2^126 times smaller than the other sum does not matter, so the factor stays a normal number.
+fn scaled_to(partial: Partial, exponent: i32) -> f32 {
+    return partial.sum * power_of_two(2 * max(partial.exponent - exponent, -63));
+}
+
+// A sum of zero has no exponent of its own.
+fn exponent_of(partial: Partial) -> i32 {
+    return select(partial.exponent, LEAST_EXPONENT, partial.sum == 0.0 && partial.exponent != NOT_FINITE);
+}
+
+fn added(one: Partial, other: Partial) -> Partial {
+    let exponent = max(exponent_of(one), exponent_of(other));
+    if exponent == NOT_FINITE {
+        return Partial(0.0, NOT_FINITE);
+    }
+    return Partial(scaled_to(one, exponent) + scaled_to(other, exponent), exponent);
+}
+
+const ZERO = Partial(0.0, LEAST_EXPONENT);
+
+const MOST_LANES = 256u;
+var<workgroup> of_lane: array<Partial, MOST_LANES>;
+
+// The sum of all lanes' partials, in lane 0. To be called in uniform control flow.
+fn added_over_lanes(lane: u32, own: Partial) -> Partial {
+    of_lane[lane] = own;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            of_lane[lane] = added(of_lane[lane], of_lane[lane + half]);
+        }
+    }
+    return of_lane[lane];
+}

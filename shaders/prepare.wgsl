@@ -1,0 +1,196 @@
+// What a step needs to know and the host does not: whether it takes place, by what gradients are multiplied, and each
+// parameter's step count and coefficients. One workgroup.
+
+// A group's hyperparameters, and 1 - beta^(2^k) of each beta: products of these give 1 - beta^t in f32 without cancellation.
+struct Group {
+    learning_rate: f32,
+    epsilon: f32,
+    coupled_decay: f32,
+    decoupled_decay: f32,
+    momentum: f32,
+    // 1, or -1 to maximize.
+    sign: f32,
+    exp_avg_weight: f32,
+    exp_avg_sq_weight: f32,
+    exp_avg_lr_weight: f32,
+    one_minus_beta3: f32,
+    one_minus_powers: array<array<f32, 32>, 3>,
+}
+
+struct Row {
+    group: u32,
+    activity: u32,
+}
+
+// Kept from step to step. Engines read the loss scale, and may write the multiplier and, between `encode_norm` and
+// `encode_after_norm`, the norm.
+struct Control {
+    loss_scale: f32,
+    // Times what the loss scale and the clip make of it.
+    multiplier: f32,
+    // Of the gradients of the last step, without the loss scale; infinite if one of them is not finite.
+    norm: f32,
+    // Steps since the loss scale last changed.
+    growth_tracker: u32,
+    taken: u32,
+    skipped: u32,
+}
+
+// All in one, or in two parts between which the engine adds up the norm over its devices.
+const WHOLE = 0u;
+const NORM = 1u;
+const AFTER_NORM = 2u;
+override PART: u32 = 0u;
+
+override USES_NORM: bool = false;
+override SKIPS: bool = false;
+override IS_DYNAMIC: bool = false;
+override GROWTH_FACTOR: f32 = 2.0;
+override BACKOFF_FACTOR: f32 = 0.5;
+override GROWTH_INTERVAL: u32 = 2000u;
+// 0: no clip.
+override MAX_NORM: f32 = 0.0;
+
+// Rules and formulas as they differ in their coefficients.
+const PAPER = 0u;
+const AUTHORS_CODE = 1u;
+const SGD = 2u;
+override FORMULA: u32 = 0u;
+
+@group(0) @binding(0) var<storage, read> rows: array<Row>;
+@group(0) @binding(1) var<storage, read> groups: array<Group>;
+@group(0) @binding(2) var<storage, read> partials: array<Partial>;
+@group(0) @binding(3) var<storage, read_write> control: Control;
+@group(0) @binding(4) var<storage, read_write> step_counts: array<u32>;
+@group(0) @binding(5) var<storage, read_write> prepared: array<Coefficients>;
+
+var<workgroup> is_skipped: u32;
+var<workgroup> gradient_multiplier: f32;
+
+// Sums of 64 at first: a sum of many numbers one after the other would lose their last digits.
+fn sum_of_partials(lane: u32) -> Partial {
+    var total = ZERO;
+    var some = ZERO;
+    var count = 0u;
+    for (var i = lane; i < arrayLength(&partials); i += LANES) {
+        some = added(some, partials[i]);
+        count += 1u;
+        if count % 64u == 0u {
+            total = added(total, some);
+            some = ZERO;
+        }
+    }
+    return added_over_lanes(lane, added(total, some));
+}
+
+// The root of a sum, divided by the loss scale. In two steps: 2^exponent and the quotient may each be past f32.
+fn norm_of(sum: Partial, loss_scale: f32) -> f32 {
+    if sum.exponent == NOT_FINITE {
+        return bitcast<f32>(0x7f800000u + u32(loss_scale < 0.0));
+    }
+    let half = sum.exponent / 2;
+    return sqrt(sum.sum) * power_of_two(half) / loss_scale * power_of_two(sum.exponent - half);
+}
+
+fn is_finite_number(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+fn decide() {
+    let loss_scale = control.loss_scale;
+    var clip = 1.0;
+    var finite = true;
+    if USES_NORM {
+        finite = is_finite_number(control.norm);
+        if MAX_NORM > 0.0 && finite && control.norm > MAX_NORM {
+            clip = MAX_NORM / control.norm;
+        }
+    }
+    let skips = SKIPS && !finite;
+    is_skipped = u32(skips);
+    gradient_multiplier = control.multiplier * clip / loss_scale;
+    control.skipped += u32(skips);
+    control.taken += u32(!skips);
+    if IS_DYNAMIC {
+        if finite {
+            control.growth_tracker += 1u;
+            if control.growth_tracker == GROWTH_INTERVAL {
+                control.growth_tracker = 0u;
+                let grown = loss_scale * GROWTH_FACTOR;
+                control.loss_scale = select(loss_scale, grown, is_finite_number(grown));
+            }
+        } else {
+            control.growth_tracker = 0u;
+            control.loss_scale = loss_scale * BACKOFF_FACTOR;
+        }
+    }
+}
+
+// 1 - beta^t from t's binary digits, since 1 - ab = (1 - a) + (1 - b) a. All terms are positive.
+fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
+    var result = 0.0;
+    for (var k = 0u; k < 32u; k++) {
+        if ((t >> k) & 1u) == 1u {
+            result += groups[group].one_minus_powers[beta][k] * (1.0 - result);
+        }
+    }
+    return result;
+}
+
+fn coefficients_of(row: Row, t: u32) -> Coefficients {
+    let group = row.group;
+    var c: Coefficients;
+    c.gradient_scale = groups[group].sign * gradient_multiplier;
+    c.coupled_decay = groups[group].coupled_decay;
+    c.decoupled_decay = groups[group].decoupled_decay;
+    c.momentum = groups[group].momentum;
+    c.exp_avg_weight = groups[group].exp_avg_weight;
+    c.exp_avg_sq_weight = groups[group].exp_avg_sq_weight;
+    c.exp_avg_lr_weight = groups[group].exp_avg_lr_weight;
+    c.epsilon = groups[group].epsilon;
+    c.step_size = groups[group].learning_rate;
+    c.exp_avg_correction = 1.0;
+    c.exp_avg_sq_correction = 1.0;
+    let correction1 = one_minus_power(group, 0u, t);
+    let correction2 = one_minus_power(group, 1u, t);
+    if FORMULA == PAPER {
+        c.exp_avg_correction = 1.0 / correction1;
+        c.exp_avg_sq_correction = 1.0 / correction2;
+    } else if FORMULA == AUTHORS_CODE {
+        c.step_size = c.step_size * sqrt(correction2) / correction1;
+    }
+    c.debiased_lr_scale = one_minus_power(group, 2u, t);
+    c.debiased_lr_weight = groups[group].one_minus_beta3 / c.debiased_lr_scale;
+    c.step = t;
+    c.activity = ACTIVE;
+    return c;
+}
+
+@compute @workgroup_size(LANES)
+fn prepare(@builtin(local_invocation_index) lane: u32) {
+    if USES_NORM && PART != AFTER_NORM {
+        let sum = sum_of_partials(lane);
+        if lane == 0u {
+            control.norm = norm_of(sum, control.loss_scale);
+        }
+    }
+    if PART == NORM {
+        return;
+    }
+    if lane == 0u {
+        decide();
+    }
+    workgroupBarrier();
+    for (var i = lane; i < arrayLength(&rows); i += LANES) {
+        let row = rows[i];
+        if row.activity != ACTIVE {
+            prepared[i].activity = INACTIVE;
+        } else if is_skipped == 1u {
+            prepared[i].activity = SKIPPED;
+        } else {
+            let t = step_counts[i] + 1u;
+            step_counts[i] = t;
+            prepared[i] = coefficients_of(row, t);
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Steps that the device prepares: step counts, clip, loss scale and skipping, without a word from the host.
+
+use adamod::layout::{ACTIVE, Coefficients, Control as ControlWords, Group, Partial, Row};
+use adamod::shader::prepare_source;
+use adamod::{
+    Control, CreateError, DeviceControl, EncodeError, Formula, Hyperparameters, LossScale, NonFinite,
+    Optimizer, Options, Precision, ReadError, Rule, StateFormat, WeightDecay,
+};
+
+use crate::common::{Engine, Gpu, Layout, Model, Tolerance, all, gpu, rules, to_f64};
+
+const VALUES: Tolerance = Tolerance { absolute: 1e-6, relative: 1e-5 };
+
+fn model(rule: Rule, formula: Formula, settings: DeviceControl, lengths: &[usize]) -> Model {
+    let hyperparameters =
+        Hyperparameters { weight_decay: WeightDecay::Decoupled(0.01), ..Hyperparameters::default() };
+    let mut model = Model::new(rule, hyperparameters, lengths);
+    model.options = Options { rule, formula, control: Control::Device(settings), ..Options::default() };
+    model
+}
+
+fn propagating() -> DeviceControl {
+    DeviceControl { non_finite: NonFinite::Propagate, ..DeviceControl::default() }
+}
+
+#[test]
+fn steps_agree_with_the_f64_reference_with_missing_gradients_and_schedules() {
+    for (rule, formula) in rules() {
+        for settings in [propagating(), DeviceControl::default()] {
+            let mut model = model(rule, formula, settings, &[300, 5, 1025, 40]);
+            model.groups.push(Hyperparameters { betas: [0.8, 0.98, 0.0], ..model.groups[0] });
+            model.tensors[1].0 = 1;
+            let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(4));
+            let mut twin = model.twin::<f64>();
+            for step in 0..30_u32 {
+                let learning_rate = 1e-3 * f64::from(step + 1);
+                let hyperparameters = Hyperparameters { learning_rate, ..model.groups[0] };
+                engine.optimizer.set_learning_rate(engine.groups[0], learning_rate).unwrap();
+                twin.set_hyperparameters(0, hyperparameters);
+                let gradients = model.gradients(step.into());
+                let mut given = all(&gradients);
+                if step % 3 == 1 {
+                    given[2] = None;
+                }
+                if step % 5 == 2 {
+                    given[1] = None;
+                }
+                engine.step(&given);
+                let wide = to_f64(&given);
+                let wide: Vec<_> = wide.iter().map(Option::as_deref).collect();
+                twin.step(&wide);
+            }
+            for index in 0..4 {
+                VALUES.check(&engine.values(index), twin.values(index)).unwrap();
+                assert_eq!(engine.state(index).step, twin.step_count(index));
+            }
+        }
+    }
+}
+
+/// Recorded into one encoder, or ahead of time into many: the same bits.
+#[test]
+fn steps_recorded_ahead_give_the_same_bits() {
+    let settings = DeviceControl { max_norm: Some(0.5), ..DeviceControl::default() };
+    let model = model(Rule::AdaMod, Formula::Paper, settings, &[700, 33]);
+    let gradients = model.gradients(1);
+    let run = |record: &dyn Fn(&mut Engine<'_>)| {
+        let mut engine = Engine::new(gpu(), &model, Layout::OnePool(16));
+        engine.write_gradients(&all(&gradients));
+        record(&mut engine);
+        assert_eq!(engine.optimizer.read_progress_blocking().unwrap().taken, 40);
+        engine.bits()
+    };
+    let one_by_one = run(&|engine| {
+        for _ in 0..40 {
+            engine.optimizer.step().unwrap();
+        }
+    });
+    let in_one = run(&|engine| {
+        let mut encoder = gpu().encoder();
+        for _ in 0..40 {
+            engine.optimizer.encode(&mut encoder).unwrap();
+        }
+        gpu().submit(encoder);
+    });
+    let in_many = run(&|engine| {
+        let mut encoders: Vec<_> = (0..40).map(|_| gpu().encoder()).collect();
+        for encoder in &mut encoders {
+            engine.optimizer.encode(encoder).unwrap();
+        }
+        gpu().queue.submit(encoders.into_iter().map(wgpu::CommandEncoder::finish));
+    });
+    assert!(one_by_one == in_one && one_by_one == in_many);
+}
+
+/// A run with infinite and NaN gradients in some steps ends as the run without those steps, bit for bit; in formats that draw
+/// random numbers, too.
+#[test]
+fn steps_with_non_finite_gradients_might_never_have_been() {
+    for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
+        let mut model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &[100, 2000, 3]);
+        model.precision = Precision { state, f32_state_below: 0, ..Precision::default() };
+        let run = |bad_steps: &[u64]| {
+            let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+            let mut taken = 0;
+            for step in 0..12_u64 {
+                let is_bad = bad_steps.contains(&step);
+                let mut gradients = model.gradients(if is_bad { 1000 } else { taken });
+                if is_bad {
+                    gradients[step as usize % 3][0] =
+                        [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][step as usize % 3];
+                } else {
+                    taken += 1;
+                }
+                engine.step(&all(&gradients));
+                if taken == 8 {
+                    break;
+                }
+            }
+            let progress = engine.optimizer.read_progress_blocking().unwrap();
+            (engine.bits(), progress.taken, progress.skipped)
+        };
+        let (clean, taken, skipped) = run(&[]);
+        assert_eq!((taken, skipped), (8, 0));
+        let (interrupted, taken, skipped) = run(&[0, 3, 4, 8]);
+        assert_eq!((taken, skipped), (8, 4));
+        assert!(clean == interrupted);
+    }
+}
+
+/// SGD without momentum at a learning rate of 1 subtracts just the clipped gradient.
+#[test]
+fn the_clip_agrees_with_f64_for_any_norm() {
+    for exponent in (-30..=30).step_by(5) {
+        for (lengths, max_norm_of_norm) in [(vec![3000, 17], 0.25), (vec![1], 0.5), (vec![1500], 2.0)] {
+            let scale = 10_f64.powi(exponent);
+            let mut model = Model::new(
+                Rule::Sgd,
+                Hyperparameters { learning_rate: 1.0, momentum: 0.0, ..Hyperparameters::default() },
+                &lengths,
+            );
+            let mut gradients = model.gradients(9);
+            gradients.iter_mut().flatten().for_each(|g| *g = (f64::from(*g) * scale) as f32);
+            let squares = gradients.iter().flatten().map(|&g| f64::from(g).powi(2));
+            let norm = squares.sum::<f64>().sqrt();
+            let max_norm = (max_norm_of_norm * norm) as f32;
+            let settings = DeviceControl { max_norm: Some(max_norm.into()), ..DeviceControl::default() };
+            model.options.control = Control::Device(settings);
+            model.tensors.iter_mut().for_each(|(_, values)| values.fill(0.0));
+            let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+            engine.step(&all(&gradients));
+            let progress = engine.optimizer.read_progress_blocking().unwrap();
+            let error = f64::from(progress.norm) / norm - 1.0;
+            assert!(error.abs() < 1e-6, "norm {norm:e}: {:e}", progress.norm);
+            let clip = (f64::from(max_norm) / norm).min(1.0);
+            for (index, gradient) in gradients.iter().enumerate() {
+                for (value, g) in engine.values(index).iter().zip(gradient) {
+                    let expected = -clip * f64::from(*g);
+                    if expected.abs() > 1e-37 {
+                        let error = f64::from(*value) / expected - 1.0;
+                        assert!(error.abs() < 1e-6, "{value:e} instead of {expected:e}, norm {norm:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A million elements: sums of many numbers keep their digits.
+#[test]
+fn norms_of_many_elements_keep_their_digits() {
+    let settings = DeviceControl::default();
+    let model = model(Rule::Sgd, Formula::Paper, settings, &[1 << 20, 12_345]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    let gradients = model.gradients(4);
+    engine.step(&all(&gradients));
+    let norm = gradients.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    let found = f64::from(engine.optimizer.read_progress_blocking().unwrap().norm);
+    assert!((found / norm - 1.0).abs() < 1e-6, "{found:e} instead of {norm:e}");
+}
+
+#[test]
+fn a_dynamic_loss_scale_grows_and_backs_off_as_grad_scaler_does() {
+    let settings = DeviceControl {
+        loss_scale: LossScale::Dynamic {
+            initial: 1024.0,
+            growth_factor: 2.0,
+            backoff_factor: 0.5,
+            growth_interval: 3,
+        },
+        ..DeviceControl::default()
+    };
+    let mut model = model(Rule::AdaMod, Formula::Paper, settings, &[64]);
+    let mut scaled = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    model.options.control = Control::Device(DeviceControl::default());
+    let mut plain = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    let (mut scale, mut tracker) = (1024.0_f32, 0);
+    for step in 0..20 {
+        let progress = scaled.optimizer.read_progress_blocking().unwrap();
+        assert_eq!(progress.loss_scale, scale, "step {step}");
+        let is_bad = [2, 7, 8, 15].contains(&step);
+        let gradients = model.gradients(step);
+        let mut large = gradients.clone();
+        large[0].iter_mut().for_each(|g| *g *= scale);
+        if is_bad {
+            large[0][5] = f32::INFINITY;
+        }
+        scaled.step(&all(&large));
+        // torch.amp.GradScaler.update
+        if is_bad {
+            (scale, tracker) = (scale * 0.5, 0);
+        } else {
+            plain.step(&all(&gradients));
+            tracker += 1;
+            if tracker == 3 {
+                (scale, tracker) = (scale * 2.0, 0);
+            }
+        }
+    }
+    // Powers of two divide out without a trace.
+    assert_eq!(scaled.bits(), plain.bits());
+    assert_eq!(scaled.optimizer.read_progress_blocking().unwrap().skipped, 4);
+}
+
+#[test]
+fn an_engines_own_multiplier_and_norm_are_used() {
+    let settings = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
+    let mut model = Model::new(
+        Rule::Sgd,
+        Hyperparameters { learning_rate: 1.0, momentum: 0.0, ..Hyperparameters::default() },
+        &[4],
+    );
+    model.options.control = Control::Device(settings);
+    model.tensors[0].1.fill(0.0);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    let control = engine.optimizer.control_buffer().unwrap().clone();
+    gpu().queue.write_buffer(&control, Optimizer::MULTIPLIER_OFFSET, &0.5_f32.to_le_bytes());
+    engine.write_gradients(&[Some(&[3.0, 0.0, 4.0, 0.0])]);
+    let mut encoder = gpu().encoder();
+    engine.optimizer.encode_norm(&mut encoder).unwrap();
+    gpu().submit(encoder);
+    let progress = engine.optimizer.read_progress_blocking().unwrap();
+    assert_eq!((progress.norm, progress.taken), (5.0, 0));
+    // Another device has a norm of 12: together they have 13.
+    gpu().queue.write_buffer(&control, Optimizer::NORM_OFFSET, &13.0_f32.to_le_bytes());
+    let mut encoder = gpu().encoder();
+    engine.optimizer.encode_after_norm(&mut encoder).unwrap();
+    gpu().submit(encoder);
+    let expected = [-3.0 / 26.0, 0.0, -4.0 / 26.0, 0.0];
+    Tolerance { absolute: 0.0, relative: 1e-6 }.check(&engine.values(0), &expected).unwrap();
+    // Another device's gradients are not finite: nothing moves.
+    gpu().queue.write_buffer(&control, Optimizer::NORM_OFFSET, &f32::NAN.to_le_bytes());
+    let mut encoder = gpu().encoder();
+    engine.optimizer.encode_after_norm(&mut encoder).unwrap();
+    gpu().submit(encoder);
+    Tolerance { absolute: 0.0, relative: 1e-6 }.check(&engine.values(0), &expected).unwrap();
+    assert_eq!(engine.optimizer.read_progress_blocking().unwrap().skipped, 1);
+}
+
+#[test]
+fn settings_out_of_range_and_calls_without_a_norm_are_refused_by_name() {
+    let refused = |settings| {
+        let options = Options { control: Control::Device(settings), ..Options::default() };
+        match Optimizer::new(&gpu().device, &gpu().queue, options).unwrap_err() {
+            CreateError::Control { name, .. } => name,
+            error => panic!("{error}"),
+        }
+    };
+    let dynamic = |initial, growth_factor, backoff_factor, growth_interval| DeviceControl {
+        loss_scale: LossScale::Dynamic { initial, growth_factor, backoff_factor, growth_interval },
+        ..DeviceControl::default()
+    };
+    assert_eq!(refused(dynamic(0.0, 2.0, 0.5, 1)), "loss_scale");
+    assert_eq!(refused(dynamic(1.0, 0.5, 0.5, 1)), "growth_factor");
+    assert_eq!(refused(dynamic(1.0, 2.0, 1.0, 1)), "backoff_factor");
+    assert_eq!(refused(dynamic(1.0, 2.0, 0.5, 0)), "growth_interval");
+    for max_norm in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39] {
+        let settings = DeviceControl { max_norm: Some(max_norm), ..DeviceControl::default() };
+        assert_eq!(refused(settings), "max_norm");
+    }
+    let model = model(Rule::AdaMod, Formula::Paper, propagating(), &[4]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    let error = engine.optimizer.encode_norm(&mut gpu().encoder()).unwrap_err();
+    assert!(matches!(error, EncodeError::NoNorm), "{error}");
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[4]);
+    let engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    let error = engine.optimizer.read_progress_blocking().unwrap_err();
+    assert!(matches!(error, ReadError::NoControl), "{error}");
+}
+
+/// Runs the kernel that prepares steps by itself, and gives the coefficients of each t.
+fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coefficients> {
+    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: None,
+        source: wgpu::ShaderSource::Wgsl(prepare_source().into()),
+    });
+    let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: Some("prepare"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            // With the norm, so that no binding is optimized away.
+            constants: &[("FORMULA", formula), ("LANES", 64.0), ("USES_NORM", 1.0)],
+            ..Default::default()
+        },
+        cache: None,
+    });
+    let rows = vec![Row { group: 0, activity: ACTIVE }; steps.len()];
+    let before: Vec<u32> = steps.iter().map(|t| t - 1).collect();
+    let control =
+        ControlWords { loss_scale: 1.0, multiplier: 1.0, norm: 0.0, growth_tracker: 0, taken: 0, skipped: 0 };
+    let partial = Partial::default();
+    let contents: [&[u8]; 5] = [
+        bytemuck::cast_slice(&rows),
+        bytemuck::bytes_of(&group),
+        bytemuck::bytes_of(&partial),
+        bytemuck::bytes_of(&control),
+        bytemuck::cast_slice(&before),
+    ];
+    let mut buffers: Vec<_> = contents
+        .iter()
+        .map(|bytes| {
+            let buffer = gpu.buffer(bytes.len() as u64);
+            gpu.queue.write_buffer(&buffer, 0, bytes);
+            buffer
+        })
+        .collect();
+    buffers.push(gpu.buffer((steps.len() * size_of::<Coefficients>()) as u64));
+    let entries: Vec<_> = buffers
+        .iter()
+        .zip(0..)
+        .map(|(buffer, binding)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+        .collect();
+    let bind_group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.get_bind_group_layout(0),
+        entries: &entries,
+    });
+    let mut encoder = gpu.encoder();
+    {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &bind_group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+    }
+    gpu.submit(encoder);
+    bytemuck::pod_collect_to_vec(&gpu.read(&buffers[5]))
+}
+
+/// For all betas of the paper and t up to 10^7, against f64.
+#[test]
+fn coefficients_of_the_device_agree_with_f64() {
+    let mut steps: Vec<u32> = (1..=300).collect();
+    steps.extend([
+        511, 512, 513, 1023, 4095, 65_535, 65_536, 99_999, 1_000_000, 8_388_607, 9_999_999, 10_000_000,
+    ]);
+    let one_minus_power =
+        |beta: f64, t: u64| if beta == 0.0 { 1.0 } else { -(beta.ln() * t as f64).exp_m1() };
+    for betas in [
+        [0.9, 0.999, 0.9999],
+        [0.9, 0.98, 0.999],
+        [0.9, 0.999, 0.99],
+        [0.9, 0.999, 0.9],
+        [0.0, 0.5, 0.99999],
+        [0.99, 0.9999, 0.0],
+    ] {
+        for (formula, number) in [(Formula::Paper, 0.0), (Formula::AuthorsCode, 1.0)] {
+            let group = Group {
+                learning_rate: 1e-3,
+                epsilon: 1e-8,
+                coupled_decay: 0.0,
+                decoupled_decay: 0.0,
+                momentum: 0.9,
+                sign: 1.0,
+                exp_avg_weight: 0.0,
+                exp_avg_sq_weight: 0.0,
+                exp_avg_lr_weight: 0.0,
+                one_minus_beta3: (1.0 - betas[2]) as f32,
+                one_minus_powers: betas
+                    .map(|beta: f64| std::array::from_fn(|k| one_minus_power(beta, 1 << k) as f32)),
+            };
+            let found = prepared(gpu(), group, number, &steps);
+            for (&t, found) in steps.iter().zip(found) {
+                let corrections = betas.map(|beta| one_minus_power(beta, t.into()));
+                let alpha = f64::from(1e-3_f32);
+                let (step_size, first, second) = match formula {
+                    Formula::Paper => (alpha, 1.0 / corrections[0], 1.0 / corrections[1]),
+                    Formula::AuthorsCode => (alpha * corrections[1].sqrt() / corrections[0], 1.0, 1.0),
+                };
+                for (name, found, expected) in [
+                    ("step_size", found.step_size, step_size),
+                    ("exp_avg_correction", found.exp_avg_correction, first),
+                    ("exp_avg_sq_correction", found.exp_avg_sq_correction, second),
+                    ("debiased_lr_scale", found.debiased_lr_scale, corrections[2]),
+                    ("debiased_lr_weight", found.debiased_lr_weight, (1.0 - betas[2]) / corrections[2]),
+                ] {
+                    let error = f64::from(found) / expected - 1.0;
+                    assert!(error.abs() < 1e-6, "{name} of t = {t}, betas {betas:?}: off by {error:e}");
+                }
+                assert_eq!((found.step, found.activity), (t, ACTIVE));
+            }
+        }
+    }
+}
