@@ -171,13 +171,17 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let Machine { device, queue, .. } = machine;
     let suite = group.suite.name();
     let elements = group.parameters();
-    let rule = group.variants[0].mode.rule;
-    let bytes = elements * u64::from(rule.bytes_per_parameter());
+    let mode = group.variants[0].mode;
+    let bytes_per_parameter = mode.bytes_per_parameter();
+    let bytes = (elements as f64 * bytes_per_parameter).ceil() as u64;
+    // The stream kernel moves f32: as many elements as have the step's bytes.
+    let states = mode.rule.states();
+    let stream_elements = bytes / u64::from(mode.rule.bytes_per_parameter());
     let name = |case: &str| format!("{suite}, {case}");
 
     let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {
-        let copy = Counted { kernel: Copy::new(device, queue, bytes), runs: 0 };
-        let stream = Counted { kernel: Stream::new(device, queue, elements, rule.states()), runs: 0 };
+        let copy = Counted { kernel: Copy::new(device, queue, bytes.next_multiple_of(8)), runs: 0 };
+        let stream = Counted { kernel: Stream::new(device, queue, stream_elements, states), runs: 0 };
         let engines = group
             .variants
             .iter()
@@ -188,8 +192,8 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let mut works: Vec<&mut dyn Work> = vec![&mut copy, &mut stream];
     works.extend(engines.iter_mut().map(|engine| engine as &mut dyn Work));
     let seconds = machine.measure(&mut works, effort)?;
-    let copy_series = Series { bytes: copy.kernel.bytes(), seconds: &seconds[0] };
-    let stream_series = Series { bytes: stream.kernel.bytes(), seconds: &seconds[1] };
+    let copy_series = Series { bytes: copy.kernel.bytes() as f64, seconds: &seconds[0] };
+    let stream_series = Series { bytes: stream.kernel.bytes() as f64, seconds: &seconds[1] };
     let wrong = |case: &str, difference| BenchError::Wrong { case: name(case), difference };
     verify_copy(machine, &copy).map_err(|difference| wrong("copy", difference))?;
     verify_stream(machine, &stream).map_err(|difference| wrong("stream", difference))?;
@@ -201,7 +205,7 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
         let verified_elements = engine
             .verify(machine)
             .map_err(|difference| wrong(&format!("{}, {mode}", variant.case), difference))?;
-        let series = Series { bytes, seconds };
+        let series = Series { bytes: elements as f64 * bytes_per_parameter, seconds };
         let summary = Summary::of(seconds);
         results.push(Measurement {
             suite,
@@ -209,7 +213,7 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
             mode,
             tensors: engine.tensors(),
             parameters: engine.parameters(),
-            bytes_per_parameter: rule.bytes_per_parameter(),
+            bytes_per_parameter,
             rounds: seconds.len(),
             ms_median: 1e3 * summary.median,
             ms_min: 1e3 * summary.min,

@@ -1,37 +1,100 @@
 //! A training engine's side of a step: tensors in buffers, gradients that stay as they are, and the check of what came out.
 
-use adamod::reference::Reference;
+use adamod::format::BlockLayout;
+use adamod::reference::{Reference, rounded};
 use adamod::{
-    Diagnostics, Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Rule, Update, View,
-    Views,
+    Control, DType, DeviceControl, Diagnostics, Formula, Hyperparameters, MasterWeights, Optimizer, Options,
+    Parameter, ParameterId, Precision, Rule, StateFormat, Update, View, Views,
 };
 
 use super::clock::{Machine, Span, Work, begin_pass};
 use super::error::BenchError;
 
-/// What is computed, in f32.
+/// What is computed, and how it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode {
     pub rule: Rule,
+    pub state: StateFormat,
+    /// Type of parameters and gradients: f32 or bf16.
+    pub values: DType,
+    pub master_weights: MasterWeights,
     pub diagnostics: Diagnostics,
+    pub gradients: Gradients,
+}
+
+/// What is done with gradients before the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradients {
+    AsTheyAre,
+    /// Clipped to a global norm, steps prepared on the device.
+    Clipped,
 }
 
 impl Mode {
-    /// AdaMod without diagnostics.
-    pub const ADAMOD: Self = Self { rule: Rule::AdaMod, diagnostics: Diagnostics::Off };
+    /// AdaMod in f32.
+    pub const ADAMOD: Self = Self::f32(Rule::AdaMod);
 
-    /// Its name: `adamod-f32`, `adam-f32+learning-rates`.
+    /// A rule in f32, without diagnostics.
+    pub const fn f32(rule: Rule) -> Self {
+        Self {
+            rule,
+            state: StateFormat::F32,
+            values: DType::F32,
+            master_weights: MasterWeights::None,
+            diagnostics: Diagnostics::Off,
+            gradients: Gradients::AsTheyAre,
+        }
+    }
+
+    /// Its name: rule and format of state, then what differs from f32: `adamod-q8+bf16+split24`.
     pub fn name(self) -> String {
         let rule = match self.rule {
-            Rule::AdaMod => "adamod-f32",
-            Rule::Adam => "adam-f32",
-            Rule::Sgd => "sgd-f32",
+            Rule::AdaMod => "adamod",
+            Rule::Adam => "adam",
+            Rule::Sgd => "sgd",
+        };
+        let state = match self.state {
+            StateFormat::F32 => "f32",
+            StateFormat::Bf16 => "bf16",
+            StateFormat::Q8 => "q8",
+        };
+        let values = match self.values {
+            DType::F32 => "",
+            DType::F16 => "+f16",
+            DType::Bf16 => "+bf16",
+        };
+        let master_weights = match self.master_weights {
+            MasterWeights::None => "",
+            MasterWeights::Split24 => "+split24",
+            MasterWeights::Split32 => "+split32",
+            MasterWeights::F32 => "+master-f32",
         };
         let diagnostics = match self.diagnostics {
             Diagnostics::Off => "",
             Diagnostics::LearningRates => "+learning-rates",
         };
-        format!("{rule}{diagnostics}")
+        let gradients = match self.gradients {
+            Gradients::AsTheyAre => "",
+            Gradients::Clipped => "+clip",
+        };
+        format!("{rule}-{state}{values}{master_weights}{diagnostics}{gradients}")
+    }
+
+    /// Bytes that a step has to read and write a parameter: parameter and state twice, the gradient once, and once more for its
+    /// norm.
+    pub fn bytes_per_parameter(self) -> f64 {
+        let Self { rule, state, master_weights, .. } = self;
+        let layout = BlockLayout { states: rule.states(), state, master_weights };
+        let reads = match self.gradients {
+            Gradients::AsTheyAre => 1,
+            Gradients::Clipped => 2,
+        };
+        (self.values.bytes() * (2 + reads)) as f64 + 2.0 * layout.bytes_per_parameter()
+    }
+
+    /// Whether every number that is stored is an f32.
+    fn is_exact(self) -> bool {
+        self.state == StateFormat::F32 && self.values == DType::F32
     }
 }
 
@@ -62,7 +125,7 @@ const SAMPLED_TENSORS: usize = 16;
 /// State is read back whole, so it is checked in tensors up to this size only.
 const MOST_STATE_ELEMENTS: u64 = 1 << 24;
 /// Uploads are cut into pieces, so that they need little staging memory.
-const UPLOAD_ELEMENTS: usize = 4 << 20;
+const UPLOAD_BYTES: usize = 16 << 20;
 
 /// Tensors, their optimizer, and how they are stepped.
 #[derive(Debug)]
@@ -94,7 +157,7 @@ impl Engine {
         lengths: &[u64],
     ) -> Result<Self, BenchError> {
         let Machine { device, queue, .. } = machine;
-        let (places, sizes) = place(placement, lengths);
+        let (places, sizes) = place(placement, lengths, mode.values.bytes());
         let buffers: Vec<_> = sizes
             .iter()
             .map(|&size| {
@@ -108,19 +171,28 @@ impl Engine {
                 })
             })
             .collect();
-        fill(machine, &buffers, &places, lengths)?;
+        fill(machine, mode.values, &buffers, &places, lengths)?;
 
-        let Mode { rule, diagnostics } = mode;
-        let mut optimizer =
-            Optimizer::new(device, queue, Options { rule, diagnostics, ..Options::default() })?;
-        let group = optimizer.add_group(Hyperparameters::default())?;
+        let Mode { rule, diagnostics, state, master_weights, .. } = mode;
+        let control = match mode.gradients {
+            Gradients::AsTheyAre => Control::Host,
+            // A norm that nothing exceeds: the reference does not clip.
+            Gradients::Clipped => {
+                Control::Device(DeviceControl { max_norm: Some(1e30), ..DeviceControl::default() })
+            }
+        };
+        let options = Options { rule, diagnostics, control, ..Options::default() };
+        let mut optimizer = Optimizer::new(device, queue, options)?;
+        let precision = Precision { state, master_weights, f32_state_below: 0 };
+        let group = optimizer.add_group_with(Hyperparameters::default(), precision)?;
         let mut tensors = Vec::with_capacity(lengths.len());
         for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
-            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset);
+            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset).with_dtype(mode.values);
             let views = Views::new(view(values), view(gradients[0]));
             let label = format!("tensor.{index}");
             let views = (placement != Placement::Moving).then_some(views);
-            let id = optimizer.add_parameter(group, Parameter { views, ..Parameter::new(&label, len) })?;
+            let parameter = Parameter { dtype: mode.values, views, ..Parameter::new(&label, len) };
+            let id = optimizer.add_parameter(group, parameter)?;
             tensors.push(Tensor { id, len, values, gradients });
         }
         Ok(Self { optimizer, mode, placement, buffers, tensors, recorded: 0 })
@@ -160,7 +232,7 @@ impl Engine {
         let elements = SAMPLE_ELEMENTS.min(len);
         let mut starts = vec![0, (len - elements) / 2, len - elements];
         starts.dedup();
-        let state = if len <= MOST_STATE_ELEMENTS {
+        let state = if len <= MOST_STATE_ELEMENTS && self.mode.is_exact() {
             let state = self.optimizer.read_state_blocking(id);
             state.map_err(|error| format!("tensor {index}: {error}"))?.tensors
         } else {
@@ -169,16 +241,32 @@ impl Engine {
         let tolerance = Tolerance::after(steps);
         // States keep their sign while gradients do, so their errors are relative to them.
         let state_tolerance = Tolerance { absolute: 1e-12, ..tolerance };
-        for &start in &starts {
-            let range = (&self.buffers[buffer], offset + 4 * start, 4 * elements);
+        for start in starts.iter_mut() {
+            // A read starts at a whole word.
+            *start -= *start % 2;
+            let start = *start;
+            let element_bytes = self.mode.values.bytes();
+            let bytes = (element_bytes * elements).next_multiple_of(4);
+            let range = (&self.buffers[buffer], offset + element_bytes * start, bytes);
             let words = machine.read(&[range]).map_err(|error| error.to_string())?;
-            let got: &[f32] = bytemuck::cast_slice(&words);
+            let got: Vec<f32> = match self.mode.values {
+                DType::F32 => words.into_iter().map(f32::from_bits).collect(),
+                _ => {
+                    let halves: &[u16] = bytemuck::cast_slice(&words);
+                    halves.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)).collect()
+                }
+            };
             let expected = self.expected(index as u64, start..start + elements, steps);
             let context =
                 |what: &str, difference| format!("tensor {index}, step {steps}, {what}: {difference}");
-            tolerance
-                .check(start, got, expected.values(0))
-                .map_err(|difference| context("values", difference))?;
+            if self.mode.is_exact() {
+                tolerance
+                    .check(start, &got, expected.values(0))
+                    .map_err(|difference| context("values", difference))?;
+            } else {
+                self.check_movement(index as u64, start, &got, expected.values(0))
+                    .map_err(|difference| context("values", difference))?;
+            }
             for ((name, got), expected) in state.iter().zip(expected.state(0)) {
                 let got = &got[start as usize..(start + elements) as usize];
                 state_tolerance
@@ -189,12 +277,32 @@ impl Engine {
         Ok(starts.len() as u64 * elements)
     }
 
+    /// Numbers in fewer bits are rounded at random: values have moved as far as they should within what that may do to them.
+    fn check_movement(&self, tensor: u64, start: u64, got: &[f32], expected: &[f64]) -> Result<(), String> {
+        const OF_MOVEMENT: f64 = 0.35;
+        // Without master weights every step rounds anew, and what that adds goes with the root of the steps.
+        let roundings = match (self.mode.values, self.mode.master_weights) {
+            (DType::F32, _) => 0.0,
+            (_, MasterWeights::None) => 2.0 + 3.0 * (self.recorded as f64).sqrt(),
+            _ => 1.0,
+        };
+        let last_place = roundings * 2_f64.powi(-7);
+        for ((element, &got), &expected) in (start..).zip(got).zip(expected) {
+            let moved = expected - f64::from(stored(self.mode.values, value(tensor, element)));
+            let allowed = OF_MOVEMENT * moved.abs() + last_place * expected.abs() + 1e-6;
+            let tolerance = Tolerance { absolute: allowed, relative: 0.0 };
+            tolerance.check(element, &[got], &[expected])?;
+        }
+        Ok(())
+    }
+
     /// The f64 twin of a part of a tensor.
     fn expected(&self, tensor: u64, elements: std::ops::Range<u64>, steps: u64) -> Reference<f64> {
         let mut reference = Reference::new(self.mode.rule, Formula::default());
         let group = reference.add_group(Hyperparameters::default());
-        let values = elements.clone().map(|element| f64::from(value(tensor, element))).collect();
-        let gradients: Vec<_> = elements.map(|element| f64::from(gradient(tensor, element))).collect();
+        let stored = |number| f64::from(stored(self.mode.values, number));
+        let values = elements.clone().map(|element| stored(value(tensor, element))).collect();
+        let gradients: Vec<_> = elements.map(|element| stored(gradient(tensor, element))).collect();
         reference.add_parameter(group, values);
         for _ in 0..steps {
             reference.step(&[Some(&gradients)]);
@@ -220,8 +328,8 @@ impl Work for Engine {
             }
             let turn = self.recorded % 2;
             // The optimizer is borrowed apart from the buffers.
-            let Self { optimizer, buffers, tensors, .. } = self;
-            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset);
+            let Self { optimizer, buffers, tensors, mode, .. } = self;
+            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset).with_dtype(mode.values);
             let updates: Vec<_> = tensors
                 .iter()
                 .map(|tensor| Update {
@@ -243,7 +351,7 @@ impl Work for Engine {
 }
 
 /// Where each tensor's values and gradients lie, and the bytes of each buffer.
-fn place(placement: Placement, lengths: &[u64]) -> (Vec<(Place, [Place; 2])>, Vec<u64>) {
+fn place(placement: Placement, lengths: &[u64], element_bytes: u64) -> (Vec<(Place, [Place; 2])>, Vec<u64>) {
     let mut sizes: Vec<u64> = Vec::new();
     let shift = if placement == Placement::Unaligned { 4 } else { 0 };
     let mut take = |buffer: usize, len: u64| {
@@ -251,7 +359,7 @@ fn place(placement: Placement, lengths: &[u64]) -> (Vec<(Place, [Place; 2])>, Ve
             sizes.resize(buffer + 1, 0);
         }
         let offset = sizes[buffer].next_multiple_of(ALIGNMENT_BYTES) + shift;
-        sizes[buffer] = offset + 4 * len;
+        sizes[buffer] = offset + (element_bytes * len).next_multiple_of(4);
         (buffer, offset)
     };
     let mut places: Vec<_> = lengths
@@ -285,6 +393,7 @@ type Element = fn(u64, u64) -> f32;
 /// Writes values and gradients, a buffer at a time.
 fn fill(
     machine: &Machine,
+    dtype: DType,
     buffers: &[wgpu::Buffer],
     places: &[(Place, [Place; 2])],
     lengths: &[u64],
@@ -297,23 +406,30 @@ fn fill(
         }
     }
     for (buffer, contents) in buffers.iter().zip(contents) {
-        let mut image = vec![0.0_f32; (buffer.size() / 4) as usize];
+        let mut image = vec![0_u8; buffer.size() as usize];
+        let element_bytes = dtype.bytes() as usize;
         for (offset, tensor, element_of) in contents {
-            let start = (offset / 4) as usize;
-            for (element, to) in (0..lengths[tensor]).zip(&mut image[start..]) {
-                *to = element_of(tensor as u64, element);
+            let elements = image[offset as usize..].chunks_exact_mut(element_bytes);
+            for (element, to) in (0..lengths[tensor]).zip(elements) {
+                // bf16 is the upper half of an f32.
+                let bytes = stored(dtype, element_of(tensor as u64, element)).to_le_bytes();
+                to.copy_from_slice(&bytes[4 - element_bytes..]);
             }
         }
-        for (piece, elements) in image.chunks(UPLOAD_ELEMENTS).enumerate() {
-            let offset = 4 * (piece * UPLOAD_ELEMENTS) as u64;
-            machine.queue.write_buffer(buffer, offset, bytemuck::cast_slice(elements));
-            if elements.len() == UPLOAD_ELEMENTS {
+        for (piece, bytes) in image.chunks(UPLOAD_BYTES).enumerate() {
+            machine.queue.write_buffer(buffer, (piece * UPLOAD_BYTES) as u64, bytes);
+            if bytes.len() == UPLOAD_BYTES {
                 machine.queue.submit([]);
                 machine.device.poll(wgpu::PollType::wait_indefinitely())?;
             }
         }
     }
     Ok(())
+}
+
+/// A number as the type has it.
+fn stored(dtype: DType, number: f32) -> f32 {
+    rounded(dtype, &[number])[0]
 }
 
 /// An element's first value, in [-1, 1).
@@ -379,7 +495,7 @@ mod tests {
             Placement::OwnBuffers,
             Placement::Moving,
         ] {
-            let (places, sizes) = place(placement, &lengths);
+            let (places, sizes) = place(placement, &lengths, 4);
             let mut ranges: Vec<_> = places
                 .iter()
                 .zip(lengths)

@@ -28,7 +28,7 @@ pub struct Measurement {
     pub mode: String,
     pub tensors: usize,
     pub parameters: u64,
-    pub bytes_per_parameter: u32,
+    pub bytes_per_parameter: f64,
     pub rounds: usize,
     pub ms_median: f64,
     pub ms_min: f64,
@@ -52,18 +52,18 @@ pub struct Measurement {
 /// One kernel's bytes, and its seconds in each round.
 #[derive(Clone, Copy, Debug)]
 pub struct Series<'a> {
-    pub bytes: u64,
+    pub bytes: f64,
     pub seconds: &'a [f64],
 }
 
 impl Series<'_> {
     pub fn gb_per_s(self) -> f64 {
-        self.bytes as f64 / Summary::of(self.seconds).median * 1e-9
+        self.bytes / Summary::of(self.seconds).median * 1e-9
     }
 
     /// Median over the rounds of this one's bytes per second over the other's of the same round.
     pub fn fraction_of(self, other: Series<'_>) -> f64 {
-        let bytes = self.bytes as f64 / other.bytes as f64;
+        let bytes = self.bytes / other.bytes;
         let ratios: Vec<_> =
             self.seconds.iter().zip(other.seconds).map(|(own, other)| bytes * other / own).collect();
         Summary::of(&ratios).median
@@ -82,7 +82,10 @@ impl Report {
             "cold" => "flushed before every pass",
             _ => "as the pass before left them",
         };
-        writeln!(out, "time: {timing}; caches: {cache}; host: microseconds to record and submit a step")?;
+        writeln!(
+            out,
+            "time: {timing}; caches: {cache}; bytes: a parameter; host: microseconds to record and submit a step"
+        )?;
         let case_width = self.results.iter().map(|result| result.case.len()).max().unwrap_or(0);
         let mode_width = self.results.iter().map(|result| result.mode.len()).max().unwrap_or(0);
         let mut suite = "";
@@ -92,11 +95,12 @@ impl Report {
                 writeln!(out, "\n{suite}")?;
                 writeln!(
                     out,
-                    "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>9} {:>9} {:>19} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8}",
+                    "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6} {:>9} {:>9} {:>19} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8}",
                     "case",
                     "mode",
                     "tensors",
                     "parameters",
+                    "bytes",
                     "ms",
                     "min",
                     "quartiles",
@@ -110,11 +114,12 @@ impl Report {
             }
             writeln!(
                 out,
-                "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>9.3} {:>9.3} {:>9.3}-{:<9.3} {:>8.2} {:>8.2} {:>6.0}% {:>8.2} {:>8.0}% {:>8.0}",
+                "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6.2} {:>9.3} {:>9.3} {:>9.3}-{:<9.3} {:>8.2} {:>8.2} {:>6.0}% {:>8.2} {:>8.0}% {:>8.0}",
                 result.case,
                 result.mode,
                 result.tensors,
                 result.parameters,
+                result.bytes_per_parameter,
                 result.ms_median,
                 result.ms_min,
                 result.ms_lower_quartile,
@@ -138,8 +143,8 @@ mod tests {
 
     #[test]
     fn fractions_compare_within_a_round() {
-        let own = Series { bytes: 200, seconds: &[1.0, 10.0, 1.0] };
-        let other = Series { bytes: 100, seconds: &[1.0, 10.0, 1.0] };
+        let own = Series { bytes: 200.0, seconds: &[1.0, 10.0, 1.0] };
+        let other = Series { bytes: 100.0, seconds: &[1.0, 10.0, 1.0] };
         assert_eq!(own.fraction_of(other), 2.0);
         assert!((own.gb_per_s() - 200e-9).abs() < 1e-20);
     }

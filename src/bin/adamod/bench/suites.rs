@@ -1,8 +1,8 @@
 //! What is measured: suites of groups of variants. Pure, so that it can be listed before anything is made.
 
-use adamod::{Diagnostics, Rule};
+use adamod::{DType, Diagnostics, MasterWeights, Rule, StateFormat};
 
-use super::engine::{Mode, Placement};
+use super::engine::{Gradients, Mode, Placement};
 use super::models::{GPT2_WIDTH, gpt2_small, resnet50};
 
 /// A question that the bench answers.
@@ -16,7 +16,7 @@ pub enum Suite {
     Layout,
     /// Host time of a step of 1, 148 and 10,000 tensors.
     Host,
-    /// Every rule, with and without diagnostics.
+    /// Every rule in every format of state; 16-bit parameters and gradients with each master weights; clipping; diagnostics.
     Modes,
 }
 
@@ -116,21 +116,30 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
         Suite::Modes => {
             let largest = if sizes.is_cpu { 1 << 22 } else { 1 << 26 };
             let elements = largest.min(sizes.most_elements) >> if sizes.quick { 2 } else { 0 };
-            [Rule::AdaMod, Rule::Adam, Rule::Sgd]
-                .into_iter()
-                .map(|rule| {
-                    let diagnostics: &[Diagnostics] = match rule {
-                        Rule::Sgd => &[Diagnostics::Off],
-                        _ => &[Diagnostics::Off, Diagnostics::LearningRates],
-                    };
-                    let variants = diagnostics
-                        .iter()
-                        .map(|&diagnostics| flat(size_name(elements), Mode { rule, diagnostics }, elements));
-                    group(variants.collect())
-                })
-                .collect()
+            modes().into_iter().map(|mode| group(vec![flat(size_name(elements), mode, elements)])).collect()
         }
     }
+}
+
+/// Every mode that is measured, in the order of the table.
+fn modes() -> Vec<Mode> {
+    let mut modes = Vec::new();
+    for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
+        let f32 = Mode::f32(rule);
+        modes.extend(
+            [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8].map(|state| Mode { state, ..f32 }),
+        );
+        for state in [StateFormat::F32, StateFormat::Q8] {
+            let masters = [MasterWeights::None, MasterWeights::Split24, MasterWeights::Split32];
+            let bf16 = Mode { state, values: DType::Bf16, ..f32 };
+            modes.extend(masters.map(|master_weights| Mode { master_weights, ..bf16 }));
+        }
+        modes.push(Mode { gradients: Gradients::Clipped, ..f32 });
+        if rule != Rule::Sgd {
+            modes.push(Mode { diagnostics: Diagnostics::LearningRates, ..f32 });
+        }
+    }
+    modes
 }
 
 fn flat(case: String, mode: Mode, elements: u64) -> Variant {
@@ -189,7 +198,10 @@ mod tests {
                 for group in groups(suite, sizes) {
                     for variant in &group.variants {
                         assert_eq!(variant.lengths.iter().sum::<u64>(), group.parameters());
-                        assert_eq!(variant.mode.rule, group.variants[0].mode.rule);
+                        assert_eq!(
+                            variant.mode.bytes_per_parameter(),
+                            group.variants[0].mode.bytes_per_parameter()
+                        );
                         assert!(variant.lengths.iter().all(|&len| len > 0), "{variant:?}");
                     }
                 }
