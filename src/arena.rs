@@ -36,6 +36,12 @@ impl Arena {
         &self.pages[page as usize]
     }
 
+    /// All pages, in order.
+    #[cfg(feature = "checkpoint")]
+    pub fn pages(&self) -> &[wgpu::Buffer] {
+        &self.pages
+    }
+
     /// Counters of the learning rates.
     pub fn histogram(&self) -> Option<&wgpu::Buffer> {
         self.histogram.as_ref()

@@ -2,6 +2,8 @@
 
 use crate::format::{BlockLayout, GROUP_ELEMENTS, MasterWeights, StateFormat};
 use crate::layout::CHUNK_ELEMENTS;
+#[cfg(feature = "checkpoint")]
+use crate::plan::state_words;
 use crate::quantized;
 use crate::rounding::{Random, bf16_rounded_up_from};
 
@@ -154,7 +156,86 @@ impl Contents {
     }
 }
 
-#[cfg(test)]
+/// Parts of a tensor's blocks, each in the order of elements, as they are stored.
+#[cfg(feature = "checkpoint")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Each state's numbers.
+    pub states: Vec<Vec<u8>>,
+    /// Words of the scales of quantized states.
+    pub scales: Vec<u8>,
+    /// Differences of master weights.
+    pub master: Vec<u8>,
+}
+
+#[cfg(feature = "checkpoint")]
+impl Parts {
+    /// Sorts the words of a tensor's blocks by part.
+    pub fn of_words(layout: BlockLayout, elements: u64, words: &[u32]) -> Self {
+        let mut parts = Self { states: vec![Vec::new(); layout.states as usize], ..Self::default() };
+        let bytes: &[u8] = bytemuck::cast_slice(words);
+        parts.visit(layout, elements, |part, range, size| {
+            part.extend_from_slice(&bytes[range.start..range.start + size]);
+        });
+        parts
+    }
+
+    /// Puts the words together again; places past the tensor's end are zero.
+    pub fn to_words(&self, layout: BlockLayout, elements: u64) -> Vec<u32> {
+        let mut words = vec![0; state_words(layout, elements) as usize];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+        let mut taken = vec![0; self.states.len() + 2];
+        let all: Vec<&[u8]> =
+            self.states.iter().map(Vec::as_slice).chain([&*self.scales, &*self.master]).collect();
+        let mut index = 0;
+        // Parts are visited block by block, in this order.
+        self.clone().visit(layout, elements, |_, range, size| {
+            let part = index % all.len();
+            let from = taken[part];
+            bytes[range.start..range.start + size].copy_from_slice(&all[part][from..from + size]);
+            taken[part] += size;
+            index += 1;
+        });
+        words
+    }
+
+    /// Bytes of each part of a tensor of so many elements: states, scales, master weights.
+    pub fn sizes(layout: BlockLayout, elements: u64) -> (u64, u64, u64) {
+        let of_bits = |bits: u64| elements * bits / 8;
+        let chunk = u64::from(CHUNK_ELEMENTS);
+        let scale_words = elements / chunk * layout.scale_words(chunk) + layout.scale_words(elements % chunk);
+        (of_bits(layout.state_bits()), 4 * scale_words, of_bits(layout.master_bits()))
+    }
+
+    /// Calls `visit` with each part of each block: what is collected of it, where it lies in the blocks' bytes, and its bytes
+    /// without padding.
+    fn visit(
+        &mut self,
+        layout: BlockLayout,
+        elements: u64,
+        mut visit: impl FnMut(&mut Vec<u8>, std::ops::Range<usize>, usize),
+    ) {
+        let mut start = 0;
+        let mut left = elements;
+        while left > 0 {
+            let chunk = left.min(CHUNK_ELEMENTS.into());
+            let (state_bytes, scale_bytes, master_bytes) = Self::sizes(layout, chunk);
+            let part_bytes = 4 * layout.part_words(chunk);
+            let end = start + 4 * layout.words(chunk);
+            let range = |offset: u64| (start + offset) as usize..end as usize;
+            for (index, state) in self.states.iter_mut().enumerate() {
+                visit(state, range(index as u64 * part_bytes), state_bytes as usize);
+            }
+            let scales = u64::from(layout.states) * part_bytes;
+            visit(&mut self.scales, range(scales), scale_bytes as usize);
+            visit(&mut self.master, range(4 * layout.master_start(chunk)), master_bytes as usize);
+            start = end;
+            left -= chunk;
+        }
+    }
+}
+
+#[cfg(all(test, feature = "checkpoint"))]
 mod tests {
     use super::*;
     use crate::rounding::random_of;
@@ -176,7 +257,7 @@ mod tests {
                             *difference = ((i as i32 % 256 - 128) << 8) as u32;
                         }
                     }
-                    let words = crate::plan::state_words(layout, elements) as usize;
+                    let words = state_words(layout, elements) as usize;
                     let random = |i: u64| random_of([1, 2], 3, i as u32 / 4)[i as usize % 4];
                     let encoded = contents.encode(layout, &vec![0; words], random);
                     assert_eq!(encoded.len(), words);
@@ -185,6 +266,11 @@ mod tests {
                     let again = decoded.encode(layout, &encoded, random);
                     let twice = Contents::decode(layout, elements, &again);
                     assert_eq!(twice, decoded, "{layout:?}, {elements} elements");
+                    let parts = Parts::of_words(layout, elements, &encoded);
+                    assert_eq!(parts.to_words(layout, elements), encoded);
+                    let (states, scales, master) = Parts::sizes(layout, elements);
+                    assert!(parts.states.iter().all(|state| state.len() as u64 == states));
+                    assert_eq!((parts.scales.len() as u64, parts.master.len() as u64), (scales, master));
                 }
             }
         }

@@ -275,6 +275,98 @@ pub enum WriteError {
     Device(#[from] wgpu::Error),
 }
 
+/// A checkpoint could not be written, read, or given to an optimizer; the optimizer is as it was.
+#[cfg(feature = "checkpoint")]
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The file system refused.
+    #[error("{}: could not {action} it", path.display())]
+    Io {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file ends before its header does.
+    #[error("the file has {bytes} bytes and ends within its header")]
+    Truncated {
+        /// Size of the file.
+        bytes: u64,
+    },
+    /// It is no safetensors file, or a damaged one.
+    #[error("the file is no whole safetensors file")]
+    Format(#[from] safetensors::SafeTensorError),
+    /// The metadata are missing or say what cannot be.
+    #[error("the checkpoint's metadata: {what}")]
+    Metadata {
+        /// What is wrong.
+        what: String,
+    },
+    /// The file is of another version of the format.
+    #[error("the checkpoint has version {found}, needed is {needed}")]
+    Version {
+        /// Of the file.
+        found: u32,
+        /// Of this crate.
+        needed: u32,
+    },
+    /// A tensor is missing.
+    #[error("the checkpoint has no tensor {name:?}")]
+    MissingTensor {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor has another type or shape.
+    #[error("tensor {name:?} of the checkpoint is {found}, needed is {needed}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// Type and shape in the file.
+        found: String,
+        /// What they have to be.
+        needed: String,
+    },
+    /// The file was changed since it was written.
+    #[error("the checkpoint is damaged: its checksum is {found}, written was {needed}")]
+    Checksum {
+        /// Of the content.
+        found: String,
+        /// In the file.
+        needed: String,
+    },
+    /// A hyperparameter cannot be.
+    #[error("the checkpoint's hyperparameters cannot be used")]
+    Hyperparameters(#[from] HyperparameterError),
+    /// The checkpoint is of another optimizer.
+    #[error("{what} of the checkpoint is {found}, the optimizer has {needed}")]
+    Mismatch {
+        /// What differs: the rule, the formula, a parameter's length.
+        what: String,
+        /// In the checkpoint.
+        found: String,
+        /// In the optimizer.
+        needed: String,
+    },
+    /// The optimizer has a parameter that the checkpoint lacks.
+    #[error("the checkpoint has no parameter {label:?}")]
+    MissingParameter {
+        /// The parameter.
+        label: String,
+    },
+    /// The checkpoint has a parameter that the optimizer lacks.
+    #[error("the checkpoint has a parameter {label:?}, the optimizer has none of that label")]
+    ExtraParameter {
+        /// The parameter.
+        label: String,
+    },
+    /// wgpu refused a buffer or a write.
+    #[error("the device refused a resource")]
+    Device(#[from] wgpu::Error),
+}
+
 /// A read-back failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]

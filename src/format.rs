@@ -158,6 +158,18 @@ pub struct BlockLayout {
 }
 
 impl BlockLayout {
+    /// Bits of one state of one element.
+    #[cfg(feature = "checkpoint")]
+    pub fn state_bits(&self) -> u64 {
+        self.state.bits().into()
+    }
+
+    /// Bits of one element's master weights.
+    #[cfg(feature = "checkpoint")]
+    pub fn master_bits(&self) -> u64 {
+        self.master_weights.bits().into()
+    }
+
     /// Words of 32 bits of one state's part.
     pub fn part_words(&self, elements: u64) -> u64 {
         elements.next_multiple_of(4) * u64::from(self.state.bits()) / 32

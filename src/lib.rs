@@ -4,6 +4,8 @@ pub use wgpu;
 
 mod arena;
 mod blocks;
+#[cfg(feature = "checkpoint")]
+mod checkpoint;
 mod cohorts;
 mod control;
 mod diagnostics;
@@ -28,8 +30,12 @@ pub mod shader;
 mod tables;
 mod views;
 
+#[cfg(feature = "checkpoint")]
+pub use checkpoint::Checkpoint;
 pub use control::{Control, DeviceControl, LossScale, NonFinite, Progress};
 pub use diagnostics::{BINS, Diagnostics, LearningRates};
+#[cfg(feature = "checkpoint")]
+pub use error::CheckpointError;
 pub use error::{
     CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError, WriteError,
 };

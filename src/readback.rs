@@ -98,3 +98,64 @@ async fn download_part(
     staging.unmap();
     Ok(())
 }
+
+/// Copies of several ranges as they are at one moment: one submit.
+#[cfg(feature = "checkpoint")]
+pub struct Snapshot {
+    device: wgpu::Device,
+    submission: wgpu::SubmissionIndex,
+    parts: Vec<(wgpu::Buffer, futures_channel::oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>)>,
+}
+
+#[cfg(feature = "checkpoint")]
+impl Snapshot {
+    /// Submits the copies; what is submitted later is not in them.
+    pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, sources: &[Source]) -> Result<Self, wgpu::Error> {
+        let (parts, submission) = catch(device, || {
+            let mut encoder = device
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.snapshot") });
+            let staging: Vec<_> = sources
+                .iter()
+                .map(|source| {
+                    let staging = device.create_buffer(&wgpu::BufferDescriptor {
+                        label: Some("adamod.snapshot"),
+                        size: source.bytes,
+                        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                        mapped_at_creation: false,
+                    });
+                    encoder.copy_buffer_to_buffer(&source.buffer, source.offset, &staging, 0, source.bytes);
+                    staging
+                })
+                .collect();
+            let submission = queue.submit([encoder.finish()]);
+            let parts = staging.into_iter().map(|staging| {
+                let (sender, receiver) = futures_channel::oneshot::channel();
+                staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                    let _ = sender.send(result);
+                });
+                (staging, receiver)
+            });
+            (parts.collect(), submission)
+        })?;
+        Ok(Self { device: device.clone(), submission, parts })
+    }
+
+    /// What was copied, once it is there.
+    pub async fn read(self, wait: Wait) -> Result<Vec<Vec<u8>>, ReadError> {
+        match wait {
+            Wait::Caller => {}
+            #[cfg(not(target_arch = "wasm32"))]
+            Wait::Poll => {
+                let submission_index = Some(self.submission);
+                self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None })?;
+            }
+        }
+        let mut contents = Vec::with_capacity(self.parts.len());
+        for (staging, receiver) in self.parts {
+            receiver.await.map_err(|_| ReadError::Lost)??;
+            let view = staging.get_mapped_range(..).map_err(|_| ReadError::Lost)?;
+            contents.push(view.to_vec());
+        }
+        Ok(contents)
+    }
+}

@@ -146,7 +146,7 @@ mod tests {
                     assert!(f32::from_bits(wide).is_nan(), "{dtype} {bits:04x}");
                 } else {
                     assert_eq!(wide, expected.to_bits(), "{dtype} {bits:04x}");
-                    assert_eq!(narrow(dtype, wide), bits.into(), "{dtype} {bits:04x}");
+                    assert_eq!(narrow(dtype, wide), u32::from(bits), "{dtype} {bits:04x}");
                 }
             }
         }
