@@ -52,6 +52,10 @@ fn assert_consistent(report: &Value) {
             assert!(number(result, field) > 0.0, "{field} in {result}");
         }
         assert!(number(result, "host_record_us_median") <= number(result, "host_us_median"));
+        match result["suite"].as_str() {
+            Some("host") => assert!(number(result, "host_allocations") >= 1.0, "{result}"),
+            _ => assert!(result["host_allocations"].is_null(), "{result}"),
+        }
     }
 }
 

@@ -217,7 +217,7 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
 
     let mut results = Vec::with_capacity(engines.len());
     for ((variant, engine), seconds) in group.variants.iter().zip(&mut engines).zip(&seconds[2..]) {
-        let (record, submit) = machine.measure_host(engine, effort)?;
+        let host = machine.measure_host(engine, effort)?;
         let mode = engine.mode().name();
         let verified_elements = engine
             .verify(machine)
@@ -241,8 +241,9 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
             stream_gb_per_s: stream_series.gb_per_s(),
             fraction_of_copy: series.fraction_of(copy_series),
             fraction_of_stream: series.fraction_of(stream_series),
-            host_us_median: 1e6 * Summary::of(&submit).median,
-            host_record_us_median: 1e6 * Summary::of(&record).median,
+            host_us_median: 1e6 * Summary::of(&host.submit).median,
+            host_record_us_median: 1e6 * Summary::of(&host.record).median,
+            host_allocations: (group.suite == Suite::Host).then(|| Summary::of(&host.allocations).median),
             verified_elements,
         });
     }

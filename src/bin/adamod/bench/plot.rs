@@ -156,6 +156,7 @@ mod tests {
             fraction_of_stream: 0.6,
             host_us_median: 1.0,
             host_record_us_median: 1.0,
+            host_allocations: None,
             verified_elements: 1,
         }
     }
