@@ -52,6 +52,10 @@ fn assert_consistent(report: &Value) {
             assert!(number(result, field) > 0.0, "{field} in {result}");
         }
         assert!(number(result, "host_record_us_median") <= number(result, "host_us_median"));
+        match result["suite"].as_str() {
+            Some("host") => assert!(number(result, "host_allocations") >= 1.0, "{result}"),
+            _ => assert!(result["host_allocations"].is_null(), "{result}"),
+        }
     }
 }
 
@@ -137,6 +141,54 @@ fn tables_name_the_adapter_and_every_case() {
     let table = String::from_utf8(output.stdout).unwrap();
     for part in ["time: ", "roofline", "2^10", "2^11", "of copy", "agree with the f64 reference"] {
         assert!(table.contains(part), "{part:?} is not in {table}");
+    }
+}
+
+#[test]
+fn a_plot_shows_every_mode_and_both_ceilings_of_the_roofline() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("roofline.svg");
+    // What is there is replaced.
+    std::fs::write(&path, "x".repeat(1 << 20)).unwrap();
+    let plot = path.to_str().unwrap();
+    let report = report(&[
+        "--suite",
+        "roofline",
+        "--suite",
+        "modes",
+        "--max-elements",
+        "4096",
+        "--rounds",
+        "1",
+        "--plot",
+        plot,
+    ]);
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    let texts = ["copy kernel", "stream kernel", "adamod-f32", "2^10", "2^12", "parameters", "GB/s"];
+    let machine = ["driver", "backend"].map(|field| report[field].as_str().unwrap());
+    for text in texts.into_iter().chain(machine) {
+        assert!(svg.contains(text), "{text:?} is not in {svg}");
+    }
+    assert!(!svg.contains("sgd-f32"), "the modes of another suite");
+    // Three sizes of one mode and of both ceilings.
+    assert_eq!(svg.matches("<circle").count(), 3 * 3, "{svg}");
+}
+
+#[test]
+fn a_plot_that_cannot_be_made_is_refused_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let unwritable = folder.path().join("no such folder").join("roofline.svg");
+    let written = folder.path().join("roofline.svg");
+    for (suite, path, named) in
+        [("roofline", &unwritable, "no such folder"), ("modes", &written, "--suite roofline")]
+    {
+        let output = bench(&["--suite", suite, "--plot", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("--plot") && stderr.contains(named), "{stderr}");
+        assert!(output.stdout.is_empty());
+        assert!(!path.exists());
     }
 }
 

@@ -9,11 +9,13 @@ mod engine;
 mod error;
 mod kernels;
 mod models;
+mod plot;
 mod report;
 mod statistics;
 mod suites;
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
@@ -55,6 +57,9 @@ pub struct Arguments {
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
+    /// Draw the suite roofline into this file, as SVG: GB/s over parameters, beside the copy and the stream kernel.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -70,10 +75,16 @@ const FLUSH_BYTES: u64 = 512 << 20;
 
 /// Runs the suites on an adapter and prints the report.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let quick = arguments.suites.is_empty();
+    if let Some(path) = &arguments.plot {
+        if !quick && !arguments.suites.contains(&Suite::Roofline) {
+            return Err(BenchError::NothingToPlot.into());
+        }
+        create_plot(path)?;
+    }
     let (adapter, device, queue) =
         arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY).map_err(Failure::Machine)?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
-    let quick = arguments.suites.is_empty();
     let sizes = Sizes {
         most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(machine.info.device_type)),
         quick,
@@ -117,7 +128,17 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         results,
     };
     print(&report, arguments.json)?;
+    if let Some(path) = &arguments.plot {
+        let svg = plot::draw(&report).map_err(BenchError::from)?;
+        std::fs::write(path, svg).map_err(|source| BenchError::PlotFile { path: path.clone(), source })?;
+    }
     Ok(())
+}
+
+/// Before minutes of measuring are lost: creates the file where there is none, and leaves one that is there as it is.
+fn create_plot(path: &Path) -> Result<(), BenchError> {
+    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    opened.map(drop).map_err(|source| BenchError::PlotFile { path: path.to_owned(), source })
 }
 
 fn print(report: &Report, json: bool) -> Result<(), BenchError> {
@@ -200,7 +221,7 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
 
     let mut results = Vec::with_capacity(engines.len());
     for ((variant, engine), seconds) in group.variants.iter().zip(&mut engines).zip(&seconds[2..]) {
-        let (record, submit) = machine.measure_host(engine, effort)?;
+        let host = machine.measure_host(engine, effort)?;
         let mode = engine.mode().name();
         let verified_elements = engine
             .verify(machine)
@@ -224,8 +245,9 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
             stream_gb_per_s: stream_series.gb_per_s(),
             fraction_of_copy: series.fraction_of(copy_series),
             fraction_of_stream: series.fraction_of(stream_series),
-            host_us_median: 1e6 * Summary::of(&submit).median,
-            host_record_us_median: 1e6 * Summary::of(&record).median,
+            host_us_median: 1e6 * Summary::of(&host.submit).median,
+            host_record_us_median: 1e6 * Summary::of(&host.record).median,
+            host_allocations: (group.suite == Suite::Host).then(|| Summary::of(&host.allocations).median),
             verified_elements,
         });
     }

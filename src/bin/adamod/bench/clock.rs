@@ -112,6 +112,17 @@ impl Work for Counted<Stream> {
     }
 }
 
+/// What steady steps cost the host, each with an idle device.
+#[derive(Debug, Default)]
+pub struct HostCost {
+    /// Seconds to record.
+    pub record: Vec<f64>,
+    /// Seconds to record and submit.
+    pub submit: Vec<f64>,
+    /// Heap allocations of the thread that records and submits.
+    pub allocations: Vec<f64>,
+}
+
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
@@ -238,25 +249,31 @@ impl Machine {
             .collect()
     }
 
-    /// Seconds that the host takes to record a steady step, and to record and submit it; the device is idle in between.
-    pub fn measure_host(
-        &self,
-        work: &mut dyn Work,
-        effort: Effort,
-    ) -> Result<(Vec<f64>, Vec<f64>), BenchError> {
-        let (mut record, mut submit) = (Vec::new(), Vec::new());
+    /// What the host does for a steady step; the device is idle in between.
+    pub fn measure_host(&self, work: &mut dyn Work, effort: Effort) -> Result<HostCost, BenchError> {
+        let mut cost = HostCost::default();
         let since = Instant::now();
-        while !effort.is_done(record.len() as u32, since) {
-            let start = Instant::now();
-            let mut encoder = self.encoder();
-            work.record(&mut encoder, None)?;
-            let commands = encoder.finish();
-            record.push(start.elapsed().as_secs_f64());
-            self.queue.submit([commands]);
-            submit.push(start.elapsed().as_secs_f64());
+        while !effort.is_done(cost.record.len() as u32, since) {
+            let mut seconds = Ok((0.0, 0.0));
+            let counted = allocation_counter::measure(|| seconds = self.record_and_submit(work));
+            let (record, submit) = seconds?;
+            cost.record.push(record);
+            cost.submit.push(submit);
+            cost.allocations.push(counted.count_total as f64);
             self.device.poll(wgpu::PollType::wait_indefinitely())?;
         }
-        Ok((record, submit))
+        Ok(cost)
+    }
+
+    /// Seconds until the work is recorded, and until it is submitted.
+    fn record_and_submit(&self, work: &mut dyn Work) -> Result<(f64, f64), BenchError> {
+        let start = Instant::now();
+        let mut encoder = self.encoder();
+        work.record(&mut encoder, None)?;
+        let commands = encoder.finish();
+        let record = start.elapsed().as_secs_f64();
+        self.queue.submit([commands]);
+        Ok((record, start.elapsed().as_secs_f64()))
     }
 
     /// Reads ranges of buffers: byte offset and number of bytes, multiples of 4.

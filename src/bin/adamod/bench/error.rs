@@ -1,8 +1,11 @@
 //! Why a measurement was given up.
 
+use std::path::PathBuf;
+
 use adamod::{CreateError, EncodeError, HyperparameterError, ReadError, RegisterError};
 use thiserror::Error;
 
+use super::plot::DrawError;
 use crate::Failure;
 
 /// `adamod bench` failed.
@@ -61,6 +64,20 @@ pub enum BenchError {
         /// Where, and by how much.
         difference: String,
     },
+    /// A picture was asked for of a suite that is not run.
+    #[error("--plot draws the suite roofline: give --suite roofline, too, or leave --suite out")]
+    NothingToPlot,
+    /// The picture's file could not be written.
+    #[error("--plot: {} cannot be written", path.display())]
+    PlotFile {
+        /// As it was given.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The picture could not be laid out.
+    #[error("the picture could not be drawn")]
+    Draw(#[from] DrawError),
     /// The report could not be written.
     #[error("the report could not be written")]
     Report(#[from] std::io::Error),
@@ -76,7 +93,9 @@ impl From<BenchError> for Failure {
                 eprintln!("error: {error}");
                 Failure::CheckFailed
             }
-            BenchError::NoTimestamps { .. } => Failure::Input(error.into()),
+            BenchError::NoTimestamps { .. } | BenchError::NothingToPlot | BenchError::PlotFile { .. } => {
+                Failure::Input(error.into())
+            }
             _ => Failure::Machine(error.into()),
         }
     }

@@ -45,6 +45,8 @@ pub struct Measurement {
     pub host_us_median: f64,
     /// Microseconds to record it.
     pub host_record_us_median: f64,
+    /// Heap allocations to record and submit it, the median step's; only the suite `host` tells them.
+    pub host_allocations: Option<f64>,
     /// Elements that were compared with the f64 reference afterwards.
     pub verified_elements: u64,
 }
@@ -93,9 +95,10 @@ impl Report {
             if result.suite != suite {
                 suite = result.suite;
                 writeln!(out, "\n{suite}")?;
+                let allocations = result.host_allocations.map_or("", |_| " allocations");
                 writeln!(
                     out,
-                    "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6} {:>9} {:>9} {:>19} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8}",
+                    "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6} {:>9} {:>9} {:>19} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8}{allocations}",
                     "case",
                     "mode",
                     "tensors",
@@ -112,9 +115,11 @@ impl Report {
                     "host us"
                 )?;
             }
+            let allocations =
+                result.host_allocations.map_or_else(String::new, |count| format!(" {count:>11.0}"));
             writeln!(
                 out,
-                "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6.2} {:>9.3} {:>9.3} {:>9.3}-{:<9.3} {:>8.2} {:>8.2} {:>6.0}% {:>8.2} {:>8.0}% {:>8.0}",
+                "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6.2} {:>9.3} {:>9.3} {:>9.3}-{:<9.3} {:>8.2} {:>8.2} {:>6.0}% {:>8.2} {:>8.0}% {:>8.0}{allocations}",
                 result.case,
                 result.mode,
                 result.tensors,

@@ -180,7 +180,8 @@ fn gpt2(sizes: Sizes) -> (String, Vec<u64>) {
     (name, gpt2_small(width))
 }
 
-fn size_name(elements: u64) -> String {
+/// `2^20`, or the number where it is no power of two.
+pub fn size_name(elements: u64) -> String {
     if elements.is_power_of_two() { format!("2^{}", elements.ilog2()) } else { elements.to_string() }
 }
 

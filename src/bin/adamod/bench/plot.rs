@@ -1,0 +1,200 @@
+//! The suite `roofline` as a picture, in SVG: bytes per second over the number of parameters.
+
+use std::collections::BTreeMap;
+
+use plotters::prelude::*;
+
+use super::report::{Measurement, Report};
+use super::suites::{Suite, size_name};
+
+/// SVG is drawn into a string: what can fail is plotters' layout.
+pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
+
+const SIZE_PIXELS: (u32, u32) = (900, 520);
+const FONT: &str = "sans-serif";
+const TITLE_PIXELS: i32 = 20;
+const LABEL_PIXELS: i32 = 14;
+/// More labels than these would touch.
+const MOST_SIZE_LABELS: usize = 14;
+const FAINT: RGBColor = RGBColor(225, 225, 230);
+const COPY_COLOR: RGBColor = RGBColor(90, 90, 100);
+const STREAM_COLOR: RGBColor = RGBColor(165, 165, 175);
+/// Told apart by the color-blind, too (Okabe and Ito); more modes than colors start over.
+const MODE_COLORS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+];
+
+/// A mode, or a kernel that only moves bytes.
+#[derive(Debug)]
+struct Line<'a> {
+    name: &'a str,
+    color: RGBColor,
+    width_pixels: u32,
+    /// Parameters and GB/s. Where a size was measured in several groups, the fastest counts.
+    points: BTreeMap<u64, f64>,
+}
+
+impl<'a> Line<'a> {
+    fn new(name: &'a str, color: RGBColor, width_pixels: u32) -> Self {
+        Self { name, color, width_pixels, points: BTreeMap::new() }
+    }
+
+    fn add(&mut self, result: &Measurement, gb_per_s: f64) {
+        let fastest = self.points.entry(result.parameters).or_insert(gb_per_s);
+        *fastest = fastest.max(gb_per_s);
+    }
+}
+
+/// The ceilings, then a line a mode in the order in which they were measured.
+fn lines<'a>(results: &[&'a Measurement]) -> Vec<Line<'a>> {
+    let mut copy = Line::new("copy kernel", COPY_COLOR, 1);
+    let mut stream = Line::new("stream kernel", STREAM_COLOR, 1);
+    let mut modes: Vec<Line<'a>> = Vec::new();
+    for result in results {
+        copy.add(result, result.copy_gb_per_s);
+        stream.add(result, result.stream_gb_per_s);
+        let index = modes.iter().position(|line| line.name == result.mode).unwrap_or_else(|| {
+            modes.push(Line::new(&result.mode, MODE_COLORS[modes.len() % MODE_COLORS.len()], 3));
+            modes.len() - 1
+        });
+        modes[index].add(result, result.gb_per_s);
+    }
+    [copy, stream].into_iter().chain(modes).collect()
+}
+
+/// The picture of a report that has the suite.
+pub fn draw(report: &Report) -> Result<String, DrawError> {
+    let suite = Suite::Roofline.name();
+    let results: Vec<_> = report.results.iter().filter(|result| result.suite == suite).collect();
+    let lines = lines(&results);
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE_PIXELS).into_drawing_area();
+        root.fill(&WHITE)?;
+        let machine = format!("{}, {}, {}", report.adapter, report.driver, report.backend);
+        let area = root
+            .margin(10, 10, 10, 24)
+            .titled("Achieved bytes per second of an optimizer step", (FONT, TITLE_PIXELS))?
+            .titled(&machine, (FONT, LABEL_PIXELS))?;
+        draw_chart(&area, &lines)?;
+        root.present()?;
+    }
+    Ok(svg)
+}
+
+fn draw_chart(
+    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    lines: &[Line<'_>],
+) -> Result<(), DrawError> {
+    let sizes = || lines.iter().flat_map(|line| line.points.keys());
+    let least = sizes().min().map_or(1.0, |&parameters| parameters as f64);
+    let most = sizes().max().map_or(1.0, |&parameters| parameters as f64);
+    let highest = lines.iter().flat_map(|line| line.points.values()).fold(0.0, |a: f64, &b| a.max(b));
+    // Half a power of two beside the points, so that none lies on the frame.
+    let x_range = least / 2_f64.sqrt()..most * 2_f64.sqrt();
+    let octaves = (x_range.end / x_range.start).log2().ceil() as usize;
+    let mut chart = ChartBuilder::on(area)
+        .margin(6)
+        .x_label_area_size(44)
+        .y_label_area_size(60)
+        .build_cartesian_2d(x_range.log_scale().base(2.0), 0.0..1.1 * highest)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(FAINT)
+        .label_style((FONT, LABEL_PIXELS))
+        .x_labels(octaves.min(MOST_SIZE_LABELS))
+        .x_label_formatter(&|parameters| size_name(*parameters as u64))
+        .x_desc("parameters")
+        .y_desc("GB/s")
+        .draw()?;
+    for line in lines {
+        let color = line.color;
+        let style = color.stroke_width(line.width_pixels).filled();
+        let points = line.points.iter().map(|(&parameters, &gb_per_s)| (parameters as f64, gb_per_s));
+        chart
+            .draw_series(LineSeries::new(points, style).point_size(line.width_pixels + 1))?
+            .label(line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .label_font((FONT, LABEL_PIXELS))
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.2))
+        .draw()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measurement(mode: &str, parameters: u64, gb_per_s: f64) -> Measurement {
+        Measurement {
+            suite: Suite::Roofline.name(),
+            case: size_name(parameters),
+            mode: mode.into(),
+            tensors: 1,
+            parameters,
+            bytes_per_parameter: 36.0,
+            rounds: 1,
+            ms_median: 1.0,
+            ms_min: 1.0,
+            ms_lower_quartile: 1.0,
+            ms_upper_quartile: 1.0,
+            gb_per_s,
+            copy_gb_per_s: 2.0 * gb_per_s,
+            stream_gb_per_s: 1.5 * gb_per_s,
+            fraction_of_copy: 0.5,
+            fraction_of_stream: 0.6,
+            host_us_median: 1.0,
+            host_record_us_median: 1.0,
+            host_allocations: None,
+            verified_elements: 1,
+        }
+    }
+
+    #[test]
+    fn a_mode_is_a_line_and_a_ceiling_is_the_fastest_of_its_size() {
+        let results = [
+            measurement("adamod-f32", 2_048, 3.0),
+            measurement("adam-f32", 2_048, 5.0),
+            measurement("adamod-f32", 1_024, 2.0),
+            Measurement { suite: Suite::Modes.name(), ..measurement("sgd-f32", 1_024, 9.0) },
+        ];
+        let lines = lines(&results[..3].iter().collect::<Vec<_>>());
+        let drawn: Vec<_> = lines
+            .iter()
+            .map(|line| (line.name, line.points.clone().into_iter().collect::<Vec<_>>()))
+            .collect();
+        assert_eq!(
+            drawn,
+            [
+                ("copy kernel", vec![(1_024, 4.0), (2_048, 10.0)]),
+                ("stream kernel", vec![(1_024, 3.0), (2_048, 7.5)]),
+                ("adamod-f32", vec![(1_024, 2.0), (2_048, 3.0)]),
+                ("adam-f32", vec![(2_048, 5.0)]),
+            ]
+        );
+        let report = Report {
+            adapter: "A & <B>".into(),
+            driver: "driver 1".into(),
+            backend: "vulkan".into(),
+            device_type: "Cpu".into(),
+            timing: "wall",
+            cache: "warm",
+            results: results.to_vec(),
+        };
+        let svg = draw(&report).unwrap();
+        assert!(svg.contains("A &amp; &lt;B&gt;, driver 1, vulkan"), "{svg}");
+        assert!(!svg.contains("sgd-f32"), "of another suite");
+        assert_eq!(svg.matches("<circle").count(), 2 + 2 + 2 + 1);
+    }
+}
