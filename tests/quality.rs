@@ -1,0 +1,107 @@
+//! State in fewer bits moves parameters as f64 does. On the twin, which stores what the GPU stores; tests on a device hold the two
+//! together bit for bit.
+
+use adamod::reference::{Reference, Storage};
+use adamod::{Formula, Hyperparameters, Rule, StateFormat};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand_distr::{Distribution, LogNormal, StandardNormal};
+
+const ELEMENTS: usize = 2048;
+
+/// Median absolute relative error of the movement of parameters, and of exp_avg_lr, after a stationary noisy stream.
+fn errors(state: StateFormat, scales: &[f64], steps: u64) -> (f64, f64) {
+    let hyperparameters = Hyperparameters { betas: [0.9, 0.999, 0.9999], ..Hyperparameters::default() };
+    let mut exact = Reference::<f64>::new(Rule::AdaMod, Formula::Paper);
+    let mut stored = Reference::<f32>::new(Rule::AdaMod, Formula::Paper);
+    let group = (exact.add_group(hyperparameters), stored.add_group(hyperparameters));
+    exact.add_parameter(group.0, vec![0.0; ELEMENTS]);
+    let storage = Storage { state, label: "stream", seed: 1, ..Storage::default() };
+    stored.add_stored_parameter(group.1, vec![0.0; ELEMENTS], storage);
+    let mut rng = StdRng::seed_from_u64(2);
+    let normal = |rng: &mut StdRng| -> f64 { StandardNormal.sample(rng) };
+    let means: Vec<f64> = scales.iter().map(|scale| 0.3 * scale * normal(&mut rng)).collect();
+    for _ in 0..steps {
+        let gradients: Vec<f32> =
+            means.iter().zip(scales).map(|(mean, scale)| (mean + scale * normal(&mut rng)) as f32).collect();
+        let wide: Vec<f64> = gradients.iter().map(|&g| g.into()).collect();
+        exact.step(&[Some(&wide)]);
+        stored.step(&[Some(&gradients)]);
+    }
+    let scale = match state {
+        StateFormat::F32 => 1.0,
+        _ => -(0.9999_f64.ln() * steps as f64).exp_m1(),
+    };
+    let median = |got: &mut dyn Iterator<Item = f64>, expected: &[f64]| {
+        let mut errors: Vec<f64> =
+            got.zip(expected).map(|(got, expected)| (got / expected - 1.0).abs()).collect();
+        errors.sort_by(f64::total_cmp);
+        errors[errors.len() / 2]
+    };
+    let moved = median(&mut stored.values(0).iter().map(|&x| x.into()), exact.values(0));
+    let rates = median(&mut stored.state(0)[2].iter().map(|&x| f64::from(x) * scale), &exact.state(0)[2]);
+    (moved, rates)
+}
+
+/// Neighbours whose scales are alike: lognormal with a deviation of 0.7 around a level that 32 share.
+fn alike() -> Vec<f64> {
+    let mut rng = StdRng::seed_from_u64(3);
+    let spread = LogNormal::new(0.0, 0.7).unwrap();
+    let levels: Vec<f64> = (0..ELEMENTS / 32).map(|_| 10_f64.powf(rng.random_range(-5.0..0.0))).collect();
+    (0..ELEMENTS).map(|i| levels[i / 32] * spread.sample(&mut rng)).collect()
+}
+
+/// Five decades in every block.
+fn mixed() -> Vec<f64> {
+    let mut rng = StdRng::seed_from_u64(4);
+    (0..ELEMENTS).map(|_| 10_f64.powf(rng.random_range(-5.0..0.0))).collect()
+}
+
+#[test]
+fn two_thousand_steps_move_parameters_as_f64_does() {
+    for (state, scales, bound) in [
+        (StateFormat::F32, alike(), 1e-4),
+        (StateFormat::Bf16, alike(), 0.02),
+        (StateFormat::Bf16, mixed(), 0.02),
+        (StateFormat::Q8, alike(), 0.04),
+        (StateFormat::Q8, mixed(), 0.08),
+    ] {
+        let (moved, rates) = errors(state, &scales, 2000);
+        println!("{state:?}: parameters {moved:.4}, exp_avg_lr {rates:.4}, bound {bound}");
+        assert!(
+            moved < bound && rates < bound,
+            "{state:?}: parameters {moved}, exp_avg_lr {rates}, bound {bound}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// No stream of finite gradients gives a parameter that is not finite, in any format.
+    #[test]
+    fn finite_gradients_give_finite_parameters(
+        stream in prop::collection::vec(
+            prop::collection::vec(
+                prop_oneof![
+                    Just(0.0_f32), Just(1e-30), Just(-1e30), Just(1e30), Just(f32::MAX), Just(f32::MIN), Just(1e-45),
+                    -1.0_f32..1.0, any::<f32>().prop_filter("finite", |x| x.is_finite()),
+                ],
+                40,
+            ),
+            1..12,
+        ),
+        state in prop::sample::select(vec![StateFormat::F32, StateFormat::Bf16, StateFormat::Q8]),
+        rule in prop::sample::select(vec![Rule::AdaMod, Rule::Adam]),
+        formula in prop::sample::select(vec![Formula::Paper, Formula::AuthorsCode]),
+    ) {
+        let mut twin = Reference::<f32>::new(rule, formula);
+        let group = twin.add_group(Hyperparameters::default());
+        twin.add_stored_parameter(group, vec![1.0; 40], Storage { state, label: "p", ..Storage::default() });
+        for gradients in &stream {
+            twin.step(&[Some(gradients)]);
+            prop_assert!(twin.values(0).iter().all(|x| x.is_finite()), "{state:?}: {gradients:?}");
+            prop_assert!(twin.state(0).iter().flatten().all(|x| x.is_finite()), "{state:?}: {gradients:?}");
+        }
+    }
+}
