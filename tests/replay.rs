@@ -239,6 +239,31 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
     }
 }
 
+/// Every trace in the formats of state with fewer bits, within what is documented for them.
+#[test]
+fn traces_pass_in_every_format_of_state() {
+    let mut traces = 0;
+    for entry in std::fs::read_dir("tests/traces").unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        traces += 1;
+        for state in ["bf16", "q8"] {
+            let output = replay(&path, &["--state", state]);
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(code(&output), 0, "{} in {state}: {text}", path.display());
+        }
+    }
+    assert!(traces >= 7);
+    // The reference has no formats.
+    let folder = Folder::new();
+    let good = folder.write("good.safetensors", &Trace::good().bytes());
+    let output = replay(&good, &["--state", "q8", "--backend", "cpu"]);
+    assert_eq!(code(&output), 2);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--backend gpu"));
+}
+
 fn assert_refused(path: &Path, culprit: &str) {
     for backend in ["gpu", "cpu"] {
         let output = replay(path, &["--backend", backend]);
