@@ -145,6 +145,19 @@ fn tables_name_the_adapter_and_every_case() {
 }
 
 #[test]
+fn the_table_of_the_host_suite_counts_allocations() {
+    let output =
+        bench(&["--suite", "roofline", "--suite", "host", "--max-elements", "1024", "--rounds", "1"]);
+    assert!(output.status.success());
+    let table = String::from_utf8(output.stdout).unwrap();
+    let (roofline, host) = table.split_once("\nhost\n").expect("suites in the order in which they run");
+    assert!(!roofline.contains("allocations") && host.contains("allocations"), "{table}");
+    let mut rows = host.lines().take_while(|line| !line.is_empty());
+    let header = rows.next().unwrap();
+    assert!(rows.all(|row| row.len() == header.len()), "{table}");
+}
+
+#[test]
 fn a_plot_shows_every_mode_and_both_ceilings_of_the_roofline() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roofline.svg");

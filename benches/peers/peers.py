@@ -329,7 +329,9 @@ def measure(problem: Problem, runs: int, warmup: int, ours: Ours | None) -> list
                 clock.time(contender)
             except Exception as error:  # noqa: BLE001
                 failures[name] = reason(error)
-    failures |= {name: wrong for name, stepped in values.items() if name not in failures and (wrong := problem.wrong(stepped))}
+    for name, stepped in values.items():
+        if name not in failures and (wrong := problem.wrong(stepped)):
+            failures[name] = wrong
 
     rows = []
     for peer in PEERS:
@@ -380,12 +382,11 @@ def print_table(rows: list[Row]) -> None:
 def notes(device: torch.device, ours: Ours | None, rows: list[Row]) -> Iterator[str]:
     """What one has to know to read the table."""
     if ours is not None:
-        for mode in sorted({row.mode for row in rows}):
-            if ours.nearest(mode, 1) is None:
-                yield f"No ratio to {mode}: the file given by --ours has none. `adamod bench --suite modes` measures it."
+        for mode in sorted({row.mode for row in rows} - {row.mode for row in ours.rows}):
+            yield f"No ratio to {mode}: the file given by --ours has none. `adamod bench --suite modes` measures it."
     if device.type == "cpu" or (ours is not None and ours.is_software):
         yield (
-            "Not a fair race: a software Vulkan adapter, which runs shaders on the CPU, against native CPU kernels. "
+            "Not a fair race: on a CPU, torch runs native kernels and a software Vulkan adapter runs shaders. "
             "Ratios of such a run say nothing about a GPU."
         )
 
