@@ -340,7 +340,7 @@ impl Checkpoint {
         let (_, metadata) = SafeTensors::read_metadata(bytes)?;
         let file = SafeTensors::deserialize(bytes)?;
         let (text, checksum) = (entry(&metadata, METADATA_KEY)?, entry(&metadata, CHECKSUM_KEY)?);
-        let header: Header = serde_json::from_str(text)
+        let header: Header = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text))
             .map_err(|error| CheckpointError::Metadata { what: error.to_string() })?;
         if header.version != VERSION {
             return Err(CheckpointError::Version { found: header.version, needed: VERSION });
