@@ -253,6 +253,7 @@ pub struct NormBindings<'a> {
 impl DeviceSteps {
     /// Parameters of an optimizer whose steps the device prepares: it counts the steps of each.
     pub const MOST_PARAMETERS: usize = 1 << 18;
+    const STEP_COUNTS_BYTES: u64 = 4 * Self::MOST_PARAMETERS as u64;
 
     pub fn new(
         device: &wgpu::Device,
@@ -261,6 +262,10 @@ impl DeviceSteps {
         formula: Formula,
     ) -> Result<Self, CreateError> {
         settings.validate()?;
+        let (found, needed) = (device.limits().max_storage_buffer_binding_size, Self::STEP_COUNTS_BYTES);
+        if found < needed {
+            return Err(CreateError::Limit { limit: "max_storage_buffer_binding_size", found, needed });
+        }
         let is_cpu = device.adapter_info().device_type == wgpu::DeviceType::Cpu;
         let initial = layout::Control {
             loss_scale: settings.loss_scale.initial() as f32,
@@ -297,7 +302,7 @@ impl DeviceSteps {
                 view.copy_from_slice(bytemuck::bytes_of(&initial));
             }
             control.unmap();
-            let counts = buffer(device, "adamod.step_counts", 4 * Self::MOST_PARAMETERS as u64);
+            let counts = buffer(device, "adamod.step_counts", Self::STEP_COUNTS_BYTES);
             (layout, control, counts, buffer(device, "adamod.prepared", size_of::<Coefficients>() as u64))
         });
         let (layout, control, step_counts, prepared) = made?;

@@ -3,14 +3,35 @@
 
 use std::mem::offset_of;
 
-use adamod::layout::{CHUNK_ELEMENTS, Chunk, Coefficients, Segment};
-use adamod::shader::{Copies, GradientBinding, Variant};
+use adamod::layout::{CHUNK_ELEMENTS, Chunk, Coefficients, Control, Group, Partial, Row, Segment};
+use adamod::shader::{Access, Copies, GradientBinding, Variant, norm_source, prepare_source};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn parse(variant: &Variant) -> naga::Module {
     let source = variant.source();
     naga::front::wgsl::parse_str(&source)
         .unwrap_or_else(|error| panic!("{}: {}", variant.name(), error.emit_to_string(&source)))
+}
+
+/// Offsets of a WGSL structure's members, and the stride of an array of it.
+fn reflect(module: &naga::Module, name: &str) -> (Vec<(String, u32)>, u32) {
+    let (_, structure) = module
+        .types
+        .iter()
+        .find(|(_, ty)| ty.name.as_deref() == Some(name))
+        .unwrap_or_else(|| panic!("{name} exists"));
+    let naga::TypeInner::Struct { members, span } = &structure.inner else { panic!("{name} is a structure") };
+    let offsets = members.iter().map(|member| (member.name.clone().unwrap(), member.offset)).collect();
+    (offsets, *span)
+}
+
+macro_rules! assert_same_layout {
+    ($module:expr, $structure:ident { $($field:ident),* $(,)? }) => {
+        let (offsets, span) = reflect($module, stringify!($structure));
+        let expected = vec![$((stringify!($field).to_owned(), offset_of!($structure, $field) as u32)),*];
+        assert_eq!(offsets, expected, stringify!($structure));
+        assert_eq!(span as usize, size_of::<$structure>(), stringify!($structure));
+    };
 }
 
 #[test]
@@ -30,6 +51,44 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
     }
     // 2 rules with diagnostics on and off, SGD without; accesses, gradient bindings, accesses of state, copies.
     assert_eq!(count, 5 * 3 * 3 * 3 * 2);
+}
+
+fn validated(source: &str) -> naga::Module {
+    let module = naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|error| panic!("{}", error.emit_to_string(source)));
+    Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap();
+    module
+}
+
+#[test]
+fn kernels_that_prepare_steps_are_valid_too() {
+    for access in [Access::Vec4, Access::Vec2, Access::Scalar] {
+        for binding in [GradientBinding::Read, GradientBinding::ReadWrite, GradientBinding::Shared] {
+            let module = validated(&norm_source(access, binding));
+            assert_eq!(module.entry_points[0].name, "norm_of_chunks");
+        }
+    }
+    let module = validated(&prepare_source());
+    assert_eq!(module.entry_points[0].name, "prepare");
+    assert_same_layout!(&module, Row { group, activity });
+    assert_same_layout!(&module, Partial { sum, exponent });
+    assert_same_layout!(&module, Control { loss_scale, multiplier, norm, growth_tracker, taken, skipped });
+    assert_same_layout!(
+        &module,
+        Group {
+            learning_rate,
+            epsilon,
+            coupled_decay,
+            decoupled_decay,
+            momentum,
+            sign,
+            exp_avg_weight,
+            exp_avg_sq_weight,
+            exp_avg_lr_weight,
+            one_minus_beta3,
+            one_minus_powers,
+        }
+    );
 }
 
 #[test]
@@ -71,27 +130,6 @@ fn bindings_are_as_the_host_lays_them_out() {
         }
         assert_eq!(bindings, expected, "{}", variant.name());
     }
-}
-
-/// Offsets of a WGSL structure's members, and the stride of an array of it.
-fn reflect(module: &naga::Module, name: &str) -> (Vec<(String, u32)>, u32) {
-    let (_, structure) = module
-        .types
-        .iter()
-        .find(|(_, ty)| ty.name.as_deref() == Some(name))
-        .unwrap_or_else(|| panic!("{name} exists"));
-    let naga::TypeInner::Struct { members, span } = &structure.inner else { panic!("{name} is a structure") };
-    let offsets = members.iter().map(|member| (member.name.clone().unwrap(), member.offset)).collect();
-    (offsets, *span)
-}
-
-macro_rules! assert_same_layout {
-    ($module:expr, $structure:ident { $($field:ident),* $(,)? }) => {
-        let (offsets, span) = reflect($module, stringify!($structure));
-        let expected = vec![$((stringify!($field).to_owned(), offset_of!($structure, $field) as u32)),*];
-        assert_eq!(offsets, expected, stringify!($structure));
-        assert_eq!(span as usize, size_of::<$structure>(), stringify!($structure));
-    };
 }
 
 #[test]

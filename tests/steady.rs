@@ -2,13 +2,14 @@
 
 mod common;
 
-use adamod::{Hyperparameters, Rule};
+use adamod::{Control, DeviceControl, Hyperparameters, Rule};
 
 use common::{Engine, Layout, Model, all, gpu};
 
 /// Least allocations, and least bytes, over several steady steps; containers within wgpu grow now and then.
-fn steady_allocations(tensors: usize) -> (u64, u64) {
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &vec![256; tensors]);
+fn steady_allocations(tensors: usize, control: Control) -> (u64, u64) {
+    let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &vec![256; tensors]);
+    model.options.control = control;
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
     engine.step(&all(&model.gradients(1)));
     let counts = (0..20).map(|_| {
@@ -23,9 +24,11 @@ fn steady_allocations(tensors: usize) -> (u64, u64) {
 
 #[test]
 fn a_steady_step_allocates_the_same_for_one_tensor_and_for_thousands() {
-    let one = steady_allocations(1);
-    for tensors in [148, 3000] {
-        assert_eq!(steady_allocations(tensors), one, "{tensors} tensors");
+    for control in [Control::Host, Control::Device(DeviceControl::default())] {
+        let one = steady_allocations(1, control);
+        for tensors in [148, 3000] {
+            assert_eq!(steady_allocations(tensors, control), one, "{tensors} tensors, {control:?}");
+        }
     }
 }
 

@@ -93,6 +93,37 @@ fn steps_recorded_ahead_give_the_same_bits() {
     assert!(one_by_one == in_one && one_by_one == in_many);
 }
 
+/// A norm over many launches finds what is not finite in any of them.
+#[test]
+fn tensors_in_buffers_of_their_own_step_as_pooled_ones_do() {
+    let model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &[700, 33, 1025, 4]);
+    let run = |layout| {
+        let mut engine = Engine::new(gpu(), &model, layout);
+        for step in 0..4 {
+            let mut gradients = model.gradients(step);
+            if step == 2 {
+                gradients[3][1] = f32::NAN;
+            }
+            engine.step(&all(&gradients));
+        }
+        assert_eq!(engine.optimizer.read_progress_blocking().unwrap().skipped, 1);
+        engine.bits()
+    };
+    let pooled = run(Layout::TwoPools(16));
+    for layout in [Layout::OwnBuffers, Layout::Mixed, Layout::OnePool(4)] {
+        assert!(run(layout) == pooled, "{layout:?}");
+    }
+}
+
+#[test]
+fn devices_whose_bindings_are_too_small_are_refused() {
+    let small =
+        Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 64 * 1024, ..limits });
+    let options = Options { control: Control::Device(DeviceControl::default()), ..Options::default() };
+    let error = Optimizer::new(&small.device, &small.queue, options).unwrap_err();
+    assert!(matches!(error, CreateError::Limit { limit: "max_storage_buffer_binding_size", .. }), "{error}");
+}
+
 /// A run with infinite and NaN gradients in some steps ends as the run without those steps, bit for bit; in formats that draw
 /// random numbers, too.
 #[test]

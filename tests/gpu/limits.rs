@@ -1,6 +1,6 @@
 //! Tensors past one binding and past one dimension of the grid, with lowered limits and with the adapter's own.
 
-use adamod::{GradientBinding, Hyperparameters, Rule};
+use adamod::{GradientBinding, Hyperparameters, Precision, Rule, StateFormat};
 
 use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
 
@@ -40,6 +40,25 @@ fn tensors_past_a_binding_equal_tensors_within_one() {
             assert!(cut.optimizer.launches().unwrap().len() > 1);
             assert_eq!(cut.bits(), whole.bits(), "{rule:?} {layout:?}");
         }
+    }
+}
+
+#[test]
+fn state_in_fewer_bits_is_cut_at_chunks_too() {
+    let small = small();
+    for state in [StateFormat::Bf16, StateFormat::Q8] {
+        let mut model =
+            Model::new(Rule::AdaMod, Hyperparameters::default(), &[3 * WINDOW + 5, 100, 1023, 2 * WINDOW]);
+        model.precision = Precision { state, f32_state_below: 0, ..Precision::default() };
+        let mut cut = Engine::new(&small, &model, Layout::TwoPools(256));
+        let mut whole = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        for step in 0..3 {
+            let gradients = model.gradients(step);
+            cut.step(&all(&gradients));
+            whole.step(&all(&gradients));
+        }
+        assert!(cut.optimizer.launches().unwrap().len() > 1);
+        assert!(cut.bits() == whole.bits(), "{state:?}");
     }
 }
 
