@@ -1,5 +1,7 @@
 //! State on the device: pages of blocks, and the counters of the diagnostics.
 
+use std::collections::HashMap;
+
 use crate::Diagnostics;
 use crate::diagnostics::HISTOGRAM_BYTES;
 use crate::format::BlockLayout;
@@ -52,18 +54,22 @@ impl Arena {
         self.pages.iter().map(wgpu::Buffer::size).sum()
     }
 
-    /// Places tensors of these layouts and lengths; their state is zero. On an error nothing has changed.
+    /// Places tensors of these pools, layouts and lengths; their state is zero. On an error nothing has changed.
     pub fn allocate(
         &mut self,
         device: &wgpu::Device,
-        tensors: &[(BlockLayout, u64)],
+        tensors: &[(u32, BlockLayout, u64)],
     ) -> Result<Vec<Vec<Extent>>, wgpu::Error> {
         let mut allocator = self.allocator.clone();
-        let mut pending: u64 = tensors.iter().map(|&(layout, elements)| state_words(layout, elements)).sum();
+        let mut pending: HashMap<u32, u64> = HashMap::new();
+        for &(pool, layout, elements) in tensors {
+            *pending.entry(pool).or_default() += state_words(layout, elements);
+        }
         let mut extents = Vec::with_capacity(tensors.len());
-        for &(layout, elements) in tensors {
-            extents.push(allocator.allocate(layout, elements, pending));
-            pending -= state_words(layout, elements);
+        for &(pool, layout, elements) in tensors {
+            let pending = pending.entry(pool).or_default();
+            extents.push(allocator.allocate(pool, layout, elements, *pending));
+            *pending -= state_words(layout, elements);
         }
         // wgpu hands out buffers zeroed, which is where every state starts.
         let new_pages = allocator

@@ -175,6 +175,8 @@ struct Record {
     views: Option<OwnedViews>,
     /// Empty until the first step.
     extents: Vec<Extent>,
+    /// The pool that they are of.
+    pool: u32,
 }
 
 /// What of a block is written.
@@ -359,6 +361,7 @@ impl Optimizer {
             key: key_of(self.options.seed, parameter.label),
             views: parameter.views.as_ref().map(OwnedViews::new),
             extents: Vec::new(),
+            pool: 0,
         });
         self.without_views += usize::from(parameter.views.is_none());
         self.by_label.insert(label(), index as u32);
@@ -1167,13 +1170,31 @@ impl Optimizer {
     /// Gives state to the parameters registered since the last step.
     fn allocate(&mut self) -> Result<(), wgpu::Error> {
         let first = self.parameters.partition_point(|record| !record.extents.is_empty());
-        let tensors: Vec<_> = self.parameters[first..].iter().map(|r| (r.layout, r.len)).collect();
-        if tensors.is_empty() {
+        if first == self.parameters.len() {
             return Ok(());
         }
+        // A pool of state for each buffer of values; pool 0 for values that have no buffer of their own.
+        let mut pools: HashMap<wgpu::Buffer, u32> = HashMap::new();
+        let mut count = self.parameters[..first].iter().map(|record| record.pool).max().unwrap_or(0);
+        for record in &self.parameters[..first] {
+            if let Some(views) = &record.views {
+                pools.entry(views.borrow().values.buffer.clone()).or_insert(record.pool);
+            }
+        }
+        let mut tensors = Vec::with_capacity(self.parameters.len() - first);
+        for record in &self.parameters[first..] {
+            let pool = record.views.as_ref().map_or(0, |views| {
+                *pools.entry(views.borrow().values.buffer.clone()).or_insert_with(|| {
+                    count += 1;
+                    count
+                })
+            });
+            tensors.push((pool, record.layout, record.len));
+        }
         let extents = self.arena.allocate(&self.device, &tensors)?;
-        for (record, extents) in self.parameters[first..].iter_mut().zip(extents) {
+        for ((record, extents), (pool, ..)) in self.parameters[first..].iter_mut().zip(extents).zip(tensors) {
             record.extents = extents;
+            record.pool = pool;
         }
         Ok(())
     }

@@ -80,10 +80,13 @@ pub struct Extent {
     pub elements: u64,
 }
 
-/// Hands out blocks of state in pages, in order of registration.
+/// Hands out blocks of state in pages, in order of registration. Tensors of other pools have other pages, so that launches over
+/// different buffers write different state, and the GPU need not finish one before the next.
 #[derive(Clone, Debug)]
 pub struct Allocator {
     page_words: u64,
+    /// The page of each pool that has room.
+    open: HashMap<u32, usize>,
     pages: Vec<Page>,
 }
 
@@ -94,13 +97,13 @@ struct Page {
 }
 
 impl Allocator {
-    /// Words of every page but the first are at least this (or the largest a page can be), so that parameters registered one by
-    /// one do not end in a launch each.
+    /// Words of every page but a pool's first are at least this (or the largest a page can be), so that parameters registered one
+    /// by one do not end in a launch each.
     const LEAST_PAGE_WORDS: u64 = 256 * 1024;
 
     /// No pages yet.
     pub fn new(limits: &PlanLimits) -> Self {
-        Self { page_words: limits.page_words(), pages: Vec::new() }
+        Self { page_words: limits.page_words(), open: HashMap::new(), pages: Vec::new() }
     }
 
     /// Words of each page, in order.
@@ -108,20 +111,29 @@ impl Allocator {
         self.pages.iter().map(|page| page.capacity)
     }
 
-    /// Places a tensor's blocks. `pending` is what it and the tensors after it take together: a new page is made as large as
-    /// that, where a page may be.
-    pub fn allocate(&mut self, layout: BlockLayout, elements: u64, mut pending: u64) -> Vec<Extent> {
+    /// Places a tensor's blocks. `pending` is what it and the tensors of its pool after it take together: a new page is made as
+    /// large as that, where a page may be.
+    pub fn allocate(
+        &mut self,
+        pool: u32,
+        layout: BlockLayout,
+        elements: u64,
+        mut pending: u64,
+    ) -> Vec<Extent> {
         let whole_block = layout.words(CHUNK_ELEMENTS.into());
         let mut extents = Vec::new();
         let mut first_chunk = 0;
         let mut left = elements;
         while left > 0 {
             let next_block = layout.words(left.min(CHUNK_ELEMENTS.into()));
-            if self.pages.last().is_none_or(|page| page.capacity - page.used < next_block) {
-                let least = if self.pages.is_empty() { 0 } else { Self::LEAST_PAGE_WORDS };
+            let open = self.open.get(&pool).copied();
+            let has_room = |&index: &usize| self.pages[index].capacity - self.pages[index].used >= next_block;
+            let index = open.filter(has_room).unwrap_or_else(|| {
+                let least = if open.is_none() { 0 } else { Self::LEAST_PAGE_WORDS };
                 self.pages.push(Page { capacity: pending.max(least).min(self.page_words), used: 0 });
-            }
-            let index = self.pages.len() - 1;
+                self.pages.len() - 1
+            });
+            self.open.insert(pool, index);
             let page = &mut self.pages[index];
             let whole_blocks = (page.capacity - page.used) / whole_block;
             let here = left.min(whole_blocks * u64::from(CHUNK_ELEMENTS));

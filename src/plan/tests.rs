@@ -76,7 +76,7 @@ fn allocate(tensors: &[(BlockLayout, u64)], limits: &PlanLimits) -> (Vec<Vec<Ext
     let extents = tensors
         .iter()
         .map(|&(layout, length)| {
-            let extents = allocator.allocate(layout, length, pending);
+            let extents = allocator.allocate(0, layout, length, pending);
             pending -= state_words(layout, length);
             extents
         })
@@ -196,6 +196,17 @@ const F32_STATE: BlockLayout =
 fn the_first_page_is_as_large_as_its_tensors() {
     let (_, pages) = allocate(&[1000, 24, 5].map(|length| (F32_STATE, length)), &limits(1 << 20, 1 << 20));
     assert_eq!(pages, [3 * (1000 + 24 + 8)]);
+}
+
+#[test]
+fn pools_have_pages_of_their_own() {
+    let mut allocator = Allocator::new(&limits(1 << 20, 1 << 20));
+    let words = state_words(F32_STATE, 1000);
+    let pages: Vec<_> = [(0, 2 * words), (7, words), (0, words)]
+        .map(|(pool, pending)| allocator.allocate(pool, F32_STATE, 1000, pending)[0].page)
+        .into();
+    assert_eq!(pages, [0, 1, 0]);
+    assert_eq!(allocator.capacities().collect::<Vec<_>>(), [2 * words, words]);
 }
 
 #[test]
