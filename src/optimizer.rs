@@ -1174,6 +1174,7 @@ impl Optimizer {
             return Ok(());
         }
         // A pool of state for each buffer of values; pool 0 for values that have no buffer of their own.
+        #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by identity")]
         let mut pools: HashMap<wgpu::Buffer, u32> = HashMap::new();
         let mut count = self.parameters[..first].iter().map(|record| record.pool).max().unwrap_or(0);
         for record in &self.parameters[..first] {
