@@ -1,0 +1,117 @@
+//! The pictures, as SVG.
+
+use std::error::Error;
+use std::path::Path;
+
+use plotters::prelude::*;
+
+use crate::comparison::{Course, Snapshot};
+use crate::statistics::Band;
+
+const FONT: &str = "sans-serif";
+const INK: RGBColor = RGBColor(45, 45, 55);
+const FAINT: RGBColor = RGBColor(225, 225, 230);
+/// Ratios beyond are drawn at the edge.
+const FARTHEST: f64 = 2.0;
+
+fn color(index: usize) -> RGBColor {
+    [RGBColor(110, 110, 120), RGBColor(0, 114, 178), RGBColor(213, 94, 0)][index % 3]
+}
+
+fn font(pixels: i32) -> TextStyle<'static> {
+    (FONT, pixels).into_font().color(&INK)
+}
+
+/// A panel: its title, and a course an optimizer.
+pub struct Panel<'a> {
+    pub title: String,
+    pub courses: &'a [Course],
+}
+
+/// Ratios to the truth over the steps: the median with the band from 5 to 95%, a panel a stream.
+pub fn bands(
+    path: &Path,
+    title: &str,
+    panels: &[Panel<'_>],
+    band: fn(&Snapshot) -> Band,
+) -> Result<(), Box<dyn Error>> {
+    let columns = panels.len().min(3);
+    let rows = panels.len().div_ceil(columns);
+    let size = (420 * columns as u32, 40 + 300 * rows as u32);
+    let root = SVGBackend::new(path, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    let root = root.titled(title, font(20))?;
+    for (area, panel) in root.split_evenly((rows, columns)).iter().zip(panels) {
+        let snapshots = || panel.courses.iter().flat_map(|course| &course.snapshots);
+        let limited = |ratio: f64| if ratio.is_nan() { FARTHEST } else { ratio.clamp(0.0, FARTHEST) };
+        // Each panel has its own range, at least 2% on either side.
+        let farthest = snapshots().flat_map(|s| [band(s).low, band(s).high]);
+        let margin = farthest.map(|ratio| (limited(ratio) - 1.0).abs()).fold(0.02, f64::max) * 1.1;
+        let end = snapshots().map(|s| s.step).max().unwrap_or(1) as f64;
+        let mut chart = ChartBuilder::on(area)
+            .caption(&panel.title, font(16))
+            .margin(6)
+            .margin_right(16)
+            .x_label_area_size(36)
+            .y_label_area_size(54)
+            .build_cartesian_2d(0.0..end, 1.0 - margin..1.0 + margin)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(FAINT)
+            .axis_style(INK)
+            .label_style(font(12))
+            .x_labels(5)
+            .y_labels(7)
+            .x_desc("step")
+            .draw()?;
+        for (index, course) in panel.courses.iter().enumerate() {
+            let color = color(index);
+            let points = |of: fn(Band) -> f64| {
+                let place =
+                    |s: &Snapshot| (s.step as f64, limited(of(band(s))).clamp(1.0 - margin, 1.0 + margin));
+                course.snapshots.iter().map(place).collect::<Vec<_>>()
+            };
+            let mut outline = points(|band| band.high);
+            outline.extend(points(|band| band.low).into_iter().rev());
+            chart.draw_series([Polygon::new(outline, color.mix(0.2))])?;
+            chart
+                .draw_series(LineSeries::new(points(|band| band.median), color.stroke_width(2)))?
+                .label(course.name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(3)));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font(font(12))
+            .background_style(WHITE.mix(0.8))
+            .border_style(FAINT)
+            .draw()?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_number_is_drawn_at_the_edge() {
+        let lost = Band { low: f64::NAN, median: f64::INFINITY, high: f64::NAN };
+        let snapshot = |step| Snapshot {
+            step,
+            squares: lost,
+            rates: lost,
+            rates_error: f64::INFINITY,
+            moved_error: f64::INFINITY,
+            path_error: f64::INFINITY,
+        };
+        let courses = [Course { name: "lost", snapshots: vec![snapshot(1), snapshot(2)] }];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lost.svg");
+        let panels = [Panel { title: "noise".into(), courses: &courses }];
+        bands(&path, "Ratios", &panels, |snapshot| snapshot.rates).unwrap();
+        assert!(std::fs::read_to_string(path).unwrap().contains("lost"));
+    }
+}
