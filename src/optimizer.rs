@@ -1,30 +1,24 @@
 //! [`Optimizer`]: groups, parameters, and the recording of steps.
 
+#[cfg(feature = "checkpoint")]
+mod continuation;
+mod transfer;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arena::Arena;
-use crate::blocks::Contents;
-#[cfg(feature = "checkpoint")]
-use crate::checkpoint::{Checkpoint, SavedParameter};
 use crate::cohorts::Cohorts;
-use crate::control::{Control, DeviceSteps, Part, Present, Progress};
-use crate::diagnostics::{Diagnostics, LearningRates};
-#[cfg(feature = "checkpoint")]
-use crate::error::CheckpointError;
-use crate::error::{
-    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError, WriteError,
-};
+use crate::control::{Control, DeviceSteps, Part, Present};
+use crate::diagnostics::Diagnostics;
+use crate::error::{CreateError, EncodeError, HyperparameterError, RegisterError, Role, ViewError};
 use crate::format::{BlockLayout, DType, MasterWeights, Precision, StateFormat};
 use crate::hyperparameters::{Formula, Hyperparameters, Rule};
-use crate::layout::{self, CHUNK_ELEMENTS, GPU_LANES};
+use crate::layout::{self, GPU_LANES};
 use crate::pipeline::Pipelines;
 use crate::plan::{AfterUse, Allocator, Extent, Location, Plan, PlanLimits, Tensor, WORD_BYTES, state_words};
-#[cfg(feature = "checkpoint")]
-use crate::readback::Snapshot;
-use crate::readback::{Source, Wait, download};
 use crate::ring::{Lease, Ring};
-use crate::rounding::{Random, join, key_of, split};
+use crate::rounding::key_of;
 use crate::scope::catch;
 use crate::shader::{Access, GradientBinding};
 use crate::tables::{self, Device, Tables};
@@ -177,13 +171,6 @@ struct Record {
     extents: Vec<Extent>,
     /// The pool that they are of.
     pool: u32,
-}
-
-/// What of a block is written.
-#[derive(Clone, Copy)]
-enum BlockPart {
-    States,
-    Master,
 }
 
 /// Vectors that a step fills and the next one uses again.
@@ -496,31 +483,6 @@ impl Optimizer {
         self.device_steps.as_ref().map(DeviceSteps::control)
     }
 
-    /// Reads what the device has counted up to the latest step that has finished. Submits a copy; resolves when the caller polls
-    /// the device or submits again, and stalls nothing.
-    ///
-    /// # Errors
-    /// With [`Control::Host`], or if the device fails.
-    pub async fn read_progress(&self) -> Result<Progress, ReadError> {
-        self.read_progress_waiting(Wait::Caller).await
-    }
-
-    /// Like [`Optimizer::read_progress`], waiting for the device.
-    ///
-    /// # Errors
-    /// As [`Optimizer::read_progress`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn read_progress_blocking(&self) -> Result<Progress, ReadError> {
-        pollster::block_on(self.read_progress_waiting(Wait::Poll))
-    }
-
-    async fn read_progress_waiting(&self, wait: Wait) -> Result<Progress, ReadError> {
-        let control = self.control_buffer().ok_or(ReadError::NoControl)?;
-        let source = Source { buffer: control.clone(), offset: 0, bytes: control.size() };
-        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
-        Ok(Progress::from_bytes(&bytes))
-    }
-
     fn check_norm(&self) -> Result<(), EncodeError> {
         let has_norm = self.device_steps.as_ref().is_some_and(DeviceSteps::uses_norm);
         if has_norm { Ok(()) } else { Err(EncodeError::NoNorm) }
@@ -602,361 +564,6 @@ impl Optimizer {
         Ok(launches)
     }
 
-    /// Reads the values of a parameter at its registered view. Submits a copy; resolves when the caller polls the device or
-    /// submits again.
-    ///
-    /// # Errors
-    /// If the parameter has no views, its buffer lacks COPY_SRC, or the device fails.
-    pub async fn read_parameter(&self, parameter: ParameterId) -> Result<Vec<f32>, ReadError> {
-        self.read_parameter_waiting(parameter, Wait::Caller).await
-    }
-
-    /// Reads the state of a parameter. Submits a copy; resolves when the caller polls the device or submits again.
-    ///
-    /// # Errors
-    /// If the parameter is not of this optimizer, or the device fails.
-    pub async fn read_state(&self, parameter: ParameterId) -> Result<State, ReadError> {
-        self.read_state_waiting(parameter, Wait::Caller).await
-    }
-
-    /// Everything that a continuation needs to be the same bit for bit, but for the values of the parameters. Submits a copy at
-    /// once: all steps recorded so far have to be submitted. The future borrows nothing, so training goes on meanwhile, and it
-    /// resolves when the caller polls the device or submits again.
-    ///
-    /// # Errors
-    /// If the device fails.
-    #[cfg(feature = "checkpoint")]
-    pub fn checkpoint(&self) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
-        self.checkpoint_waiting(Wait::Caller)
-    }
-
-    /// Like [`Optimizer::checkpoint`], waiting for the device.
-    ///
-    /// # Errors
-    /// As [`Optimizer::checkpoint`].
-    #[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
-    pub fn checkpoint_blocking(&self) -> Result<Checkpoint, ReadError> {
-        pollster::block_on(self.checkpoint_waiting(Wait::Poll))
-    }
-
-    #[cfg(feature = "checkpoint")]
-    fn checkpoint_waiting(
-        &self,
-        wait: Wait,
-    ) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
-        let whole =
-            |buffer: &wgpu::Buffer| Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
-        let mut sources: Vec<_> = self.arena.pages().iter().map(whole).collect();
-        let pages = sources.len();
-        if let Some(steps) = &self.device_steps {
-            sources.push(whole(steps.control()));
-            let bytes = 4 * self.parameters.len().max(1) as u64;
-            sources.push(Source { bytes, ..whole(steps.step_counts()) });
-        }
-        let wgpu::AdapterInfo { name, driver, driver_info, .. } = self.device.adapter_info();
-        let mut checkpoint = Checkpoint {
-            rule: self.options.rule,
-            formula: self.options.formula,
-            seed: self.options.seed,
-            groups: self.groups.iter().map(|group| (group.hyperparameters, group.precision)).collect(),
-            parameters: Vec::with_capacity(self.parameters.len()),
-            control: None,
-            adapter: name,
-            driver: format!("{driver} {driver_info}").trim().to_owned(),
-        };
-        checkpoint.parameters.extend(self.parameters.iter().enumerate().map(|(index, record)| {
-            SavedParameter {
-                label: record.label.clone(),
-                len: record.len,
-                dtype: record.dtype,
-                group: record.group,
-                step: self.cohorts.steps(index),
-                layout: record.layout,
-                words: Vec::new(),
-            }
-        }));
-        let extents: Vec<Vec<Extent>> = self.parameters.iter().map(|record| record.extents.clone()).collect();
-        let snapshot = Snapshot::new(&self.device, &self.queue, &sources);
-        async move {
-            let contents = snapshot?.read(wait).await?;
-            for (parameter, extents) in checkpoint.parameters.iter_mut().zip(extents) {
-                parameter.words = vec![0; state_words(parameter.layout, parameter.len) as usize];
-                let mut to = 0;
-                for extent in extents {
-                    let words = state_words(parameter.layout, extent.elements) as usize;
-                    let start = extent.state as usize * WORD_BYTES as usize;
-                    let bytes = &contents[extent.page as usize][start..start + words * WORD_BYTES as usize];
-                    let target = &mut parameter.words[to..to + words];
-                    bytemuck::cast_slice_mut::<u32, u8>(target).copy_from_slice(bytes);
-                    to += words;
-                }
-            }
-            if let [control, step_counts] = &contents[pages..] {
-                checkpoint.control = Some(bytemuck::pod_read_unaligned(control));
-                for (parameter, count) in checkpoint.parameters.iter_mut().zip(step_counts.chunks_exact(4)) {
-                    parameter.step = bytemuck::pod_read_unaligned::<u32>(count).into();
-                }
-            }
-            Ok(checkpoint)
-        }
-    }
-
-    /// Continues from a checkpoint: state, master weights, step counts and hyperparameters are the checkpoint's from the next
-    /// recorded step on. The same parameters have to be registered, in groups of the same order; formats of state may differ and
-    /// are converted, rounding to the nearest. Everything is checked before anything changes. Takes effect before the next
-    /// submit.
-    ///
-    /// # Errors
-    /// What differs, by name.
-    #[cfg(feature = "checkpoint")]
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        self.check_checkpoint(checkpoint)?;
-        self.allocate()?;
-        for saved in &checkpoint.parameters {
-            let index = self.by_label[&saved.label] as usize;
-            let record = &self.parameters[index];
-            let words = if record.layout == saved.layout {
-                saved.words.clone()
-            } else {
-                self.converted(record, saved, checkpoint)
-            };
-            catch(&self.device, || {
-                let mut from = 0;
-                for extent in &record.extents {
-                    let count = state_words(record.layout, extent.elements) as usize;
-                    let page = self.arena.page(extent.page);
-                    let bytes = bytemuck::cast_slice(&words[from..from + count]);
-                    self.queue.write_buffer(page, u64::from(extent.state) * WORD_BYTES, bytes);
-                    from += count;
-                }
-                if let Some(steps) = &self.device_steps {
-                    let count = (saved.step as u32).to_le_bytes();
-                    self.queue.write_buffer(steps.step_counts(), 4 * index as u64, &count);
-                }
-            })?;
-            self.cohorts.set_steps(index, saved.step);
-        }
-        if let (Some(steps), Some(control)) = (&self.device_steps, &checkpoint.control) {
-            catch(&self.device, || {
-                self.queue.write_buffer(steps.control(), 0, bytemuck::bytes_of(control));
-            })?;
-        }
-        for (group, (hyperparameters, _)) in self.groups.iter_mut().zip(&checkpoint.groups) {
-            group.hyperparameters = *hyperparameters;
-        }
-        self.forget_groups();
-        if let Some(tables) = &mut self.fixed {
-            tables.regroup();
-        }
-        Ok(())
-    }
-
-    #[cfg(feature = "checkpoint")]
-    fn check_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        let same = |what: &str, found: String, needed: String| {
-            if found == needed {
-                Ok(())
-            } else {
-                Err(CheckpointError::Mismatch { what: what.to_owned(), found, needed })
-            }
-        };
-        let Options { rule, formula, seed, .. } = self.options;
-        same("the rule", format!("{:?}", checkpoint.rule), format!("{rule:?}"))?;
-        same("the formula", format!("{:?}", checkpoint.formula), format!("{formula:?}"))?;
-        same("the seed", checkpoint.seed.to_string(), seed.to_string())?;
-        same("the number of groups", checkpoint.groups.len().to_string(), self.groups.len().to_string())?;
-        let who = |on_device| if on_device { "Control::Device" } else { "Control::Host" }.to_owned();
-        same("the control", who(checkpoint.control.is_some()), who(self.device_steps.is_some()))?;
-        let mut saved: HashMap<&str, &SavedParameter> = HashMap::new();
-        for parameter in &checkpoint.parameters {
-            if !self.by_label.contains_key(&parameter.label) {
-                return Err(CheckpointError::ExtraParameter { label: parameter.label.clone() });
-            }
-            saved.insert(&parameter.label, parameter);
-        }
-        for record in &self.parameters {
-            let label = &record.label;
-            let Some(saved) = saved.get(label.as_str()) else {
-                return Err(CheckpointError::MissingParameter { label: label.clone() });
-            };
-            let of = |what: &str| format!("the {what} of parameter {label:?}");
-            same(&of("length"), saved.len.to_string(), record.len.to_string())?;
-            same(&of("type"), saved.dtype.to_string(), record.dtype.to_string())?;
-            same(&of("group"), saved.group.to_string(), record.group.to_string())?;
-            let master = |layout: BlockLayout| format!("{:?}", layout.master_weights);
-            same(&of("master weights"), master(saved.layout), master(record.layout))?;
-        }
-        Ok(())
-    }
-
-    /// A saved parameter's blocks in the format of this optimizer.
-    #[cfg(feature = "checkpoint")]
-    fn converted(&self, record: &Record, saved: &SavedParameter, checkpoint: &Checkpoint) -> Vec<u32> {
-        let mut contents = Contents::decode(saved.layout, saved.len, &saved.words);
-        let (before, now) = (saved.layout.state.is_debiased(), record.layout.state.is_debiased());
-        if before != now
-            && saved.step > 0
-            && let Some(exp_avg_lr) = contents.states.get_mut(2)
-        {
-            let (hyperparameters, _) = checkpoint.groups[saved.group as usize];
-            let Options { rule, formula, .. } = self.options;
-            let scale = hyperparameters.coefficients(formula, rule, saved.step).debiased_lr_scale;
-            let factor = if now { 1.0 / scale } else { scale };
-            for value in exp_avg_lr {
-                *value = (f64::from(*value) * factor) as f32;
-            }
-        }
-        let zeros = vec![0; state_words(record.layout, record.len) as usize];
-        contents.encode(record.layout, &zeros, |_| Random::TO_NEAREST)
-    }
-
-    /// Reads the histograms of learning rates since the last call, and sets them to zero. Submits a copy; resolves when the
-    /// caller polls the device or submits again.
-    ///
-    /// # Errors
-    /// If the optimizer was made without [`Diagnostics::LearningRates`], or the device fails.
-    pub async fn read_learning_rates(&self) -> Result<LearningRates, ReadError> {
-        self.read_learning_rates_waiting(Wait::Caller).await
-    }
-
-    /// Like [`Optimizer::read_parameter`], waiting for the device.
-    ///
-    /// # Errors
-    /// As [`Optimizer::read_parameter`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn read_parameter_blocking(&self, parameter: ParameterId) -> Result<Vec<f32>, ReadError> {
-        pollster::block_on(self.read_parameter_waiting(parameter, Wait::Poll))
-    }
-
-    /// Like [`Optimizer::read_state`], waiting for the device.
-    ///
-    /// # Errors
-    /// As [`Optimizer::read_state`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn read_state_blocking(&self, parameter: ParameterId) -> Result<State, ReadError> {
-        pollster::block_on(self.read_state_waiting(parameter, Wait::Poll))
-    }
-
-    /// Like [`Optimizer::read_learning_rates`], waiting for the device.
-    ///
-    /// # Errors
-    /// As [`Optimizer::read_learning_rates`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn read_learning_rates_blocking(&self) -> Result<LearningRates, ReadError> {
-        pollster::block_on(self.read_learning_rates_waiting(Wait::Poll))
-    }
-
-    /// Writes the values of a parameter at its registered view, and what its master weights need. Takes effect before the next
-    /// submit.
-    ///
-    /// Values of a 16-bit parameter are rounded as its master weights say; without any, to the nearest.
-    ///
-    /// # Errors
-    /// If the parameter has no views, its buffer lacks COPY_DST, there are more or fewer values than elements, or the device
-    /// fails.
-    pub fn write_parameter(&mut self, parameter: ParameterId, values: &[f32]) -> Result<(), WriteError> {
-        let index = self.index_of(parameter).ok_or(WriteError::UnknownParameter)?;
-        self.allocate()?;
-        let record = &self.parameters[index];
-        let label = || record.label.clone();
-        check_length(record, "values", values.len())?;
-        let views = record.views.as_ref().ok_or_else(|| WriteError::NoViews { label: label() })?;
-        let View { buffer, offset, dtype } = views.borrow().values;
-        if !buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
-            return Err(WriteError::Usage { label: label(), found: buffer.usage() });
-        }
-        let layout = record.layout;
-        let split = |value: &f32| split(dtype, layout.master_weights, *value, Random::TO_NEAREST.parameter);
-        let (narrowed, differences): (Vec<u32>, Vec<u32>) = values.iter().map(split).unzip();
-        let bytes = match dtype {
-            DType::F32 => bytemuck::cast_slice(&narrowed).to_vec(),
-            DType::F16 | DType::Bf16 => {
-                // A write covers whole words of 4 bytes; the half after an odd end is its tensor's.
-                let mut halves: Vec<u16> = narrowed.iter().map(|&bits| bits as u16).collect();
-                halves.resize(halves.len().next_multiple_of(2), 0);
-                bytemuck::cast_slice(&halves).to_vec()
-            }
-        };
-        catch(&self.device, || {
-            self.queue.write_buffer(buffer, offset, &bytes);
-            if layout.master_weights != MasterWeights::None {
-                let contents = Contents { differences, ..Contents::zero(layout, record.len) };
-                self.write_blocks(record, &contents, BlockPart::Master);
-            }
-        })?;
-        Ok(())
-    }
-
-    /// Replaces the state of a parameter, its step count included; rounded to the nearest where its format has fewer bits. Takes
-    /// effect before the next submit. Steps recorded and not yet submitted are wrong then.
-    ///
-    /// # Errors
-    /// If a state's name or length is not the parameter's, or the device fails.
-    pub fn write_state(&mut self, parameter: ParameterId, state: &State) -> Result<(), WriteError> {
-        let index = self.index_of(parameter).ok_or(WriteError::UnknownParameter)?;
-        self.allocate()?;
-        let record = &self.parameters[index];
-        let layout = record.layout;
-        let mut contents = Contents::zero(layout, record.len);
-        for (&name, target) in self.options.rule.state_names().iter().zip(&mut contents.states) {
-            let given = state.tensor(name).unwrap_or_default();
-            check_length(record, name, given.len())?;
-            target.copy_from_slice(given);
-        }
-        if layout.state.is_debiased()
-            && state.step > 0
-            && let Some(exp_avg_lr) = contents.states.get_mut(2)
-        {
-            let scale = self.debiased_lr_scale(record, state.step);
-            for value in exp_avg_lr {
-                *value = (f64::from(*value) / scale) as f32;
-            }
-        }
-        catch(&self.device, || {
-            self.write_blocks(record, &contents, BlockPart::States);
-            if let Some(steps) = &self.device_steps {
-                let count = state.step as u32;
-                self.queue.write_buffer(steps.step_counts(), 4 * index as u64, &count.to_le_bytes());
-            }
-        })?;
-        if self.cohorts.set_steps(index, state.step)
-            && let Some(tables) = &mut self.fixed
-        {
-            tables.regroup();
-        }
-        Ok(())
-    }
-
-    /// Writes one part of a parameter's blocks.
-    fn write_blocks(&self, record: &Record, contents: &Contents, part: BlockPart) {
-        let layout = record.layout;
-        let zeros = vec![0; state_words(layout, record.len) as usize];
-        let words = contents.encode(layout, &zeros, |_| Random::TO_NEAREST);
-        let mut block_start = 0;
-        for extent in &record.extents {
-            let mut place = u64::from(extent.state);
-            let mut left = extent.elements;
-            while left > 0 {
-                let elements = left.min(CHUNK_ELEMENTS.into());
-                let (size, master) = (layout.words(elements), layout.master_start(elements));
-                let range = match part {
-                    BlockPart::States => 0..master,
-                    BlockPart::Master => master..size,
-                };
-                let bytes = &words[(block_start + range.start) as usize..(block_start + range.end) as usize];
-                let page = self.arena.page(extent.page);
-                self.queue.write_buffer(
-                    page,
-                    (place + range.start) * WORD_BYTES,
-                    bytemuck::cast_slice(bytes),
-                );
-                block_start += size;
-                place += size;
-                left -= elements;
-            }
-        }
-    }
-
     /// How a parameter's state is laid out.
     fn layout_of(
         &self,
@@ -977,88 +584,6 @@ impl Optimizer {
         let is_small = parameter.len < precision.f32_state_below;
         let state = parameter.state.unwrap_or(if is_small { StateFormat::F32 } else { precision.state });
         Ok(BlockLayout { states: self.options.rule.states(), state, master_weights })
-    }
-
-    async fn read_parameter_waiting(
-        &self,
-        parameter: ParameterId,
-        wait: Wait,
-    ) -> Result<Vec<f32>, ReadError> {
-        let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
-        let record = &self.parameters[index];
-        let label = || record.label.clone();
-        let views = record.views.as_ref().ok_or_else(|| ReadError::NoViews { label: label() })?;
-        let values = views.borrow().values;
-        if !values.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
-            return Err(ReadError::Usage { label: label(), found: values.buffer.usage() });
-        }
-        let source = Source {
-            buffer: values.buffer.clone(),
-            offset: values.offset,
-            bytes: (record.len * record.dtype.bytes()).next_multiple_of(WORD_BYTES),
-        };
-        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
-        if record.dtype == DType::F32 {
-            return Ok(bytemuck::pod_collect_to_vec(&bytes));
-        }
-        let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&bytes);
-        let differences = match record.layout.master_weights {
-            MasterWeights::None => Contents::zero(record.layout, record.len).differences,
-            _ => self.contents(record, wait).await?.differences,
-        };
-        let join = |(half, difference): (u16, u32)| join(record.dtype, half.into(), difference);
-        // An odd number of halves was read with the one after it; there is no difference for that.
-        Ok(halves.into_iter().zip(differences).map(join).collect())
-    }
-
-    async fn contents(&self, record: &Record, wait: Wait) -> Result<Contents, ReadError> {
-        if record.extents.is_empty() {
-            return Ok(Contents::zero(record.layout, record.len));
-        }
-        let sources = self.arena.sources(record.layout, &record.extents);
-        let bytes = download(&self.device, &self.queue, &sources, false, wait).await?;
-        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-        Ok(Contents::decode(record.layout, record.len, &words))
-    }
-
-    async fn read_state_waiting(&self, parameter: ParameterId, wait: Wait) -> Result<State, ReadError> {
-        let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
-        let record = &self.parameters[index];
-        let step = self.steps_taken(index, wait).await?;
-        let mut states = self.contents(record, wait).await?.states;
-        if record.layout.state.is_debiased()
-            && let Some(exp_avg_lr) = states.get_mut(2)
-        {
-            let scale = self.debiased_lr_scale(record, step);
-            for value in exp_avg_lr {
-                *value = (f64::from(*value) * scale) as f32;
-            }
-        }
-        Ok(State { step, tensors: self.options.rule.state_names().iter().copied().zip(states).collect() })
-    }
-
-    /// A parameter's t.
-    async fn steps_taken(&self, index: usize, wait: Wait) -> Result<u64, ReadError> {
-        let Some(steps) = &self.device_steps else {
-            return Ok(self.cohorts.steps(index));
-        };
-        let source = Source { buffer: steps.step_counts().clone(), offset: 4 * index as u64, bytes: 4 };
-        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
-        Ok(bytemuck::pod_read_unaligned::<u32>(&bytes).into())
-    }
-
-    /// `1 - beta3^t` of a parameter's group.
-    fn debiased_lr_scale(&self, record: &Record, step: u64) -> f64 {
-        let hyperparameters = &self.groups[record.group as usize].hyperparameters;
-        let Options { rule, formula, .. } = self.options;
-        hyperparameters.coefficients(formula, rule, step).debiased_lr_scale
-    }
-
-    async fn read_learning_rates_waiting(&self, wait: Wait) -> Result<LearningRates, ReadError> {
-        let histogram = self.arena.histogram().ok_or(ReadError::NoDiagnostics)?;
-        let source = Source { buffer: histogram.clone(), offset: 0, bytes: histogram.size() };
-        let bytes = download(&self.device, &self.queue, &[source], true, wait).await?;
-        Ok(LearningRates::from_counters(&bytes))
     }
 
     fn index_of(&self, parameter: ParameterId) -> Option<usize> {
@@ -1356,14 +881,6 @@ fn check_views(views: &Views<'_>, len: u64, dtype: DType) -> Result<[u64; 3], (R
         *end = view.end(len).map_err(|error| (role, error))?;
     }
     Ok(ends)
-}
-
-fn check_length(record: &Record, what: &'static str, found: usize) -> Result<(), WriteError> {
-    if found as u64 == record.len {
-        return Ok(());
-    }
-    let label = record.label.clone();
-    Err(WriteError::Length { label, what, found: found as u64, needed: record.len })
 }
 
 fn overlap_error(overlap: &Overlap, other_label: String) -> ViewError {

@@ -1,0 +1,201 @@
+//! Checkpoints of an [`Optimizer`]: taken, checked, restored.
+
+use std::collections::HashMap;
+
+use super::{Optimizer, Options, Record};
+use crate::blocks::Contents;
+use crate::checkpoint::{Checkpoint, SavedParameter};
+use crate::error::{CheckpointError, ReadError};
+use crate::format::BlockLayout;
+use crate::plan::{Extent, WORD_BYTES, state_words};
+use crate::readback::{Snapshot, Source, Wait};
+use crate::rounding::Random;
+use crate::scope::catch;
+
+impl Optimizer {
+    /// Everything that a continuation needs to be the same bit for bit, but for the values of the parameters. Submits a copy at
+    /// once: all steps recorded so far have to be submitted. The future borrows nothing, so training goes on meanwhile, and it
+    /// resolves when the caller polls the device or submits again.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn checkpoint(&self) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
+        self.checkpoint_waiting(Wait::Caller)
+    }
+
+    /// Like [`Optimizer::checkpoint`], waiting for the device.
+    ///
+    /// # Errors
+    /// As [`Optimizer::checkpoint`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn checkpoint_blocking(&self) -> Result<Checkpoint, ReadError> {
+        pollster::block_on(self.checkpoint_waiting(Wait::Poll))
+    }
+
+    fn checkpoint_waiting(
+        &self,
+        wait: Wait,
+    ) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
+        let whole =
+            |buffer: &wgpu::Buffer| Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
+        let mut sources: Vec<_> = self.arena.pages().iter().map(whole).collect();
+        let pages = sources.len();
+        if let Some(steps) = &self.device_steps {
+            sources.push(whole(steps.control()));
+            let bytes = 4 * self.parameters.len().max(1) as u64;
+            sources.push(Source { bytes, ..whole(steps.step_counts()) });
+        }
+        let wgpu::AdapterInfo { name, driver, driver_info, .. } = self.device.adapter_info();
+        let mut checkpoint = Checkpoint {
+            rule: self.options.rule,
+            formula: self.options.formula,
+            seed: self.options.seed,
+            groups: self.groups.iter().map(|group| (group.hyperparameters, group.precision)).collect(),
+            parameters: Vec::with_capacity(self.parameters.len()),
+            control: None,
+            adapter: name,
+            driver: format!("{driver} {driver_info}").trim().to_owned(),
+        };
+        checkpoint.parameters.extend(self.parameters.iter().enumerate().map(|(index, record)| {
+            SavedParameter {
+                label: record.label.clone(),
+                len: record.len,
+                dtype: record.dtype,
+                group: record.group,
+                step: self.cohorts.steps(index),
+                layout: record.layout,
+                words: Vec::new(),
+            }
+        }));
+        let extents: Vec<Vec<Extent>> = self.parameters.iter().map(|record| record.extents.clone()).collect();
+        let snapshot = Snapshot::new(&self.device, &self.queue, &sources);
+        async move {
+            let contents = snapshot?.read(wait).await?;
+            for (parameter, extents) in checkpoint.parameters.iter_mut().zip(extents) {
+                parameter.words = vec![0; state_words(parameter.layout, parameter.len) as usize];
+                let mut to = 0;
+                for extent in extents {
+                    let words = state_words(parameter.layout, extent.elements) as usize;
+                    let start = extent.state as usize * WORD_BYTES as usize;
+                    let bytes = &contents[extent.page as usize][start..start + words * WORD_BYTES as usize];
+                    let target = &mut parameter.words[to..to + words];
+                    bytemuck::cast_slice_mut::<u32, u8>(target).copy_from_slice(bytes);
+                    to += words;
+                }
+            }
+            if let [control, step_counts] = &contents[pages..] {
+                checkpoint.control = Some(bytemuck::pod_read_unaligned(control));
+                for (parameter, count) in checkpoint.parameters.iter_mut().zip(step_counts.chunks_exact(4)) {
+                    parameter.step = bytemuck::pod_read_unaligned::<u32>(count).into();
+                }
+            }
+            Ok(checkpoint)
+        }
+    }
+
+    /// Continues from a checkpoint: state, master weights, step counts and hyperparameters are the checkpoint's from the next
+    /// recorded step on. The same parameters have to be registered, in groups of the same order; formats of state may differ and
+    /// are converted, rounding to the nearest. Everything is checked before anything changes. Takes effect before the next
+    /// submit.
+    ///
+    /// # Errors
+    /// What differs, by name.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        self.check_checkpoint(checkpoint)?;
+        self.allocate()?;
+        for saved in &checkpoint.parameters {
+            let index = self.by_label[&saved.label] as usize;
+            let record = &self.parameters[index];
+            let words = if record.layout == saved.layout {
+                saved.words.clone()
+            } else {
+                self.converted(record, saved, checkpoint)
+            };
+            catch(&self.device, || {
+                let mut from = 0;
+                for extent in &record.extents {
+                    let count = state_words(record.layout, extent.elements) as usize;
+                    let page = self.arena.page(extent.page);
+                    let bytes = bytemuck::cast_slice(&words[from..from + count]);
+                    self.queue.write_buffer(page, u64::from(extent.state) * WORD_BYTES, bytes);
+                    from += count;
+                }
+                if let Some(steps) = &self.device_steps {
+                    let count = (saved.step as u32).to_le_bytes();
+                    self.queue.write_buffer(steps.step_counts(), 4 * index as u64, &count);
+                }
+            })?;
+            self.cohorts.set_steps(index, saved.step);
+        }
+        if let (Some(steps), Some(control)) = (&self.device_steps, &checkpoint.control) {
+            catch(&self.device, || {
+                self.queue.write_buffer(steps.control(), 0, bytemuck::bytes_of(control));
+            })?;
+        }
+        for (group, (hyperparameters, _)) in self.groups.iter_mut().zip(&checkpoint.groups) {
+            group.hyperparameters = *hyperparameters;
+        }
+        self.forget_groups();
+        if let Some(tables) = &mut self.fixed {
+            tables.regroup();
+        }
+        Ok(())
+    }
+
+    fn check_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let same = |what: &str, found: String, needed: String| {
+            if found == needed {
+                Ok(())
+            } else {
+                Err(CheckpointError::Mismatch { what: what.to_owned(), found, needed })
+            }
+        };
+        let Options { rule, formula, seed, .. } = self.options;
+        same("the rule", format!("{:?}", checkpoint.rule), format!("{rule:?}"))?;
+        same("the formula", format!("{:?}", checkpoint.formula), format!("{formula:?}"))?;
+        same("the seed", checkpoint.seed.to_string(), seed.to_string())?;
+        same("the number of groups", checkpoint.groups.len().to_string(), self.groups.len().to_string())?;
+        let who = |on_device| if on_device { "Control::Device" } else { "Control::Host" }.to_owned();
+        same("the control", who(checkpoint.control.is_some()), who(self.device_steps.is_some()))?;
+        let mut saved: HashMap<&str, &SavedParameter> = HashMap::new();
+        for parameter in &checkpoint.parameters {
+            if !self.by_label.contains_key(&parameter.label) {
+                return Err(CheckpointError::ExtraParameter { label: parameter.label.clone() });
+            }
+            saved.insert(&parameter.label, parameter);
+        }
+        for record in &self.parameters {
+            let label = &record.label;
+            let Some(saved) = saved.get(label.as_str()) else {
+                return Err(CheckpointError::MissingParameter { label: label.clone() });
+            };
+            let of = |what: &str| format!("the {what} of parameter {label:?}");
+            same(&of("length"), saved.len.to_string(), record.len.to_string())?;
+            same(&of("type"), saved.dtype.to_string(), record.dtype.to_string())?;
+            same(&of("group"), saved.group.to_string(), record.group.to_string())?;
+            let master = |layout: BlockLayout| format!("{:?}", layout.master_weights);
+            same(&of("master weights"), master(saved.layout), master(record.layout))?;
+        }
+        Ok(())
+    }
+
+    /// A saved parameter's blocks in the format of this optimizer.
+    fn converted(&self, record: &Record, saved: &SavedParameter, checkpoint: &Checkpoint) -> Vec<u32> {
+        let mut contents = Contents::decode(saved.layout, saved.len, &saved.words);
+        let (before, now) = (saved.layout.state.is_debiased(), record.layout.state.is_debiased());
+        if before != now
+            && saved.step > 0
+            && let Some(exp_avg_lr) = contents.states.get_mut(2)
+        {
+            let (hyperparameters, _) = checkpoint.groups[saved.group as usize];
+            let Options { rule, formula, .. } = self.options;
+            let scale = hyperparameters.coefficients(formula, rule, saved.step).debiased_lr_scale;
+            let factor = if now { 1.0 / scale } else { scale };
+            for value in exp_avg_lr {
+                *value = (f64::from(*value) * factor) as f32;
+            }
+        }
+        let zeros = vec![0; state_words(record.layout, record.len) as usize];
+        contents.encode(record.layout, &zeros, |_| Random::TO_NEAREST)
+    }
+}
