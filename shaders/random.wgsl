@@ -24,8 +24,13 @@ struct Random {
     parameters: vec4<u32>,
 }
 
+// One hash serves all: an element's four numbers share no bit of it, and neither do the same numbers of four elements.
 fn random_of(key: vec2<u32>, step: u32, word: u32) -> Random {
-    let first = pcg4d(vec4(word, step, key));
-    let second = pcg4d(vec4(word, step, key.x, ~key.y));
-    return Random(first >> vec4(16u), first & vec4(0xffffu), second >> vec4(16u), second & vec4(0xffffu));
+    let hash = pcg4d(vec4(word, step, key));
+    return Random(
+        (hash.yzwx >> vec4(8u)) & vec4(0xffffu),
+        hash >> vec4(16u),
+        hash & vec4(0xffffu),
+        (hash.zwxy >> vec4(8u)) & vec4(0xffffu),
+    );
 }

@@ -28,9 +28,9 @@ fn load_f32(at: Place, index: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(state_4(place_in_part(at, index)));
 }
 
-fn load_state(at: Place) -> State {
+fn load_state(at: Place, scales: u32) -> State {
     if state_format(at.format) == STATE_Q8 {
-        return load_quantized(at);
+        return load_quantized(at, scales);
     }
     var loaded: State;
     loaded.exp_avg = load_f32(at, 0u);
@@ -53,10 +53,11 @@ fn store_f32(at: Place, index: u32, value: vec4<f32>, random: vec4<u32>) {
     }
 }
 
-// To be called in uniform control flow, with a uniform format: threads that share a scale work together.
-fn store_state(at: Place, format: u32, lane: u32, stepped: State, random: Random) {
+// To be called in uniform control flow, with a uniform format: lanes that share scales work together. `scales` are those that
+// were loaded.
+fn store_state(at: Place, format: u32, lane: u32, scales: u32, stepped: State, random: Random) {
     if state_format(format) == STATE_Q8 {
-        store_quantized(at, lane, stepped, random);
+        store_quantized(at, lane, scales, stepped, random);
     } else if at.mask.x {
         store_f32(at, 0u, stepped.exp_avg, random.exp_avg);
         if STATES > 1u {

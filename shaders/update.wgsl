@@ -10,13 +10,14 @@ fn draws(format: u32) -> bool {
 
 fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
     let raw = load_parameters(at);
-    let theta = theta_of(at, raw);
-    let stepped = step(c, bitcast<vec4<f32>>(theta), gradient_bits(at), load_state(at));
+    let theta = bitcast<vec4<f32>>(theta_of(at, raw));
+    let scales = load_scales(at);
+    let stepped = step(c, theta, gradient_bits(at), load_state(at, scales));
     var random: Random;
     if draws(format) {
         random = random_of(at.key, c.step, at.word_of_tensor);
     }
-    store_state(at, format, lane, stepped.state, random);
+    store_state(at, format, lane, scales, stepped.state, random);
     if at.mask.x {
         store_theta(at, raw, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
         store_copies(at, bitcast<vec4<u32>>(stepped.parameters));
@@ -24,7 +25,7 @@ fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
             zero_gradients(at);
         }
     }
-    observe(at, stepped);
+    observe(at, theta, stepped);
 }
 
 // The grid has two dimensions where one is too short, so its last row may reach past the chunks.
@@ -50,6 +51,7 @@ fn update(
     } else {
         c.exp_avg_lr_weight = c.debiased_lr_weight;
     }
+    begin_observation(lane);
     // All lanes go round together: quantized state is stored by lanes that work together.
     for (var first = 0u; first < words_of(chunk); first += LANES) {
         let at = place(segment, chunk, first + lane);

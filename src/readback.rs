@@ -27,13 +27,11 @@ pub enum Wait {
     Poll,
 }
 
-/// Copies the sources, one after the other, into one vector. Submits command buffers of its own. With `clear`, sources are
-/// zeroed after they were copied, within the same submit.
+/// Copies the sources, one after the other, into one vector. Submits command buffers of its own.
 pub async fn download(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
     sources: &[Source],
-    clear: bool,
     wait: Wait,
 ) -> Result<Vec<u8>, ReadError> {
     let total: u64 = sources.iter().map(|source| source.bytes).sum();
@@ -46,7 +44,7 @@ pub async fn download(
                 bytes: (source.bytes - done).min(PART_BYTES),
                 ..source.clone()
             };
-            download_part(device, queue, &part, clear, wait, &mut bytes).await?;
+            download_part(device, queue, &part, wait, &mut bytes).await?;
             done += part.bytes;
         }
     }
@@ -57,7 +55,6 @@ async fn download_part(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
     part: &Source,
-    clear: bool,
     wait: Wait,
     bytes: &mut Vec<u8>,
 ) -> Result<(), ReadError> {
@@ -72,9 +69,6 @@ async fn download_part(
         let mut encoder =
             device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.readback") });
         encoder.copy_buffer_to_buffer(&part.buffer, part.offset, &staging, 0, part.bytes);
-        if clear {
-            encoder.clear_buffer(&part.buffer, part.offset, Some(part.bytes));
-        }
         let submission = queue.submit([encoder.finish()]);
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if the caller dropped the future: nobody is left to tell.
@@ -100,17 +94,20 @@ async fn download_part(
 }
 
 /// Copies of several ranges as they are at one moment: one submit.
-#[cfg(feature = "checkpoint")]
 pub struct Snapshot {
     device: wgpu::Device,
     submission: wgpu::SubmissionIndex,
     parts: Vec<(wgpu::Buffer, futures_channel::oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>)>,
 }
 
-#[cfg(feature = "checkpoint")]
 impl Snapshot {
-    /// Submits the copies; what is submitted later is not in them.
-    pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, sources: &[Source]) -> Result<Self, wgpu::Error> {
+    /// Submits the copies; what is submitted later is not in them. With `clear`, sources are zeroed after they were copied.
+    pub fn new(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        sources: &[Source],
+        clear: bool,
+    ) -> Result<Self, wgpu::Error> {
         let (parts, submission) = catch(device, || {
             let mut encoder = device
                 .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.snapshot") });
@@ -124,6 +121,9 @@ impl Snapshot {
                         mapped_at_creation: false,
                     });
                     encoder.copy_buffer_to_buffer(&source.buffer, source.offset, &staging, 0, source.bytes);
+                    if clear {
+                        encoder.clear_buffer(&source.buffer, source.offset, Some(source.bytes));
+                    }
                     staging
                 })
                 .collect();

@@ -84,11 +84,10 @@ impl Random {
 
 /// Random numbers of four elements: those of word `word` of the tensor with this key.
 pub fn random_of(key: [u32; 2], step: u32, word: u32) -> [Random; 4] {
-    let first = pcg4d([word, step, key[0], key[1]]);
-    let second = pcg4d([word, step, key[0], !key[1]]);
+    let hash = pcg4d([word, step, key[0], key[1]]);
     std::array::from_fn(|i| Random {
-        states: [first[i] >> 16, first[i] & 0xffff, second[i] >> 16],
-        parameter: second[i] & 0xffff,
+        states: [hash[(i + 1) % 4] >> 8 & 0xffff, hash[i] >> 16, hash[i] & 0xffff],
+        parameter: hash[(i + 2) % 4] >> 8 & 0xffff,
     })
 }
 

@@ -1,6 +1,9 @@
 // No diagnostics: the calls of the kernel vanish.
 
-fn observe(at: Place, stepped: Stepped) {
+fn begin_observation(lane: u32) {
+}
+
+fn observe(at: Place, theta: vec4<f32>, stepped: Stepped) {
 }
 
 fn end_observation(lane: u32) {

@@ -43,9 +43,14 @@ fn codes_at(at: Place, index: u32) -> vec4<u32> {
     return (vec4(state_1(place_in_part(at, index))) >> vec4(0u, 8u, 16u, 24u)) & vec4(0xffu);
 }
 
+fn packed(bytes: vec4<u32>) -> u32 {
+    let shifted = bytes << vec4(0u, 8u, 16u, 24u);
+    return shifted.x | shifted.y | shifted.z | shifted.w;
+}
+
 fn set_codes_at(at: Place, index: u32, codes: vec4<u32>) {
-    let shifted = select(vec4(0u), codes, at.mask) << vec4(0u, 8u, 16u, 24u);
-    set_state_1(place_in_part(at, index), shifted.x | shifted.y | shifted.z | shifted.w);
+    let held = packed(select(vec4(0u), vec4(0xffu), at.mask));
+    set_state_1(place_in_part(at, index), packed(codes) & held);
 }
 
 fn decode_signed(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
@@ -80,9 +85,9 @@ fn encode_unsigned(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u3
     let base = base_of(scale, UNSIGNED_CODES);
     let shift = 23u - scale.mantissa;
     let bits = bitcast<vec4<u32>>(value);
-    let above = (bits + dither(random, shift)) >> vec4(shift);
-    let code = min(max(above, vec4(base + 1u)) - vec4(base), vec4(UNSIGNED_CODES - 1u));
-    return select(code, vec4(0u), bits == vec4(0u));
+    let above = ((bits + dither(random, shift)) >> vec4(shift)) - vec4(base);
+    let code = clamp(bitcast<vec4<i32>>(above), vec4(1i), vec4(i32(UNSIGNED_CODES) - 1i));
+    return select(bitcast<vec4<u32>>(code), vec4(0u), bits == vec4(0u));
 }
 
 // The top above which rounding up cannot carry the largest number.
@@ -90,15 +95,15 @@ fn top_of(largest: u32, mantissa: u32) -> u32 {
     return clamp((largest + (1u << (23u - mantissa))) >> 23u, 1u, 255u);
 }
 
-// As many fraction bits as leave room for the group's span. More than before are taken only with an octave to spare, so that
-// they do not go to and fro: giving bits up rounds the whole group.
+// As many fraction bits as leave room for the group's span: 256 codes hold 2^(8 - mantissa) octaves. More than before are taken
+// only with an octave to spare, so that they do not go to and fro: giving bits up rounds the whole group.
 fn mantissa_of(largest: u32, smallest: u32, before: u32) -> u32 {
     let octaves = (largest >> 23u) - (min(smallest, largest) >> 23u) + 2u;
-    var mantissa = LEAST_MANTISSA;
-    if octaves + u32(before < 4u) <= UNSIGNED_CODES >> 4u { mantissa = 4u; }
-    if octaves + u32(before < 5u) <= UNSIGNED_CODES >> 5u { mantissa = 5u; }
-    if octaves + u32(before < 6u) <= UNSIGNED_CODES >> 6u { mantissa = MOST_MANTISSA; }
-    return mantissa;
+    return max(mantissa_for(octaves + 1u), min(mantissa_for(octaves), before));
+}
+
+fn mantissa_for(octaves: u32) -> u32 {
+    return clamp(7u - firstLeadingBit(octaves - 1u), LEAST_MANTISSA, MOST_MANTISSA);
 }
 
 // Bits of non-negative f32 are ordered as the numbers are.
@@ -106,13 +111,14 @@ fn largest_of(bits: vec4<u32>) -> u32 {
     return max(max(bits.x, bits.y), max(bits.z, bits.w));
 }
 
-fn smallest_above_zero_of(bits: vec4<u32>) -> u32 {
-    let above_zero = select(bits, vec4(0xffffffffu), bits == vec4(0u));
-    return min(min(above_zero.x, above_zero.y), min(above_zero.z, above_zero.w));
+fn load_scales(at: Place) -> u32 {
+    if state_format(at.format) == STATE_Q8 {
+        return state_1(place_of_scales(at));
+    }
+    return 0u;
 }
 
-fn load_quantized(at: Place) -> State {
-    let scales = state_1(place_of_scales(at));
+fn load_quantized(at: Place, scales: u32) -> State {
     var loaded: State;
     loaded.exp_avg = decode_signed(codes_at(at, 0u), signed_scale(scales));
     if STATES > 1u {
@@ -124,49 +130,76 @@ fn load_quantized(at: Place) -> State {
     return loaded;
 }
 
-const MOST_LANES = 256u;
+// Of each group, a row of its lanes' extremes for each of: the largest of the three states, and the smallest above zero of the
+// two without a sign. The latter are negated, so that zeros never win and all are found by `max`.
+override GROUPS: u32 = LANES / GROUP_WORDS;
+override ROWS: u32 = 5u * (LANES / GROUP_WORDS);
+var<workgroup> extremes: array<array<u32, GROUP_WORDS>, ROWS>;
+// What each state has of a group's scales.
+var<workgroup> scale_of_state: array<array<u32, 3>, GROUPS>;
 
-// Of each lane's four elements: the largest of each state, the smallest above zero of the two without a sign.
-var<workgroup> largest_of_lane: array<vec3<u32>, MOST_LANES>;
-var<workgroup> smallest_of_lane: array<vec2<u32>, MOST_LANES>;
+fn note_extremes(lane: u32, state: u32, bits: vec4<u32>) {
+    let row = state * GROUPS + lane / GROUP_WORDS;
+    extremes[row][lane % GROUP_WORDS] = largest_of(bits);
+    if state > 0u {
+        extremes[row + 2u * GROUPS][lane % GROUP_WORDS] = largest_of(vec4(0u) - bits);
+    }
+}
 
-fn store_quantized(at: Place, lane: u32, stepped: State, random: Random) {
-    let before = state_1(place_of_scales(at));
-    let exp_avg = select(vec4(0u), bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE, at.mask);
-    let exp_avg_sq = select(vec4(0u), bitcast<vec4<u32>>(stepped.exp_avg_sq), at.mask);
-    let exp_avg_lr = select(vec4(0u), bitcast<vec4<u32>>(stepped.exp_avg_lr), at.mask);
-    // The last round's readers are done, and so are those of `before`.
+fn largest_in(row: u32) -> u32 {
+    let lanes = &extremes[row];
+    let some = vec4((*lanes)[0], (*lanes)[1], (*lanes)[2], (*lanes)[3]);
+    let others = vec4((*lanes)[4], (*lanes)[5], (*lanes)[6], (*lanes)[7]);
+    return largest_of(max(some, others));
+}
+
+fn scale_in_group(group: u32, state: u32, before: u32) -> u32 {
+    let row = state * GROUPS + group;
+    let largest = largest_in(row);
+    if state == 0u {
+        return top_of(largest, LEAST_MANTISSA);
+    }
+    let smallest = 0u - largest_in(row + 2u * GROUPS);
+    let mantissa = mantissa_of(largest, smallest, unsigned_scale(before, state).mantissa);
+    return (top_of(largest, mantissa) << (8u * state)) | ((mantissa - LEAST_MANTISSA) << (22u + 2u * state));
+}
+
+// Of a group's lanes, each of the first ones finds one state's scale for all of them. `before` are the scales that were loaded.
+fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Random) {
+    note_extremes(lane, 0u, select(vec4(0u), bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE, at.mask));
+    if STATES > 1u {
+        note_extremes(lane, 1u, select(vec4(0u), bitcast<vec4<u32>>(stepped.exp_avg_sq), at.mask));
+    }
+    if STATES > 2u {
+        note_extremes(lane, 2u, select(vec4(0u), bitcast<vec4<u32>>(stepped.exp_avg_lr), at.mask));
+    }
+    // All lanes have loaded the scales that are replaced below.
     storageBarrier();
     workgroupBarrier();
-    largest_of_lane[lane] = vec3(largest_of(exp_avg), largest_of(exp_avg_sq), largest_of(exp_avg_lr));
-    smallest_of_lane[lane] = vec2(smallest_above_zero_of(exp_avg_sq), smallest_above_zero_of(exp_avg_lr));
-    workgroupBarrier();
-    var largest = vec3(0u);
-    var smallest = vec2(0xffffffffu);
-    let first = lane / GROUP_WORDS * GROUP_WORDS;
-    for (var i = 0u; i < GROUP_WORDS; i++) {
-        largest = max(largest, largest_of_lane[first + i]);
-        smallest = min(smallest, smallest_of_lane[first + i]);
+    let group = lane / GROUP_WORDS;
+    let state = lane % GROUP_WORDS;
+    if state < STATES {
+        scale_of_state[group][state] = scale_in_group(group, state, before);
     }
+    workgroupBarrier();
     if !at.mask.x {
         return;
     }
-    let signed = Scale(top_of(largest.x, LEAST_MANTISSA), LEAST_MANTISSA);
-    var scales = signed.top;
-    set_codes_at(at, 0u, encode_signed(stepped.exp_avg, signed, random.exp_avg));
+    var scales = scale_of_state[group][0];
     if STATES > 1u {
-        let mantissa = mantissa_of(largest.y, smallest.x, unsigned_scale(before, 1u).mantissa);
-        let scale = Scale(top_of(largest.y, mantissa), mantissa);
-        scales |= (scale.top << 8u) | ((mantissa - LEAST_MANTISSA) << 24u);
-        set_codes_at(at, 1u, encode_unsigned(stepped.exp_avg_sq, scale, random.exp_avg_sq));
+        scales |= scale_of_state[group][1];
     }
     if STATES > 2u {
-        let mantissa = mantissa_of(largest.z, smallest.y, unsigned_scale(before, 2u).mantissa);
-        let scale = Scale(top_of(largest.z, mantissa), mantissa);
-        scales |= (scale.top << 16u) | ((mantissa - LEAST_MANTISSA) << 26u);
-        set_codes_at(at, 2u, encode_unsigned(stepped.exp_avg_lr, scale, random.exp_avg_lr));
+        scales |= scale_of_state[group][2];
     }
-    if at.word % GROUP_WORDS == 0u {
+    set_codes_at(at, 0u, encode_signed(stepped.exp_avg, signed_scale(scales), random.exp_avg));
+    if STATES > 1u {
+        set_codes_at(at, 1u, encode_unsigned(stepped.exp_avg_sq, unsigned_scale(scales, 1u), random.exp_avg_sq));
+    }
+    if STATES > 2u {
+        set_codes_at(at, 2u, encode_unsigned(stepped.exp_avg_lr, unsigned_scale(scales, 2u), random.exp_avg_lr));
+    }
+    if state == 0u {
         set_state_1(place_of_scales(at), scales);
     }
 }

@@ -68,7 +68,7 @@ impl Optimizer {
             }
         }));
         let extents: Vec<Vec<Extent>> = self.parameters.iter().map(|record| record.extents.clone()).collect();
-        let snapshot = Snapshot::new(&self.device, &self.queue, &sources);
+        let snapshot = Snapshot::new(&self.device, &self.queue, &sources, false);
         async move {
             let contents = snapshot?.read(wait).await?;
             for (parameter, extents) in checkpoint.parameters.iter_mut().zip(extents) {

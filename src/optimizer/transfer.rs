@@ -8,7 +8,7 @@ use crate::error::{ReadError, WriteError};
 use crate::format::{DType, MasterWeights};
 use crate::layout::CHUNK_ELEMENTS;
 use crate::plan::{WORD_BYTES, state_words};
-use crate::readback::{Source, Wait, download};
+use crate::readback::{Snapshot, Source, Wait, download};
 use crate::rounding::{Random, join, split};
 use crate::scope::catch;
 use crate::views::View;
@@ -57,7 +57,7 @@ impl Optimizer {
             offset: values.offset,
             bytes: (record.len * record.dtype.bytes()).next_multiple_of(WORD_BYTES),
         };
-        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
+        let bytes = download(&self.device, &self.queue, &[source], wait).await?;
         if record.dtype == DType::F32 {
             return Ok(bytemuck::pod_collect_to_vec(&bytes));
         }
@@ -109,7 +109,7 @@ impl Optimizer {
             return Ok(Contents::zero(record.layout, record.len));
         }
         let sources = self.arena.sources(record.layout, &record.extents);
-        let bytes = download(&self.device, &self.queue, &sources, false, wait).await?;
+        let bytes = download(&self.device, &self.queue, &sources, wait).await?;
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
         Ok(Contents::decode(record.layout, record.len, &words))
     }
@@ -120,7 +120,7 @@ impl Optimizer {
             return Ok(self.cohorts.steps(index));
         };
         let source = Source { buffer: steps.step_counts().clone(), offset: 4 * index as u64, bytes: 4 };
-        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
+        let bytes = download(&self.device, &self.queue, &[source], wait).await?;
         Ok(bytemuck::pod_read_unaligned::<u32>(&bytes).into())
     }
 
@@ -131,13 +131,15 @@ impl Optimizer {
         hyperparameters.coefficients(formula, rule, step).debiased_lr_scale
     }
 
-    /// Reads the histograms of learning rates since the last call, and sets them to zero. Submits a copy; resolves when the
-    /// caller polls the device or submits again.
+    /// Reads the histograms of learning rates since the last call, and sets them to zero. Submits a copy at once; the future
+    /// borrows nothing and resolves when the caller polls the device or submits again.
     ///
     /// # Errors
-    /// If the optimizer was made without [`Diagnostics::LearningRates`], or the device fails.
-    pub async fn read_learning_rates(&self) -> Result<LearningRates, ReadError> {
-        self.read_learning_rates_waiting(Wait::Caller).await
+    /// If the optimizer was made without [`Diagnostics::LearningRates`](crate::Diagnostics::LearningRates), or the device fails.
+    pub fn read_learning_rates(
+        &self,
+    ) -> impl Future<Output = Result<LearningRates, ReadError>> + Send + use<> {
+        self.read_learning_rates_waiting(Wait::Caller)
     }
 
     /// Like [`Optimizer::read_learning_rates`], waiting for the device.
@@ -149,20 +151,22 @@ impl Optimizer {
         pollster::block_on(self.read_learning_rates_waiting(Wait::Poll))
     }
 
-    async fn read_learning_rates_waiting(&self, wait: Wait) -> Result<LearningRates, ReadError> {
-        let histogram = self.arena.histogram().ok_or(ReadError::NoDiagnostics)?;
-        let source = Source { buffer: histogram.clone(), offset: 0, bytes: histogram.size() };
-        let bytes = download(&self.device, &self.queue, &[source], true, wait).await?;
-        Ok(LearningRates::from_counters(&bytes))
+    fn read_learning_rates_waiting(
+        &self,
+        wait: Wait,
+    ) -> impl Future<Output = Result<LearningRates, ReadError>> + Send + use<> {
+        let histogram = self.arena.histogram().ok_or(ReadError::NoDiagnostics);
+        let bytes = histogram.map(|histogram| self.read_whole(histogram, true, wait));
+        async move { Ok(LearningRates::from_counters(&bytes?.await?)) }
     }
 
-    /// Reads what the device has counted up to the latest step that has finished. Submits a copy; resolves when the caller polls
-    /// the device or submits again, and stalls nothing.
+    /// Reads what the device has counted up to the latest step that was submitted. Submits a copy at once; the future borrows
+    /// nothing and resolves when the caller polls the device or submits again: nothing is stalled.
     ///
     /// # Errors
-    /// With [`Control::Host`], or if the device fails.
-    pub async fn read_progress(&self) -> Result<Progress, ReadError> {
-        self.read_progress_waiting(Wait::Caller).await
+    /// With [`Control::Host`](crate::Control::Host), or if the device fails.
+    pub fn read_progress(&self) -> impl Future<Output = Result<Progress, ReadError>> + Send + use<> {
+        self.read_progress_waiting(Wait::Caller)
     }
 
     /// Like [`Optimizer::read_progress`], waiting for the device.
@@ -174,11 +178,25 @@ impl Optimizer {
         pollster::block_on(self.read_progress_waiting(Wait::Poll))
     }
 
-    async fn read_progress_waiting(&self, wait: Wait) -> Result<Progress, ReadError> {
-        let control = self.control_buffer().ok_or(ReadError::NoControl)?;
-        let source = Source { buffer: control.clone(), offset: 0, bytes: control.size() };
-        let bytes = download(&self.device, &self.queue, &[source], false, wait).await?;
-        Ok(Progress::from_bytes(&bytes))
+    fn read_progress_waiting(
+        &self,
+        wait: Wait,
+    ) -> impl Future<Output = Result<Progress, ReadError>> + Send + use<> {
+        let control = self.control_buffer().ok_or(ReadError::NoControl);
+        let bytes = control.map(|control| self.read_whole(control, false, wait));
+        async move { Ok(Progress::from_bytes(&bytes?.await?)) }
+    }
+
+    /// A small buffer as it is now.
+    fn read_whole(
+        &self,
+        buffer: &wgpu::Buffer,
+        clear: bool,
+        wait: Wait,
+    ) -> impl Future<Output = Result<Vec<u8>, ReadError>> + Send + use<> {
+        let source = Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
+        let snapshot = Snapshot::new(&self.device, &self.queue, &[source], clear);
+        async move { Ok(snapshot?.read(wait).await?.concat()) }
     }
 
     /// Writes the values of a parameter at its registered view, and what its master weights need. Takes effect before the next
