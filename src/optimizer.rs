@@ -499,7 +499,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Optimizer::encode`]; and if a parameter is not of this optimizer or is named twice, or a view cannot be used or
-    /// overlaps another one of this step.
+    /// overlaps another one of this step. Gradients may share bytes with each other, unless they are to be zeroed.
     pub fn encode_views(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -628,7 +628,8 @@ impl Optimizer {
     /// Checks the views of a step that were not registered.
     fn check_overlaps(&self, updates: &[Update<'_>]) -> Result<(), EncodeError> {
         let record_of = |update: &Update<'_>| &self.parameters[update.parameter.index as usize];
-        let mut ranges = Vec::with_capacity(2 * updates.len());
+        type Range<'a> = (&'a wgpu::Buffer, u64, u64, &'a Record, Role);
+        let mut ranges: Vec<Range<'_>> = Vec::with_capacity(2 * updates.len());
         for update in updates {
             let record = record_of(update);
             let ends = check_views(&update.views, record.len, record.dtype)
@@ -639,18 +640,28 @@ impl Optimizer {
         }
         // Views mostly come in the order of their addresses, which a merge sort finds sorted.
         ranges.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-        for pair in ranges.windows(2) {
-            let (first, second) = (&pair[0], &pair[1]);
-            if first.0 == second.0 && second.1 < first.2 {
+        // Of the ranges so far, the one that ends last: of all, and of those that are written.
+        let (mut last, mut last_written): (Option<&Range<'_>>, Option<&Range<'_>>) = (None, None);
+        for range in &ranges {
+            let &(buffer, start, end, record, role) = range;
+            let is_written = role != Role::Gradients || self.options.gradients == AfterUse::Zero;
+            let earlier = if is_written { last } else { last_written };
+            if let Some(&(other_buffer, _, other_end, other, other_role)) = earlier
+                && other_buffer == buffer
+                && start < other_end
+            {
                 return Err(EncodeError::View {
-                    label: second.3.label.clone(),
-                    role: second.4,
-                    source: ViewError::Overlap {
-                        other_role: first.4,
-                        other_label: first.3.label.clone(),
-                        byte: second.1,
-                    },
+                    label: record.label.clone(),
+                    role,
+                    source: ViewError::Overlap { other_role, other_label: other.label.clone(), byte: start },
                 });
+            }
+            let is_last = |of: Option<&Range<'_>>| of.is_none_or(|of| of.0 != buffer || of.2 < end);
+            if is_last(last) {
+                last = Some(range);
+            }
+            if is_written && is_last(last_written) {
+                last_written = Some(range);
             }
         }
         Ok(())
