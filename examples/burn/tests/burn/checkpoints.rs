@@ -7,7 +7,7 @@ use adamod_burn::adamod::{Checkpoint, Control, DeviceControl, Options, Precision
 use burn::module::Module;
 use burn::store::ModuleRecord;
 
-use crate::common::{Ranks, device, hyperparameters, optimizer, values};
+use crate::common::{Ranks, assert_same, device, hyperparameters, optimizer, values};
 
 const LEARNING_RATE: f64 = 2e-3;
 
@@ -38,7 +38,7 @@ fn a_new_optimizer_takes_the_identical_next_steps() {
     second.restore(&checkpoint, &module).expect("the same parameters");
     let found = train(&mut second, module.clone(), 3..6);
     let needed = train(&mut first, module, 3..6);
-    assert_eq!(values(&found), values(&needed));
+    assert_same(&values(&found), &values(&needed), "restored");
     let (found, needed) = (second.checkpoint().expect("state"), first.checkpoint().expect("state"));
     assert_eq!(found.to_bytes().expect("bytes").len(), needed.to_bytes().expect("bytes").len());
 }
@@ -71,7 +71,7 @@ fn another_process_takes_the_identical_next_steps() {
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
     let record = ModuleRecord::load(folder.path().join("after.bpk")).expect("what the child saved");
     let found = values(&Ranks::new(&device()).load_record(record));
-    assert_eq!(found, needed);
+    assert_same(&found, &needed, "another process");
 }
 
 fn continue_in(folder: &Path) {

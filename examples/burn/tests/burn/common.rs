@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use adamod_burn::adamod::{Hyperparameters, Options, Precision, WeightDecay};
 use adamod_burn::{FusedOptimizer, Gpu};
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
@@ -31,13 +31,8 @@ pub struct Network {
 
 impl Network {
     pub fn new(device: &Device) -> Self {
-        Self {
-            layers: vec![
-                seeded(LinearConfig::new(5, 24).init(device), 1),
-                seeded(LinearConfig::new(24, 33).init(device), 2),
-            ],
-            output: seeded(LinearConfig::new(33, 3).init(device), 3),
-        }
+        let layer = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
+        seeded(Self { layers: vec![layer(5, 24), layer(24, 33)], output: layer(33, 3) })
     }
 
     pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
@@ -49,7 +44,7 @@ impl Network {
     pub fn loss(&self, step: usize) -> Tensor<1> {
         let device = self.output.weight.val().device();
         let input = wave(&[16, 5], 0.31 * step as f32, &device);
-        let target = wave(&[16, 3], 0.17 * step as f32 + 1.0, &device);
+        let target = input.clone().slice([0..16, 0..3]).square();
         (self.forward(input) - target).square().mean()
     }
 
@@ -65,13 +60,24 @@ pub fn wave<const D: usize>(shape: &[usize; D], phase: f32, device: &Device) -> 
     Tensor::from_data(TensorData::new(data, *shape), device)
 }
 
-fn seeded(mut layer: Linear, seed: u32) -> Linear {
-    let scale = |shape: [usize; 2]| 1.0 / (shape[0] as f32).sqrt();
-    layer.weight = layer.weight.map(|weight| {
-        let shape = weight.dims();
-        wave(&shape, seed as f32, &weight.device()).mul_scalar(scale(shape)).inner().autodiff().require_grad()
-    });
-    layer
+/// The module with values that are the same on every device and in every run.
+fn seeded<M: Module>(module: M) -> M {
+    struct Seed {
+        parameters: usize,
+    }
+    impl ModuleMapper for Seed {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            self.parameters += 1;
+            let phase = 1.3 * self.parameters as f32;
+            param.map(|value| {
+                let shape = value.dims();
+                let device = value.device().without_autodiff();
+                let scale = 1.0 / (shape[0] as f32).sqrt();
+                wave(&shape, phase, &device).mul_scalar(scale).autodiff().require_grad()
+            })
+        }
+    }
+    module.map(&mut Seed { parameters: 0 })
 }
 
 /// Parameters of ranks 1 to 4.
@@ -85,12 +91,12 @@ pub struct Ranks {
 
 impl Ranks {
     pub fn new(device: &Device) -> Self {
-        Self {
+        seeded(Self {
             vector: parameter(wave(&[7], 0.0, device)),
             matrix: parameter(wave(&[5, 1031], 1.0, device)),
             cube: parameter(wave(&[2, 3, 5], 2.0, device)),
             convolution: Conv2dConfig::new([2, 3], [3, 3]).init(device),
-        }
+        })
     }
 
     /// A gradient for every parameter.
@@ -153,6 +159,19 @@ pub fn values<M: Module>(module: &M) -> Vec<(String, Vec<f32>)> {
     let mut visitor = Values { path: Vec::new(), values: Vec::new() };
     module.visit(&mut visitor);
     visitor.values
+}
+
+/// That two modules have the same bits.
+#[track_caller]
+pub fn assert_same(found: &[(String, Vec<f32>)], needed: &[(String, Vec<f32>)], what: &str) {
+    assert_eq!(found.len(), needed.len());
+    for ((path, found), (needed_path, needed)) in found.iter().zip(needed) {
+        assert_eq!((path, found.len()), (needed_path, needed.len()));
+        let differs = |(found, needed): (&f32, &f32)| found.to_bits() != needed.to_bits();
+        if let Some(index) = found.iter().zip(needed).position(differs) {
+            panic!("{what}: element {index} of {path} is {}, needed {}", found[index], needed[index]);
+        }
+    }
 }
 
 /// Elements of a tensor in f32.

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::common::{Network, Ranks, adamod, device, gpu, place, values, wave};
+use crate::common::{Network, Ranks, adamod, assert_same, device, gpu, place, values, wave};
 
 const LEARNING_RATE: f64 = 1e-2;
 
@@ -29,7 +29,7 @@ fn clones_of_a_module_keep_their_values() {
     let before = values(&kept);
     let gradients = network.gradients(0);
     let network = adamod().step(LEARNING_RATE, network, gradients).expect("a step");
-    assert_eq!(before, values(&kept));
+    assert_same(&values(&kept), &before, "the clone");
     assert_ne!(before, values(&network));
     assert_ne!(place(kept.output.weight.val()), place(network.output.weight.val()));
 }
@@ -73,7 +73,7 @@ fn tensors_that_move_between_steps_are_found() {
         }
         values(&module)
     };
-    assert_eq!(run(false), run(true));
+    assert_same(&run(true), &run(false), "moved");
 }
 
 #[test]
@@ -107,5 +107,28 @@ fn values_and_gradients_that_are_transposed_step_as_contiguous_ones() {
         }
         values(&module)
     };
-    assert_eq!(run(true), run(false));
+    assert_same(&run(true), &run(false), "transposed");
+}
+
+#[test]
+fn two_parameters_may_have_one_gradient_between_them() {
+    use burn::module::Param;
+    use burn::optim::GradientsParams;
+
+    #[derive(Module, Debug)]
+    struct Summands {
+        first: Param<Tensor<1>>,
+        second: Param<Tensor<1>>,
+    }
+    let summand = |phase| Param::from_tensor(wave(&[40], phase, &device()));
+    let module = Summands { first: summand(0.0), second: summand(1.0) };
+    let before = values(&module);
+    let loss = (module.first.val() + module.second.val()).square().mean();
+    let gradients = GradientsParams::from_grads(loss.backward(), &module);
+    let of = |id| gradients.get::<1>(id).expect("a gradient");
+    assert_eq!(place(of(module.first.id)), place(of(module.second.id)), "else this tests nothing");
+    let module = adamod().step(LEARNING_RATE, module, gradients).expect("a step");
+    for ((path, before), (_, after)) in before.iter().zip(&values(&module)) {
+        assert!(before.iter().zip(after).all(|(before, after)| before != after), "{path}");
+    }
 }

@@ -5,7 +5,7 @@ use adamod_burn::{Error, PerTensor};
 use burn::optim::ModuleOptimizer;
 use burn::tensor::FloatDType;
 
-use crate::common::{Network, Ranks, adamod, device, gpu, hyperparameters, values};
+use crate::common::{Network, Ranks, adamod, assert_same, device, gpu, hyperparameters, values};
 
 const LEARNING_RATE: f64 = 3e-3;
 
@@ -19,13 +19,12 @@ fn it_has_the_bits_of_the_module_route() {
     let route = per_tensor();
     let mut of_trait = ModuleOptimizer::from(route.clone());
     let (mut found, mut needed) = (Network::new(&device()), Network::new(&device()));
-    assert_eq!(values(&found), values(&needed));
     for step in 0..5 {
         let gradients = found.gradients(step);
         found = of_trait.step(LEARNING_RATE, found, gradients);
         let gradients = needed.gradients(step);
         needed = fused.step(LEARNING_RATE, needed, gradients).expect("a step");
-        assert_eq!(values(&found), values(&needed));
+        assert_same(&values(&found), &values(&needed), "the trait");
     }
     assert!(route.take_error().is_none());
 }
@@ -48,8 +47,8 @@ fn a_record_continues_with_the_same_bits() {
     let found = values(&train(&mut second, module.clone(), 3..5));
     let cloned = values(&train(&mut third, module.clone(), 3..5));
     let needed = values(&train(&mut first, module, 3..5));
-    assert_eq!(found, needed);
-    assert_eq!(cloned, needed);
+    assert_same(&found, &needed, "from a record");
+    assert_same(&cloned, &needed, "a clone");
 }
 
 #[test]

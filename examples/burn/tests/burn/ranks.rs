@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Tensor;
 
-use crate::common::{Network, adamod, device, elements, gpu, hyperparameters, values};
+use crate::common::{Network, adamod, assert_same, device, elements, gpu, hyperparameters, values};
 
 const LEARNING_RATE: f64 = 3e-3;
 const RANKS: usize = 2;
@@ -106,7 +106,7 @@ fn ranks_that_average_gradients_stay_identical_bit_for_bit() {
         .collect();
     let ranks: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("a rank")).collect();
     for step in 0..STEPS {
-        assert_eq!(ranks[0][step], ranks[1][step], "step {step}");
+        assert_same(&ranks[0][step], &ranks[1][step], &format!("step {step}"));
     }
     assert_ne!(ranks[0][0], ranks[0][STEPS - 1]);
 }

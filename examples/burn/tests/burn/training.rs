@@ -7,7 +7,7 @@ use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOpti
 
 use crate::common::{Network, Ranks, adamod, device, hyperparameters, optimizer, values};
 
-const LEARNING_RATE: f64 = 3e-3;
+const LEARNING_RATE: f64 = 1e-2;
 
 fn losses(mut step: impl FnMut(Network, GradientsParams) -> Network) -> Vec<f32> {
     let mut network = Network::new(&device());
