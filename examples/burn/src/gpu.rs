@@ -14,6 +14,7 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct Gpu {
     device: Device,
+    #[cfg(feature = "fusion")]
     pub(crate) cube: cubecl::Device,
     pub(crate) wgpu: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
@@ -44,8 +45,17 @@ impl Gpu {
         let DispatchDevice::Cube(cube) = device.as_dispatch() else {
             return Err(Error::Burn { what: format!("{device:?} is not a device of Burn's wgpu backend") });
         };
+        #[cfg(feature = "fusion")]
         let cube = cube.clone();
-        Ok(Self { device, cube, wgpu: setup.device, queue: setup.queue })
+        #[cfg(not(feature = "fusion"))]
+        let _ = cube;
+        Ok(Self {
+            #[cfg(feature = "fusion")]
+            cube,
+            wgpu: setup.device,
+            queue: setup.queue,
+            device,
+        })
     }
 
     /// Burn's device, without autodiff: `gpu.device().autodiff()` is the one to train on.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use adamod::{
     Checkpoint, GroupId, HyperparameterError, Hyperparameters, LearningRates, Optimizer, Options, Precision,
-    Progress,
+    Progress, ReadError,
 };
 use burn::module::Module;
 use burn::optim::GradAdaptor;
@@ -155,6 +155,26 @@ impl FusedOptimizer {
             Ok(()) => Ok(module),
             Err(error) => Err(StepError::new(error, module)),
         }
+    }
+
+    /// Multiplies gradients by a number of the caller's from the next step on, besides what loss scale and clip make of them:
+    /// 1 over the number of accumulated batches, or the clip to a norm that several devices have reduced. Needs
+    /// [`adamod::Control::Device`].
+    ///
+    /// # Errors
+    /// With [`adamod::Control::Host`], if it is not finite, or a queued step failed.
+    pub fn set_gradient_multiplier(&mut self, multiplier: f32) -> Result<(), Error> {
+        if !multiplier.is_finite() {
+            let (name, found, needed) = ("gradient multiplier", multiplier.into(), "a finite number");
+            return Err(HyperparameterError::OutOfRange { name, found, needed }.into());
+        }
+        self.shared.drain()?;
+        let core = self.shared.core();
+        let control = core.control_buffer().ok_or(ReadError::NoControl)?;
+        let queue = &self.shared.gpu.queue;
+        // Takes effect with the next submit, which is that of the next step at the earliest.
+        queue.write_buffer(control, Optimizer::MULTIPLIER_OFFSET, &multiplier.to_le_bytes());
+        Ok(())
     }
 
     /// Submits every step so far. Only needed where something outside Burn looks at its buffers.

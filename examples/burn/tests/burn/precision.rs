@@ -82,6 +82,10 @@ fn gradients_of(module: &Ranks, step: usize) -> Vec<Vec<f32>> {
     ]
 }
 
+fn norm_of(tensors: &[Vec<f32>]) -> f64 {
+    tensors.iter().flatten().map(|element| f64::from(*element).powi(2)).sum::<f64>().sqrt()
+}
+
 fn assert_bits_of_the_core(options: Options, hyperparameters: Hyperparameters, precision: Precision) {
     let mut module = Ranks::new(&device());
     let mut core = Core::new(options, hyperparameters, precision, &values(&module));
@@ -107,12 +111,17 @@ fn every_rule_and_format_of_state_has_the_bits_of_the_core() {
 }
 
 #[test]
-fn a_clip_to_a_global_norm_has_the_bits_of_the_core_and_bounds_the_update() {
+fn steps_that_the_device_prepares_have_the_bits_of_the_core() {
+    let options = Options { control: Control::Device(DeviceControl::default()), ..Options::default() };
+    assert_bits_of_the_core(options, hyperparameters(), Precision::default());
+}
+
+#[test]
+fn a_clip_to_a_global_norm_bounds_the_update() {
+    // SGD without momentum: the update is the rate times the clipped gradient.
     let control = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
     let options = Options { control: Control::Device(control), rule: Rule::Sgd, ..Options::default() };
     let hyperparameters = Hyperparameters { momentum: 0.0, ..Hyperparameters::default() };
-    assert_bits_of_the_core(options, hyperparameters, Precision::default());
-
     let module = Ranks::new(&device());
     let before = values(&module);
     let mut fused = optimizer(options, hyperparameters, Precision::default());
@@ -124,11 +133,11 @@ fn a_clip_to_a_global_norm_has_the_bits_of_the_core_and_bounds_the_update() {
         .flat_map(|((_, before), (_, after))| before.iter().zip(after))
         .map(|(before, after)| f64::from(after - before).powi(2))
         .sum();
-    // The gradients' norm is far above 1, so the update is the rate times 1.
     assert!((squares.sqrt() - 0.5).abs() < 1e-4, "{}", squares.sqrt());
     let progress = fused.progress().expect("progress");
     assert_eq!(progress.taken, 1);
-    assert!(progress.norm > 10.0, "{progress:?}");
+    let norm = norm_of(&gradients_of(&module, 0));
+    assert!(norm > 10.0 && (f64::from(progress.norm) - norm).abs() < 1e-5 * norm, "{progress:?} {norm}");
 }
 
 #[test]

@@ -5,11 +5,13 @@ use std::sync::{Arc, Barrier, Mutex};
 use adamod_burn::adamod::{Control, DeviceControl, Options, Precision, StateFormat};
 use adamod_burn::{Error, FusedOptimizer, Gpu};
 use burn::backend::wgpu::{WgpuSetup, wgpu};
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
-use crate::common::{Network, adamod, assert_same, device, elements, gpu, hyperparameters, values};
+use crate::common::{
+    Network, Ranks, adamod, assert_same, device, elements, gpu, hyperparameters, optimizer, values,
+};
 
 const LEARNING_RATE: f64 = 3e-3;
 const RANKS: usize = 2;
@@ -43,17 +45,17 @@ impl Exchange {
     /// The mean over all ranks, added up in their order: the same bits on each.
     fn mean(&self, rank: usize, network: &Network, mut gradients: GradientsParams) -> GradientsParams {
         struct Take<'a>(&'a mut GradientsParams, Vec<Vec<f32>>);
-        impl burn::module::ModuleVisitor for Take<'_> {
-            fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<Tensor<D>>) {
+        impl ModuleVisitor for Take<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 self.1.push(elements(self.0.remove::<D>(param.id).expect("a gradient")));
             }
         }
         struct Put<'a>(std::slice::Iter<'a, Vec<f32>>, GradientsParams);
-        impl burn::module::ModuleVisitor for Put<'_> {
-            fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<Tensor<D>>) {
+        impl ModuleVisitor for Put<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 let value = param.val();
                 let data = self.0.next().expect("a gradient").clone();
-                let data = burn::tensor::TensorData::new(data, value.dims());
+                let data = TensorData::new(data, value.dims());
                 self.1.register(param.id, Tensor::<D>::from_data(data, &value.device().without_autodiff()));
             }
         }
@@ -85,8 +87,8 @@ fn ranks_that_average_gradients_stay_identical_bit_for_bit() {
             let exchange = exchange.clone();
             std::thread::spawn(move || {
                 let gpu = another_gpu();
-                let control = DeviceControl { max_norm: Some(0.5), ..DeviceControl::default() };
-                let options = Options { control: Control::Device(control), seed: 5, ..Options::default() };
+                let control = Control::Device(DeviceControl::default());
+                let options = Options { control, seed: 5, ..Options::default() };
                 let mut optimizer = FusedOptimizer::new(&gpu, options).expect("an optimizer");
                 let precision =
                     Precision { state: StateFormat::Q8, f32_state_below: 64, ..Precision::default() };
@@ -133,4 +135,111 @@ fn gradients_of_several_devices_step_as_their_sum() {
     let gradients = there.gradients(0);
     let error = optimizer.step(LEARNING_RATE, there, gradients).expect_err("another device");
     assert!(matches!(error.error(), Error::Device { .. }), "{error}");
+}
+
+#[test]
+fn a_parameter_that_burn_distributes_stays_marked() {
+    let mut module = Ranks::new(&device());
+    let id = module.cube.id;
+    module.cube = module.cube.map(|value| value.set_distributed(id));
+    let gradients = module.gradients(0);
+    let module = adamod().step(LEARNING_RATE, module, gradients).expect("a step");
+    assert!(module.cube.val().is_distributed());
+    assert!(!module.matrix.val().is_distributed());
+}
+
+/// Each rank has the state of its own tensors only, and gets the values of the others'.
+#[test]
+fn ranks_that_share_the_state_step_as_one_that_has_it_all() {
+    const MAX_NORM: f64 = 1.0;
+    let options = Options { control: Control::Device(DeviceControl::default()), ..Options::default() };
+    let precision = Precision { state: StateFormat::Q8, f32_state_below: 64, ..Precision::default() };
+    let new = || optimizer(options, hyperparameters(), precision);
+    let is_of = |rank: usize, path: &str| path.starts_with("layers.0") == (rank == 0);
+
+    let mut whole = new();
+    let mut shards: Vec<_> = (0..RANKS).map(|_| new()).collect();
+    let mut needed = Network::new(&device());
+    let mut found = needed.clone();
+    for step in 0..6 {
+        let mut squares =
+            SumOfSquares { gradients: needed.gradients(step), path: Vec::new(), of: [0.0; RANKS], is_of };
+        needed.visit(&mut squares);
+        // The one number that ranks exchange besides values.
+        let norm = squares.of.iter().sum::<f64>().sqrt();
+        let multiplier = (MAX_NORM / norm).min(1.0) as f32;
+
+        whole.set_gradient_multiplier(multiplier).expect("a multiplier");
+        let gradients = needed.gradients(step);
+        needed = whole.step(LEARNING_RATE, needed, gradients).expect("a step");
+        // Here the values of other ranks arrive by being in the same module.
+        let mut all = found.gradients(step);
+        for (rank, optimizer) in shards.iter_mut().enumerate() {
+            let mut mine =
+                Split { all: &mut all, mine: GradientsParams::new(), path: Vec::new(), rank, is_of };
+            found.visit(&mut mine);
+            let mine = mine.mine;
+            optimizer.set_gradient_multiplier(multiplier).expect("a multiplier");
+            found = optimizer.step(LEARNING_RATE, found, mine).expect("a step");
+        }
+        assert_same(&values(&found), &values(&needed), &format!("step {step}"));
+    }
+    let bytes =
+        |optimizer: &mut FusedOptimizer| optimizer.with_core(|core| core.state_bytes()).expect("bytes");
+    let of_shards: u64 = shards.iter_mut().map(bytes).sum();
+    assert_eq!(of_shards, bytes(&mut whole));
+}
+
+/// Squares of the gradients of each rank's parameters.
+struct SumOfSquares<F> {
+    gradients: GradientsParams,
+    path: Vec<String>,
+    of: [f64; RANKS],
+    is_of: F,
+}
+
+impl<F: Fn(usize, &str) -> bool> ModuleVisitor for SumOfSquares<F> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        let gradient = elements(self.gradients.remove::<D>(param.id).expect("a gradient"));
+        let squares: f64 = gradient.iter().map(|element| f64::from(*element).powi(2)).sum();
+        for (rank, of) in self.of.iter_mut().enumerate() {
+            *of += if (self.is_of)(rank, &path) { squares } else { 0.0 };
+        }
+    }
+}
+
+/// Takes one rank's gradients.
+struct Split<'a, F> {
+    all: &'a mut GradientsParams,
+    mine: GradientsParams,
+    path: Vec<String>,
+    rank: usize,
+    is_of: F,
+}
+
+impl<F: Fn(usize, &str) -> bool> ModuleVisitor for Split<'_, F> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if (self.is_of)(self.rank, &self.path.join("."))
+            && let Some(gradient) = self.all.remove::<D>(param.id)
+        {
+            self.mine.register(param.id, gradient);
+        }
+    }
 }
