@@ -1,0 +1,411 @@
+//! Image classification: the paper's Figures 4, 5, 6 and 8 and its Tables 3 and 4, on handwritten digits.
+
+mod network;
+
+use adamod::{Hyperparameters, Rule, WeightDecay};
+use adamod_burn::Gpu;
+use burn::module::Module;
+use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
+use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
+use clap::{Args, ValueEnum};
+
+use crate::common::{Common, Progress, distinct};
+use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
+use crate::learner::Learner;
+use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
+use crate::plots::{self, Axes, BLUE, GREY, ORANGE, Panel, SCALE, Series};
+use crate::report::{Report, Table};
+use crate::statistics::{extent, mean, summary};
+use crate::weights;
+
+use network::{DenseNet, Network, ResNet};
+
+/// AdaMod's other values of beta3 and its learning rate in the paper's Figure 8.
+const BETA3_LEARNING_RATE: f64 = 0.001;
+
+/// A small ResNet and a small DenseNet learn handwritten digits with SGD, Adam and AdaMod
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    common: Common,
+
+    /// Networks, comma-separated
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Architecture::ResNet, Architecture::DenseNet])]
+    networks: Vec<Architecture>,
+
+    /// Learning rates alpha, comma-separated, the same for all rules [default: the paper's 0.001,0.01,0.1; with --quick 0.01]
+    #[arg(long, value_delimiter = ',', value_parser = parse_rate)]
+    learning_rates: Vec<f64>,
+
+    /// AdaMod's beta3
+    #[arg(long, default_value_t = 0.999, value_parser = parse_beta)]
+    beta3: f64,
+
+    /// Other values of beta3, tried with the first network at alpha 0.001 [default: 0.9,0.99,0.999,0.9999; with --quick 0.9]
+    #[arg(long, value_delimiter = ',', value_parser = parse_beta)]
+    other_beta3: Vec<f64>,
+
+    /// Passes over the training set [default: 20, with --quick 1]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    epochs: Option<u64>,
+
+    /// Images in a minibatch
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=TRAINING_IMAGES as u64))]
+    batch: u64,
+}
+
+/// Which network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Architecture {
+    #[value(name = "resnet")]
+    ResNet,
+    #[value(name = "densenet")]
+    DenseNet,
+}
+
+impl Architecture {
+    fn name(self) -> &'static str {
+        match self {
+            Architecture::ResNet => "ResNet",
+            Architecture::DenseNet => "DenseNet",
+        }
+    }
+
+    fn build(self, device: &Device) -> Network {
+        match self {
+            Architecture::ResNet => Network::ResNet(ResNet::new(device)),
+            Architecture::DenseNet => Network::DenseNet(DenseNet::new(device)),
+        }
+    }
+}
+
+impl Arguments {
+    fn epochs(&self) -> u64 {
+        self.epochs.unwrap_or(if self.common.quick { 1 } else { 20 })
+    }
+
+    fn steps(&self) -> u64 {
+        self.epochs() * digits::steps_per_epoch(self.batch as usize) as u64
+    }
+
+    fn learning_rates(&self) -> Vec<f64> {
+        let default: &[f64] = if self.common.quick { &[0.01] } else { &[0.001, 0.01, 0.1] };
+        distinct(&self.learning_rates, default)
+    }
+
+    fn other_beta3(&self) -> Vec<f64> {
+        let default: &[f64] = if self.common.quick { &[0.9] } else { &[0.9, 0.99, 0.999, 0.9999] };
+        distinct(&self.other_beta3, default)
+    }
+
+    /// SGD with momentum, Adam, AdaMod; a tenth of the learning rate after three quarters of the epochs.
+    fn methods(&self, learning_rate: f64) -> [Method; 3] {
+        const WEIGHT_DECAY: f64 = 5e-4;
+        let milestone = 3 * self.epochs() / 4 * digits::steps_per_epoch(self.batch as usize) as u64;
+        let method = |name, rule, weight_decay| Method {
+            name,
+            rule,
+            hyperparameters: Hyperparameters {
+                learning_rate,
+                betas: [0.9, 0.999, self.beta3],
+                weight_decay,
+                ..Hyperparameters::default()
+            },
+            schedule: Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() }),
+        };
+        [
+            method("SGDM", Rule::Sgd, WeightDecay::Coupled(WEIGHT_DECAY)),
+            method("Adam", Rule::Adam, WeightDecay::Decoupled(WEIGHT_DECAY)),
+            method("AdaMod", Rule::AdaMod, WeightDecay::Decoupled(WEIGHT_DECAY)),
+        ]
+    }
+}
+
+/// Images on the device.
+struct Batch {
+    images: Tensor<4>,
+    labels: Tensor<1, Int>,
+}
+
+impl Batch {
+    fn new(from: &Images, indices: &[u32], device: &Device) -> Self {
+        let pixels = indices.iter().flat_map(|&i| &from.pixels[i as usize * PIXELS..][..PIXELS]);
+        let labels = indices.iter().map(|&i| from.labels[i as usize] as i32).collect();
+        Self {
+            images: Tensor::from_data(
+                TensorData::new(pixels.copied().collect(), [indices.len(), 1, 8, 8]),
+                device,
+            ),
+            labels: Tensor::from_data(TensorData::new(labels, [indices.len()]), device),
+        }
+    }
+
+    fn loss(&self, network: &Network, criterion: &CrossEntropyLoss) -> Tensor<1> {
+        criterion.forward(network.forward(self.images.clone()), self.labels.clone())
+    }
+
+    /// Part of the images that get the right label, in percent.
+    fn accuracy(&self, network: &Network) -> f64 {
+        let [images] = self.labels.dims();
+        let found = network.forward(self.images.clone()).argmax(1).reshape([images]);
+        let right = found.equal(self.labels.clone()).int().sum().into_scalar::<i32>();
+        100.0 * f64::from(right) / images as f64
+    }
+}
+
+/// What a run came to: accuracies in percent after every epoch. A diverged run guesses from then on.
+struct Outcome {
+    training: Vec<f64>,
+    test: Vec<f64>,
+    diverged: bool,
+}
+
+const GUESSING: f64 = 100.0 / digits::CLASSES as f64;
+
+/// Trains from weights and with minibatches that the seed decides.
+fn train(
+    gpu: &Gpu,
+    digits: &Digits,
+    architecture: Architecture,
+    method: &Method,
+    seed: u64,
+    arguments: &Arguments,
+    progress: &Progress,
+) -> anyhow::Result<Outcome> {
+    let device = gpu.device();
+    let indices = |count: usize| (0..count as u32).collect::<Vec<_>>();
+    // As many training images as there are test images say enough.
+    let seen = Batch::new(&digits.training, &indices(TEST_IMAGES), &device);
+    let unseen = Batch::new(&digits.test, &indices(TEST_IMAGES), &device);
+
+    let device = device.autodiff();
+    let model = weights::draw(architecture.build(&device), seed);
+    let mut learner = Learner::new(model, method, gpu)?;
+    let criterion = CrossEntropyLossConfig::new().init(&device);
+    let batch = arguments.batch as usize;
+    let order = digits::minibatches(seed, arguments.epochs() as usize, batch);
+    let steps_per_epoch = digits::steps_per_epoch(batch);
+    let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), diverged: false };
+    for epoch in order.chunks(steps_per_epoch * batch) {
+        for indices in epoch.chunks(batch) {
+            progress.step();
+            if !outcome.diverged {
+                let batch = Batch::new(&digits.training, indices, &device);
+                let loss = learner.step(|network| batch.loss(network, &criterion))?;
+                outcome.diverged = !loss.is_finite();
+            }
+        }
+        let network = learner.model().valid();
+        let accuracy = |batch: &Batch| if outcome.diverged { GUESSING } else { batch.accuracy(&network) };
+        outcome.training.push(accuracy(&seen));
+        outcome.test.push(accuracy(&unseen));
+    }
+    Ok(outcome)
+}
+
+/// All runs of a method with a network.
+struct Cell {
+    method: Method,
+    /// One a seed.
+    outcomes: Vec<Outcome>,
+}
+
+impl Cell {
+    /// Test accuracies in the end.
+    fn accuracies(&self) -> Vec<f64> {
+        self.outcomes.iter().filter_map(|outcome| outcome.test.last().copied()).collect()
+    }
+
+    fn text(&self) -> String {
+        let diverged = self.outcomes.iter().filter(|outcome| outcome.diverged).count();
+        let text = summary(&self.accuracies(), 2);
+        if diverged > 0 { format!("{text}, {diverged} diverged") } else { text }
+    }
+
+    fn series(
+        &self,
+        name: String,
+        color: plotters::style::RGBColor,
+        of: fn(&Outcome) -> &Vec<f64>,
+    ) -> Series {
+        Series { name, color, runs: self.outcomes.iter().map(|outcome| of(outcome).clone()).collect() }
+    }
+}
+
+/// All cells of a network: a list of methods a learning rate.
+struct Grid {
+    architecture: Architecture,
+    columns: Vec<[Cell; 3]>,
+}
+
+impl Grid {
+    /// The runs of a method at the learning rate that is best for it.
+    fn best(&self, method: usize) -> &Cell {
+        let cells = self.columns.iter().map(|cells| &cells[method]);
+        let best = cells.max_by(|a, b| mean(&a.accuracies()).total_cmp(&mean(&b.accuracies())));
+        best.expect("a learning rate")
+    }
+}
+
+/// Trains everything, prints the tables and draws the pictures.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let rates = arguments.learning_rates();
+    for &rate in rates.iter().chain([&BETA3_LEARNING_RATE]) {
+        arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
+    }
+    let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
+    let mut report = arguments.common.report(&gpu, "classification")?;
+    let digits = Digits::load().map_err(|error| anyhow::anyhow!("{error}"))?;
+    let seeds = arguments.common.seeds();
+    let sizes = arguments.networks.iter().map(|architecture| {
+        let parameters = architecture.build(&gpu.device()).num_params();
+        format!("{} of {parameters} parameters", architecture.name())
+    });
+    report.say(format!(
+        "{TRAINING_IMAGES} training and {TEST_IMAGES} test images; {}; {seeds} seed(s), {} epochs of {} steps of {} images, \
+         beta3 {}",
+        sizes.collect::<Vec<_>>().join(", "),
+        arguments.epochs(),
+        digits::steps_per_epoch(arguments.batch as usize),
+        arguments.batch,
+        arguments.beta3
+    ))?;
+
+    let betas = arguments.other_beta3();
+    let runs = (3 * arguments.networks.len() * rates.len() + betas.len()) as u64 * seeds;
+    let progress = Progress::new(runs * arguments.steps());
+    let cell = |architecture: Architecture, method: &Method| -> anyhow::Result<Cell> {
+        let mut outcomes = Vec::new();
+        for seed in 0..seeds {
+            let rate = rate_name(method.hyperparameters.learning_rate);
+            progress.tell(format!("{}, {}, alpha {rate}, seed {seed}", architecture.name(), method.name));
+            outcomes.push(train(&gpu, &digits, architecture, method, seed, arguments, &progress)?);
+        }
+        Ok(Cell { method: method.clone(), outcomes })
+    };
+    let mut grids = Vec::new();
+    for &architecture in &arguments.networks {
+        let mut columns = Vec::new();
+        for &rate in &rates {
+            let [sgd, adam, adamod] = arguments.methods(rate);
+            columns.push([
+                cell(architecture, &sgd)?,
+                cell(architecture, &adam)?,
+                cell(architecture, &adamod)?,
+            ]);
+        }
+        grids.push(Grid { architecture, columns });
+    }
+    let [.., adamod] = arguments.methods(BETA3_LEARNING_RATE);
+    let sweep = betas.iter().map(|&beta3| {
+        let method = adamod.with(|hyperparameters| hyperparameters.betas[2] = beta3);
+        cell(arguments.networks[0], &method)
+    });
+    let sweep = sweep.collect::<anyhow::Result<Vec<_>>>()?;
+    progress.finish();
+
+    report_best(&mut report, &grids)?;
+    for grid in &grids {
+        report_rates(&mut report, grid, &rates)?;
+    }
+    report_beta3(&mut report, arguments.networks[0], &sweep)?;
+    report.finish()
+}
+
+fn axes(y: &'static str, lowest: f64) -> Axes {
+    Axes { x: "epoch", y, x_step: 1.0, logarithmic: false, y_range: Some(lowest..100.5) }
+}
+
+/// The form of Tables 3 and 4, and of Figures 4 and 5.
+fn report_best(report: &mut Report, grids: &[Grid]) -> anyhow::Result<()> {
+    let names = grids[0].columns[0].iter().map(|cell| cell.method.name).enumerate();
+    report.say(Table {
+        title: "Test accuracy in %, median (mean ± standard deviation), each rule at its best learning rate"
+            .into(),
+        columns: grids.iter().map(|grid| grid.architecture.name().into()).collect(),
+        rows: names
+            .map(|(method, name)| {
+                let cells = grids.iter().map(|grid| {
+                    let cell = grid.best(method);
+                    format!("{}, α = {}", cell.text(), rate_name(cell.method.hyperparameters.learning_rate))
+                });
+                (name.into(), cells.collect())
+            })
+            .collect(),
+    })?;
+    type Of = fn(&Outcome) -> &Vec<f64>;
+    let kinds: [(&str, Of); 2] =
+        [("training", |outcome| &outcome.training), ("test", |outcome| &outcome.test)];
+    let panels: Vec<_> = (grids.iter().flat_map(|grid| kinds.map(|kind| (grid, kind))))
+        .map(|(grid, (kind, of))| {
+            let series = [GREY, ORANGE, BLUE].into_iter().enumerate().map(|(method, color)| {
+                let cell = grid.best(method);
+                let rate = rate_name(cell.method.hyperparameters.learning_rate);
+                cell.series(format!("{}, α = {rate}", cell.method.name), color, of)
+            });
+            Panel { title: format!("{}, {kind}", grid.architecture.name()), series: series.collect() }
+        })
+        .collect();
+    let title = "Accuracy, each rule at its best learning rate";
+    plots::curves(&report.path("best.svg"), title, &axes("accuracy in %", 60.0), &panels)
+}
+
+/// Figure 6.
+fn report_rates(report: &mut Report, grid: &Grid, rates: &[f64]) -> anyhow::Result<()> {
+    let network = grid.architecture.name();
+    let mut columns: Vec<_> = rates.iter().map(|rate| format!("α = {}", rate_name(*rate))).collect();
+    columns.push("spread".into());
+    let row = |method: usize| {
+        let cells = || grid.columns.iter().map(|cells| &cells[method]);
+        let (worst, best) = extent(cells().map(|cell| mean(&cell.accuracies())));
+        let mut texts: Vec<_> = cells().map(Cell::text).collect();
+        texts.push(format!("{:.2}", best - worst));
+        (grid.columns[0][method].method.name.into(), texts)
+    };
+    report.say(Table {
+        title: format!(
+            "{network}: test accuracy in %, median (mean ± standard deviation); spread: best less worst mean"
+        ),
+        columns,
+        rows: (0..3).map(row).collect(),
+    })?;
+    let panels: Vec<_> = (0..3)
+        .map(|method| {
+            let series = (grid.columns.iter().zip(rates).zip(SCALE.iter().cycle()))
+                .map(|((cells, rate), color)| {
+                    cells[method]
+                        .series(format!("α = {}", rate_name(*rate)), *color, |outcome| &outcome.test)
+                })
+                .collect();
+            Panel { title: grid.columns[0][method].method.name.into(), series }
+        })
+        .collect();
+    let title = format!("Test accuracy with different learning rates, {network}");
+    let path = report.path(&format!("learning_rates_{}.svg", network.to_lowercase()));
+    plots::curves(&path, &title, &axes("test accuracy in %", 0.0), &panels)
+}
+
+/// Figure 8.
+fn report_beta3(report: &mut Report, architecture: Architecture, sweep: &[Cell]) -> anyhow::Result<()> {
+    let network = architecture.name();
+    let rate = rate_name(BETA3_LEARNING_RATE);
+    let beta3 = |cell: &Cell| format!("beta3 = {}", cell.method.hyperparameters.betas[2]);
+    let training = |cell: &Cell| {
+        let last = cell.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
+        summary(&last.collect::<Vec<_>>(), 2)
+    };
+    report.say(Table {
+        title: format!("{network}, AdaMod at α = {rate} with different beta3: accuracy in %"),
+        columns: sweep.iter().map(beta3).collect(),
+        rows: vec![
+            ("training".into(), sweep.iter().map(training).collect()),
+            ("test".into(), sweep.iter().map(Cell::text).collect()),
+        ],
+    })?;
+    let series = (sweep.iter().zip(SCALE.iter().cycle()))
+        .map(|(cell, color)| cell.series(beta3(cell), *color, |outcome| &outcome.training))
+        .collect();
+    let panels = [Panel { title: format!("{network}, α = {rate}"), series }];
+    let title = "Training accuracy with different beta3";
+    plots::curves(&report.path("beta3.svg"), title, &axes("training accuracy in %", 0.0), &panels)
+}

@@ -1,0 +1,319 @@
+//! Language modelling: the paper's Figure 7 and its Table 5.
+
+mod network;
+mod text;
+
+use std::path::PathBuf;
+
+use adamod::{Hyperparameters, Rule};
+use adamod_burn::Gpu;
+use anyhow::ensure;
+use burn::module::Module;
+use burn::tensor::DeviceKind;
+use clap::Args;
+
+use crate::common::{Common, Progress, distinct};
+use crate::learner::Learner;
+use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
+use crate::plots::{self, Axes, BLUE, ORANGE, Panel, Series};
+use crate::report::{Report, Table};
+use crate::statistics::{mean, summary};
+use crate::weights;
+
+use network::{LanguageModel, Sequences, Sizes, State};
+use text::Text;
+
+/// An LSTM learns a text with Adam and AdaMod
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    common: Common,
+
+    /// A text file [default: English number words]
+    #[arg(long)]
+    text: Option<PathBuf>,
+
+    /// Lines of number words, where no file is given
+    #[arg(long, default_value_t = 6_000)]
+    lines: usize,
+
+    /// Lines at the end that are only tested on
+    #[arg(long, default_value_t = 200)]
+    test_lines: usize,
+
+    /// Merges of the byte-pair encoding; 0 lets characters be tokens
+    #[arg(long, default_value_t = 0)]
+    merges: usize,
+
+    /// LSTM layers
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
+    layers: u64,
+
+    /// Hidden units of a layer
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u64).range(1..=16_384))]
+    hidden: u64,
+
+    /// Width of the embedding
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=16_384))]
+    embedding: u64,
+
+    /// Sequences in a minibatch
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    batch: u64,
+
+    /// Tokens through which gradients flow back
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    window: u64,
+
+    /// Steps of a run; the learning rate is divided by 10 after 3/5 of them, as in the paper [default: 300, with --quick 12]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    steps: Option<u64>,
+
+    /// Learning rates alpha, comma-separated, the same for both methods [default: 0.001,0.003,0.01; with --quick 0.003]
+    #[arg(long, value_delimiter = ',', value_parser = parse_rate)]
+    learning_rates: Vec<f64>,
+
+    /// AdaMod's beta3
+    #[arg(long, default_value_t = 0.999, value_parser = parse_beta)]
+    beta3: f64,
+}
+
+impl Arguments {
+    fn steps(&self) -> u64 {
+        self.steps.unwrap_or(if self.common.quick { 12 } else { 300 })
+    }
+
+    /// Steps between two tests.
+    fn interval(&self) -> u64 {
+        /// In a run.
+        const TESTS: u64 = 10;
+        self.steps().div_ceil(TESTS)
+    }
+
+    fn learning_rates(&self) -> Vec<f64> {
+        let default: &[f64] = if self.common.quick { &[0.003] } else { &[0.001, 0.003, 0.01] };
+        distinct(&self.learning_rates, default)
+    }
+
+    fn methods(&self, learning_rate: f64) -> [Method; 2] {
+        let hyperparameters =
+            Hyperparameters { learning_rate, betas: [0.9, 0.999, self.beta3], ..Hyperparameters::default() };
+        let milestone = 3 * self.steps() / 5;
+        [("Adam", Rule::Adam), ("AdaMod", Rule::AdaMod)].map(|(name, rule)| Method {
+            name,
+            rule,
+            hyperparameters,
+            schedule: Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() }),
+        })
+    }
+}
+
+/// The text, cut for training and test, and the sizes of the network for it.
+struct Task {
+    training: Sequences,
+    test: Sequences,
+    sizes: Sizes,
+    window: usize,
+}
+
+impl Task {
+    fn new(text: &Text, arguments: &Arguments) -> anyhow::Result<Self> {
+        let window = arguments.window as usize;
+        let cut = |name: &str, tokens: &[u32]| {
+            let sequences = Sequences::new(tokens, arguments.batch as usize);
+            ensure!(
+                sequences.windows(window) > 0,
+                "{} tokens of {name} text: needed are {} sequences of {} tokens",
+                tokens.len(),
+                arguments.batch,
+                window + 1
+            );
+            Ok(sequences)
+        };
+        Ok(Self {
+            training: cut("training", &text.training)?,
+            test: cut("test", &text.test)?,
+            sizes: Sizes {
+                vocabulary: text.vocabulary,
+                embedding: arguments.embedding as usize,
+                hidden: arguments.hidden as usize,
+                layers: arguments.layers as usize,
+            },
+            window,
+        })
+    }
+
+    /// Perplexity of the test text.
+    fn test(&self, gpu: &Gpu, model: &LanguageModel) -> f64 {
+        let device = gpu.device();
+        let criterion = network::criterion(&device);
+        let mut state = State::default();
+        let mut losses = Vec::new();
+        for index in 0..self.test.windows(self.window) {
+            let window = self.test.window(index, self.window, &device);
+            let (loss, next) = model.loss(&window, state, &criterion);
+            state = next;
+            losses.push(f64::from(loss.into_scalar::<f32>()));
+        }
+        mean(&losses).exp()
+    }
+}
+
+/// Perplexities of a run after equal numbers of steps. Of a diverged run none after it diverged.
+#[derive(Default)]
+struct Outcome {
+    training: Vec<f64>,
+    test: Vec<f64>,
+    diverged: bool,
+}
+
+/// Trains from weights that the seed decides; the text has one order.
+fn train(
+    gpu: &Gpu,
+    task: &Task,
+    method: &Method,
+    seed: u64,
+    arguments: &Arguments,
+    progress: &Progress,
+) -> anyhow::Result<Outcome> {
+    let device = gpu.device().autodiff();
+    let model = weights::draw(LanguageModel::new(&task.sizes, &device), seed);
+    let mut learner = Learner::new(model, method, gpu)?;
+    let criterion = network::criterion(&device);
+    let windows = task.training.windows(task.window);
+    // Every seed begins elsewhere in the text.
+    let first = seed as usize * windows / arguments.common.seeds() as usize;
+    let mut state = State::default();
+    let mut losses = Vec::new();
+    let mut outcome = Outcome::default();
+    for step in 1..=arguments.steps() {
+        let index = (first + step as usize - 1) % windows;
+        if index == 0 {
+            state = State::default();
+        }
+        let window = task.training.window(index, task.window, &device);
+        let mut next = State::default();
+        let loss = learner.step(|model| {
+            let (loss, state) = model.loss(&window, state, &criterion);
+            next = state.detach();
+            loss
+        })?;
+        state = next;
+        progress.step();
+        losses.push(f64::from(loss));
+        if !loss.is_finite() {
+            progress.skip(arguments.steps() - step);
+            outcome.diverged = true;
+            return Ok(outcome);
+        }
+        if step % arguments.interval() == 0 || step == arguments.steps() {
+            outcome.training.push(mean(&std::mem::take(&mut losses)).exp());
+            outcome.test.push(task.test(gpu, &learner.model().valid()));
+        }
+    }
+    Ok(outcome)
+}
+
+/// All runs of a method.
+struct Cell {
+    method: Method,
+    /// One a seed.
+    outcomes: Vec<Outcome>,
+}
+
+impl Cell {
+    fn text(&self, of: fn(&Outcome) -> &Vec<f64>) -> String {
+        let finished = self.outcomes.iter().filter(|outcome| !outcome.diverged);
+        let last: Vec<_> = finished.filter_map(|outcome| of(outcome).last().copied()).collect();
+        match self.outcomes.len() - last.len() {
+            0 => summary(&last, 3),
+            diverged => format!("{}, {diverged} diverged", summary(&last, 3)),
+        }
+    }
+}
+
+/// Trains everything, prints the tables and draws the pictures.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let rates = arguments.learning_rates();
+    for method in rates.iter().flat_map(|&rate| arguments.methods(rate)) {
+        method.hyperparameters.validate()?;
+    }
+    let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
+    let mut report = arguments.common.report(&gpu, "language-model")?;
+    let text = match &arguments.text {
+        Some(path) => Text::read(path, arguments.test_lines, arguments.merges)?,
+        None => Text::number_words(arguments.lines, arguments.test_lines, arguments.merges)?,
+    };
+    let task = Task::new(&text, arguments)?;
+    let seeds = arguments.common.seeds();
+    report.say(format!(
+        "{} training and {} test tokens, {} different; LSTM of {} layers of {} units, {} parameters; {seeds} seed(s), {} steps of \
+         {} x {} tokens, beta3 {}",
+        text.training.len(),
+        text.test.len(),
+        text.vocabulary,
+        task.sizes.layers,
+        task.sizes.hidden,
+        LanguageModel::new(&task.sizes, &gpu.device()).num_params(),
+        arguments.steps(),
+        arguments.batch,
+        arguments.window,
+        arguments.beta3
+    ))?;
+
+    let progress = Progress::new(2 * rates.len() as u64 * seeds * arguments.steps());
+    let cell = |method: &Method| -> anyhow::Result<Cell> {
+        let mut outcomes = Vec::new();
+        for seed in 0..seeds {
+            let rate = rate_name(method.hyperparameters.learning_rate);
+            progress.tell(format!("{}, alpha {rate}, seed {seed}", method.name));
+            outcomes.push(train(&gpu, &task, method, seed, arguments, &progress)?);
+        }
+        Ok(Cell { method: method.clone(), outcomes })
+    };
+    let mut grid = Vec::new();
+    for &rate in &rates {
+        grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);
+    }
+    progress.finish();
+    report_perplexity(&mut report, arguments, &grid)?;
+    if let Some(least) = text.least_perplexity {
+        report.say(format!("No model can have a test perplexity below {least:.3} on average."))?;
+    }
+    report.finish()
+}
+
+/// Table 5 and Figure 7 at every learning rate.
+fn report_perplexity(report: &mut Report, arguments: &Arguments, grid: &[Vec<Cell>]) -> anyhow::Result<()> {
+    type Of = fn(&Outcome) -> &Vec<f64>;
+    let kinds: [(&str, Of); 2] =
+        [("test", |outcome| &outcome.test), ("training", |outcome| &outcome.training)];
+    let name = |cell: &Cell| format!("α = {}", rate_name(cell.method.hyperparameters.learning_rate));
+    for (kind, of) in kinds {
+        report.say(Table {
+            title: format!("Perplexity in {kind}: median (mean ± standard deviation)"),
+            columns: grid.iter().map(|cells| name(&cells[0])).collect(),
+            rows: (0..2)
+                .map(|method| {
+                    let cells = grid.iter().map(|cells| cells[method].text(of)).collect();
+                    (grid[0][method].method.name.into(), cells)
+                })
+                .collect(),
+        })?;
+        let panels: Vec<_> = (grid.iter())
+            .map(|cells| {
+                let series = cells.iter().zip([ORANGE, BLUE]).map(|(cell, color)| Series {
+                    name: cell.method.name.into(),
+                    color,
+                    runs: cell.outcomes.iter().map(|outcome| of(outcome).clone()).collect(),
+                });
+                Panel { title: name(&cells[0]), series: series.collect() }
+            })
+            .collect();
+        let x_step = arguments.interval() as f64;
+        let axes = Axes { x: "step", y: "perplexity", x_step, logarithmic: true, y_range: None };
+        let title = format!("Perplexity of the LSTM in {kind}");
+        plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes, &panels)?;
+    }
+    Ok(())
+}

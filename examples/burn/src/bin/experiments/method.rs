@@ -1,0 +1,95 @@
+//! What is compared: an update rule, its hyperparameters and its learning rate over the steps.
+
+use adamod::{Hyperparameters, Rule, schedule};
+
+/// How the learning rate changes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Schedule {
+    /// Not at all.
+    #[default]
+    Constant,
+    /// From 0 in a straight line over so many steps.
+    Warmup(u64),
+    /// To a tenth after each of these steps.
+    StepDecay(Vec<u64>),
+}
+
+/// A way to train.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Method {
+    /// Its name in tables and pictures.
+    pub name: &'static str,
+    pub rule: Rule,
+    pub hyperparameters: Hyperparameters,
+    pub schedule: Schedule,
+}
+
+impl Method {
+    /// The rate of a step, counted from 1.
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        let rate = self.hyperparameters.learning_rate;
+        match &self.schedule {
+            Schedule::Constant => schedule::constant(rate, step),
+            Schedule::Warmup(steps) => schedule::linear_warmup(rate, 0.0, *steps, step),
+            Schedule::StepDecay(milestones) => schedule::step_decay(rate, milestones, 0.1, step),
+        }
+    }
+
+    /// The same with other hyperparameters.
+    pub fn with(&self, change: impl FnOnce(&mut Hyperparameters)) -> Self {
+        let mut method = self.clone();
+        change(&mut method.hyperparameters);
+        method
+    }
+}
+
+/// A learning rate as tables and pictures have it: 0.001, 1e-7.
+pub fn rate_name(rate: f64) -> String {
+    if (1e-4..1e4).contains(&rate) { format!("{rate}") } else { format!("{rate:e}") }
+}
+
+/// A learning rate that has a place on a log axis, for the command line.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
+        _ => Err("needed is a number above 0".into()),
+    }
+}
+
+/// A beta, for the command line.
+pub fn parse_beta(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(beta) if (0.0..1.0).contains(&beta) => Ok(beta),
+        _ => Err("needed is a number in [0, 1)".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_start_and_end_where_they_should() {
+        let rates = |schedule, steps: [u64; 3]| {
+            let hyperparameters = Hyperparameters { learning_rate: 0.5, ..Default::default() };
+            let method = Method { name: "", rule: Rule::Adam, hyperparameters, schedule };
+            steps.map(|step| method.learning_rate(step))
+        };
+        assert_eq!(rates(Schedule::Constant, [1, 2, 9]), [0.5; 3]);
+        assert_eq!(rates(Schedule::Warmup(10), [1, 5, 10]), [0.05, 0.25, 0.5]);
+        assert_eq!(rates(Schedule::StepDecay(vec![4]), [1, 4, 5]), [0.5, 0.5, 0.05]);
+    }
+
+    #[test]
+    fn bad_numbers_are_refused() {
+        assert_eq!(parse_rate("0.1"), Ok(0.1));
+        assert!(["", "0", "-1", "nan", "inf", "x"].iter().all(|text| parse_rate(text).is_err()));
+        assert_eq!(parse_beta("0"), Ok(0.0));
+        assert!(["", "1", "-0.1", "nan", "x"].iter().all(|text| parse_beta(text).is_err()));
+    }
+
+    #[test]
+    fn rates_have_short_names() {
+        assert_eq!([1e-3, 0.02, 1e-7].map(rate_name), ["0.001", "0.02", "1e-7"]);
+    }
+}

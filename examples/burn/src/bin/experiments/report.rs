@@ -1,0 +1,109 @@
+//! Tables, and the folder that takes all that an experiment writes.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+
+/// A table in Markdown.
+pub struct Table {
+    pub title: String,
+    pub columns: Vec<String>,
+    /// The name of a row and its cells.
+    pub rows: Vec<(String, Vec<String>)>,
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{}\n\n| | {} |", self.title, self.columns.join(" | "))?;
+        writeln!(f, "| --- |{}", " --- |".repeat(self.columns.len()))?;
+        self.rows.iter().try_for_each(|(name, cells)| writeln!(f, "| {name} | {} |", cells.join(" | ")))
+    }
+}
+
+/// The output folder. Tables are printed as well.
+pub struct Report {
+    folder: PathBuf,
+    text: String,
+    start: Instant,
+}
+
+impl Report {
+    /// Makes the folder where it is missing.
+    pub fn create(folder: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        Ok(Self { folder: folder.into(), text: String::new(), start: Instant::now() })
+    }
+
+    /// Where a file of this name belongs.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Adds a paragraph or table to `report.md` and prints it. Written at once: a run that is broken off leaves what it had.
+    pub fn say(&mut self, text: impl std::fmt::Display) -> anyhow::Result<()> {
+        println!("\n{text}");
+        writeln!(self.text, "{text}\n")?;
+        self.write("report.md", &self.text)
+    }
+
+    /// Says how long everything took, and where it lies.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        let seconds = self.start.elapsed().as_secs_f64();
+        self.say(format!("Took {seconds:.0} s."))?;
+        println!("Wrote {}", self.folder.display());
+        Ok(())
+    }
+
+    /// Writes one series a column: `step,<name>,<name>` and so on.
+    pub fn write_series(&self, name: &str, series: &[(String, &[f32])]) -> anyhow::Result<()> {
+        let mut text = "step".to_owned();
+        for (name, _) in series {
+            write!(text, ",{}", name.replace(',', ";"))?;
+        }
+        let longest = series.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
+        for step in 0..longest {
+            write!(text, "\n{}", step + 1)?;
+            for (_, values) in series {
+                text.push(',');
+                if let Some(value) = values.get(step) {
+                    write!(text, "{value}")?;
+                }
+            }
+        }
+        text.push('\n');
+        self.write(name, &text)
+    }
+
+    fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.path(name);
+        std::fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_markdown() {
+        let table = Table {
+            title: "BLEU".into(),
+            columns: vec!["α 0.1".into(), "α 1".into()],
+            rows: vec![("Adam".into(), vec!["1".into(), "2".into()])],
+        };
+        assert_eq!(table.to_string(), "BLEU\n\n| | α 0.1 | α 1 |\n| --- | --- | --- |\n| Adam | 1 | 2 |\n");
+    }
+
+    #[test]
+    fn series_of_different_lengths_share_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let report = Report::create(&folder.path().join("new/deep")).unwrap();
+        report
+            .write_series("loss.csv", &[("a".into(), &[1.0, 2.0][..]), ("b,c".into(), &[0.5][..])])
+            .unwrap();
+        let text = std::fs::read_to_string(report.path("loss.csv")).unwrap();
+        assert_eq!(text, "step,a,b;c\n1,1,0.5\n2,2,\n");
+    }
+}

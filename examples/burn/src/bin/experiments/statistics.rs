@@ -1,0 +1,84 @@
+//! Numbers of several runs in short.
+
+/// Arithmetic mean; NaN of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Standard deviation of the values themselves, 0 of a single one.
+pub fn deviation(values: &[f64]) -> f64 {
+    let center = mean(values);
+    let squares: Vec<_> = values.iter().map(|value| (value - center).powi(2)).collect();
+    mean(&squares).sqrt()
+}
+
+/// The middle value, or the mean of both; NaN of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    let count = sorted.len();
+    if count % 2 == 1 {
+        middle(count / 2)
+    } else {
+        0.5 * (middle((count / 2).wrapping_sub(1)) + middle(count / 2))
+    }
+}
+
+/// Least and greatest value; infinities the wrong way round of nothing.
+pub fn extent(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
+    values
+        .into_iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+}
+
+/// Means of so many neighbours each; the last may have fewer.
+pub fn smooth(values: &[f32], neighbours: usize) -> Vec<f64> {
+    values
+        .chunks(neighbours.max(1))
+        .map(|chunk| mean(&chunk.iter().map(|&value| f64::from(value)).collect::<Vec<_>>()))
+        .collect()
+}
+
+/// Median (mean ± standard deviation), as the paper's tables have it, or the value of a single run.
+pub fn summary(values: &[f64], decimals: usize) -> String {
+    match values {
+        [] => "/".into(),
+        [value] => format!("{value:.decimals$}"),
+        _ => format!(
+            "{:.decimals$} ({:.decimals$} ± {:.decimals$})",
+            median(values),
+            mean(values),
+            deviation(values)
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median(&[5.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), 3.0);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_summary_is_in_the_form_of_the_paper() {
+        assert_eq!(summary(&[94.0, 95.0, 99.0], 2), "95.00 (96.00 ± 2.16)");
+        assert_eq!(summary(&[1.25], 1), "1.2");
+        assert_eq!(summary(&[], 1), "/");
+    }
+
+    #[test]
+    fn smoothing_keeps_the_mean_of_each_chunk() {
+        assert_eq!(smooth(&[1.0, 3.0, 5.0], 2), [2.0, 5.0]);
+    }
+
+    #[test]
+    fn the_extent_holds_all_values() {
+        assert_eq!(extent([3.0, -1.0, 2.0]), (-1.0, 3.0));
+    }
+}
