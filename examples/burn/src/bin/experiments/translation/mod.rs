@@ -201,7 +201,7 @@ impl Task {
         );
         let sizes = Sizes {
             vocabulary: tokenizer.vocabulary(),
-            longest: 2 * longest + SPARE_TOKENS,
+            longest: (2 * longest + SPARE_TOKENS).next_multiple_of(8),
             layers: arguments.layers as usize,
             width: arguments.width as usize,
             heads: arguments.heads as usize,

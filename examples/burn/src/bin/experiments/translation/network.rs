@@ -162,7 +162,9 @@ impl Batch {
 
 /// Sentences as rows, filled up with [`PADDING`].
 fn rows(sentences: &[Vec<u32>], device: &Device) -> Tensor<2, Int> {
-    let longest = sentences.iter().map(Vec::len).max().unwrap_or(0);
+    // Burn compiles kernels anew for new shapes, which takes longer than a step: few different lengths.
+    const LENGTHS: usize = 8;
+    let longest = sentences.iter().map(Vec::len).max().unwrap_or(0).next_multiple_of(LENGTHS);
     let padded = sentences.iter().flat_map(|sentence| {
         let padding = std::iter::repeat_n(PADDING, longest - sentence.len());
         sentence.iter().copied().chain(padding).map(|token| token as i32)
