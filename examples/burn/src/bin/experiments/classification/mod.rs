@@ -38,19 +38,19 @@ pub struct Arguments {
     learning_rates: Vec<f64>,
 
     /// AdaMod's beta3
-    #[arg(long, default_value_t = 0.999, value_parser = parse_beta)]
+    #[arg(long, default_value_t = 0.99, value_parser = parse_beta)]
     beta3: f64,
 
     /// Other values of beta3, tried with the first network at alpha 0.001 [default: 0.9,0.99,0.999,0.9999; with --quick 0.9]
     #[arg(long, value_delimiter = ',', value_parser = parse_beta)]
     other_beta3: Vec<f64>,
 
-    /// Passes over the training set [default: 20, with --quick 1]
+    /// Passes over the training set [default: 5, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     epochs: Option<u64>,
 
     /// Images in a minibatch
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=TRAINING_IMAGES as u64))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=TRAINING_IMAGES as u64))]
     batch: u64,
 }
 
@@ -81,7 +81,7 @@ impl Architecture {
 
 impl Arguments {
     fn epochs(&self) -> u64 {
-        self.epochs.unwrap_or(if self.common.quick { 1 } else { 20 })
+        self.epochs.unwrap_or(if self.common.quick { 1 } else { 5 })
     }
 
     fn steps(&self) -> u64 {

@@ -34,11 +34,11 @@ pub struct Arguments {
     text: Option<PathBuf>,
 
     /// Lines of number words, where no file is given
-    #[arg(long, default_value_t = 6_000)]
+    #[arg(long, default_value_t = 3_000)]
     lines: usize,
 
     /// Lines at the end that are only tested on
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 20)]
     test_lines: usize,
 
     /// Merges of the byte-pair encoding; 0 lets characters be tokens
@@ -50,11 +50,11 @@ pub struct Arguments {
     layers: u64,
 
     /// Hidden units of a layer
-    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u64).range(1..=16_384))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=16_384))]
     hidden: u64,
 
     /// Width of the embedding
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=16_384))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=16_384))]
     embedding: u64,
 
     /// Sequences in a minibatch
@@ -62,25 +62,25 @@ pub struct Arguments {
     batch: u64,
 
     /// Tokens through which gradients flow back
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     window: u64,
 
-    /// Steps of a run; the learning rate is divided by 10 after 3/5 of them, as in the paper [default: 300, with --quick 12]
+    /// Steps of a run; the learning rate is divided by 10 after 3/5 of them, as in the paper [default: 150, with --quick 8]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     steps: Option<u64>,
 
-    /// Learning rates alpha, comma-separated, the same for both methods [default: 0.001,0.003,0.01; with --quick 0.003]
+    /// Learning rates alpha, comma-separated, the same for both methods [default: 0.003,0.03; with --quick 0.003]
     #[arg(long, value_delimiter = ',', value_parser = parse_rate)]
     learning_rates: Vec<f64>,
 
     /// AdaMod's beta3
-    #[arg(long, default_value_t = 0.999, value_parser = parse_beta)]
+    #[arg(long, default_value_t = 0.99, value_parser = parse_beta)]
     beta3: f64,
 }
 
 impl Arguments {
     fn steps(&self) -> u64 {
-        self.steps.unwrap_or(if self.common.quick { 12 } else { 300 })
+        self.steps.unwrap_or(if self.common.quick { 8 } else { 150 })
     }
 
     /// Steps between two tests.
@@ -91,7 +91,7 @@ impl Arguments {
     }
 
     fn learning_rates(&self) -> Vec<f64> {
-        let default: &[f64] = if self.common.quick { &[0.003] } else { &[0.001, 0.003, 0.01] };
+        let default: &[f64] = if self.common.quick { &[0.003] } else { &[0.003, 0.03] };
         distinct(&self.learning_rates, default)
     }
 

@@ -52,7 +52,7 @@ pub struct Arguments {
     sentences: usize,
 
     /// Pairs that are only tested on
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 50)]
     test_sentences: usize,
 
     /// Merges of the byte-pair encoding, which both languages share
@@ -64,19 +64,19 @@ pub struct Arguments {
     longest: u64,
 
     /// Layers of the encoder, and of the decoder
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=100))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     layers: u64,
 
     /// Width of the network
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(2..=16_384))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(2..=16_384))]
     width: u64,
 
     /// Heads of an attention; divides the width
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1_024))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1_024))]
     heads: u64,
 
     /// Hidden units of the feed-forward networks
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     feed_forward: u64,
 
     /// Dropout; the paper has 0.3 for IWSLT'14
@@ -84,10 +84,10 @@ pub struct Arguments {
     dropout: f64,
 
     /// Sentences in a minibatch
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
 
-    /// Steps of a run [default: 300, with --quick 40]
+    /// Steps of a run [default: 200, with --quick 8]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     steps: Option<u64>,
 
@@ -95,7 +95,7 @@ pub struct Arguments {
     #[arg(long)]
     warmup: Option<u64>,
 
-    /// Learning rates alpha, comma-separated, the same for all methods [default: 0.001,0.003,0.01; with --quick 0.003]
+    /// Learning rates alpha, comma-separated, the same for all methods [default: 0.01,0.03; with --quick 0.03]
     #[arg(long, value_delimiter = ',', value_parser = parse_rate)]
     learning_rates: Vec<f64>,
 
@@ -110,7 +110,7 @@ pub struct Arguments {
 
 impl Arguments {
     fn steps(&self) -> u64 {
-        self.steps.unwrap_or(if self.common.quick { 40 } else { 300 })
+        self.steps.unwrap_or(if self.common.quick { 8 } else { 200 })
     }
 
     fn warmup(&self) -> u64 {
@@ -119,7 +119,7 @@ impl Arguments {
 
     /// In ascending order, each once.
     fn learning_rates(&self) -> Vec<f64> {
-        let default: &[f64] = if self.common.quick { &[0.003] } else { &[0.001, 0.003, 0.01] };
+        let default: &[f64] = if self.common.quick { &[0.03] } else { &[0.01, 0.03] };
         distinct(&self.learning_rates, default)
     }
 
