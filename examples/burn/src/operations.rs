@@ -2,9 +2,11 @@
 
 use adamod::{Hyperparameters, Objective, WeightDecay};
 use burn::optim::{LearningRate, Optimizer, RecordState, StateSink, StateSource};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, activation};
 
 /// The paper's Algorithm 2 as a [`burn::optim::Optimizer`], one tensor operation a term.
+///
+/// The bound is a difference, so a rate far below its moving average is off by that average's rounding.
 #[derive(Clone, Debug)]
 pub struct AdaMod {
     hyperparameters: Hyperparameters,
@@ -58,7 +60,8 @@ impl Optimizer for AdaMod {
         let root = exp_avg_sq.clone().div_scalar(corrected(beta2)).sqrt();
         let eta = root.add_scalar(epsilon).recip().mul_scalar(lr);
         let exp_avg_lr = state.exp_avg_lr.mul_scalar(beta3) + eta.clone().mul_scalar(1.0 - beta3);
-        let bounded = eta.min_pair(exp_avg_lr.clone());
+        // min(eta, s) = s - max(s - eta, 0). `min_pair` has a mask, at which Burn 0.22 stops fusing: 6 to 9 times the time.
+        let bounded = exp_avg_lr.clone() - activation::relu(exp_avg_lr.clone() - eta);
         let tensor = tensor - bounded * exp_avg.clone().div_scalar(corrected(beta1));
         (tensor, Some(AdaModState { step, exp_avg, exp_avg_sq, exp_avg_lr }))
     }
