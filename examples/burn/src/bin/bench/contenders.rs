@@ -5,7 +5,7 @@ use std::str::FromStr;
 use adamod_burn::adamod::{
     Hyperparameters, Optimizer, Options, Parameter, ParameterId, Precision, Rule, View, Views, wgpu,
 };
-use adamod_burn::operations::AdaMod;
+use adamod_burn::operations::{AdaMod, Minimum};
 use adamod_burn::{FusedOptimizer, Gpu, PerTensor};
 use anyhow::{Context as _, bail, ensure};
 use burn::module::{Module, Param};
@@ -69,12 +69,13 @@ pub fn all(gpu: &Gpu, case: Case, wanted: impl Fn(&str) -> bool) -> anyhow::Resu
         in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)))
     };
     let per_tensor = || PerTensor::new(gpu, Options::default(), hyperparameters, Precision::default());
+    let operations = || AdaMod::new(hyperparameters).with_minimum(Minimum::Fusing);
     type Make<'a> = Box<dyn Fn() -> anyhow::Result<Box<dyn Step>> + 'a>;
     let makers: [(&'static str, Rule, Make<'_>); 7] = [
         (BURN_ADAM, Rule::Adam, Box::new(|| of_burn(AdamConfig::new().with_epsilon(1e-8).init()))),
         ("adapter Adam", Rule::Adam, Box::new(|| fused(Rule::Adam))),
         ("core Adam", Rule::Adam, Box::new(|| core(gpu, case, Rule::Adam, hyperparameters))),
-        ("AdaMod in operations", Rule::AdaMod, Box::new(|| of_burn(AdaMod::new(hyperparameters).into()))),
+        ("AdaMod in operations", Rule::AdaMod, Box::new(|| of_burn(operations().into()))),
         ("per-tensor AdaMod", Rule::AdaMod, Box::new(|| of_burn(per_tensor()?.into()))),
         ("adapter AdaMod", Rule::AdaMod, Box::new(|| fused(Rule::AdaMod))),
         ("core AdaMod", Rule::AdaMod, Box::new(|| core(gpu, case, Rule::AdaMod, hyperparameters))),
