@@ -7,7 +7,7 @@ use crate::diagnostics::HISTOGRAM_BYTES;
 use crate::format::BlockLayout;
 use crate::plan::{Allocator, Extent, WORD_BYTES, state_words};
 use crate::readback::Source;
-use crate::scope::catch;
+use crate::scope::{Refusal, catch};
 
 /// All buffers that the optimizer owns for good.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Arena {
         device: &wgpu::Device,
         allocator: Allocator,
         diagnostics: Diagnostics,
-    ) -> Result<Self, wgpu::Error> {
+    ) -> Result<Self, Refusal> {
         let histogram = match diagnostics {
             Diagnostics::Off => None,
             Diagnostics::LearningRates => {
@@ -60,7 +60,7 @@ impl Arena {
         &mut self,
         device: &wgpu::Device,
         tensors: &[(u32, BlockLayout, u64)],
-    ) -> Result<Vec<Vec<Extent>>, wgpu::Error> {
+    ) -> Result<Vec<Vec<Extent>>, Refusal> {
         let mut allocator = self.allocator.clone();
         let mut pending: HashMap<u32, u64> = HashMap::new();
         for &(pool, layout, elements) in tensors {
@@ -80,7 +80,7 @@ impl Arena {
                 let page = catch(device, || buffer(device, "adamod.state", words * WORD_BYTES))?;
                 Ok((number, page))
             })
-            .collect::<Result<Vec<_>, wgpu::Error>>()?;
+            .collect::<Result<Vec<_>, Refusal>>()?;
         self.pages.extend(new_pages);
         self.allocator = allocator;
         Ok(extents)

@@ -35,7 +35,10 @@ pub enum CreateError {
     },
     /// wgpu refused a pipeline or a buffer.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
+    /// The device is lost: make a new one.
+    #[error("the device is lost")]
+    Lost,
 }
 
 /// A hyperparameter, or the group it was meant for, was refused.
@@ -229,7 +232,7 @@ pub enum EncodeError {
     /// wgpu refused a buffer, pipeline or bind group: out of memory, or a caller's buffer that is destroyed or of another
     /// device.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
     /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
     #[error("the device is lost")]
     Lost,
@@ -283,7 +286,7 @@ pub enum WriteError {
     StaleCounts,
     /// wgpu refused a buffer or a write.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
     /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
     #[error("the device is lost")]
     Lost,
@@ -309,7 +312,7 @@ pub enum RemoveError {
     },
     /// wgpu refused to clear the parameter's state.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
     /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
     #[error("the device is lost")]
     Lost,
@@ -404,7 +407,7 @@ pub enum CheckpointError {
     },
     /// wgpu refused a buffer or a write.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
     /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
     #[error("the device is lost")]
     Lost,
@@ -439,7 +442,7 @@ pub enum ReadError {
     NoControl,
     /// wgpu refused the copy.
     #[error("the device refused the copy")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
     /// The copy could not be mapped: the device is lost, or the buffer was destroyed.
     #[error("the copy could not be mapped, the device may be lost")]
     Map(#[from] wgpu::BufferAsyncError),
@@ -467,6 +470,6 @@ macro_rules! from_refusal {
     )*};
 }
 
-from_refusal!(EncodeError, WriteError, RemoveError);
+from_refusal!(CreateError, EncodeError, WriteError, RemoveError, ReadError);
 #[cfg(feature = "checkpoint")]
 from_refusal!(CheckpointError);

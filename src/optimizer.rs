@@ -23,7 +23,7 @@ use crate::pipeline::Pipelines;
 use crate::plan::{AfterUse, Allocator, Extent, Location, Plan, PlanLimits, Tensor, WORD_BYTES, state_words};
 use crate::ring::{Lease, Ring};
 use crate::rounding::key_of;
-use crate::scope::{is_lost, submit};
+use crate::scope::{Refusal, catch, is_lost, submit};
 use crate::shader::{Access, GradientBinding};
 use crate::tables::{self, Device, Tables};
 use crate::views::{Occupied, Overlap, OwnedViews, View, Views};
@@ -238,11 +238,14 @@ impl Optimizer {
     /// An optimizer without groups or parameters. Clones the handles of device and queue.
     ///
     /// # Errors
-    /// If the device's limits are below what the kernels need (WebGPU's defaults suffice), or the combination of options does not
-    /// exist.
+    /// If the device's limits are below what the kernels need (WebGPU's defaults suffice), the combination of options does not
+    /// exist, or the device is lost or out of memory.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, options: Options) -> Result<Self, CreateError> {
         if options.rule == Rule::Sgd && options.diagnostics == Diagnostics::LearningRates {
             return Err(CreateError::NoLearningRates);
+        }
+        if is_lost(device) {
+            return Err(CreateError::Lost);
         }
         let limits = device.limits();
         check_limits(&limits)?;
@@ -639,11 +642,14 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::encode`], and if the submit fails; no step count has advanced then.
     pub fn step(&mut self) -> Result<wgpu::SubmissionIndex, EncodeError> {
-        let mut encoder = self
-            .device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
-        self.record_all(&mut begin_pass(&mut encoder), Part::Whole)?;
-        let submission = submit(&self.device, &self.queue, encoder.finish())?;
+        let device = self.device.clone();
+        let commands = catch(&device, || {
+            let mut encoder =
+                device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
+            self.record_all(&mut begin_pass(&mut encoder), Part::Whole)?;
+            Ok::<_, EncodeError>(encoder.finish())
+        })??;
+        let submission = submit(&self.device, &self.queue, commands)?;
         self.advance();
         Ok(submission)
     }
@@ -803,7 +809,7 @@ impl Optimizer {
     }
 
     /// Gives state to the parameters registered since the last step.
-    fn allocate(&mut self) -> Result<(), wgpu::Error> {
+    fn allocate(&mut self) -> Result<(), Refusal> {
         if self.without_state == 0 {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::task::Poll;
 use futures_channel::oneshot;
 
 use crate::error::ReadError;
-use crate::scope::{catch, is_lost};
+use crate::scope::{Refusal, catch, is_lost};
 
 /// Bytes copied at a time: large tensors do not need a staging buffer of their size.
 const PART_BYTES: u64 = 64 << 20;
@@ -73,7 +73,7 @@ impl Snapshot {
         queue: &wgpu::Queue,
         sources: &[Source],
         clear: bool,
-    ) -> Result<Self, wgpu::Error> {
+    ) -> Result<Self, Refusal> {
         let parts = catch(device, || {
             let mut encoder = device
                 .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.snapshot") });
