@@ -5,7 +5,7 @@
 //! its format of state: F32, BF16, or U8 codes with `scales.NAME`; and `master.NAME`, what master weights keep besides the
 //! parameter. All else is in the metadata, numbers of hyperparameters as the hexadecimal digits of their f64.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -352,7 +352,12 @@ impl Checkpoint {
         let groups = header.groups.iter().map(GroupHeader::read).collect::<Result<Vec<_>, _>>()?;
         let mut parameters = Vec::with_capacity(header.parameters.len());
         let mut tensors = 0;
+        let mut names = HashSet::new();
         for parameter in &header.parameters {
+            if !names.insert(&parameter.name) {
+                let what = format!("parameter {:?} is listed twice", parameter.name);
+                return Err(CheckpointError::Metadata { what });
+            }
             let (read, count) = parameter.read(rule, groups.len(), &file, &mut hasher)?;
             tensors += count;
             parameters.push(read);

@@ -22,8 +22,8 @@ fn a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers() {
         let propagating = DeviceControl { non_finite: NonFinite::Propagate, ..DeviceControl::default() };
         for (control, dispatches, most_barriers) in [
             (Control::Host, 1, 2),
-            (Control::Device(propagating), 2, 3),
-            (Control::Device(DeviceControl::default()), 3, 4),
+            (Control::Device(propagating), 2, 2),
+            (Control::Device(DeviceControl::default()), 3, 3),
         ] {
             let model = model(control);
             let mut engine = Engine::new(&gpu, &model, Layout::TwoPools(256));

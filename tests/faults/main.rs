@@ -5,8 +5,12 @@
 mod common;
 
 mod buffers;
+#[cfg(feature = "cli")]
+mod cli;
+mod gradients;
 mod hang;
 mod injection;
 mod launches;
 mod loss;
 mod memory;
+mod readers;
