@@ -33,6 +33,22 @@ pub struct Checkpoint {
     pub(crate) driver: String,
 }
 
+/// What a checkpoint says of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckpointParameter<'a> {
+    /// Its label.
+    pub label: &'a str,
+    /// Its elements.
+    pub len: u64,
+    /// Their type.
+    pub dtype: DType,
+    /// Its group: an index into [`Checkpoint::groups`].
+    pub group: usize,
+    /// Steps taken.
+    pub step: u64,
+}
+
 /// One parameter in a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SavedParameter {
@@ -260,9 +276,35 @@ impl Checkpoint {
         self.rule
     }
 
-    /// Labels and step counts of its parameters, in order of registration.
-    pub fn parameters(&self) -> impl ExactSizeIterator<Item = (&str, u64)> {
-        self.parameters.iter().map(|parameter| (parameter.label.as_str(), parameter.step))
+    /// The formula of AdaMod.
+    pub fn formula(&self) -> Formula {
+        self.formula
+    }
+
+    /// The seed of stochastic rounding.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Its groups, in order of registration.
+    pub fn groups(&self) -> &[(Hyperparameters, Precision)] {
+        &self.groups
+    }
+
+    /// Its parameters, in order of registration.
+    pub fn parameters(&self) -> impl ExactSizeIterator<Item = CheckpointParameter<'_>> {
+        self.parameters.iter().map(|parameter| CheckpointParameter {
+            label: &parameter.label,
+            len: parameter.len,
+            dtype: parameter.dtype,
+            group: parameter.group as usize,
+            step: parameter.step,
+        })
+    }
+
+    /// Adapter and driver that it was made on.
+    pub fn made_on(&self) -> (&str, &str) {
+        (&self.adapter, &self.driver)
     }
 
     /// The file's content.

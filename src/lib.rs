@@ -32,7 +32,7 @@ mod upload;
 mod views;
 
 #[cfg(feature = "checkpoint")]
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, CheckpointParameter};
 pub use control::{Control, DeviceControl, LossScale, NonFinite, Progress};
 pub use diagnostics::{BINS, Diagnostics, LearningRates};
 #[cfg(feature = "checkpoint")]

@@ -186,7 +186,7 @@ fn several_checkpoints_are_in_flight_while_training_goes_on() {
     engine.gpu.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
     let steps: Vec<_> = pending
         .into_iter()
-        .map(|checkpoint| pollster::block_on(checkpoint).unwrap().parameters().last().unwrap().1)
+        .map(|checkpoint| pollster::block_on(checkpoint).unwrap().parameters().last().unwrap().step)
         .collect();
     assert_eq!(steps, [1, 2, 3, 4]);
 }
