@@ -427,7 +427,8 @@ impl Checkpoint {
     }
 
     /// Writes it to a file. The data go to a temporary file in the same folder, which then takes the file's place: whatever
-    /// happens meanwhile, there is the old checkpoint or the new one. File and folder are synced.
+    /// happens meanwhile, there is the old checkpoint or the new one. File and folder are synced. The file has the mode of the one
+    /// it replaces. A process that is killed meanwhile leaves the temporary file, whose name ends in `.tmp`.
     ///
     /// # Errors
     /// If the file system refuses; the path and what was being done are named.
@@ -450,6 +451,9 @@ impl Checkpoint {
         };
         let mut file = File::create_new(&temporary.path).map_err(io("create", &temporary.path))?;
         file.write_all(&bytes).map_err(io("write", &temporary.path))?;
+        if let Ok(replaced) = std::fs::metadata(path) {
+            file.set_permissions(replaced.permissions()).map_err(io("set the mode of", &temporary.path))?;
+        }
         file.sync_all().map_err(io("sync", &temporary.path))?;
         drop(file);
         std::fs::rename(&temporary.path, path).map_err(io("replace", path))?;

@@ -377,38 +377,75 @@ fn saving_replaces_the_old_checkpoint_and_leaves_nothing_else() {
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
-/// A process that saves over and over is killed at any moment: the file is always one of its checkpoints, whole.
+/// A process that saves two checkpoints in turn is killed at any moment: the file is always one of them, whole.
 #[cfg(unix)]
 #[test]
 fn a_process_killed_while_it_saves_leaves_a_whole_checkpoint() {
     const FILE: &str = "ADAMOD_TEST_SAVE_FILE";
-    if let Ok(path) = std::env::var(FILE) {
+    let two = || {
         let mut engine = Engine::new(Kind::new(StateFormat::F32));
-        engine.step(1);
-        let checkpoint = engine.checkpoint();
-        checkpoint.save(&path).unwrap();
-        loop {
+        [1, 2].map(|seed| {
+            engine.step(seed);
+            engine.checkpoint()
+        })
+    };
+    if let Ok(path) = std::env::var(FILE) {
+        for checkpoint in two().iter().cycle() {
             checkpoint.save(&path).unwrap();
         }
     }
+    let two = two();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
-    for kill in 0..12_u64 {
+    let mut seen = [0; 2];
+    let mut unfinished = 0;
+    for kill in 0..40_u64 {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_process_killed_while_it_saves_leaves_a_whole_checkpoint"])
             .env(FILE, &path)
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        while !path.exists() {
+        let before = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
+        let is_saving = || std::fs::metadata(&path).and_then(|m| m.modified()).ok() != before;
+        while !is_saving() {
             assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        std::thread::sleep(std::time::Duration::from_millis(37 * kill % 100));
+        std::thread::sleep(std::time::Duration::from_micros(1_370 * kill % 30_000));
         child.kill().unwrap();
         child.wait().unwrap();
-        Checkpoint::load(&path).unwrap();
+        let read = Checkpoint::load(&path).unwrap();
+        let which = two.iter().position(|checkpoint| *checkpoint == read);
+        seen[which.expect("one of the two")] += 1;
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        for entry in entries.map(|entry| entry.unwrap().path()).filter(|entry| *entry != path) {
+            // What a killed save had written so far.
+            unfinished += 1;
+            std::fs::remove_file(entry).unwrap();
+        }
     }
+    println!("40 kills: {seen:?} of the two, {unfinished} within a save");
+    assert!(unfinished > 0, "no kill hit a save");
+}
+
+/// As any other file of the process: others may read it if the process's mask allows; and one that is replaced stays as it was.
+#[cfg(unix)]
+#[test]
+fn saved_files_have_the_mode_of_the_process_or_of_what_they_replace() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    engine.checkpoint().save(&path).unwrap();
+    let other = folder.path().join("other");
+    std::fs::write(&other, "").unwrap();
+    assert_eq!(mode(&path), mode(&other));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    engine.checkpoint().save(&path).unwrap();
+    assert_eq!(mode(&path), 0o640);
 }
 
 proptest! {

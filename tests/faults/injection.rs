@@ -137,17 +137,29 @@ pub fn in_child(test: &str, body: impl FnOnce(&Layer)) {
         std::fs::write(layer.orders.with_extension("done"), "").unwrap();
         return;
     }
+    spawn(test, |command| {
+        command.env("VK_LAYER_PATH", layer()).env("VK_INSTANCE_LAYERS", LAYER).env("WGPU_BACKEND", "vulkan");
+    });
+}
+
+/// Runs `body` in a child process of its own: nothing else uses its memory.
+pub fn alone(test: &str, body: impl FnOnce()) {
+    if let Some(orders) = std::env::var_os(ORDERS) {
+        body();
+        std::fs::write(PathBuf::from(orders).with_extension("done"), "").unwrap();
+        return;
+    }
+    spawn(test, |_| {});
+}
+
+fn spawn(test: &str, prepare: impl FnOnce(&mut Command)) {
     let folder = tempfile::tempdir().unwrap();
     let orders = folder.path().join("orders");
     std::fs::write(&orders, "none 0").unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--include-ignored"])
-        .env(ORDERS, &orders)
-        .env("VK_LAYER_PATH", layer())
-        .env("VK_INSTANCE_LAYERS", LAYER)
-        .env("WGPU_BACKEND", "vulkan")
-        .output()
-        .unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--include-ignored"]).env(ORDERS, &orders);
+    prepare(&mut command);
+    let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     print!("{text}");
     assert!(output.status.success(), "{test} failed in its child: {:?}", output.status);

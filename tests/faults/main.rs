@@ -14,3 +14,5 @@ mod launches;
 mod loss;
 mod memory;
 mod readers;
+mod soak;
+mod threads;
