@@ -527,8 +527,13 @@ impl ParameterHeader {
 
 impl ControlHeader {
     fn read(&self) -> Result<layout::Control, CheckpointError> {
+        let loss_scale = from_hex("loss_scale", &self.loss_scale)? as f32;
+        if !(loss_scale.is_finite() && loss_scale > 0.0) {
+            let what = format!("loss_scale is {loss_scale}, needed is a finite number above 0");
+            return Err(CheckpointError::Metadata { what });
+        }
         Ok(layout::Control {
-            loss_scale: from_hex("loss_scale", &self.loss_scale)? as f32,
+            loss_scale,
             multiplier: from_hex("multiplier", &self.multiplier)? as f32,
             norm: from_hex("norm", &self.norm)? as f32,
             growth_tracker: self.growth_tracker,

@@ -342,6 +342,11 @@ impl DeviceSteps {
         (self.prepared.as_entire_binding(), self.generation)
     }
 
+    /// Parameters came or went.
+    pub fn forget_rows(&mut self) {
+        self.rows_written = None;
+    }
+
     /// A group's hyperparameters have changed.
     pub fn forget_groups(&mut self) {
         self.groups_slot = None;

@@ -2,16 +2,20 @@
 
 #[cfg(feature = "checkpoint")]
 mod continuation;
+mod removal;
 mod transfer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::arena::Arena;
 use crate::cohorts::Cohorts;
 use crate::control::{Control, DeviceSteps, Part, Present};
 use crate::diagnostics::Diagnostics;
-use crate::error::{CreateError, EncodeError, HyperparameterError, RegisterError, Role, ViewError};
+use crate::error::{
+    CreateError, EncodeError, HyperparameterError, RegisterError, Role, ViewError, WriteError,
+};
 use crate::format::{BlockLayout, DType, MasterWeights, Precision, StateFormat};
 use crate::hyperparameters::{Formula, Hyperparameters, Rule};
 use crate::layout::{self, GPU_LANES};
@@ -19,13 +23,13 @@ use crate::pipeline::Pipelines;
 use crate::plan::{AfterUse, Allocator, Extent, Location, Plan, PlanLimits, Tensor, WORD_BYTES, state_words};
 use crate::ring::{Lease, Ring};
 use crate::rounding::key_of;
-use crate::scope::catch;
+use crate::scope::{is_lost, submit};
 use crate::shader::{Access, GradientBinding};
 use crate::tables::{self, Device, Tables};
 use crate::views::{Occupied, Overlap, OwnedViews, View, Views};
 
 /// What holds for all groups of an optimizer.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
     /// The update rule.
     pub rule: Rule,
@@ -39,6 +43,23 @@ pub struct Options {
     pub control: Control,
     /// Seed of stochastic rounding. The same seed, labels and gradients give the same bits, whatever the order of registration.
     pub seed: u64,
+    /// How long methods that block wait for the device before they give up.
+    pub device_timeout: Duration,
+}
+
+impl Default for Options {
+    /// AdaMod as in the paper, everything else off, seed 0, one minute.
+    fn default() -> Self {
+        Self {
+            rule: Rule::default(),
+            formula: Formula::default(),
+            diagnostics: Diagnostics::default(),
+            gradients: AfterUse::default(),
+            control: Control::default(),
+            seed: 0,
+            device_timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 /// A group of one optimizer.
@@ -46,6 +67,8 @@ pub struct Options {
 pub struct GroupId {
     optimizer: u64,
     index: u32,
+    /// Which of the groups that were there one after the other.
+    generation: u32,
 }
 
 /// A parameter of one optimizer.
@@ -53,6 +76,8 @@ pub struct GroupId {
 pub struct ParameterId {
     optimizer: u64,
     index: u32,
+    /// Which of the parameters that were there one after the other.
+    generation: u32,
 }
 
 /// A parameter to be registered.
@@ -104,6 +129,14 @@ impl State {
     }
 }
 
+/// Step counts of all parameters at one moment: [`Optimizer::step_counts`].
+#[derive(Clone, Debug)]
+pub struct StepCounts {
+    optimizer: u64,
+    changes: u64,
+    cohorts: Cohorts,
+}
+
 /// One dispatch of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchInfo {
@@ -123,7 +156,11 @@ pub struct LaunchInfo {
 /// into the engine's encoder, and submits only where a method says so.
 ///
 /// A step that was recorded counts as taken. Several may be recorded before one submit, in one encoder or in many, as long as
-/// they are submitted in the order in which they were recorded.
+/// they are submitted in the order in which they were recorded. Whoever drops an encoder instead, or whose submit fails, takes the
+/// counts back with [`Optimizer::rewind`].
+///
+/// After any error the optimizer is as it was before the call. If the device is lost, make a new one, register the parameters with
+/// a new optimizer and restore the last checkpoint.
 #[derive(Debug)]
 pub struct Optimizer {
     id: u64,
@@ -134,7 +171,13 @@ pub struct Optimizer {
     workgroups_per_dimension: u32,
     groups: Vec<Group>,
     parameters: Vec<Record>,
+    /// Places of parameters that were removed.
+    vacant: Vec<u32>,
     by_label: HashMap<String, u32>,
+    /// How many parameters have no state yet.
+    without_state: usize,
+    /// How often parameters came or went, or step counts were set.
+    changes: u64,
     /// How many parameters have no registered views.
     without_views: usize,
     occupied: Occupied,
@@ -155,10 +198,14 @@ pub struct Optimizer {
 struct Group {
     hyperparameters: Hyperparameters,
     precision: Precision,
+    generation: u32,
+    is_live: bool,
 }
 
 #[derive(Debug)]
 struct Record {
+    generation: u32,
+    is_live: bool,
     label: String,
     len: u64,
     dtype: DType,
@@ -222,7 +269,10 @@ impl Optimizer {
             workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             groups: Vec::new(),
             parameters: Vec::new(),
+            vacant: Vec::new(),
             by_label: HashMap::new(),
+            without_state: 0,
+            changes: 0,
             without_views: 0,
             occupied: Occupied::default(),
             cohorts: Cohorts::default(),
@@ -264,9 +314,16 @@ impl Optimizer {
         precision: Precision,
     ) -> Result<GroupId, HyperparameterError> {
         hyperparameters.validate()?;
-        self.groups.push(Group { hyperparameters, precision });
+        let vacant = self.groups.iter().position(|group| !group.is_live);
+        let index = vacant.unwrap_or(self.groups.len());
+        let generation = vacant.map_or(0, |index| self.groups[index].generation);
+        let group = Group { hyperparameters, precision, generation, is_live: true };
+        match vacant {
+            Some(index) => self.groups[index] = group,
+            None => self.groups.push(group),
+        }
         self.forget_groups();
-        Ok(GroupId { optimizer: self.id, index: self.groups.len() as u32 - 1 })
+        Ok(GroupId { optimizer: self.id, index: index as u32, generation })
     }
 
     /// Replaces a group's hyperparameters from the next recorded step on.
@@ -279,10 +336,8 @@ impl Optimizer {
         hyperparameters: Hyperparameters,
     ) -> Result<(), HyperparameterError> {
         hyperparameters.validate()?;
-        if group.optimizer != self.id {
-            return Err(HyperparameterError::UnknownGroup);
-        }
-        let kept = &mut self.groups[group.index as usize].hyperparameters;
+        let index = self.group_index(group).ok_or(HyperparameterError::UnknownGroup)?;
+        let kept = &mut self.groups[index].hyperparameters;
         if *kept != hyperparameters {
             *kept = hyperparameters;
             self.forget_groups();
@@ -303,9 +358,14 @@ impl Optimizer {
         self.set_hyperparameters(group, Hyperparameters { learning_rate, ..hyperparameters })
     }
 
-    /// A group's hyperparameters; `None` if it is of another optimizer.
+    /// A group's hyperparameters; `None` if it is of another optimizer or was removed.
     pub fn hyperparameters(&self, group: GroupId) -> Option<&Hyperparameters> {
-        (group.optimizer == self.id).then(|| &self.groups[group.index as usize].hyperparameters)
+        self.group_index(group).map(|index| &self.groups[index].hyperparameters)
+    }
+
+    fn group_index(&self, group: GroupId) -> Option<usize> {
+        let of = self.groups.get(group.index as usize).filter(|_| group.optimizer == self.id)?;
+        (of.is_live && of.generation == group.generation).then_some(group.index as usize)
     }
 
     /// Registers a parameter. Its state starts at zero; it is allocated when the next step is recorded.
@@ -319,9 +379,7 @@ impl Optimizer {
         parameter: Parameter<'_>,
     ) -> Result<ParameterId, RegisterError> {
         let label = || parameter.label.to_owned();
-        if group.optimizer != self.id {
-            return Err(RegisterError::UnknownGroup { label: label() });
-        }
+        let group = self.group_index(group).ok_or_else(|| RegisterError::UnknownGroup { label: label() })?;
         if self.by_label.contains_key(parameter.label) {
             return Err(RegisterError::DuplicateLabel { label: label() });
         }
@@ -329,31 +387,40 @@ impl Optimizer {
             return Err(RegisterError::Empty { label: label() });
         }
         let most = DeviceSteps::MOST_PARAMETERS;
-        if self.device_steps.is_some() && self.parameters.len() == most {
+        if self.device_steps.is_some() && self.by_label.len() == most {
             return Err(RegisterError::TooMany { label: label(), most });
         }
-        let precision = self.groups[group.index as usize].precision;
+        let precision = self.groups[group].precision;
         let layout = self.layout_of(&parameter, precision)?;
-        let index = self.parameters.len();
+        let index = self.vacant.last().map_or(self.parameters.len(), |&index| index as usize);
         if let Some(views) = &parameter.views {
             self.occupy(index, parameter.label, parameter.len, parameter.dtype, views)?;
             self.fixed = None;
         }
-        self.parameters.push(Record {
+        let generation = self.vacant.pop().map_or(0, |index| self.parameters[index as usize].generation);
+        let record = Record {
+            generation,
+            is_live: true,
             label: label(),
             len: parameter.len,
             dtype: parameter.dtype,
-            group: group.index,
+            group: group as u32,
             layout,
             key: key_of(self.options.seed, parameter.label),
             views: parameter.views.as_ref().map(OwnedViews::new),
             extents: Vec::new(),
             pool: 0,
-        });
+        };
+        match self.parameters.get_mut(index) {
+            Some(place) => *place = record,
+            None => self.parameters.push(record),
+        }
         self.without_views += usize::from(parameter.views.is_none());
+        self.without_state += 1;
         self.by_label.insert(label(), index as u32);
-        self.cohorts.add_parameter(group.index);
-        Ok(ParameterId { optimizer: self.id, index: index as u32 })
+        self.cohorts.add_parameter(index, group as u32);
+        self.forget_rows();
+        Ok(ParameterId { optimizer: self.id, index: index as u32, generation })
     }
 
     /// Moves a parameter to other views, or gives views to one that had none, from the next recorded step on.
@@ -382,17 +449,47 @@ impl Optimizer {
 
     /// The parameter of that label.
     pub fn parameter(&self, label: &str) -> Option<ParameterId> {
-        self.by_label.get(label).map(|&index| ParameterId { optimizer: self.id, index })
+        let &index = self.by_label.get(label)?;
+        let generation = self.parameters[index as usize].generation;
+        Some(ParameterId { optimizer: self.id, index, generation })
     }
 
-    /// Label of a parameter; `None` if it is of another optimizer.
+    /// Label of a parameter; `None` if it is of another optimizer or was removed.
     pub fn label(&self, parameter: ParameterId) -> Option<&str> {
         self.index_of(parameter).map(|index| self.parameters[index].label.as_str())
     }
 
-    /// Steps recorded for a parameter: the paper's t, unless the device called steps off ([`Optimizer::read_state`] tells). `None` if it is of another optimizer.
+    /// Steps recorded for a parameter: the paper's t, unless the device called steps off ([`Optimizer::read_state`] tells). `None`
+    /// if it is of another optimizer or was removed.
     pub fn step_count(&self, parameter: ParameterId) -> Option<u64> {
         self.index_of(parameter).map(|index| self.cohorts.steps(index))
+    }
+
+    /// All step counts as they are, for [`Optimizer::rewind`].
+    pub fn step_counts(&self) -> StepCounts {
+        StepCounts { optimizer: self.id, changes: self.changes, cohorts: self.cohorts.clone() }
+    }
+
+    /// Takes back the counts of all steps recorded since `counts` was taken, because they never run: their encoder was dropped, or
+    /// its submit failed. With [`Control::Device`](crate::Control::Device) the device counts what runs, and this changes no more
+    /// than what [`Optimizer::step_count`] says.
+    ///
+    /// # Errors
+    /// If `counts` is of another optimizer, or parameters were added or removed or state was written since.
+    pub fn rewind(&mut self, counts: &StepCounts) -> Result<(), WriteError> {
+        if counts.optimizer != self.id || counts.changes != self.changes {
+            return Err(WriteError::StaleCounts);
+        }
+        self.cohorts.clone_from(&counts.cohorts);
+        self.regroup();
+        Ok(())
+    }
+
+    /// Segments have to name each parameter's cohort anew.
+    fn regroup(&mut self) {
+        if let Some(tables) = &mut self.fixed {
+            tables.regroup();
+        }
     }
 
     /// Bytes of state on the device so far.
@@ -400,7 +497,7 @@ impl Optimizer {
         self.arena.bytes()
     }
 
-    /// Bytes of state of one parameter, its master weights included. `None` if it is of another optimizer.
+    /// Bytes of state of one parameter, its master weights included. `None` if it is of another optimizer or was removed.
     pub fn state_bytes_of(&self, parameter: ParameterId) -> Option<u64> {
         let record = &self.parameters[self.index_of(parameter)?];
         Some(state_words(record.layout, record.len) * WORD_BYTES)
@@ -494,6 +591,14 @@ impl Optimizer {
         }
     }
 
+    /// Parameters came or went.
+    fn forget_rows(&mut self) {
+        self.changes += 1;
+        if let Some(steps) = &mut self.device_steps {
+            steps.forget_rows();
+        }
+    }
+
     /// Records a step of the parameters that have a gradient, at views of this step only: for engines with memory pools, whose
     /// tensors move. Registered views are not looked at. Nothing of the buffers is kept once this returns.
     ///
@@ -538,7 +643,7 @@ impl Optimizer {
             .device
             .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
         self.record_all(&mut begin_pass(&mut encoder), Part::Whole)?;
-        let submission = catch(&self.device, || self.queue.submit([encoder.finish()]))?;
+        let submission = submit(&self.device, &self.queue, encoder.finish())?;
         self.advance();
         Ok(submission)
     }
@@ -587,7 +692,13 @@ impl Optimizer {
     }
 
     fn index_of(&self, parameter: ParameterId) -> Option<usize> {
-        (parameter.optimizer == self.id).then_some(parameter.index as usize)
+        let record = self.parameters.get(parameter.index as usize)?;
+        let is_known = parameter.optimizer == self.id && parameter.generation == record.generation;
+        (is_known && record.is_live).then_some(parameter.index as usize)
+    }
+
+    fn live(&self) -> impl Iterator<Item = (usize, &Record)> {
+        self.parameters.iter().enumerate().filter(|(_, record)| record.is_live)
     }
 
     fn on_device(&self) -> Device<'_> {
@@ -662,10 +773,12 @@ impl Optimizer {
         present.clear();
         present.resize(self.parameters.len(), false);
         for parameter in named {
-            if parameter.optimizer != self.id {
+            let index = parameter.index as usize;
+            let record = self.parameters.get(index).filter(|record| record.is_live);
+            let is_known = record.is_some_and(|record| record.generation == parameter.generation);
+            if parameter.optimizer != self.id || !is_known {
                 return Err(EncodeError::UnknownParameter);
             }
-            let index = parameter.index as usize;
             if std::mem::replace(&mut present[index], true) {
                 return Err(EncodeError::Repeated { label: self.parameters[index].label.clone() });
             }
@@ -676,11 +789,8 @@ impl Optimizer {
     /// Regroups cohorts by the parameters selected, and notes which cohorts step.
     fn split(&mut self) {
         // With step counts on the device, coefficients go by parameter and never move.
-        if self.cohorts.split(&self.scratch.present)
-            && self.device_steps.is_none()
-            && let Some(tables) = &mut self.fixed
-        {
-            tables.regroup();
+        if self.cohorts.split(&self.scratch.present) && self.device_steps.is_none() {
+            self.regroup();
         }
         let stepping = &mut self.scratch.stepping;
         stepping.clear();
@@ -694,34 +804,37 @@ impl Optimizer {
 
     /// Gives state to the parameters registered since the last step.
     fn allocate(&mut self) -> Result<(), wgpu::Error> {
-        let first = self.parameters.partition_point(|record| !record.extents.is_empty());
-        if first == self.parameters.len() {
+        if self.without_state == 0 {
             return Ok(());
         }
         // A pool of state for each buffer of values; pool 0 for values that have no buffer of their own.
         #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by identity")]
         let mut pools: HashMap<wgpu::Buffer, u32> = HashMap::new();
-        let mut count = self.parameters[..first].iter().map(|record| record.pool).max().unwrap_or(0);
-        for record in &self.parameters[..first] {
+        let placed = || self.live().filter(|(_, record)| !record.extents.is_empty());
+        let mut count = placed().map(|(_, record)| record.pool).max().unwrap_or(0);
+        for (_, record) in placed() {
             if let Some(views) = &record.views {
                 pools.entry(views.borrow().values.buffer.clone()).or_insert(record.pool);
             }
         }
-        let mut tensors = Vec::with_capacity(self.parameters.len() - first);
-        for record in &self.parameters[first..] {
+        let mut indices = Vec::with_capacity(self.without_state);
+        let mut tensors = Vec::with_capacity(self.without_state);
+        for (index, record) in self.live().filter(|(_, record)| record.extents.is_empty()) {
             let pool = record.views.as_ref().map_or(0, |views| {
                 *pools.entry(views.borrow().values.buffer.clone()).or_insert_with(|| {
                     count += 1;
                     count
                 })
             });
+            indices.push(index);
             tensors.push((pool, record.layout, record.len));
         }
         let extents = self.arena.allocate(&self.device, &tensors)?;
-        for ((record, extents), (pool, ..)) in self.parameters[first..].iter_mut().zip(extents).zip(tensors) {
-            record.extents = extents;
-            record.pool = pool;
+        for ((index, extents), (pool, ..)) in indices.into_iter().zip(extents).zip(tensors) {
+            self.parameters[index].extents = extents;
+            self.parameters[index].pool = pool;
         }
+        self.without_state = 0;
         Ok(())
     }
 
@@ -759,13 +872,19 @@ impl Optimizer {
     /// Records every parameter at its registered views, without counting the step.
     fn record_all(&mut self, pass: &mut wgpu::ComputePass<'_>, part: Part) -> Result<(), EncodeError> {
         if self.without_views > 0
-            && let Some(record) = self.parameters.iter().find(|record| record.views.is_none())
+            && let Some((_, record)) = self.live().find(|(_, record)| record.views.is_none())
         {
             return Err(EncodeError::NoViews { label: record.label.clone() });
         }
         self.scratch.stepping.clear();
         self.scratch.stepping.resize(self.cohorts.list().len(), true);
-        self.record_fixed(pass, true, part)
+        let is_all = self.vacant.is_empty();
+        if !is_all {
+            let Self { scratch, parameters, .. } = self;
+            scratch.present.clear();
+            scratch.present.extend(parameters.iter().map(|record| record.is_live));
+        }
+        self.record_fixed(pass, is_all, part)
     }
 
     fn record_fixed(
@@ -805,6 +924,9 @@ impl Optimizer {
             tables.record(pass, &self.pipelines, Some(lease), self.workgroups_per_dimension);
             return Ok(());
         };
+        if is_lost(&self.device) {
+            return Err(EncodeError::Lost);
+        }
         let present = match is_all {
             true => Present::All(self.parameters.len()),
             false => Present::Some(&self.scratch.present),

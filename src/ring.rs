@@ -116,8 +116,9 @@ impl Ring {
             view.copy_from_slice(bytes);
             Some(())
         })?;
+        // wgpu gives no place to write to, and raises no error, only if the device is lost.
         if uploaded.is_none() {
-            return Err(EncodeError::Upload { bytes: size });
+            return Err(EncodeError::Lost);
         }
         self.next = (slot + 1) % self.users.len();
         self.users[slot].fetch_add(1, Ordering::Relaxed);

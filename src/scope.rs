@@ -1,5 +1,20 @@
 //! Errors of wgpu as values.
 
+/// Why the device did not take something.
+#[derive(Debug)]
+pub enum Refusal {
+    /// wgpu raised an error.
+    Device(wgpu::Error),
+    /// The device is lost.
+    Lost,
+}
+
+impl From<wgpu::Error> for Refusal {
+    fn from(error: wgpu::Error) -> Self {
+        Self::Device(error)
+    }
+}
+
 /// Runs `make` and returns the error that wgpu raised in it, if any; without this, wgpu hands errors to the device's handler,
 /// which panics by default and belongs to the caller.
 ///
@@ -20,6 +35,32 @@ pub fn catch<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> Result<T, wg
         first = first.or(error);
     }
     first.map_or(Ok(made), Err)
+}
+
+/// Whether the device is lost. On a lost device everything seems to succeed, because errors are no longer raised ("lose the
+/// device" in WebGPU's specification): so one is provoked.
+///
+/// In a browser this cannot be known at once; there a lost device shows in read-backs.
+pub fn is_lost(device: &wgpu::Device) -> bool {
+    let refused = || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("adamod.is_lost"),
+            size: 4,
+            usage: wgpu::BufferUsages::empty(),
+            mapped_at_creation: false,
+        })
+    };
+    !cfg!(target_arch = "wasm32") && catch(device, refused).is_ok()
+}
+
+/// Submits commands, and tells whether the device took them.
+pub fn submit(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    commands: wgpu::CommandBuffer,
+) -> Result<wgpu::SubmissionIndex, Refusal> {
+    let submission = catch(device, || queue.submit([commands]))?;
+    if is_lost(device) { Err(Refusal::Lost) } else { Ok(submission) }
 }
 
 #[cfg(not(target_arch = "wasm32"))]
