@@ -126,6 +126,10 @@ pub enum Role {
     Copy,
 }
 
+impl Role {
+    pub(crate) const COUNT: usize = Self::Copy as usize + 1;
+}
+
 impl std::fmt::Display for Role {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

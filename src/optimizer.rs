@@ -614,16 +614,14 @@ impl Optimizer {
         updates: &[Update<'_>],
     ) -> Result<(), EncodeError> {
         self.select(updates.iter().map(|update| update.parameter))?;
-        self.check_overlaps(updates)?;
+        let mut buffers = Buffers::default();
+        let places = self.locate(updates, &mut buffers)?;
         self.split();
         self.allocate()?;
-        let mut buffers = Buffers::default();
         let tensors: Vec<_> = updates
             .iter()
-            .map(|update| {
-                let index = update.parameter.index as usize;
-                self.tensor(index, &update.views, &mut buffers)
-            })
+            .zip(places)
+            .map(|(update, places)| self.tensor(update.parameter.index as usize, places))
             .collect();
         let plan = Plan::new(&tensors, &buffers.sizes, self.options.gradients, &self.limits);
         let parameters = updates.iter().map(|update| update.parameter.index as usize).collect();
@@ -742,35 +740,47 @@ impl Optimizer {
         }
     }
 
-    /// Checks the views of a step that were not registered.
-    fn check_overlaps(&self, updates: &[Update<'_>]) -> Result<(), EncodeError> {
-        let record_of = |update: &Update<'_>| &self.parameters[update.parameter.index as usize];
-        let mut ranges = Vec::with_capacity(2 * updates.len());
-        for update in updates {
-            let record = record_of(update);
+    /// Checks the views of a step that were not registered, and numbers their buffers.
+    fn locate(&self, updates: &[Update<'_>], buffers: &mut Buffers) -> Result<Vec<Places>, EncodeError> {
+        struct Range {
+            buffer: u32,
+            update: u32,
+            role: Role,
+            start: u64,
+            end: u64,
+        }
+        let record_of = |update: u32| &self.parameters[updates[update as usize].parameter.index as usize];
+        let mut places = Vec::with_capacity(updates.len());
+        // Engines mostly name tensors in the order of their addresses: by role, ranges are runs that a merge sort finds sorted.
+        let mut ranges = [const { Vec::new() }; Role::COUNT];
+        for (index, update) in (0..).zip(updates) {
+            let record = record_of(index);
             let ends = check_views(&update.views, record.len, record.dtype)
                 .map_err(|(role, source)| EncodeError::View { label: record.label.clone(), role, source })?;
-            for ((role, view), end) in update.views.each().zip(ends) {
-                ranges.push((view.buffer, view.offset, end, record, role));
+            let located = buffers.locate(&update.views);
+            for ((role, location), end) in located.each().zip(ends) {
+                let Location { buffer, offset: start, .. } = location;
+                ranges[role as usize].push(Range { buffer, update: index, role, start, end });
             }
+            places.push(located);
         }
-        // Views mostly come in the order of their addresses, which a merge sort finds sorted.
-        ranges.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        let mut ranges: Vec<Range> = ranges.into_iter().flatten().collect();
+        ranges.sort_by_key(|range| (range.buffer, range.start));
         for pair in ranges.windows(2) {
             let (first, second) = (&pair[0], &pair[1]);
-            if first.0 == second.0 && second.1 < first.2 {
+            if first.buffer == second.buffer && second.start < first.end {
                 return Err(EncodeError::View {
-                    label: second.3.label.clone(),
-                    role: second.4,
+                    label: record_of(second.update).label.clone(),
+                    role: second.role,
                     source: ViewError::Overlap {
-                        other_role: first.4,
-                        other_label: first.3.label.clone(),
-                        byte: second.1,
+                        other_role: first.role,
+                        other_label: record_of(first.update).label.clone(),
+                        byte: second.start,
                     },
                 });
             }
         }
-        Ok(())
+        Ok(places)
     }
 
     /// Notes which parameters have a gradient.
@@ -844,16 +854,10 @@ impl Optimizer {
         Ok(())
     }
 
-    fn tensor<'a>(&'a self, index: usize, views: &Views<'_>, buffers: &mut Buffers) -> Tensor<'a> {
+    fn tensor(&self, index: usize, places: Places) -> Tensor<'_> {
         let record = &self.parameters[index];
-        Tensor {
-            values: buffers.location(&views.values),
-            gradients: buffers.location(&views.gradients),
-            copies: views.copy.as_ref().map(|copy| buffers.location(copy)),
-            extents: &record.extents,
-            layout: record.layout,
-            key: record.key,
-        }
+        let Places { values, gradients, copies } = places;
+        Tensor { values, gradients, copies, extents: &record.extents, layout: record.layout, key: record.key }
     }
 
     /// Takes out the tables of the registered views; the caller puts them back.
@@ -868,7 +872,7 @@ impl Optimizer {
         for (index, record) in self.parameters.iter().enumerate() {
             if let Some(views) = &record.views {
                 parameters.push(index);
-                tensors.push(self.tensor(index, &views.borrow(), &mut buffers));
+                tensors.push(self.tensor(index, buffers.locate(&views.borrow())));
             }
         }
         let plan = Plan::new(&tensors, &buffers.sizes, self.options.gradients, &self.limits);
@@ -981,19 +985,46 @@ struct Buffers {
     numbers: HashMap<wgpu::Buffer, u32>,
     list: Vec<wgpu::Buffer>,
     sizes: Vec<u64>,
+    /// Where the last view of each role lay: tensors of one pool come in a row.
+    recent: [u32; Role::COUNT],
+}
+
+/// Where a parameter's views lie.
+#[derive(Clone, Copy)]
+struct Places {
+    values: Location,
+    gradients: Location,
+    copies: Option<Location>,
+}
+
+impl Places {
+    fn each(&self) -> impl Iterator<Item = (Role, Location)> + use<> {
+        let copies = self.copies.map(|copies| (Role::Copy, copies));
+        [(Role::Values, self.values), (Role::Gradients, self.gradients)].into_iter().chain(copies)
+    }
 }
 
 impl Buffers {
-    fn location(&mut self, view: &View<'_>) -> Location {
-        // Tensors of one pool come in a row: look at the last buffer first.
-        let buffer = match self.list.last() {
-            Some(last) if last == view.buffer => self.list.len() as u32 - 1,
-            _ => *self.numbers.entry(view.buffer.clone()).or_insert_with(|| {
+    fn locate(&mut self, views: &Views<'_>) -> Places {
+        Places {
+            values: self.location(Role::Values, &views.values),
+            gradients: self.location(Role::Gradients, &views.gradients),
+            copies: views.copy.as_ref().map(|copy| self.location(Role::Copy, copy)),
+        }
+    }
+
+    fn location(&mut self, role: Role, view: &View<'_>) -> Location {
+        let recent = self.recent[role as usize];
+        let buffer = if self.list.get(recent as usize) == Some(view.buffer) {
+            recent
+        } else {
+            *self.numbers.entry(view.buffer.clone()).or_insert_with(|| {
                 self.list.push(view.buffer.clone());
                 self.sizes.push(view.buffer.size());
                 self.list.len() as u32 - 1
-            }),
+            })
         };
+        self.recent[role as usize] = buffer;
         Location { buffer, offset: view.offset, dtype: view.dtype }
     }
 }

@@ -211,7 +211,8 @@ pub fn compute_pipeline(
         layout: Some(&pipeline_layout),
         module: &module,
         entry_point: Some(entry_point),
-        // No kernel reads workgroup memory that it has not written; zeroing it for each workgroup took a good part of a step's time.
+        // No kernel reads workgroup memory that it has not written. Where a driver cannot zero it, one lane does, word by word: half
+        // of the instructions of the kernel for 8-bit state.
         compilation_options: wgpu::PipelineCompilationOptions {
             constants,
             zero_initialize_workgroup_memory: false,

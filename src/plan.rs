@@ -617,14 +617,20 @@ impl Plan {
 fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
     let mut index = HashMap::new();
     let mut groups: Vec<Vec<Piece>> = Vec::new();
+    // Tensors of one pool come in a row: look at the last group first.
+    let mut recent = None;
     for (number, tensor) in tensors.iter().enumerate() {
         for extent in tensor.extents {
             let copies = tensor.copies.map(|copies| copies.buffer);
             let key = (tensor.values.buffer, tensor.gradients.buffer, copies, extent.page);
-            let group = *index.entry(key).or_insert_with(|| {
-                groups.push(Vec::new());
-                groups.len() - 1
-            });
+            let group = match recent {
+                Some((recent, group)) if recent == key => group,
+                _ => *index.entry(key).or_insert_with(|| {
+                    groups.push(Vec::new());
+                    groups.len() - 1
+                }),
+            };
+            recent = Some((key, group));
             groups[group].push(Piece {
                 tensor: number as u32,
                 page: extent.page,

@@ -1,0 +1,1 @@
+//! adamod in Burn.
