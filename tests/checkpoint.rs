@@ -429,6 +429,53 @@ fn a_process_killed_while_it_saves_leaves_a_whole_checkpoint() {
     assert!(unfinished > 0, "no kill hit a save");
 }
 
+/// The file system has no room for a new one: here, no file may be longer than 4 KiB.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
+    const FILE: &str = "ADAMOD_TEST_FULL_DISK";
+    if let Ok(path) = std::env::var(FILE) {
+        let checkpoint = Checkpoint::load(&path).unwrap();
+        let error = checkpoint.save(&path).unwrap_err();
+        assert!(matches!(error, CheckpointError::Io { action: "write" | "sync", .. }), "{error}");
+        std::fs::write(Path::new(&path).with_extension("done"), "").unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    engine.checkpoint().save(&path).unwrap();
+    // With the signal ignored, the write fails instead.
+    let status = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_full_disk_is_an_error_and_the_old_checkpoint_stays"])
+        .env(FILE, &path)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    std::fs::remove_file(path.with_extension("done")).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), engine.checkpoint());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is left over");
+}
+
+#[test]
+fn a_folder_in_the_place_of_a_file_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    std::fs::create_dir(&path).unwrap();
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    let error = engine.checkpoint().save(&path).unwrap_err();
+    assert!(matches!(error, CheckpointError::Io { action: "replace", .. }), "{error}");
+    let error = Checkpoint::load(&path).unwrap_err();
+    assert!(matches!(error, CheckpointError::Io { action: "read", .. }), "{error}");
+    let error = engine.checkpoint().save("..").unwrap_err();
+    assert!(matches!(error, CheckpointError::Io { action: "save", .. }), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
 /// As any other file of the process: others may read it if the process's mask allows; and one that is replaced stays as it was.
 #[cfg(unix)]
 #[test]

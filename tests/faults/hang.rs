@@ -37,3 +37,18 @@ fn blocking_reads_give_up_after_the_timeout_and_work_again_later() {
         assert!(engine.bits() == other.bits());
     });
 }
+
+#[test]
+fn futures_that_are_dropped_disturb_nothing() {
+    let gpu = Gpu::with_limits(|limits| limits);
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[33, 1025]);
+    let mut engine = Engine::new(&gpu, &model, Layout::TwoPools(256));
+    let mut other = Engine::new(&gpu, &model, Layout::TwoPools(256));
+    for step in 0..5 {
+        engine.step(&all(&model.gradients(step)));
+        other.step(&all(&model.gradients(step)));
+        drop(engine.optimizer.checkpoint());
+        drop(engine.optimizer.read_state(engine.ids[0]));
+    }
+    assert!(engine.bits() == other.bits());
+}

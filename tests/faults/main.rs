@@ -15,4 +15,5 @@ mod loss;
 mod memory;
 mod readers;
 mod soak;
+mod table;
 mod threads;

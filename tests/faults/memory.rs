@@ -149,6 +149,50 @@ fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
     });
 }
 
+/// A restore happens whole or not at all, whichever call it fails in.
+#[test]
+fn a_restore_that_runs_out_of_memory_changes_nothing() {
+    in_child("memory::a_restore_that_runs_out_of_memory_changes_nothing", |layer| {
+        let gpu = Gpu::with_limits(|limits| limits);
+        for control in [Control::Host, Control::Device(DeviceControl::default())] {
+            let options = Options { control, ..Options::default() };
+            let mut failed = 0;
+            for number in 1.. {
+                let doomed = gpu.sibling();
+                let buffers = Buffers::new(&doomed);
+                let mut optimizer = Optimizer::new(&doomed.device, &doomed.queue, options).unwrap();
+                let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+                for ((label, len), place) in ["a", "b", "c"].into_iter().zip(LENGTHS).zip(0..) {
+                    let parameter =
+                        Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, len) };
+                    optimizer.add_parameter(group, parameter).unwrap();
+                }
+                optimizer.step().unwrap();
+                let earlier = optimizer.checkpoint_blocking().unwrap();
+                optimizer.set_learning_rate(group, 0.5).unwrap();
+                optimizer.step().unwrap();
+                let now = optimizer.checkpoint_blocking().unwrap();
+                let faults = layer.faults();
+                layer.arm(Fault::OutOfMemory(number));
+                let result = optimizer.restore(&earlier);
+                layer.arm(Fault::None);
+                if layer.faults() == faults {
+                    result.unwrap();
+                    break;
+                }
+                if let Err(error) = result {
+                    failed += 1;
+                    assert_eq!(optimizer.hyperparameters(group).unwrap().learning_rate, 0.5, "{error}");
+                    if !is_lost(&doomed) {
+                        assert_eq!(optimizer.checkpoint_blocking().unwrap(), now, "call {number}: {error}");
+                    }
+                }
+            }
+            assert!(failed > 0);
+        }
+    });
+}
+
 /// Memory that never comes back is an error each time.
 #[test]
 fn running_out_of_memory_for_good_is_an_error_each_time() {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use adamod::{
     Checkpoint, Control, DeviceControl, Hyperparameters, Optimizer, Options, Parameter, Precision,
-    StateFormat, View, Views,
+    StateFormat, View, Views, WriteError,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -139,6 +139,27 @@ fn numbers_that_cannot_be_are_refused_by_name_though_the_checksum_is_right() {
     parts.header["parameters"][0]["step"] = json!(1_u64 << 32);
     let error = try_to_go_on(&parts.bytes(), Control::Device(DeviceControl::default())).unwrap_err();
     assert!(error.contains("the step count of parameter \"a\""), "{error}");
+}
+
+#[test]
+fn step_counts_that_nothing_can_go_on_from_are_refused_when_written() {
+    for (control, most) in
+        [(Control::Host, 1 << 53), (Control::Device(DeviceControl::default()), u64::from(u32::MAX))]
+    {
+        let mut optimizer = optimizer(control);
+        let id = optimizer.parameter("a").unwrap();
+        let mut state = optimizer.read_state_blocking(id).unwrap();
+        for step in [most + 1, u64::MAX] {
+            state.step = step;
+            let error = optimizer.write_state(id, &state).unwrap_err();
+            assert!(matches!(error, WriteError::Steps { found, .. } if found == step), "{error}");
+        }
+        optimizer.step().unwrap();
+        assert_eq!(optimizer.read_state_blocking(id).unwrap().step, 1);
+        state.step = most;
+        optimizer.write_state(id, &state).unwrap();
+        optimizer.step().unwrap();
+    }
 }
 
 /// A file with this header, and so many bytes of data.
