@@ -5,10 +5,10 @@
 //! its format of state: F32, BF16, or U8 codes with `scales.NAME`; and `master.NAME`, what master weights keep besides the
 //! parameter. All else is in the metadata, numbers of hyperparameters as the hexadecimal digits of their f64.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod file;
+
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -424,85 +424,6 @@ impl Checkpoint {
             adapter: header.adapter,
             driver: header.driver,
         })
-    }
-
-    /// Writes it to a file. The data go to a temporary file in the same folder, which then takes the file's place: whatever
-    /// happens meanwhile, there is the old checkpoint or the new one. File and folder are synced. The file has the mode of the one
-    /// it replaces. A process that is killed meanwhile leaves the temporary file, whose name ends in `.tmp`.
-    ///
-    /// # Errors
-    /// If the file system refuses; the path and what was being done are named.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), CheckpointError> {
-        let path = path.as_ref();
-        let bytes = self.to_bytes()?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let name = path.file_name().ok_or_else(|| {
-            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it has no file name");
-            CheckpointError::Io { path: path.to_owned(), action: "save", source }
-        })?;
-        let temporary = Temporary::beside(folder, name);
-        let io = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| CheckpointError::Io { path, action, source }
-        };
-        let mut file = File::create_new(&temporary.path).map_err(io("create", &temporary.path))?;
-        file.write_all(&bytes).map_err(io("write", &temporary.path))?;
-        if let Ok(replaced) = std::fs::metadata(path) {
-            file.set_permissions(replaced.permissions()).map_err(io("set the mode of", &temporary.path))?;
-        }
-        file.sync_all().map_err(io("sync", &temporary.path))?;
-        drop(file);
-        std::fs::rename(&temporary.path, path).map_err(io("replace", path))?;
-        // The new name lasts once the folder is on disk; only Unix can open one for that.
-        if cfg!(unix) {
-            let folder_file = File::open(folder).map_err(io("open", folder))?;
-            folder_file.sync_all().map_err(io("sync", folder))?;
-        }
-        Ok(())
-    }
-
-    /// Reads a file that [`Checkpoint::save`] wrote.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::from_bytes`], or if the file cannot be read.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn load(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| CheckpointError::Io {
-            path: path.to_owned(),
-            action: "read",
-            source,
-        })?;
-        Self::from_bytes(&bytes)
-    }
-}
-
-/// A file that is removed unless it was renamed.
-struct Temporary {
-    path: PathBuf,
-}
-
-impl Temporary {
-    /// A name that no other save uses: by process, and by save within it.
-    fn beside(folder: &Path, name: &std::ffi::OsStr) -> Self {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        static SAVES: AtomicU64 = AtomicU64::new(0);
-        let save = SAVES.fetch_add(1, Ordering::Relaxed);
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}.{save}.tmp", std::process::id()));
-        Self { path: folder.join(temporary) }
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Renamed, there is nothing to remove.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -62,6 +62,7 @@ type Mapped = oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>;
 /// Copies of several ranges as they are at one moment: one submit.
 pub struct Snapshot {
     device: wgpu::Device,
+    #[cfg(not(target_arch = "wasm32"))]
     queue: wgpu::Queue,
     parts: Vec<(wgpu::Buffer, Mapped)>,
 }
@@ -104,17 +105,22 @@ impl Snapshot {
             });
             parts.collect()
         })?;
-        Ok(Self { device: device.clone(), queue: queue.clone(), parts })
+        Ok(Self {
+            device: device.clone(),
+            #[cfg(not(target_arch = "wasm32"))]
+            queue: queue.clone(),
+            parts,
+        })
     }
 
     /// What was copied, once it is there.
     pub async fn read(self, wait: Wait) -> Result<Vec<Vec<u8>>, ReadError> {
         let mut contents = Vec::with_capacity(self.parts.len());
-        for (staging, mut mapped) in self.parts {
+        for (staging, mapped) in self.parts {
             match wait {
                 Wait::Caller => received(&self.device, mapped).await?,
                 #[cfg(not(target_arch = "wasm32"))]
-                Wait::Blocking(limit) => wait_for(&self.device, &self.queue, &mut mapped, limit)?,
+                Wait::Blocking(limit) => wait_for(&self.device, &self.queue, mapped, limit)?,
             }
             let view = staging.get_mapped_range(..).map_err(|_| ReadError::Lost)?;
             contents.push(view.to_vec());
@@ -140,7 +146,7 @@ async fn received(device: &wgpu::Device, mut mapped: Mapped) -> Result<(), ReadE
 fn wait_for(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
-    mapped: &mut Mapped,
+    mut mapped: Mapped,
     limit: std::time::Duration,
 ) -> Result<(), ReadError> {
     use std::time::{Duration, Instant};

@@ -460,6 +460,21 @@ fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is left over");
 }
 
+/// A process that was killed had the same number: in a container it often has.
+#[test]
+fn what_a_killed_save_left_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let left =
+        |save: u64| folder.path().join(format!(".state.safetensors.{}.{save}.tmp", std::process::id()));
+    (0..2000).for_each(|save| std::fs::write(left(save), "left").unwrap());
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    engine.checkpoint().save(&path).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), engine.checkpoint());
+    assert!((0..2000).all(|save| std::fs::read(left(save)).unwrap() == b"left"));
+}
+
 #[test]
 fn a_folder_in_the_place_of_a_file_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

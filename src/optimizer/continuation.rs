@@ -20,7 +20,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn checkpoint(&self) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
+    pub fn checkpoint(&self) -> impl Future<Output = Result<Checkpoint, ReadError>> + use<> {
         self.checkpoint_waiting(Wait::Caller)
     }
 
@@ -33,10 +33,7 @@ impl Optimizer {
         pollster::block_on(self.checkpoint_waiting(self.blocking()))
     }
 
-    fn checkpoint_waiting(
-        &self,
-        wait: Wait,
-    ) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
+    fn checkpoint_waiting(&self, wait: Wait) -> impl Future<Output = Result<Checkpoint, ReadError>> + use<> {
         let whole =
             |buffer: &wgpu::Buffer| Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
         let (pages, mut sources): (HashMap<_, _>, Vec<_>) = (0_usize..)

@@ -147,9 +147,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If the optimizer was made without [`Diagnostics::LearningRates`](crate::Diagnostics::LearningRates), or the device fails.
-    pub fn read_learning_rates(
-        &self,
-    ) -> impl Future<Output = Result<LearningRates, ReadError>> + Send + use<> {
+    pub fn read_learning_rates(&self) -> impl Future<Output = Result<LearningRates, ReadError>> + use<> {
         self.read_learning_rates_waiting(Wait::Caller)
     }
 
@@ -165,7 +163,7 @@ impl Optimizer {
     fn read_learning_rates_waiting(
         &self,
         wait: Wait,
-    ) -> impl Future<Output = Result<LearningRates, ReadError>> + Send + use<> {
+    ) -> impl Future<Output = Result<LearningRates, ReadError>> + use<> {
         let histogram = self.arena.histogram().ok_or(ReadError::NoDiagnostics);
         let bytes = histogram.map(|histogram| self.read_whole(histogram, true, wait));
         async move { Ok(LearningRates::from_counters(&bytes?.await?)) }
@@ -176,7 +174,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// With [`Control::Host`](crate::Control::Host), or if the device fails.
-    pub fn read_progress(&self) -> impl Future<Output = Result<Progress, ReadError>> + Send + use<> {
+    pub fn read_progress(&self) -> impl Future<Output = Result<Progress, ReadError>> + use<> {
         self.read_progress_waiting(Wait::Caller)
     }
 
@@ -189,10 +187,7 @@ impl Optimizer {
         pollster::block_on(self.read_progress_waiting(self.blocking()))
     }
 
-    fn read_progress_waiting(
-        &self,
-        wait: Wait,
-    ) -> impl Future<Output = Result<Progress, ReadError>> + Send + use<> {
+    fn read_progress_waiting(&self, wait: Wait) -> impl Future<Output = Result<Progress, ReadError>> + use<> {
         let control = self.control_buffer().ok_or(ReadError::NoControl);
         let bytes = control.map(|control| self.read_whole(control, false, wait));
         async move { Ok(Progress::from_bytes(&bytes?.await?)) }
@@ -204,7 +199,7 @@ impl Optimizer {
         buffer: &wgpu::Buffer,
         clear: bool,
         wait: Wait,
-    ) -> impl Future<Output = Result<Vec<u8>, ReadError>> + Send + use<> {
+    ) -> impl Future<Output = Result<Vec<u8>, ReadError>> + use<> {
         let source = Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
         let snapshot = Snapshot::new(&self.device, &self.queue, &[source], clear);
         async move { Ok(snapshot?.read(wait).await?.concat()) }
