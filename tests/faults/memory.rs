@@ -1,8 +1,8 @@
 //! Devices that run out of memory, at every single call that may.
 
 use adamod::{
-    Checkpoint, Control, DeviceControl, GroupId, Hyperparameters, Optimizer, Options, Parameter, ParameterId,
-    View, Views,
+    Checkpoint, Control, DeviceControl, EncodeError, GroupId, Hyperparameters, Optimizer, Options, Parameter,
+    ParameterId, Update, View, Views,
 };
 
 use crate::common::Gpu;
@@ -145,6 +145,68 @@ fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
                 }
             }
             assert!(survived > 0);
+        }
+    });
+}
+
+/// Recording into an engine's own encoder: at registered views, at moving ones, with some gradients missing.
+#[test]
+fn recording_that_runs_out_of_memory_counts_nothing() {
+    in_child("memory::recording_that_runs_out_of_memory_counts_nothing", |layer| {
+        type Record = fn(
+            &mut Optimizer,
+            &mut wgpu::CommandEncoder,
+            &Buffers,
+            [ParameterId; 2],
+        ) -> Result<(), EncodeError>;
+        let recordings: [Record; 3] = [
+            |optimizer, encoder, _, _| optimizer.encode(encoder),
+            |optimizer, encoder, _, [_, second]| optimizer.encode_present(encoder, &[second]),
+            |optimizer, encoder, buffers, [first, second]| {
+                let update = |parameter, place| Update { parameter, views: buffers.views(place) };
+                optimizer.encode_views(encoder, &[update(second, 3), update(first, 2)])
+            },
+        ];
+        let gpu = Gpu::with_limits(|limits| limits);
+        for control in [Control::Host, Control::Device(DeviceControl::default())] {
+            for record in recordings {
+                let run = |doomed: &Gpu, fault: Fault| {
+                    let buffers = Buffers::new(doomed);
+                    let options = Options { control, ..Options::default() };
+                    let mut optimizer = Optimizer::new(&doomed.device, &doomed.queue, options).unwrap();
+                    let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+                    let ids = [("a", 0), ("b", 1)].map(|(label, place)| {
+                        let parameter =
+                            Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, 33) };
+                        optimizer.add_parameter(group, parameter).unwrap()
+                    });
+                    let mut encoder = doomed.encoder();
+                    layer.arm(fault);
+                    let result = record(&mut optimizer, &mut encoder, &buffers, ids);
+                    layer.arm(Fault::None);
+                    if result.is_err() {
+                        assert_eq!(ids.map(|id| optimizer.step_count(id)), [Some(0); 2]);
+                        if is_lost(doomed) {
+                            return None;
+                        }
+                        encoder = doomed.encoder();
+                        record(&mut optimizer, &mut encoder, &buffers, ids).unwrap();
+                    }
+                    doomed.submit(encoder);
+                    Some(optimizer.checkpoint_blocking().unwrap())
+                };
+                let expected = run(&gpu, Fault::None).unwrap();
+                for number in 1.. {
+                    let faults = layer.faults();
+                    if let Some(reached) = run(&gpu.sibling(), Fault::OutOfMemory(number)) {
+                        assert_eq!(reached, expected, "{control:?}, call {number}");
+                    }
+                    if layer.faults() == faults {
+                        assert!(number > 5);
+                        break;
+                    }
+                }
+            }
         }
     });
 }
