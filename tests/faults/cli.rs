@@ -86,3 +86,25 @@ fn output_that_cannot_be_written_and_adapters_that_are_missing_fail_with_3() {
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.contains("no GPU adapter"), "{text}");
 }
+
+/// `adamod info | true`
+#[cfg(unix)]
+#[test]
+fn a_reader_that_has_gone_is_an_error_and_not_a_panic() {
+    let trace = "tests/traces/paper-coupled.safetensors";
+    for arguments in [vec!["info"], vec!["info", "--json"], vec!["replay", trace, "--backend", "cpu"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+            .args(&arguments)
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+    }
+}

@@ -1,5 +1,7 @@
 //! `adamod info`: adapters, the limits and features that matter to the library, and which modes run.
 
+use std::io::Write;
+
 use adamod::{
     Control, DType, DeviceControl, Diagnostics, Hyperparameters, MasterWeights, Optimizer, Options,
     Parameter, Precision, Rule, StateFormat, View, Views, wgpu,
@@ -42,13 +44,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let reports: Vec<_> =
         adapters.iter().enumerate().map(|(index, adapter)| report(adapter, index == 0)).collect();
+    let mut out = std::io::stdout().lock();
     if arguments.json {
         let text = serde_json::to_string_pretty(&reports).map_err(|error| Failure::Machine(error.into()))?;
-        println!("{text}");
+        writeln!(out, "{text}")?;
     } else {
-        for report in &reports {
-            print(report);
-        }
+        reports.iter().try_for_each(|report| print(report, &mut out))?;
     }
     Ok(())
 }
@@ -176,24 +177,25 @@ fn step(device: &wgpu::Device, queue: &wgpu::Queue, candidate: &Candidate) -> an
     Ok(())
 }
 
-fn print(report: &AdapterReport) {
+fn print(report: &AdapterReport, out: &mut impl Write) -> std::io::Result<()> {
     let AdapterReport { name, driver, backend, device_type, .. } = report;
-    println!("{name}{}", if report.chosen { "  (used by replay and bench)" } else { "" });
-    println!("  {backend}, {device_type}, driver {driver}");
+    writeln!(out, "{name}{}", if report.chosen { "  (used by replay and bench)" } else { "" })?;
+    writeln!(out, "  {backend}, {device_type}, driver {driver}")?;
     for (limit, value) in &report.limits {
-        println!("  {limit:<40} {value:>12}");
+        writeln!(out, "  {limit:<40} {value:>12}")?;
     }
     let features: Vec<_> =
         report.features.iter().filter(|(_, has)| *has).map(|(feature, _)| *feature).collect();
-    println!(
+    writeln!(
+        out,
         "  features: {}",
         if features.is_empty() { "none of interest".to_owned() } else { features.join(", ") }
-    );
+    )?;
     for (mode, reason) in &report.modes {
         match reason {
-            None => println!("  runs   {mode}"),
-            Some(reason) => println!("  lacks  {mode}: {reason}"),
+            None => writeln!(out, "  runs   {mode}")?,
+            Some(reason) => writeln!(out, "  lacks  {mode}: {reason}")?,
         }
     }
-    println!();
+    writeln!(out)
 }
