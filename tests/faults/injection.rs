@@ -93,22 +93,25 @@ fn log_of(orders: &Path) -> PathBuf {
 
 const LAYER: &str = "VK_LAYER_ADAMOD_faults";
 
-/// Folder with the layer and its manifest, built on first use.
+/// Folder with the layer and its manifest, built on first use of this source.
 fn layer() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("layer-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let library = folder.join(format!(
-            "{}adamod_faults{}",
-            std::env::consts::DLL_PREFIX,
-            std::env::consts::DLL_SUFFIX
-        ));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/layer/lib.rs");
+        let version = crc32fast::hash(&std::fs::read(&source).unwrap());
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let folder = all.join(format!("layer-{version:08x}"));
+        if folder.exists() {
+            return folder;
+        }
+        // Built beside and then renamed: other processes may be at it as well.
+        let new = tempfile::tempdir_in(all).unwrap();
+        let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let library = format!("{prefix}adamod_faults{suffix}");
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let built = Command::new(rustc)
             .args(["--edition", "2024", "--crate-type", "cdylib", "-O", "-o"])
-            .args([&library, &source])
+            .args([&new.path().join(&library), &source])
             .output()
             .expect("rustc builds the layer");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
@@ -117,13 +120,15 @@ fn layer() -> &'static Path {
             "layer": {
                 "name": LAYER,
                 "type": "GLOBAL",
-                "library_path": library,
+                "library_path": folder.join(library),
                 "api_version": "1.3.0",
                 "implementation_version": "1",
                 "description": "Makes devices fail",
             },
         });
-        std::fs::write(folder.join("adamod_faults.json"), manifest.to_string()).unwrap();
+        std::fs::write(new.path().join("adamod_faults.json"), manifest.to_string()).unwrap();
+        let renamed = std::fs::rename(new.path(), &folder);
+        assert!(renamed.is_ok() || folder.exists(), "{renamed:?}");
         folder
     })
 }
