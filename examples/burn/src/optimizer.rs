@@ -202,7 +202,7 @@ impl FusedOptimizer {
     /// What differs, by name. Nothing has changed then, but for the registration of parameters.
     pub fn restore<M: Module>(&mut self, checkpoint: &Checkpoint, module: &M) -> Result<(), Error> {
         self.shared.drain()?;
-        let labels = checkpoint.parameters().map(|(label, _)| label).collect();
+        let labels = checkpoint.parameters().map(|parameter| parameter.label).collect();
         let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
         Register::all(registry, labels, module)?;
         let mut core = self.shared.core();

@@ -149,7 +149,7 @@ fn a_module_may_change_threads_between_steps() {
             };
         }
         let checkpoint = optimizer.checkpoint().expect("a checkpoint");
-        assert!(checkpoint.parameters().all(|(_, step)| step == 4));
+        assert!(checkpoint.parameters().all(|parameter| parameter.step == 4));
         values(&network)
     };
     assert_same(&run(true), &run(false), "threads");
