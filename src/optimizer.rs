@@ -607,7 +607,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Optimizer::encode`]; and if a parameter is not of this optimizer or is named twice, or a view cannot be used or
-    /// overlaps another one of this step.
+    /// overlaps another one of this step. Gradients may share bytes with each other, unless they are to be zeroed.
     pub fn encode_views(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -766,18 +766,29 @@ impl Optimizer {
         }
         let mut ranges: Vec<Range> = ranges.into_iter().flatten().collect();
         ranges.sort_by_key(|range| (range.buffer, range.start));
-        for pair in ranges.windows(2) {
-            let (first, second) = (&pair[0], &pair[1]);
-            if first.buffer == second.buffer && second.start < first.end {
+        // Of the ranges so far, the one that ends last: of all, and of those that are written.
+        let [mut last, mut last_written]: [Option<&Range>; 2] = [None; 2];
+        for range in &ranges {
+            let is_written = range.role != Role::Gradients || self.options.gradients == AfterUse::Zero;
+            let earlier = if is_written { last } else { last_written };
+            if let Some(other) = earlier.filter(|of| of.buffer == range.buffer && range.start < of.end) {
                 return Err(EncodeError::View {
-                    label: record_of(second.update).label.clone(),
-                    role: second.role,
+                    label: record_of(range.update).label.clone(),
+                    role: range.role,
                     source: ViewError::Overlap {
-                        other_role: first.role,
-                        other_label: record_of(first.update).label.clone(),
-                        byte: second.start,
+                        other_role: other.role,
+                        other_label: record_of(other.update).label.clone(),
+                        byte: range.start,
                     },
                 });
+            }
+            let ends_last =
+                |of: Option<&Range>| of.is_none_or(|of| of.buffer != range.buffer || of.end < range.end);
+            if ends_last(last) {
+                last = Some(range);
+            }
+            if is_written && ends_last(last_written) {
+                last_written = Some(range);
             }
         }
         Ok(places)

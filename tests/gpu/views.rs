@@ -194,3 +194,37 @@ fn buffers_of_moved_views_are_not_kept() {
     engine.step(&all(&model.gradients(1)));
     assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(4));
 }
+
+/// As for the two summands of a sum.
+#[test]
+fn parameters_may_have_one_gradient_between_them() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64, 48]);
+    let mut gradients = model.gradients(1);
+    gradients[1] = gradients[0][16..].to_vec();
+    let mut expected = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    expected.step(&all(&gradients));
+
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let shared = gpu().buffer(1024);
+    gpu().queue.write_buffer(&shared, 256, bytemuck::cast_slice(&gradients[0]));
+    let buffers = engine.buffers.clone();
+    let updates: Vec<_> = [256, 256 + 4 * 16]
+        .into_iter()
+        .enumerate()
+        .map(|(index, offset)| {
+            let gradients = View::new(&shared, offset);
+            let views = Views { gradients, ..engine.locations[index].views(&buffers) };
+            Update { parameter: engine.ids[index], views }
+        })
+        .collect();
+    let mut encoder = gpu().encoder();
+    engine.optimizer.encode_views(&mut encoder, &updates).unwrap();
+    gpu().submit(encoder);
+    assert_eq!(engine.bits(), expected.bits());
+    // Values over the second gradient, whose start the first one's end lies beyond, are refused all the same.
+    let values = View::new(&shared, 256 + 4 * 63);
+    let mut overlapping = updates;
+    overlapping[1].views.values = values;
+    let error = engine.optimizer.encode_views(&mut gpu().encoder(), &overlapping).unwrap_err();
+    assert!(matches!(error, EncodeError::View { source: ViewError::Overlap { .. }, .. }), "{error}");
+}

@@ -1,0 +1,217 @@
+//! What is timed: the same tensors and gradients under each optimizer.
+
+use std::str::FromStr;
+
+use adamod_burn::adamod::{
+    Hyperparameters, Optimizer, Options, Parameter, ParameterId, Precision, Rule, View, Views, wgpu,
+};
+use adamod_burn::operations::{AdaMod, Minimum};
+use adamod_burn::{FusedOptimizer, Gpu, PerTensor};
+use anyhow::{Context as _, bail, ensure};
+use burn::module::{Module, Param};
+use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Tensor, TensorData};
+
+const LEARNING_RATE: f64 = 1e-3;
+
+/// Tensors and elements of each.
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub tensors: usize,
+    pub elements: usize,
+}
+
+impl Case {
+    pub fn elements_of_all(self) -> usize {
+        self.tensors * self.elements
+    }
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('x').and_then(|(tensors, elements)| {
+            let (tensors, elements) = (tensors.parse().ok()?, elements.parse().ok()?);
+            (tensors > 0 && elements > 0).then_some(Case { tensors, elements })
+        });
+        parsed.ok_or_else(|| format!("{text:?} is not two numbers above 0 with an x between them"))
+    }
+}
+
+/// An optimizer with tensors of its own.
+pub struct Contender {
+    pub name: &'static str,
+    pub rule: Rule,
+    pub step: Box<dyn Step>,
+}
+
+/// A step that can be timed.
+pub trait Step {
+    /// One step, and the end of the device's work.
+    fn run(&mut self) -> anyhow::Result<()>;
+    /// The first tensor now.
+    fn first(&mut self) -> anyhow::Result<Vec<f32>>;
+}
+
+/// Name of the contender that the others are compared with.
+pub const BURN_ADAM: &str = "Burn Adam";
+
+/// The contenders whose names are wanted.
+pub fn all(gpu: &Gpu, case: Case, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Contender>> {
+    let hyperparameters = Hyperparameters { learning_rate: LEARNING_RATE, ..Hyperparameters::default() };
+    let fused = |rule| {
+        let mut optimizer = FusedOptimizer::new(gpu, Options { rule, ..Options::default() })?;
+        optimizer.add_group(hyperparameters, Precision::default(), |_| true)?;
+        in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)?))
+    };
+    let of_burn = |mut optimizer: ModuleOptimizer| {
+        in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)))
+    };
+    let per_tensor = || PerTensor::new(gpu, Options::default(), hyperparameters, Precision::default());
+    let operations = || AdaMod::new(hyperparameters).with_minimum(Minimum::Fusing);
+    type Make<'a> = Box<dyn Fn() -> anyhow::Result<Box<dyn Step>> + 'a>;
+    let makers: [(&'static str, Rule, Make<'_>); 7] = [
+        (BURN_ADAM, Rule::Adam, Box::new(|| of_burn(AdamConfig::new().with_epsilon(1e-8).init()))),
+        ("adapter Adam", Rule::Adam, Box::new(|| fused(Rule::Adam))),
+        ("core Adam", Rule::Adam, Box::new(|| core(gpu, case, Rule::Adam, hyperparameters))),
+        ("AdaMod in operations", Rule::AdaMod, Box::new(|| of_burn(operations().into()))),
+        ("per-tensor AdaMod", Rule::AdaMod, Box::new(|| of_burn(per_tensor()?.into()))),
+        ("adapter AdaMod", Rule::AdaMod, Box::new(|| fused(Rule::AdaMod))),
+        ("core AdaMod", Rule::AdaMod, Box::new(|| core(gpu, case, Rule::AdaMod, hyperparameters))),
+    ];
+    makers
+        .into_iter()
+        .filter(|(name, ..)| wanted(name))
+        .map(|(name, rule, make)| Ok(Contender { name, rule, step: make()? }))
+        .collect()
+}
+
+/// Contenders with the same rule have taken as many steps and must agree.
+pub fn check(contenders: &mut [Contender]) -> anyhow::Result<()> {
+    let mut of_rule: Vec<(Rule, Vec<f32>)> = Vec::new();
+    for Contender { name, rule, step } in contenders {
+        let found = step.first()?;
+        match of_rule.iter().find(|(of, _)| of == rule) {
+            None => of_rule.push((*rule, found)),
+            Some((_, needed)) => {
+                for (index, (found, needed)) in found.iter().zip(needed).enumerate() {
+                    let difference = (found - needed).abs();
+                    let is_close = difference <= 1e-5 + 1e-4 * needed.abs();
+                    ensure!(is_close, "{name}: element {index} is {found}, needed {needed}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Values or gradients of a tensor; no two tensors have the same.
+fn content(case: Case, tensor: usize, phase: f32) -> Vec<f32> {
+    (0..case.elements).map(|element| (0.37 * element as f32 + tensor as f32 + phase).sin()).collect()
+}
+
+#[derive(Module, Debug)]
+struct Weights {
+    tensors: Vec<Param<Tensor<1>>>,
+}
+
+struct InBurn<F> {
+    device: Device,
+    module: Option<Weights>,
+    gradients: Vec<Tensor<1>>,
+    step: F,
+}
+
+fn in_burn<F>(gpu: &Gpu, case: Case, step: F) -> anyhow::Result<Box<dyn Step>>
+where
+    F: FnMut(Weights, GradientsParams) -> anyhow::Result<Weights> + 'static,
+{
+    let device = gpu.device();
+    let training = gpu.device().autodiff();
+    let tensor = |index, phase, device: &Device| {
+        Tensor::<1>::from_data(TensorData::new(content(case, index, phase), [case.elements]), device)
+    };
+    let tensors = (0..case.tensors).map(|index| Param::from_tensor(tensor(index, 0.0, &training))).collect();
+    let gradients = (0..case.tensors).map(|index| tensor(index, 1.0, &device)).collect();
+    device.sync().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    Ok(Box::new(InBurn { device, module: Some(Weights { tensors }), gradients, step }))
+}
+
+impl<F> Step for InBurn<F>
+where
+    F: FnMut(Weights, GradientsParams) -> anyhow::Result<Weights>,
+{
+    fn run(&mut self) -> anyhow::Result<()> {
+        let module = self.module.take().context("a module")?;
+        let mut gradients = GradientsParams::new();
+        for (tensor, gradient) in module.tensors.iter().zip(&self.gradients) {
+            gradients.register(tensor.id, gradient.clone());
+        }
+        self.module = Some((self.step)(module, gradients)?);
+        self.device.sync().map_err(|error| anyhow::anyhow!("{error:?}"))
+    }
+
+    fn first(&mut self) -> anyhow::Result<Vec<f32>> {
+        let module = self.module.as_ref().context("a module")?;
+        let data = module.tensors[0].val().into_data();
+        data.try_into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))
+    }
+}
+
+struct Core {
+    device: wgpu::Device,
+    optimizer: Optimizer,
+    first: ParameterId,
+}
+
+/// The core alone, with tensors in two pools.
+fn core(
+    gpu: &Gpu,
+    case: Case,
+    rule: Rule,
+    hyperparameters: Hyperparameters,
+) -> anyhow::Result<Box<dyn Step>> {
+    let (device, queue) = (gpu.wgpu_device(), gpu.wgpu_queue());
+    // As far apart as Burn's pools put them.
+    let stride = (4 * case.elements as u64).next_multiple_of(32);
+    let pool = |phase| {
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: stride * case.tensors as u64,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        for tensor in 0..case.tensors {
+            let bytes: Vec<u8> =
+                content(case, tensor, phase).iter().flat_map(|element| element.to_le_bytes()).collect();
+            queue.write_buffer(&buffer, stride * tensor as u64, &bytes);
+        }
+        buffer
+    };
+    let (values, gradients) = (pool(0.0), pool(1.0));
+    let mut optimizer = Optimizer::new(device, queue, Options { rule, ..Options::default() })?;
+    let group = optimizer.add_group(hyperparameters)?;
+    let mut first = None;
+    for tensor in 0..case.tensors {
+        let offset = stride * tensor as u64;
+        let views = Some(Views::new(View::new(&values, offset), View::new(&gradients, offset)));
+        let label = format!("tensors.{tensor}");
+        let parameter = Parameter { views, ..Parameter::new(&label, case.elements as u64) };
+        first = first.or(Some(optimizer.add_parameter(group, parameter)?));
+    }
+    let Some(first) = first else { bail!("a case without tensors") };
+    Ok(Box::new(Core { device: device.clone(), optimizer, first }))
+}
+
+impl Step for Core {
+    fn run(&mut self) -> anyhow::Result<()> {
+        let submission = self.optimizer.step()?;
+        self.device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })?;
+        Ok(())
+    }
+
+    fn first(&mut self) -> anyhow::Result<Vec<f32>> {
+        Ok(self.optimizer.read_parameter_blocking(self.first)?)
+    }
+}

@@ -1,0 +1,75 @@
+//! [`Gpu`]: one wgpu device that Burn and the optimizer share.
+
+use burn::backend::DispatchDevice;
+use burn::backend::wgpu::wgpu;
+use burn::tensor::wgpu::WgpuSetup;
+use burn::tensor::{Device, DeviceKind};
+
+use crate::error::Error;
+
+/// A wgpu device and its queue, with Burn's name for it.
+///
+/// Burn does not tell which wgpu device lies under a [`Device`] that exists already, so the two are made together. Cloning is
+/// cheap, and all clones are the same device.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    device: Device,
+    #[cfg(feature = "fusion")]
+    pub(crate) cube: cubecl::Device,
+    pub(crate) wgpu: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+}
+
+impl Gpu {
+    /// Opens an adapter with Burn's limits and features.
+    ///
+    /// # Errors
+    /// If there is none, or Burn has used that `kind` in this process already: then it has a device that cannot be shared. Call
+    /// this before the first tensor is made.
+    pub fn open(kind: DeviceKind) -> Result<Self, Error> {
+        let (device, setup) = Device::wgpu_options().device_kind(kind).init_with_setup()?;
+        Self::new(device, setup)
+    }
+
+    /// Registers a wgpu device of the engine's own with Burn. To be called once for each.
+    ///
+    /// # Errors
+    /// If Burn refuses it.
+    pub fn from_setup(setup: WgpuSetup) -> Result<Self, Error> {
+        let device = Device::wgpu_options().setup(setup.clone()).init()?;
+        Self::new(device, setup)
+    }
+
+    fn new(device: Device, setup: WgpuSetup) -> Result<Self, Error> {
+        let device = device.without_autodiff();
+        let DispatchDevice::Cube(cube) = device.as_dispatch() else {
+            return Err(Error::Burn { what: format!("{device:?} is not a device of Burn's wgpu backend") });
+        };
+        #[cfg(feature = "fusion")]
+        let cube = cube.clone();
+        #[cfg(not(feature = "fusion"))]
+        let _ = cube;
+        Ok(Self {
+            #[cfg(feature = "fusion")]
+            cube,
+            wgpu: setup.device,
+            queue: setup.queue,
+            device,
+        })
+    }
+
+    /// Burn's device, without autodiff: `gpu.device().autodiff()` is the one to train on.
+    pub fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    /// The wgpu device.
+    pub fn wgpu_device(&self) -> &wgpu::Device {
+        &self.wgpu
+    }
+
+    /// Its queue.
+    pub fn wgpu_queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+}

@@ -1,0 +1,254 @@
+//! The two walks of a step through a module: one takes the values out, one puts the new ones in.
+
+use std::collections::HashMap;
+
+use adamod::{Parameter, ParameterId};
+use burn::backend::wgpu::Wgpu;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradAdaptor;
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::backend::Primitive;
+use crate::error::Error;
+use crate::optimizer::Group;
+use crate::shared::{Job, Shared, core_dtype};
+
+/// A parameter that has been registered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    parameter: ParameterId,
+    elements: usize,
+    dtype: DType,
+}
+
+/// Parameters that have been registered, by path.
+pub(crate) type KnownParameters = HashMap<String, Known>;
+
+/// Registers parameters in the first group that takes them.
+pub(crate) struct Registry<'a> {
+    pub shared: &'a Shared,
+    pub groups: &'a [Group],
+    pub known: &'a mut KnownParameters,
+}
+
+impl Registry<'_> {
+    fn parameter(&mut self, label: &str, elements: usize, dtype: DType) -> Result<ParameterId, Error> {
+        if let Some(known) = self.known.get(label) {
+            return if (known.elements, known.dtype) == (elements, dtype) {
+                Ok(known.parameter)
+            } else {
+                let describe = |elements, dtype| format!("{elements} elements of type {dtype:?}");
+                Err(Error::Changed {
+                    label: label.to_owned(),
+                    found: describe(elements, dtype),
+                    needed: describe(known.elements, known.dtype),
+                })
+            };
+        }
+        let group = self.groups.iter().find(|group| (group.takes)(label));
+        let group = group.ok_or_else(|| Error::NoGroup { label: label.to_owned() })?.id;
+        let dtype_of_core = supported(label, "value", dtype)?;
+        let parameter = Parameter { dtype: dtype_of_core, ..Parameter::new(label, elements as u64) };
+        let parameter = self.shared.core().add_parameter(group, parameter)?;
+        self.known.insert(label.to_owned(), Known { parameter, elements, dtype });
+        Ok(parameter)
+    }
+}
+
+fn supported(label: &str, role: &'static str, found: DType) -> Result<adamod::DType, Error> {
+    core_dtype(found).ok_or_else(|| Error::DType { label: label.to_owned(), role, found })
+}
+
+/// What autodiff knows of a parameter. An optimizer's step works without autodiff, so it is put back afterwards.
+struct Autodiff {
+    strategy: Option<burn::backend::GradientCheckpointingStrategy>,
+    requires_grad: bool,
+    is_distributed: bool,
+}
+
+impl Autodiff {
+    fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
+        Self {
+            strategy: tensor.gradient_checkpointing_strategy(),
+            requires_grad: tensor.is_require_grad(),
+            is_distributed: tensor.is_distributed(),
+        }
+    }
+
+    fn restore<const D: usize>(self, tensor: Tensor<D>, id: ParamId) -> Tensor<D> {
+        let Some(strategy) = self.strategy else { return tensor };
+        let tensor = tensor.autodiff().with_gradient_checkpointing_strategy(strategy);
+        let tensor = tensor.set_require_grad(self.requires_grad);
+        if self.is_distributed { tensor.set_distributed(id) } else { tensor }
+    }
+}
+
+/// A parameter whose value was taken out.
+pub(crate) struct Taken {
+    id: ParamId,
+    autodiff: Autodiff,
+}
+
+/// Takes the values of parameters with gradients out of a module. Stops at the first error.
+pub(crate) struct Take<'a> {
+    registry: Registry<'a>,
+    device: Device,
+    gradients: GradAdaptor,
+    path: Vec<String>,
+    taken: Vec<Taken>,
+    jobs: Vec<Job<Primitive>>,
+    error: Option<Error>,
+}
+
+impl<'a> Take<'a> {
+    pub fn new(registry: Registry<'a>, gradients: GradAdaptor) -> Self {
+        let device = registry.shared.gpu.device();
+        Self {
+            registry,
+            device,
+            gradients,
+            path: Vec::new(),
+            taken: Vec::new(),
+            jobs: Vec::new(),
+            error: None,
+        }
+    }
+
+    pub fn finish(self) -> (Vec<Taken>, Vec<Job<Primitive>>, Option<Error>) {
+        (self.taken, self.jobs, self.error)
+    }
+
+    /// Checks a parameter and its gradient. A parameter without elements has nothing to step.
+    fn check<const D: usize>(
+        &mut self,
+        value: &Tensor<D>,
+        gradient: Tensor<D>,
+    ) -> Result<Option<(ParameterId, Tensor<D>)>, Error> {
+        let label = self.path.join(".");
+        if value.device() != self.device {
+            let name = |device: &Device| format!("{device:?}");
+            return Err(Error::Device { label, found: name(&value.device()), needed: name(&self.device) });
+        }
+        supported(&label, "value", value.dtype())?;
+        supported(&label, "gradient", gradient.dtype())?;
+        let (found, needed) = (gradient.shape(), value.shape());
+        if found != needed {
+            return Err(Error::Shape { label, found, needed });
+        }
+        let elements = needed.num_elements();
+        if elements == 0 {
+            return Ok(None);
+        }
+        let parameter = self.registry.parameter(&label, elements, value.dtype())?;
+        let gradient = gradient.inner();
+        let gradient =
+            if gradient.device() == self.device { gradient } else { gradient.to_device(&self.device) };
+        Ok(Some((parameter, gradient)))
+    }
+}
+
+impl ModuleMapper for Take<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.error.is_some() {
+            return param;
+        }
+        let Some((gradient, _)) = self.gradients.remove::<D>(param.id) else { return param };
+        let (id, value, mapper) = param.consume();
+        let checked = match self.check(&value, gradient) {
+            Ok(Some(checked)) => checked,
+            Ok(None) => return Param::from_mapped_value(id, value, mapper),
+            Err(error) => {
+                self.error = Some(error);
+                return Param::from_mapped_value(id, value, mapper);
+            }
+        };
+        let (parameter, gradient) = checked;
+        let autodiff = Autodiff::of(&value);
+        match (primitive(&value), primitive(&gradient)) {
+            (Ok(of_value), Ok(of_gradient)) => {
+                // Dropped before the step: a value that nothing else refers to is updated in place.
+                drop(value);
+                self.taken.push(Taken { id, autodiff });
+                self.jobs.push(Job { parameter, value: of_value, gradient: of_gradient });
+                // Something of the right rank, until the new value is put in.
+                Param::from_mapped_value(id, gradient, mapper)
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                self.error = Some(error);
+                Param::from_mapped_value(id, value, mapper)
+            }
+        }
+    }
+}
+
+/// What lies under a tensor.
+pub(crate) fn primitive<const D: usize>(tensor: &Tensor<D>) -> Result<Primitive, Error> {
+    tensor.clone().inner().try_into_primitive::<Wgpu>().map_err(Error::burn)
+}
+
+/// Puts values into the parameters that were taken out.
+pub(crate) struct Return {
+    values: HashMap<ParamId, (Taken, Primitive)>,
+}
+
+impl Return {
+    pub fn new(taken: Vec<Taken>, values: Vec<Primitive>) -> Self {
+        let values = taken.into_iter().zip(values).map(|(taken, value)| (taken.id, (taken, value))).collect();
+        Self { values }
+    }
+}
+
+impl ModuleMapper for Return {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some((taken, value)) = self.values.remove(&param.id) else { return param };
+        let (id, _, mapper) = param.consume();
+        let value = taken.autodiff.restore(Tensor::from_primitive::<Wgpu>(value), id);
+        Param::from_mapped_value(id, value, mapper)
+    }
+}
+
+/// Registers the parameters of a module that a checkpoint names.
+pub(crate) struct Register<'a> {
+    registry: Registry<'a>,
+    labels: Vec<&'a str>,
+    path: Vec<String>,
+    error: Option<Error>,
+}
+
+impl<'a> Register<'a> {
+    /// # Errors
+    /// As registering in a step.
+    pub fn all<M: Module>(registry: Registry<'a>, labels: Vec<&'a str>, module: &M) -> Result<(), Error> {
+        let mut visitor = Register { registry, labels, path: Vec::new(), error: None };
+        module.visit(&mut visitor);
+        visitor.error.map_or(Ok(()), Err)
+    }
+}
+
+impl ModuleVisitor for Register<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let label = self.path.join(".");
+        if self.error.is_some() || !self.labels.contains(&label.as_str()) {
+            return;
+        }
+        let value = param.base();
+        let registered = self.registry.parameter(&label, value.shape().num_elements(), value.dtype());
+        self.error = registered.err();
+    }
+}

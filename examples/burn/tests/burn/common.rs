@@ -1,0 +1,192 @@
+//! A device, two modules and what tests ask of tensors.
+
+use std::sync::LazyLock;
+
+use adamod_burn::adamod::{Hyperparameters, Options, Precision, WeightDecay};
+use adamod_burn::{FusedOptimizer, Gpu};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, DeviceKind, Tensor, TensorData, activation};
+
+/// One device for all tests: Burn opens each only once in a process.
+pub fn gpu() -> &'static Gpu {
+    static GPU: LazyLock<Gpu> =
+        LazyLock::new(|| Gpu::open(DeviceKind::DefaultDevice).expect("an adapter and Burn's runtime on it"));
+    &GPU
+}
+
+/// The device that tests train on.
+pub fn device() -> Device {
+    gpu().device().autodiff()
+}
+
+/// A small network.
+#[derive(Module, Debug)]
+pub struct Network {
+    pub layers: Vec<Linear>,
+    pub output: Linear,
+}
+
+impl Network {
+    pub fn new(device: &Device) -> Self {
+        let layer = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
+        seeded(Self { layers: vec![layer(5, 24), layer(24, 33)], output: layer(33, 3) })
+    }
+
+    pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
+        let hidden = self.layers.iter().fold(input, |x, layer| activation::tanh(layer.forward(x)));
+        self.output.forward(hidden)
+    }
+
+    /// Loss and gradients of the batch of a step.
+    pub fn loss(&self, step: usize) -> Tensor<1> {
+        let device = self.output.weight.val().device();
+        let input = wave(&[16, 5], 0.31 * step as f32, &device);
+        let target = input.clone().slice([0..16, 0..3]).square();
+        (self.forward(input) - target).square().mean()
+    }
+
+    pub fn gradients(&self, step: usize) -> GradientsParams {
+        GradientsParams::from_grads(self.loss(step).backward(), self)
+    }
+}
+
+/// Numbers that are the same on every device and in every run.
+pub fn wave<const D: usize>(shape: &[usize; D], phase: f32, device: &Device) -> Tensor<D> {
+    let elements: usize = shape.iter().product();
+    let data: Vec<f32> = (0..elements).map(|i| (0.7 * i as f32 + phase).sin()).collect();
+    Tensor::from_data(TensorData::new(data, *shape), device)
+}
+
+/// The module with values that are the same on every device and in every run.
+fn seeded<M: Module>(module: M) -> M {
+    struct Seed {
+        parameters: usize,
+    }
+    impl ModuleMapper for Seed {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            self.parameters += 1;
+            let phase = 1.3 * self.parameters as f32;
+            param.map(|value| {
+                let shape = value.dims();
+                let device = value.device().without_autodiff();
+                let scale = 1.0 / (shape[0] as f32).sqrt();
+                wave(&shape, phase, &device).mul_scalar(scale).autodiff().require_grad()
+            })
+        }
+    }
+    module.map(&mut Seed { parameters: 0 })
+}
+
+/// Parameters of ranks 1 to 4.
+#[derive(Module, Debug)]
+pub struct Ranks {
+    pub vector: Param<Tensor<1>>,
+    pub matrix: Param<Tensor<2>>,
+    pub cube: Param<Tensor<3>>,
+    pub convolution: Conv2d,
+}
+
+impl Ranks {
+    pub fn new(device: &Device) -> Self {
+        seeded(Self {
+            vector: parameter(wave(&[7], 0.0, device)),
+            matrix: parameter(wave(&[5, 1031], 1.0, device)),
+            cube: parameter(wave(&[2, 3, 5], 2.0, device)),
+            convolution: Conv2dConfig::new([2, 3], [3, 3]).init(device),
+        })
+    }
+
+    /// A gradient for every parameter.
+    pub fn gradients(&self, step: usize) -> GradientsParams {
+        let mut gradients = GradientsParams::new();
+        let device = self.vector.val().device().without_autodiff();
+        let phase = step as f32;
+        gradients.register(self.vector.id, wave(&[7], phase, &device));
+        gradients.register(self.matrix.id, wave(&[5, 1031], phase + 0.1, &device));
+        gradients.register(self.cube.id, wave(&[2, 3, 5], phase + 0.2, &device));
+        gradients.register(self.convolution.weight.id, wave(&[3, 2, 3, 3], phase + 0.3, &device));
+        if let Some(bias) = &self.convolution.bias {
+            gradients.register(bias.id, wave(&[3], phase + 0.4, &device));
+        }
+        gradients
+    }
+}
+
+/// A parameter that requires gradients.
+pub fn parameter<const D: usize>(value: Tensor<D>) -> Param<Tensor<D>> {
+    Param::from_tensor(value)
+}
+
+/// An optimizer with one group.
+pub fn optimizer(options: Options, hyperparameters: Hyperparameters, precision: Precision) -> FusedOptimizer {
+    let mut optimizer = FusedOptimizer::new(gpu(), options).expect("an optimizer");
+    optimizer.add_group(hyperparameters, precision, |_| true).expect("a group");
+    optimizer
+}
+
+pub fn adamod() -> FusedOptimizer {
+    optimizer(Options::default(), hyperparameters(), Precision::default())
+}
+
+pub fn hyperparameters() -> Hyperparameters {
+    Hyperparameters {
+        betas: [0.9, 0.99, 0.95],
+        weight_decay: WeightDecay::Decoupled(0.01),
+        ..Hyperparameters::default()
+    }
+}
+
+/// Every float parameter's path and elements.
+pub fn values<M: Module>(module: &M) -> Vec<(String, Vec<f32>)> {
+    struct Values {
+        path: Vec<String>,
+        values: Vec<(String, Vec<f32>)>,
+    }
+    impl ModuleVisitor for Values {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.values.push((self.path.join("."), elements(param.val())));
+        }
+    }
+    let mut visitor = Values { path: Vec::new(), values: Vec::new() };
+    module.visit(&mut visitor);
+    visitor.values
+}
+
+/// That two modules have the same bits.
+#[track_caller]
+pub fn assert_same(found: &[(String, Vec<f32>)], needed: &[(String, Vec<f32>)], what: &str) {
+    assert_eq!(found.len(), needed.len());
+    for ((path, found), (needed_path, needed)) in found.iter().zip(needed) {
+        assert_eq!((path, found.len()), (needed_path, needed.len()));
+        let differs = |(found, needed): (&f32, &f32)| found.to_bits() != needed.to_bits();
+        if let Some(index) = found.iter().zip(needed).position(differs) {
+            panic!("{what}: element {index} of {path} is {}, needed {}", found[index], needed[index]);
+        }
+    }
+}
+
+/// Elements of a tensor in f32.
+pub fn elements<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec().expect("f32 elements")
+}
+
+/// The buffer and byte offset of a tensor.
+pub fn place<const D: usize>(tensor: Tensor<D>) -> (burn::backend::wgpu::wgpu::Buffer, u64) {
+    use burn::backend::wgpu::{AutoCompiler, Wgpu};
+    let primitive = tensor.inner().try_into_primitive::<Wgpu>().expect("a tensor on wgpu");
+    #[cfg(feature = "fusion")]
+    let primitive =
+        primitive.client.clone().resolve_tensor_float::<burn::backend::wgpu::CubeBackend>(primitive);
+    let server = primitive.client.get_resource::<cubecl::wgpu::WgpuServer<AutoCompiler>>(primitive.handle);
+    let resource = server.expect("a buffer");
+    (resource.resource().buffer.clone(), resource.resource().offset)
+}

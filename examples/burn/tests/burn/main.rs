@@ -1,0 +1,11 @@
+//! The adapter against Burn's tensor operations and against the core.
+
+mod checkpoints;
+mod common;
+mod groups;
+mod in_place;
+mod per_tensor;
+mod precision;
+mod ranks;
+mod refusals;
+mod training;

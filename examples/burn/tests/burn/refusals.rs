@@ -1,0 +1,142 @@
+//! What is refused leaves the module as it was, and the optimizer works afterwards.
+
+use adamod_burn::adamod::{
+    AfterUse, CheckpointError, HyperparameterError, MasterWeights, Options, Precision, RegisterError,
+};
+use adamod_burn::{Error, FusedOptimizer, Gpu, StepError};
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, DeviceKind, FloatDType, Tensor};
+
+use crate::common::{
+    Network, Ranks, adamod, assert_same, device, gpu, hyperparameters, optimizer, parameter, values, wave,
+};
+
+#[derive(Module, Debug)]
+struct Vector {
+    weight: Param<Tensor<1>>,
+}
+
+impl Vector {
+    fn new(elements: usize) -> Self {
+        Self { weight: parameter(wave(&[elements], 0.0, &device())) }
+    }
+
+    fn with(self, gradient: Tensor<1>) -> (Self, GradientsParams) {
+        let mut gradients = GradientsParams::new();
+        gradients.register(self.weight.id, gradient);
+        (self, gradients)
+    }
+}
+
+fn gradient(elements: usize) -> Tensor<1> {
+    wave(&[elements], 1.0, &gpu().device())
+}
+
+/// The module of a refused step, checked to be unchanged, after it has stepped with the same optimizer.
+fn still_steps(mut optimizer: FusedOptimizer, error: StepError<Vector>, before: &[(String, Vec<f32>)]) {
+    let (module, _) = error.into_parts();
+    assert_same(&values(&module), before, "refused");
+    let (module, gradients) = module.with(gradient(8));
+    let module = optimizer.step(1e-3, module, gradients).expect("a step");
+    assert_ne!(before, values(&module));
+}
+
+#[test]
+fn a_gradient_of_another_shape() {
+    let mut optimizer = adamod();
+    let (module, gradients) = Vector::new(8).with(gradient(9));
+    let before = values(&module);
+    let error = optimizer.step(1e-3, module, gradients).expect_err("another shape");
+    assert!(matches!(error.error(), Error::Shape { label, .. } if label == "weight"), "{error}");
+    still_steps(optimizer, error, &before);
+}
+
+#[test]
+fn a_learning_rate_that_is_not_a_number() {
+    let mut optimizer = adamod();
+    let (module, gradients) = Vector::new(8).with(gradient(8));
+    let before = values(&module);
+    let error = optimizer.step(f64::NAN, module, gradients).expect_err("not a number");
+    let needed = |of: &Error| {
+        matches!(of, Error::Hyperparameter(HyperparameterError::OutOfRange { name: "learning_rate", .. }))
+    };
+    assert!(needed(error.error()), "{error}");
+    still_steps(optimizer, error, &before);
+}
+
+#[test]
+fn a_parameter_that_has_grown() {
+    let mut optimizer = adamod();
+    let (module, gradients) = Vector::new(8).with(gradient(8));
+    let small = optimizer.step(1e-3, module, gradients).expect("a step");
+    let (large, gradients) = Vector::new(9).with(gradient(9));
+    let error = optimizer.step(1e-3, large, gradients).expect_err("another length");
+    assert!(matches!(error.error(), Error::Changed { label, .. } if label == "weight"), "{error}");
+    let (small, gradients) = small.with(gradient(8));
+    optimizer.step(1e-3, small, gradients).expect("a step");
+}
+
+#[test]
+fn a_half_without_master_weights() {
+    let mut optimizer = adamod();
+    let half = |tensor: Tensor<1>| tensor.cast(FloatDType::F16);
+    let weight = parameter(half(wave(&[8], 0.0, &gpu().device())).autodiff());
+    let (module, gradients) = Vector { weight }.with(half(gradient(8)));
+    assert_eq!(module.weight.val().dtype(), DType::F16);
+    let before = values(&module);
+    let error = optimizer.step(1e-3, module, gradients).expect_err("no master weights");
+    let needed = |of: &Error| {
+        matches!(of, Error::Register(RegisterError::MasterWeights { found: MasterWeights::None, .. }))
+    };
+    assert!(needed(error.error()), "{error}");
+    assert!(error.to_string().contains("weight"), "{error}");
+    let (module, _) = error.into_parts();
+    assert_same(&values(&module), &before, "refused");
+}
+
+#[test]
+fn a_device_that_burn_has_opened_already() {
+    gpu().device().sync().expect("a device");
+    let error = Gpu::open(DeviceKind::DefaultDevice).expect_err("opened before");
+    assert!(matches!(error, Error::Init(_)), "{error}");
+}
+
+#[test]
+fn zeroed_gradients() {
+    let options = Options { gradients: AfterUse::Zero, ..Options::default() };
+    let error = FusedOptimizer::new(gpu(), options).expect_err("zeroed gradients");
+    assert!(matches!(error, Error::ZeroedGradients), "{error}");
+}
+
+#[test]
+fn a_checkpoint_of_another_module() {
+    let mut of_ranks = adamod();
+    let ranks = Ranks::new(&device());
+    let gradients = ranks.gradients(0);
+    of_ranks.step(1e-3, ranks, gradients).expect("a step");
+    let checkpoint = of_ranks.checkpoint().expect("a checkpoint");
+
+    let mut optimizer = adamod();
+    let network = Network::new(&device());
+    let error = optimizer.restore(&checkpoint, &network).expect_err("another module");
+    let extra = |of: &Error| matches!(of, Error::Checkpoint(CheckpointError::ExtraParameter { .. }));
+    assert!(extra(&error), "{error}");
+    let gradients = network.gradients(0);
+    optimizer.step(1e-3, network, gradients).expect("a step");
+}
+
+#[test]
+fn a_refused_step_converts_into_every_error_type() {
+    fn boxed(optimizer: &mut FusedOptimizer) -> Result<Vector, Box<dyn std::error::Error + Send + Sync>> {
+        let (module, gradients) = Vector::new(8).with(gradient(9));
+        Ok(optimizer.step(1e-3, module, gradients)?)
+    }
+    fn own(optimizer: &mut FusedOptimizer) -> Result<Vector, Error> {
+        let (module, gradients) = Vector::new(8).with(gradient(9));
+        Ok(optimizer.step(1e-3, module, gradients)?)
+    }
+    let mut optimizer = optimizer(Options::default(), hyperparameters(), Precision::default());
+    assert!(boxed(&mut optimizer).is_err_and(|error| error.to_string().contains("shape")));
+    assert!(matches!(own(&mut optimizer), Err(Error::Shape { .. })));
+}
