@@ -767,30 +767,27 @@ impl Optimizer {
         let mut ranges: Vec<Range> = ranges.into_iter().flatten().collect();
         ranges.sort_by_key(|range| (range.buffer, range.start));
         // Of the ranges so far, the one that ends last: of all, and of those that are written.
-        let (mut last, mut last_written): (Option<&Range>, Option<&Range>) = (None, None);
+        let [mut last, mut last_written]: [Option<&Range>; 2] = [None; 2];
         for range in &ranges {
             let is_written = range.role != Role::Gradients || self.options.gradients == AfterUse::Zero;
             let earlier = if is_written { last } else { last_written };
-            if let Some(earlier) = earlier
-                && earlier.buffer == range.buffer
-                && range.start < earlier.end
-            {
+            if let Some(other) = earlier.filter(|of| of.buffer == range.buffer && range.start < of.end) {
                 return Err(EncodeError::View {
                     label: record_of(range.update).label.clone(),
                     role: range.role,
                     source: ViewError::Overlap {
-                        other_role: earlier.role,
-                        other_label: record_of(earlier.update).label.clone(),
+                        other_role: other.role,
+                        other_label: record_of(other.update).label.clone(),
                         byte: range.start,
                     },
                 });
             }
-            let is_last =
+            let ends_last =
                 |of: Option<&Range>| of.is_none_or(|of| of.buffer != range.buffer || of.end < range.end);
-            if is_last(last) {
+            if ends_last(last) {
                 last = Some(range);
             }
-            if is_written && is_last(last_written) {
+            if is_written && ends_last(last_written) {
                 last_written = Some(range);
             }
         }
