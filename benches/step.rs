@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use adamod::{Hyperparameters, Optimizer, Options, Parameter, Rule, View, Views};
+use adamod::{Hyperparameters, Optimizer, Options, Parameter, Rule, Update, View, Views};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 #[allow(dead_code, reason = "the parts for verification are used by `adamod bench` only")]
@@ -41,17 +41,18 @@ impl Gpu {
         self.device.poll(wgpu::PollType::wait_indefinitely()).expect("the device answers");
     }
 
+    fn pool(&self, elements: u64) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("adamod.bench.pool"),
+            size: 4 * elements,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        })
+    }
+
     /// An optimizer of tensors that lie one after the other in two pools.
     fn pooled(&self, rule: Rule, tensors: u64, elements: u64) -> Optimizer {
-        let pool = || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("adamod.bench.pool"),
-                size: 4 * tensors * elements,
-                usage: wgpu::BufferUsages::STORAGE,
-                mapped_at_creation: false,
-            })
-        };
-        let (values, gradients) = (pool(), pool());
+        let (values, gradients) = (self.pool(tensors * elements), self.pool(tensors * elements));
         let options = Options { rule, ..Options::default() };
         let mut optimizer = Optimizer::new(&self.device, &self.queue, options).expect("an optimizer");
         let group = optimizer.add_group(Hyperparameters::default()).expect("default hyperparameters");
@@ -79,6 +80,39 @@ fn record(c: &mut Criterion) {
             b.iter(|| {
                 let mut encoder = gpu.encoder();
                 optimizer.encode(&mut encoder).expect("a step");
+                black_box(encoder.finish())
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Records a step of tensors that are handed over anew, and drops what was recorded.
+fn record_moving(c: &mut Criterion) {
+    let gpu = Gpu::new();
+    let mut group = c.benchmark_group("record_moving");
+    for tensors in [1, 148, 10_000] {
+        let elements = tensors * SMALL_ELEMENTS;
+        let (values, gradients) = (gpu.pool(elements), gpu.pool(elements));
+        let mut optimizer =
+            Optimizer::new(&gpu.device, &gpu.queue, Options::default()).expect("an optimizer");
+        let parameters = optimizer.add_group(Hyperparameters::default()).expect("default hyperparameters");
+        let updates: Vec<_> = (0..tensors)
+            .map(|tensor| {
+                let label = &format!("tensor.{tensor}");
+                let parameter = optimizer
+                    .add_parameter(parameters, Parameter::new(label, SMALL_ELEMENTS))
+                    .expect("a parameter with a label of its own");
+                let offset = 4 * tensor * SMALL_ELEMENTS;
+                let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
+                Update { parameter, views }
+            })
+            .collect();
+        group.throughput(Throughput::Elements(tensors));
+        group.bench_with_input(BenchmarkId::from_parameter(tensors), &tensors, |b, _| {
+            b.iter(|| {
+                let mut encoder = gpu.encoder();
+                optimizer.encode_views(&mut encoder, &updates).expect("a step");
                 black_box(encoder.finish())
             });
         });
@@ -114,5 +148,5 @@ fn step(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, record, step);
+criterion_group!(benches, record, record_moving, step);
 criterion_main!(benches);

@@ -1,19 +1,20 @@
 //! State on the device: pages of blocks, and the counters of the diagnostics.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::Diagnostics;
 use crate::diagnostics::HISTOGRAM_BYTES;
 use crate::format::BlockLayout;
 use crate::plan::{Allocator, Extent, WORD_BYTES, state_words};
 use crate::readback::Source;
-use crate::scope::catch;
+use crate::scope::{Refusal, catch};
 
 /// All buffers that the optimizer owns for good.
 #[derive(Debug)]
 pub struct Arena {
     allocator: Allocator,
-    pages: Vec<wgpu::Buffer>,
+    /// By number; vacant ones have none.
+    pages: BTreeMap<u32, wgpu::Buffer>,
     histogram: Option<wgpu::Buffer>,
 }
 
@@ -23,25 +24,25 @@ impl Arena {
         device: &wgpu::Device,
         allocator: Allocator,
         diagnostics: Diagnostics,
-    ) -> Result<Self, wgpu::Error> {
+    ) -> Result<Self, Refusal> {
         let histogram = match diagnostics {
             Diagnostics::Off => None,
             Diagnostics::LearningRates => {
                 Some(catch(device, || buffer(device, "adamod.histogram", HISTOGRAM_BYTES))?)
             }
         };
-        Ok(Self { allocator, pages: Vec::new(), histogram })
+        Ok(Self { allocator, pages: BTreeMap::new(), histogram })
     }
 
     /// A page of state.
     pub fn page(&self, page: u32) -> &wgpu::Buffer {
-        &self.pages[page as usize]
+        &self.pages[&page]
     }
 
-    /// All pages, in order.
+    /// All pages, with their numbers.
     #[cfg(feature = "checkpoint")]
-    pub fn pages(&self) -> &[wgpu::Buffer] {
-        &self.pages
+    pub fn pages(&self) -> impl ExactSizeIterator<Item = (u32, &wgpu::Buffer)> {
+        self.pages.iter().map(|(&number, page)| (number, page))
     }
 
     /// Counters of the learning rates.
@@ -51,7 +52,7 @@ impl Arena {
 
     /// Bytes of all pages.
     pub fn bytes(&self) -> u64 {
-        self.pages.iter().map(wgpu::Buffer::size).sum()
+        self.pages.values().map(wgpu::Buffer::size).sum()
     }
 
     /// Places tensors of these pools, layouts and lengths; their state is zero. On an error nothing has changed.
@@ -59,7 +60,7 @@ impl Arena {
         &mut self,
         device: &wgpu::Device,
         tensors: &[(u32, BlockLayout, u64)],
-    ) -> Result<Vec<Vec<Extent>>, wgpu::Error> {
+    ) -> Result<Vec<Vec<Extent>>, Refusal> {
         let mut allocator = self.allocator.clone();
         let mut pending: HashMap<u32, u64> = HashMap::new();
         for &(pool, layout, elements) in tensors {
@@ -72,14 +73,27 @@ impl Arena {
             *pending -= state_words(layout, elements);
         }
         // wgpu hands out buffers zeroed, which is where every state starts.
-        let new_pages = allocator
-            .capacities()
-            .skip(self.pages.len())
-            .map(|words| catch(device, || buffer(device, "adamod.state", words * WORD_BYTES)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let new_pages = (0..)
+            .zip(allocator.capacities())
+            .filter(|(number, words)| *words > 0 && !self.pages.contains_key(number))
+            .map(|(number, words)| {
+                let page = catch(device, || buffer(device, "adamod.state", words * WORD_BYTES))?;
+                Ok((number, page))
+            })
+            .collect::<Result<Vec<_>, Refusal>>()?;
         self.pages.extend(new_pages);
         self.allocator = allocator;
         Ok(extents)
+    }
+
+    /// Takes a tensor's blocks back. Their state has to be zero, as that of all free blocks is.
+    pub fn release(&mut self, layout: BlockLayout, extents: &[Extent]) {
+        self.allocator.release(layout, extents);
+        for (number, words) in (0..).zip(self.allocator.capacities()) {
+            if words == 0 {
+                self.pages.remove(&number);
+            }
+        }
     }
 
     /// Where a tensor's blocks lie.

@@ -5,10 +5,10 @@
 //! its format of state: F32, BF16, or U8 codes with `scales.NAME`; and `master.NAME`, what master weights keep besides the
 //! parameter. All else is in the metadata, numbers of hyperparameters as the hexadecimal digits of their f64.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+#[cfg(not(target_arch = "wasm32"))]
+mod file;
+
+use std::collections::{HashMap, HashSet};
 
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,22 @@ pub struct Checkpoint {
     pub(crate) control: Option<layout::Control>,
     pub(crate) adapter: String,
     pub(crate) driver: String,
+}
+
+/// What a checkpoint says of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckpointParameter<'a> {
+    /// Its label.
+    pub label: &'a str,
+    /// Its elements.
+    pub len: u64,
+    /// Their type.
+    pub dtype: DType,
+    /// Its group: an index into [`Checkpoint::groups`].
+    pub group: usize,
+    /// Steps taken.
+    pub step: u64,
 }
 
 /// One parameter in a checkpoint.
@@ -260,9 +276,35 @@ impl Checkpoint {
         self.rule
     }
 
-    /// Labels and step counts of its parameters, in order of registration.
-    pub fn parameters(&self) -> impl ExactSizeIterator<Item = (&str, u64)> {
-        self.parameters.iter().map(|parameter| (parameter.label.as_str(), parameter.step))
+    /// The formula of AdaMod.
+    pub fn formula(&self) -> Formula {
+        self.formula
+    }
+
+    /// The seed of stochastic rounding.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Its groups, in order of registration.
+    pub fn groups(&self) -> &[(Hyperparameters, Precision)] {
+        &self.groups
+    }
+
+    /// Its parameters, in order of registration.
+    pub fn parameters(&self) -> impl ExactSizeIterator<Item = CheckpointParameter<'_>> {
+        self.parameters.iter().map(|parameter| CheckpointParameter {
+            label: &parameter.label,
+            len: parameter.len,
+            dtype: parameter.dtype,
+            group: parameter.group as usize,
+            step: parameter.step,
+        })
+    }
+
+    /// Adapter and driver that it was made on.
+    pub fn made_on(&self) -> (&str, &str) {
+        (&self.adapter, &self.driver)
     }
 
     /// The file's content.
@@ -352,7 +394,12 @@ impl Checkpoint {
         let groups = header.groups.iter().map(GroupHeader::read).collect::<Result<Vec<_>, _>>()?;
         let mut parameters = Vec::with_capacity(header.parameters.len());
         let mut tensors = 0;
+        let mut names = HashSet::new();
         for parameter in &header.parameters {
+            if !names.insert(&parameter.name) {
+                let what = format!("parameter {:?} is listed twice", parameter.name);
+                return Err(CheckpointError::Metadata { what });
+            }
             let (read, count) = parameter.read(rule, groups.len(), &file, &mut hasher)?;
             tensors += count;
             parameters.push(read);
@@ -377,81 +424,6 @@ impl Checkpoint {
             adapter: header.adapter,
             driver: header.driver,
         })
-    }
-
-    /// Writes it to a file. The data go to a temporary file in the same folder, which then takes the file's place: whatever
-    /// happens meanwhile, there is the old checkpoint or the new one. File and folder are synced.
-    ///
-    /// # Errors
-    /// If the file system refuses; the path and what was being done are named.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), CheckpointError> {
-        let path = path.as_ref();
-        let bytes = self.to_bytes()?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let name = path.file_name().ok_or_else(|| {
-            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it has no file name");
-            CheckpointError::Io { path: path.to_owned(), action: "save", source }
-        })?;
-        let temporary = Temporary::beside(folder, name);
-        let io = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| CheckpointError::Io { path, action, source }
-        };
-        let mut file = File::create_new(&temporary.path).map_err(io("create", &temporary.path))?;
-        file.write_all(&bytes).map_err(io("write", &temporary.path))?;
-        file.sync_all().map_err(io("sync", &temporary.path))?;
-        drop(file);
-        std::fs::rename(&temporary.path, path).map_err(io("replace", path))?;
-        // The new name lasts once the folder is on disk; only Unix can open one for that.
-        if cfg!(unix) {
-            let folder_file = File::open(folder).map_err(io("open", folder))?;
-            folder_file.sync_all().map_err(io("sync", folder))?;
-        }
-        Ok(())
-    }
-
-    /// Reads a file that [`Checkpoint::save`] wrote.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::from_bytes`], or if the file cannot be read.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn load(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| CheckpointError::Io {
-            path: path.to_owned(),
-            action: "read",
-            source,
-        })?;
-        Self::from_bytes(&bytes)
-    }
-}
-
-/// A file that is removed unless it was renamed.
-struct Temporary {
-    path: PathBuf,
-}
-
-impl Temporary {
-    /// A name that no other save uses: by process, and by save within it.
-    fn beside(folder: &Path, name: &std::ffi::OsStr) -> Self {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        static SAVES: AtomicU64 = AtomicU64::new(0);
-        let save = SAVES.fetch_add(1, Ordering::Relaxed);
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}.{save}.tmp", std::process::id()));
-        Self { path: folder.join(temporary) }
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Renamed, there is nothing to remove.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -527,8 +499,13 @@ impl ParameterHeader {
 
 impl ControlHeader {
     fn read(&self) -> Result<layout::Control, CheckpointError> {
+        let loss_scale = from_hex("loss_scale", &self.loss_scale)? as f32;
+        if !(loss_scale.is_finite() && loss_scale > 0.0) {
+            let what = format!("loss_scale is {loss_scale}, needed is a finite number above 0");
+            return Err(CheckpointError::Metadata { what });
+        }
         Ok(layout::Control {
-            loss_scale: from_hex("loss_scale", &self.loss_scale)? as f32,
+            loss_scale,
             multiplier: from_hex("multiplier", &self.multiplier)? as f32,
             norm: from_hex("norm", &self.norm)? as f32,
             growth_tracker: self.growth_tracker,

@@ -16,6 +16,9 @@ pub struct Cohort {
     members: u32,
 }
 
+/// What stands for the cohort of a parameter that was removed.
+const NONE: u32 = u32::MAX;
+
 /// All cohorts, and which one each parameter is in.
 #[derive(Clone, Debug, Default)]
 pub struct Cohorts {
@@ -41,11 +44,39 @@ impl Cohorts {
         self.list[self.of_parameter[parameter] as usize].steps
     }
 
-    /// Adds a parameter that has taken no step.
-    pub fn add_parameter(&mut self, group: u32) {
+    /// Adds a parameter that has taken no step, as the next one or in the place of one that was removed.
+    pub fn add_parameter(&mut self, parameter: usize, group: u32) {
         let index = self.cohort(group, 0);
         self.list[index].members += 1;
-        self.of_parameter.push(index as u32);
+        if parameter == self.of_parameter.len() {
+            self.of_parameter.push(index as u32);
+        } else {
+            self.of_parameter[parameter] = index as u32;
+        }
+    }
+
+    /// Removes a parameter; others keep their index, cohorts do not.
+    pub fn remove_parameter(&mut self, parameter: usize) {
+        let cohort = std::mem::replace(&mut self.of_parameter[parameter], NONE);
+        self.list[cohort as usize].members -= 1;
+        self.compact();
+    }
+
+    /// Drops cohorts without members.
+    fn compact(&mut self) {
+        let mut kept = 0;
+        let renumbered: Vec<u32> = self
+            .list
+            .iter()
+            .map(|cohort| {
+                kept += u32::from(cohort.members > 0);
+                kept.wrapping_sub(1)
+            })
+            .collect();
+        for of in self.of_parameter.iter_mut().filter(|of| **of != NONE) {
+            *of = renumbered[*of as usize];
+        }
+        self.list.retain(|cohort| cohort.members > 0);
     }
 
     /// Regroups parameters so that each cohort steps as a whole or not at all, and tells whether anything changed. No step count
@@ -54,7 +85,9 @@ impl Cohorts {
         self.present.clear();
         self.present.resize(self.list.len(), 0);
         for (&cohort, &is_present) in self.of_parameter.iter().zip(present) {
-            self.present[cohort as usize] += u32::from(is_present);
+            if is_present {
+                self.present[cohort as usize] += 1;
+            }
         }
         let whole = |(cohort, &present): (&Cohort, &u32)| present == 0 || present == cohort.members;
         if self.list.iter().zip(&self.present).all(whole) {
@@ -62,7 +95,7 @@ impl Cohorts {
         }
         let mut index = HashMap::new();
         let mut list: Vec<Cohort> = Vec::new();
-        for (of, &is_present) in self.of_parameter.iter_mut().zip(present) {
+        for (of, &is_present) in self.of_parameter.iter_mut().zip(present).filter(|(of, _)| **of != NONE) {
             let Cohort { group, steps, .. } = self.list[*of as usize];
             *of = *index.entry((group, steps, is_present)).or_insert_with(|| {
                 list.push(Cohort { group, steps, members: 0 });
@@ -85,6 +118,7 @@ impl Cohorts {
         let index = self.cohort(group, steps);
         self.list[index].members += 1;
         self.of_parameter[parameter] = index as u32;
+        self.compact();
         true
     }
 
@@ -122,8 +156,8 @@ mod tests {
     #[test]
     fn parameters_that_alternate_regroup_once() {
         let mut cohorts = Cohorts::default();
-        cohorts.add_parameter(0);
-        cohorts.add_parameter(0);
+        cohorts.add_parameter(0, 0);
+        cohorts.add_parameter(1, 0);
         assert!(!step(&mut cohorts, &[true, true]));
         assert!(step(&mut cohorts, &[true, false]));
         for _ in 0..5 {
@@ -142,12 +176,19 @@ mod tests {
             presence in prop::collection::vec(prop::collection::vec(any::<bool>(), 8), 0..30),
         ) {
             let mut cohorts = Cohorts::default();
-            for &group in &groups {
-                cohorts.add_parameter(group);
+            for (parameter, &group) in groups.iter().enumerate() {
+                cohorts.add_parameter(parameter, group);
             }
             let mut counters = vec![0; groups.len()];
-            for present in &presence {
+            for (number, present) in presence.iter().enumerate() {
                 let present = &present[..groups.len()];
+                // Now and then a parameter goes, and another one takes its place.
+                if number % 5 == 4 {
+                    let parameter = number % groups.len();
+                    cohorts.remove_parameter(parameter);
+                    cohorts.add_parameter(parameter, groups[parameter]);
+                    counters[parameter] = 0;
+                }
                 step(&mut cohorts, present);
                 for (counter, &is_present) in counters.iter_mut().zip(present) {
                     *counter += u64::from(is_present);

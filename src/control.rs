@@ -8,7 +8,7 @@ use crate::layout::{self, CPU_LANES, Chunk, Coefficients, GPU_LANES, Partial, Ro
 use crate::pipeline::{compute_pipeline, storage_entry};
 use crate::plan::Launch;
 use crate::ring::{Lease, Ring};
-use crate::scope::catch;
+use crate::scope::{Refusal, catch};
 use crate::shader::{Access, GradientBinding, norm_source, prepare_source};
 
 /// Who keeps step counts and computes coefficients.
@@ -342,6 +342,11 @@ impl DeviceSteps {
         (self.prepared.as_entire_binding(), self.generation)
     }
 
+    /// Parameters came or went.
+    pub fn forget_rows(&mut self) {
+        self.rows_written = None;
+    }
+
     /// A group's hyperparameters have changed.
     pub fn forget_groups(&mut self) {
         self.groups_slot = None;
@@ -385,7 +390,7 @@ impl DeviceSteps {
         device: &wgpu::Device,
         launch: &Launch,
         bindings: NormBindings<'_>,
-    ) -> Result<wgpu::BindGroup, wgpu::Error> {
+    ) -> Result<wgpu::BindGroup, Refusal> {
         let key = (launch.access, launch.binding, launch.format);
         if !self.norms.contains_key(&key) {
             let made = catch(device, || NormPipeline::new(device, launch, self.lanes))?;
@@ -418,7 +423,7 @@ impl DeviceSteps {
         &self,
         device: &wgpu::Device,
         partials: wgpu::BindingResource<'_>,
-    ) -> Result<wgpu::BindGroup, wgpu::Error> {
+    ) -> Result<wgpu::BindGroup, Refusal> {
         let entry = |binding, resource| wgpu::BindGroupEntry { binding, resource };
         catch(device, || {
             device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -437,7 +442,7 @@ impl DeviceSteps {
     }
 
     /// Makes the pipeline of a part, if it is not there yet.
-    pub fn make_prepare(&mut self, device: &wgpu::Device, part: Part) -> Result<(), wgpu::Error> {
+    pub fn make_prepare(&mut self, device: &wgpu::Device, part: Part) -> Result<(), Refusal> {
         if self.prepare.contains_key(&part) {
             return Ok(());
         }

@@ -4,6 +4,7 @@
 use thiserror::Error;
 
 use crate::format::{DType, MasterWeights};
+use crate::scope::Refusal;
 
 /// [`Optimizer::new`](crate::Optimizer::new) failed.
 #[derive(Debug, Error)]
@@ -34,7 +35,10 @@ pub enum CreateError {
     },
     /// wgpu refused a pipeline or a buffer.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
+    /// The device is lost: make a new one.
+    #[error("the device is lost")]
+    Lost,
 }
 
 /// A hyperparameter, or the group it was meant for, was refused.
@@ -51,8 +55,8 @@ pub enum HyperparameterError {
         /// Its range.
         needed: &'static str,
     },
-    /// The group is not of this optimizer.
-    #[error("the group is of another optimizer")]
+    /// The group is not of this optimizer, or was removed.
+    #[error("the group is of another optimizer, or was removed")]
     UnknownGroup,
 }
 
@@ -122,6 +126,10 @@ pub enum Role {
     Copy,
 }
 
+impl Role {
+    pub(crate) const COUNT: usize = Self::Copy as usize + 1;
+}
+
 impl std::fmt::Display for Role {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -136,14 +144,14 @@ impl std::fmt::Display for Role {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// The group is not of this optimizer.
-    #[error("parameter {label:?}: the group is of another optimizer")]
+    /// The group is not of this optimizer, or was removed.
+    #[error("parameter {label:?}: the group is of another optimizer, or was removed")]
     UnknownGroup {
         /// The parameter.
         label: String,
     },
-    /// The parameter is not of this optimizer.
-    #[error("the parameter is of another optimizer")]
+    /// The parameter is not of this optimizer, or was removed.
+    #[error("the parameter is of another optimizer, or was removed")]
     UnknownParameter,
     /// The label is taken.
     #[error("parameter {label:?}: there is a parameter of that label already")]
@@ -193,8 +201,8 @@ pub enum RegisterError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EncodeError {
-    /// The parameter is not of this optimizer.
-    #[error("a parameter of another optimizer was passed")]
+    /// The parameter is not of this optimizer, or was removed.
+    #[error("a parameter was passed that is of another optimizer, or was removed")]
     UnknownParameter,
     /// A parameter was passed twice for one step.
     #[error("parameter {label:?} was passed twice for one step")]
@@ -228,21 +236,18 @@ pub enum EncodeError {
     /// wgpu refused a buffer, pipeline or bind group: out of memory, or a caller's buffer that is destroyed or of another
     /// device.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
-    /// wgpu could not take an upload: the device is lost or out of memory.
-    #[error("{bytes} bytes could not be uploaded: the device is lost or out of memory")]
-    Upload {
-        /// Size of the upload.
-        bytes: u64,
-    },
+    Device(#[source] wgpu::Error),
+    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
+    #[error("the device is lost")]
+    Lost,
 }
 
 /// Values or state could not be loaded; nothing was written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The parameter is not of this optimizer.
-    #[error("the parameter is of another optimizer")]
+    /// The parameter is not of this optimizer, or was removed.
+    #[error("the parameter is of another optimizer, or was removed")]
     UnknownParameter,
     /// The parameter has no views of its own.
     #[error("parameter {label:?} was registered without views: its values are where the engine has them")]
@@ -270,9 +275,51 @@ pub enum WriteError {
         /// Elements of the parameter.
         needed: u64,
     },
+    /// The step count is larger than the optimizer can go on from.
+    #[error("parameter {label:?}: its step count is {found}, needed is at most {most}")]
+    Steps {
+        /// The parameter.
+        label: String,
+        /// The count given.
+        found: u64,
+        /// The largest one.
+        most: u64,
+    },
+    /// Parameters were added or removed, or state was written, after the counts were taken.
+    #[error("parameters or their state have changed since the step counts were taken")]
+    StaleCounts,
     /// wgpu refused a buffer or a write.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
+    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
+    #[error("the device is lost")]
+    Lost,
+}
+
+/// A parameter or a group could not be removed; it is still there.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RemoveError {
+    /// The parameter is not of this optimizer, or was removed.
+    #[error("the parameter is of another optimizer, or was removed")]
+    UnknownParameter,
+    /// The group is not of this optimizer, or was removed.
+    #[error("the group is of another optimizer, or was removed")]
+    UnknownGroup,
+    /// The group has parameters.
+    #[error("the group has {members} parameters, {label:?} among them: remove them first")]
+    GroupInUse {
+        /// How many.
+        members: usize,
+        /// One of them.
+        label: String,
+    },
+    /// wgpu refused to clear the parameter's state.
+    #[error("the device refused a resource")]
+    Device(#[source] wgpu::Error),
+    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
+    #[error("the device is lost")]
+    Lost,
 }
 
 /// A checkpoint could not be written, read, or given to an optimizer; the optimizer is as it was.
@@ -364,15 +411,18 @@ pub enum CheckpointError {
     },
     /// wgpu refused a buffer or a write.
     #[error("the device refused a resource")]
-    Device(#[from] wgpu::Error),
+    Device(#[source] wgpu::Error),
+    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
+    #[error("the device is lost")]
+    Lost,
 }
 
 /// A read-back failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The parameter is not of this optimizer.
-    #[error("the parameter is of another optimizer")]
+    /// The parameter is not of this optimizer, or was removed.
+    #[error("the parameter is of another optimizer, or was removed")]
     UnknownParameter,
     /// The parameter has no views of its own.
     #[error("parameter {label:?} was registered without views: its values are where the engine has them")]
@@ -396,14 +446,34 @@ pub enum ReadError {
     NoControl,
     /// wgpu refused the copy.
     #[error("the device refused the copy")]
-    Device(#[from] wgpu::Error),
-    /// The copy could not be mapped: the device is lost.
+    Device(#[source] wgpu::Error),
+    /// The copy could not be mapped: the device is lost, or the buffer was destroyed.
     #[error("the copy could not be mapped, the device may be lost")]
     Map(#[from] wgpu::BufferAsyncError),
-    /// Waiting for the device failed.
-    #[error("waiting for the device failed")]
-    Poll(#[from] wgpu::PollError),
-    /// The device went away before it answered.
-    #[error("the device went away before the copy was done")]
+    /// The device did not finish within [`Options::device_timeout`](crate::Options::device_timeout).
+    #[error("the device has not finished after {limit:?}")]
+    Timeout {
+        /// How long was waited.
+        limit: std::time::Duration,
+    },
+    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
+    #[error("the device is lost")]
     Lost,
 }
+
+macro_rules! from_refusal {
+    ($($error:ty),*) => {$(
+        impl From<Refusal> for $error {
+            fn from(refusal: Refusal) -> Self {
+                match refusal {
+                    Refusal::Device(error) => Self::Device(error),
+                    Refusal::Lost => Self::Lost,
+                }
+            }
+        }
+    )*};
+}
+
+from_refusal!(CreateError, EncodeError, WriteError, RemoveError, ReadError);
+#[cfg(feature = "checkpoint")]
+from_refusal!(CheckpointError);

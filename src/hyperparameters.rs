@@ -113,8 +113,8 @@ impl Hyperparameters {
     /// Checks every field, whether the rule reads it or not.
     ///
     /// # Errors
-    /// The first field that is not finite or out of its range, or a learning rate so much larger than epsilon that the rate
-    /// of an element without gradients, `learning_rate / epsilon`, is past f32.
+    /// The first field that is not finite or out of its range, or a learning rate so large, or so much larger than epsilon, that
+    /// the first step's size or the rate of an element without gradients, `learning_rate / epsilon`, is past f32.
     pub fn validate(&self) -> Result<(), HyperparameterError> {
         let in_range = |name, value: f64, needed, holds: bool| {
             if value.is_finite() && holds {
@@ -149,8 +149,17 @@ impl Hyperparameters {
                 fits_f32(self.learning_rate * lambda),
             )?;
         }
-        // The largest eta either formula can reach: the authors' code divides by 1 - beta1^t, at least 1 - beta1.
-        let largest_rate = self.learning_rate / (1.0 - self.betas[0]) / self.epsilon;
+        // The authors' code divides by 1 - beta1^t, at least 1 - beta1.
+        let largest_step_size = self.learning_rate / (1.0 - self.betas[0]);
+        let at_most = "at most 1.7e38 (2^127), so that it is finite in f32";
+        in_range(
+            "learning_rate / (1 - betas[0])",
+            largest_step_size,
+            at_most,
+            largest_step_size <= 2_f64.powi(127),
+        )?;
+        // The largest eta either formula can reach.
+        let largest_rate = largest_step_size / self.epsilon;
         in_range(
             "learning_rate / (1 - betas[0]) / epsilon",
             largest_rate,
@@ -250,6 +259,99 @@ pub(crate) struct StepCoefficients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Any f64: bit patterns at random, and the edges.
+    fn any_f64() -> impl Strategy<Value = f64> {
+        let edges = vec![
+            0.0,
+            -0.0,
+            f64::MIN_POSITIVE,
+            5e-324,
+            f64::from(f32::MIN_POSITIVE),
+            f64::from(f32::MAX),
+            f64::MAX,
+            f64::MIN,
+            f64::EPSILON,
+            1.0 - f64::EPSILON / 2.0,
+            1.0,
+            1.0 + f64::EPSILON,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            f64::NAN,
+        ];
+        prop_oneof![
+            prop::sample::select(edges),
+            any::<u64>().prop_map(f64::from_bits),
+            0.0..1.0,
+            -40.0..39.0_f64
+        ]
+        .prop_map(|x: f64| if x < -1.0 && x > -40.0 { 10_f64.powf(x) } else { x })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+
+        /// Whatever f64 is given, it is refused by name, or every coefficient of every step is finite in f32.
+        #[test]
+        fn any_numbers_are_refused_or_give_finite_coefficients(
+            learning_rate in any_f64(),
+            betas in [any_f64(), any_f64(), any_f64()],
+            epsilon in any_f64(),
+            momentum in any_f64(),
+            lambda in any_f64(),
+            kind in 0..3,
+            t in prop_oneof![Just(1), Just(2), Just(1000), Just(1 << 53), any::<u64>().prop_map(|t| t.max(1))],
+        ) {
+            let weight_decay = match kind {
+                0 => WeightDecay::None,
+                1 => WeightDecay::Decoupled(lambda),
+                _ => WeightDecay::Coupled(lambda),
+            };
+            // One field at a time is at an edge, or all are.
+            let sane = Hyperparameters::default();
+            let wild = Hyperparameters { learning_rate, betas, epsilon, momentum, weight_decay, ..sane };
+            for given in [
+                wild,
+                Hyperparameters { learning_rate, ..sane },
+                Hyperparameters { betas, ..sane },
+                Hyperparameters { epsilon, ..sane },
+                Hyperparameters { momentum, ..sane },
+                Hyperparameters { weight_decay, ..sane },
+            ] {
+                if let Err(HyperparameterError::OutOfRange { name, .. }) = given.validate() {
+                    prop_assert!(!name.is_empty());
+                    continue;
+                }
+                for (rule, formula) in [
+                    (Rule::AdaMod, Formula::Paper),
+                    (Rule::AdaMod, Formula::AuthorsCode),
+                    (Rule::Adam, Formula::Paper),
+                    (Rule::Sgd, Formula::Paper),
+                ] {
+                    let c = given.coefficients(formula, rule, t);
+                    for coefficient in [
+                        c.gradient_scale,
+                        c.coupled_decay,
+                        c.decoupled_decay,
+                        c.momentum,
+                        c.exp_avg_weight,
+                        c.exp_avg_sq_weight,
+                        c.exp_avg_lr_weight,
+                        c.debiased_lr_weight,
+                        c.debiased_lr_scale,
+                        c.step_size,
+                        c.exp_avg_correction,
+                        c.exp_avg_sq_correction,
+                        c.epsilon,
+                    ] {
+                        prop_assert!((coefficient as f32).is_finite(), "{given:?}, t {t}: {c:?}");
+                    }
+                    prop_assert!(c.epsilon as f32 > 0.0);
+                }
+            }
+        }
+    }
 
     #[test]
     fn corrections_keep_their_digits_for_betas_close_to_one() {
@@ -292,6 +394,10 @@ mod tests {
             ("learning_rate * weight_decay", |h| {
                 h.learning_rate = 1e30;
                 h.weight_decay = WeightDecay::Decoupled(1e30);
+            }),
+            ("learning_rate / (1 - betas[0])", |h| {
+                h.epsilon = 1e38;
+                h.learning_rate = 1e38;
             }),
             ("learning_rate / (1 - betas[0]) / epsilon", |h| {
                 h.epsilon = 1e-37;

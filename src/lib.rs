@@ -28,20 +28,24 @@ mod scope;
 #[doc(hidden)]
 pub mod shader;
 mod tables;
+mod upload;
 mod views;
 
 #[cfg(feature = "checkpoint")]
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, CheckpointParameter};
 pub use control::{Control, DeviceControl, LossScale, NonFinite, Progress};
 pub use diagnostics::{BINS, Diagnostics, LearningRates};
 #[cfg(feature = "checkpoint")]
 pub use error::CheckpointError;
 pub use error::{
-    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, Role, ViewError, WriteError,
+    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, RemoveError, Role, ViewError,
+    WriteError,
 };
 pub use format::{DType, MasterWeights, Precision, StateFormat};
 pub use hyperparameters::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
-pub use optimizer::{GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, Update};
+pub use optimizer::{
+    GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, StepCounts, Update,
+};
 pub use plan::AfterUse;
 pub use shader::{Access, GradientBinding};
 pub use views::{View, Views};

@@ -2,16 +2,20 @@
 
 #[cfg(feature = "checkpoint")]
 mod continuation;
+mod removal;
 mod transfer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::arena::Arena;
 use crate::cohorts::Cohorts;
 use crate::control::{Control, DeviceSteps, Part, Present};
 use crate::diagnostics::Diagnostics;
-use crate::error::{CreateError, EncodeError, HyperparameterError, RegisterError, Role, ViewError};
+use crate::error::{
+    CreateError, EncodeError, HyperparameterError, RegisterError, Role, ViewError, WriteError,
+};
 use crate::format::{BlockLayout, DType, MasterWeights, Precision, StateFormat};
 use crate::hyperparameters::{Formula, Hyperparameters, Rule};
 use crate::layout::{self, GPU_LANES};
@@ -19,13 +23,13 @@ use crate::pipeline::Pipelines;
 use crate::plan::{AfterUse, Allocator, Extent, Location, Plan, PlanLimits, Tensor, WORD_BYTES, state_words};
 use crate::ring::{Lease, Ring};
 use crate::rounding::key_of;
-use crate::scope::catch;
+use crate::scope::{Refusal, catch, is_lost, submit};
 use crate::shader::{Access, GradientBinding};
 use crate::tables::{self, Device, Tables};
 use crate::views::{Occupied, Overlap, OwnedViews, View, Views};
 
 /// What holds for all groups of an optimizer.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
     /// The update rule.
     pub rule: Rule,
@@ -39,6 +43,23 @@ pub struct Options {
     pub control: Control,
     /// Seed of stochastic rounding. The same seed, labels and gradients give the same bits, whatever the order of registration.
     pub seed: u64,
+    /// How long methods that block wait for the device before they give up.
+    pub device_timeout: Duration,
+}
+
+impl Default for Options {
+    /// AdaMod as in the paper, everything else off, seed 0, one minute.
+    fn default() -> Self {
+        Self {
+            rule: Rule::default(),
+            formula: Formula::default(),
+            diagnostics: Diagnostics::default(),
+            gradients: AfterUse::default(),
+            control: Control::default(),
+            seed: 0,
+            device_timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 /// A group of one optimizer.
@@ -46,6 +67,8 @@ pub struct Options {
 pub struct GroupId {
     optimizer: u64,
     index: u32,
+    /// Which of the groups that were there one after the other.
+    generation: u32,
 }
 
 /// A parameter of one optimizer.
@@ -53,6 +76,8 @@ pub struct GroupId {
 pub struct ParameterId {
     optimizer: u64,
     index: u32,
+    /// Which of the parameters that were there one after the other.
+    generation: u32,
 }
 
 /// A parameter to be registered.
@@ -104,6 +129,14 @@ impl State {
     }
 }
 
+/// Step counts of all parameters at one moment: [`Optimizer::step_counts`].
+#[derive(Clone, Debug)]
+pub struct StepCounts {
+    optimizer: u64,
+    changes: u64,
+    cohorts: Cohorts,
+}
+
 /// One dispatch of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchInfo {
@@ -123,7 +156,11 @@ pub struct LaunchInfo {
 /// into the engine's encoder, and submits only where a method says so.
 ///
 /// A step that was recorded counts as taken. Several may be recorded before one submit, in one encoder or in many, as long as
-/// they are submitted in the order in which they were recorded.
+/// they are submitted in the order in which they were recorded. Whoever drops an encoder instead, or whose submit fails, takes the
+/// counts back with [`Optimizer::rewind`].
+///
+/// After any error the optimizer is as it was before the call. If the device is lost, make a new one, register the parameters with
+/// a new optimizer and restore the last checkpoint.
 #[derive(Debug)]
 pub struct Optimizer {
     id: u64,
@@ -134,7 +171,13 @@ pub struct Optimizer {
     workgroups_per_dimension: u32,
     groups: Vec<Group>,
     parameters: Vec<Record>,
+    /// Places of parameters that were removed.
+    vacant: Vec<u32>,
     by_label: HashMap<String, u32>,
+    /// How many parameters have no state yet.
+    without_state: usize,
+    /// How often parameters came or went, or step counts were set.
+    changes: u64,
     /// How many parameters have no registered views.
     without_views: usize,
     occupied: Occupied,
@@ -155,10 +198,14 @@ pub struct Optimizer {
 struct Group {
     hyperparameters: Hyperparameters,
     precision: Precision,
+    generation: u32,
+    is_live: bool,
 }
 
 #[derive(Debug)]
 struct Record {
+    generation: u32,
+    is_live: bool,
     label: String,
     len: u64,
     dtype: DType,
@@ -191,11 +238,14 @@ impl Optimizer {
     /// An optimizer without groups or parameters. Clones the handles of device and queue.
     ///
     /// # Errors
-    /// If the device's limits are below what the kernels need (WebGPU's defaults suffice), or the combination of options does not
-    /// exist.
+    /// If the device's limits are below what the kernels need (WebGPU's defaults suffice), the combination of options does not
+    /// exist, or the device is lost or out of memory.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, options: Options) -> Result<Self, CreateError> {
         if options.rule == Rule::Sgd && options.diagnostics == Diagnostics::LearningRates {
             return Err(CreateError::NoLearningRates);
+        }
+        if is_lost(device) {
+            return Err(CreateError::Lost);
         }
         let limits = device.limits();
         check_limits(&limits)?;
@@ -222,7 +272,10 @@ impl Optimizer {
             workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             groups: Vec::new(),
             parameters: Vec::new(),
+            vacant: Vec::new(),
             by_label: HashMap::new(),
+            without_state: 0,
+            changes: 0,
             without_views: 0,
             occupied: Occupied::default(),
             cohorts: Cohorts::default(),
@@ -264,9 +317,16 @@ impl Optimizer {
         precision: Precision,
     ) -> Result<GroupId, HyperparameterError> {
         hyperparameters.validate()?;
-        self.groups.push(Group { hyperparameters, precision });
+        let vacant = self.groups.iter().position(|group| !group.is_live);
+        let index = vacant.unwrap_or(self.groups.len());
+        let generation = vacant.map_or(0, |index| self.groups[index].generation);
+        let group = Group { hyperparameters, precision, generation, is_live: true };
+        match vacant {
+            Some(index) => self.groups[index] = group,
+            None => self.groups.push(group),
+        }
         self.forget_groups();
-        Ok(GroupId { optimizer: self.id, index: self.groups.len() as u32 - 1 })
+        Ok(GroupId { optimizer: self.id, index: index as u32, generation })
     }
 
     /// Replaces a group's hyperparameters from the next recorded step on.
@@ -279,10 +339,8 @@ impl Optimizer {
         hyperparameters: Hyperparameters,
     ) -> Result<(), HyperparameterError> {
         hyperparameters.validate()?;
-        if group.optimizer != self.id {
-            return Err(HyperparameterError::UnknownGroup);
-        }
-        let kept = &mut self.groups[group.index as usize].hyperparameters;
+        let index = self.group_index(group).ok_or(HyperparameterError::UnknownGroup)?;
+        let kept = &mut self.groups[index].hyperparameters;
         if *kept != hyperparameters {
             *kept = hyperparameters;
             self.forget_groups();
@@ -303,9 +361,14 @@ impl Optimizer {
         self.set_hyperparameters(group, Hyperparameters { learning_rate, ..hyperparameters })
     }
 
-    /// A group's hyperparameters; `None` if it is of another optimizer.
+    /// A group's hyperparameters; `None` if it is of another optimizer or was removed.
     pub fn hyperparameters(&self, group: GroupId) -> Option<&Hyperparameters> {
-        (group.optimizer == self.id).then(|| &self.groups[group.index as usize].hyperparameters)
+        self.group_index(group).map(|index| &self.groups[index].hyperparameters)
+    }
+
+    fn group_index(&self, group: GroupId) -> Option<usize> {
+        let of = self.groups.get(group.index as usize).filter(|_| group.optimizer == self.id)?;
+        (of.is_live && of.generation == group.generation).then_some(group.index as usize)
     }
 
     /// Registers a parameter. Its state starts at zero; it is allocated when the next step is recorded.
@@ -319,9 +382,7 @@ impl Optimizer {
         parameter: Parameter<'_>,
     ) -> Result<ParameterId, RegisterError> {
         let label = || parameter.label.to_owned();
-        if group.optimizer != self.id {
-            return Err(RegisterError::UnknownGroup { label: label() });
-        }
+        let group = self.group_index(group).ok_or_else(|| RegisterError::UnknownGroup { label: label() })?;
         if self.by_label.contains_key(parameter.label) {
             return Err(RegisterError::DuplicateLabel { label: label() });
         }
@@ -329,31 +390,40 @@ impl Optimizer {
             return Err(RegisterError::Empty { label: label() });
         }
         let most = DeviceSteps::MOST_PARAMETERS;
-        if self.device_steps.is_some() && self.parameters.len() == most {
+        if self.device_steps.is_some() && self.by_label.len() == most {
             return Err(RegisterError::TooMany { label: label(), most });
         }
-        let precision = self.groups[group.index as usize].precision;
+        let precision = self.groups[group].precision;
         let layout = self.layout_of(&parameter, precision)?;
-        let index = self.parameters.len();
+        let index = self.vacant.last().map_or(self.parameters.len(), |&index| index as usize);
         if let Some(views) = &parameter.views {
             self.occupy(index, parameter.label, parameter.len, parameter.dtype, views)?;
             self.fixed = None;
         }
-        self.parameters.push(Record {
+        let generation = self.vacant.pop().map_or(0, |index| self.parameters[index as usize].generation);
+        let record = Record {
+            generation,
+            is_live: true,
             label: label(),
             len: parameter.len,
             dtype: parameter.dtype,
-            group: group.index,
+            group: group as u32,
             layout,
             key: key_of(self.options.seed, parameter.label),
             views: parameter.views.as_ref().map(OwnedViews::new),
             extents: Vec::new(),
             pool: 0,
-        });
+        };
+        match self.parameters.get_mut(index) {
+            Some(place) => *place = record,
+            None => self.parameters.push(record),
+        }
         self.without_views += usize::from(parameter.views.is_none());
+        self.without_state += 1;
         self.by_label.insert(label(), index as u32);
-        self.cohorts.add_parameter(group.index);
-        Ok(ParameterId { optimizer: self.id, index: index as u32 })
+        self.cohorts.add_parameter(index, group as u32);
+        self.forget_rows();
+        Ok(ParameterId { optimizer: self.id, index: index as u32, generation })
     }
 
     /// Moves a parameter to other views, or gives views to one that had none, from the next recorded step on.
@@ -382,17 +452,47 @@ impl Optimizer {
 
     /// The parameter of that label.
     pub fn parameter(&self, label: &str) -> Option<ParameterId> {
-        self.by_label.get(label).map(|&index| ParameterId { optimizer: self.id, index })
+        let &index = self.by_label.get(label)?;
+        let generation = self.parameters[index as usize].generation;
+        Some(ParameterId { optimizer: self.id, index, generation })
     }
 
-    /// Label of a parameter; `None` if it is of another optimizer.
+    /// Label of a parameter; `None` if it is of another optimizer or was removed.
     pub fn label(&self, parameter: ParameterId) -> Option<&str> {
         self.index_of(parameter).map(|index| self.parameters[index].label.as_str())
     }
 
-    /// Steps recorded for a parameter: the paper's t, unless the device called steps off ([`Optimizer::read_state`] tells). `None` if it is of another optimizer.
+    /// Steps recorded for a parameter: the paper's t, unless the device called steps off ([`Optimizer::read_state`] tells). `None`
+    /// if it is of another optimizer or was removed.
     pub fn step_count(&self, parameter: ParameterId) -> Option<u64> {
         self.index_of(parameter).map(|index| self.cohorts.steps(index))
+    }
+
+    /// All step counts as they are, for [`Optimizer::rewind`].
+    pub fn step_counts(&self) -> StepCounts {
+        StepCounts { optimizer: self.id, changes: self.changes, cohorts: self.cohorts.clone() }
+    }
+
+    /// Takes back the counts of all steps recorded since `counts` was taken, because they never run: their encoder was dropped, or
+    /// its submit failed. With [`Control::Device`](crate::Control::Device) the device counts what runs, and this changes no more
+    /// than what [`Optimizer::step_count`] says.
+    ///
+    /// # Errors
+    /// If `counts` is of another optimizer, or parameters were added or removed or state was written since.
+    pub fn rewind(&mut self, counts: &StepCounts) -> Result<(), WriteError> {
+        if counts.optimizer != self.id || counts.changes != self.changes {
+            return Err(WriteError::StaleCounts);
+        }
+        self.cohorts.clone_from(&counts.cohorts);
+        self.regroup();
+        Ok(())
+    }
+
+    /// Segments have to name each parameter's cohort anew.
+    fn regroup(&mut self) {
+        if let Some(tables) = &mut self.fixed {
+            tables.regroup();
+        }
     }
 
     /// Bytes of state on the device so far.
@@ -400,7 +500,7 @@ impl Optimizer {
         self.arena.bytes()
     }
 
-    /// Bytes of state of one parameter, its master weights included. `None` if it is of another optimizer.
+    /// Bytes of state of one parameter, its master weights included. `None` if it is of another optimizer or was removed.
     pub fn state_bytes_of(&self, parameter: ParameterId) -> Option<u64> {
         let record = &self.parameters[self.index_of(parameter)?];
         Some(state_words(record.layout, record.len) * WORD_BYTES)
@@ -494,6 +594,14 @@ impl Optimizer {
         }
     }
 
+    /// Parameters came or went.
+    fn forget_rows(&mut self) {
+        self.changes += 1;
+        if let Some(steps) = &mut self.device_steps {
+            steps.forget_rows();
+        }
+    }
+
     /// Records a step of the parameters that have a gradient, at views of this step only: for engines with memory pools, whose
     /// tensors move. Registered views are not looked at. Nothing of the buffers is kept once this returns.
     ///
@@ -506,16 +614,14 @@ impl Optimizer {
         updates: &[Update<'_>],
     ) -> Result<(), EncodeError> {
         self.select(updates.iter().map(|update| update.parameter))?;
-        self.check_overlaps(updates)?;
+        let mut buffers = Buffers::default();
+        let places = self.locate(updates, &mut buffers)?;
         self.split();
         self.allocate()?;
-        let mut buffers = Buffers::default();
         let tensors: Vec<_> = updates
             .iter()
-            .map(|update| {
-                let index = update.parameter.index as usize;
-                self.tensor(index, &update.views, &mut buffers)
-            })
+            .zip(places)
+            .map(|(update, places)| self.tensor(update.parameter.index as usize, places))
             .collect();
         let plan = Plan::new(&tensors, &buffers.sizes, self.options.gradients, &self.limits);
         let parameters = updates.iter().map(|update| update.parameter.index as usize).collect();
@@ -534,11 +640,14 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::encode`], and if the submit fails; no step count has advanced then.
     pub fn step(&mut self) -> Result<wgpu::SubmissionIndex, EncodeError> {
-        let mut encoder = self
-            .device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
-        self.record_all(&mut begin_pass(&mut encoder), Part::Whole)?;
-        let submission = catch(&self.device, || self.queue.submit([encoder.finish()]))?;
+        let device = self.device.clone();
+        let commands = catch(&device, || {
+            let mut encoder =
+                device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
+            self.record_all(&mut begin_pass(&mut encoder), Part::Whole)?;
+            Ok::<_, EncodeError>(encoder.finish())
+        })??;
+        let submission = submit(&self.device, &self.queue, commands)?;
         self.advance();
         Ok(submission)
     }
@@ -587,7 +696,13 @@ impl Optimizer {
     }
 
     fn index_of(&self, parameter: ParameterId) -> Option<usize> {
-        (parameter.optimizer == self.id).then_some(parameter.index as usize)
+        let record = self.parameters.get(parameter.index as usize)?;
+        let is_known = parameter.optimizer == self.id && parameter.generation == record.generation;
+        (is_known && record.is_live).then_some(parameter.index as usize)
+    }
+
+    fn live(&self) -> impl Iterator<Item = (usize, &Record)> {
+        self.parameters.iter().enumerate().filter(|(_, record)| record.is_live)
     }
 
     fn on_device(&self) -> Device<'_> {
@@ -625,46 +740,58 @@ impl Optimizer {
         }
     }
 
-    /// Checks the views of a step that were not registered.
-    fn check_overlaps(&self, updates: &[Update<'_>]) -> Result<(), EncodeError> {
-        let record_of = |update: &Update<'_>| &self.parameters[update.parameter.index as usize];
-        type Range<'a> = (&'a wgpu::Buffer, u64, u64, &'a Record, Role);
-        let mut ranges: Vec<Range<'_>> = Vec::with_capacity(2 * updates.len());
-        for update in updates {
-            let record = record_of(update);
+    /// Checks the views of a step that were not registered, and numbers their buffers.
+    fn locate(&self, updates: &[Update<'_>], buffers: &mut Buffers) -> Result<Vec<Places>, EncodeError> {
+        struct Range {
+            buffer: u32,
+            update: u32,
+            role: Role,
+            start: u64,
+            end: u64,
+        }
+        let record_of = |update: u32| &self.parameters[updates[update as usize].parameter.index as usize];
+        let mut places = Vec::with_capacity(updates.len());
+        // Engines mostly name tensors in the order of their addresses: by role, ranges are runs that a merge sort finds sorted.
+        let mut ranges = [const { Vec::new() }; Role::COUNT];
+        for (index, update) in (0..).zip(updates) {
+            let record = record_of(index);
             let ends = check_views(&update.views, record.len, record.dtype)
                 .map_err(|(role, source)| EncodeError::View { label: record.label.clone(), role, source })?;
-            for ((role, view), end) in update.views.each().zip(ends) {
-                ranges.push((view.buffer, view.offset, end, record, role));
+            let located = buffers.locate(&update.views);
+            for ((role, location), end) in located.each().zip(ends) {
+                let Location { buffer, offset: start, .. } = location;
+                ranges[role as usize].push(Range { buffer, update: index, role, start, end });
             }
+            places.push(located);
         }
-        // Views mostly come in the order of their addresses, which a merge sort finds sorted.
-        ranges.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        let mut ranges: Vec<Range> = ranges.into_iter().flatten().collect();
+        ranges.sort_by_key(|range| (range.buffer, range.start));
         // Of the ranges so far, the one that ends last: of all, and of those that are written.
-        let (mut last, mut last_written): (Option<&Range<'_>>, Option<&Range<'_>>) = (None, None);
+        let [mut last, mut last_written]: [Option<&Range>; 2] = [None; 2];
         for range in &ranges {
-            let &(buffer, start, end, record, role) = range;
-            let is_written = role != Role::Gradients || self.options.gradients == AfterUse::Zero;
+            let is_written = range.role != Role::Gradients || self.options.gradients == AfterUse::Zero;
             let earlier = if is_written { last } else { last_written };
-            if let Some(&(other_buffer, _, other_end, other, other_role)) = earlier
-                && other_buffer == buffer
-                && start < other_end
-            {
+            if let Some(other) = earlier.filter(|of| of.buffer == range.buffer && range.start < of.end) {
                 return Err(EncodeError::View {
-                    label: record.label.clone(),
-                    role,
-                    source: ViewError::Overlap { other_role, other_label: other.label.clone(), byte: start },
+                    label: record_of(range.update).label.clone(),
+                    role: range.role,
+                    source: ViewError::Overlap {
+                        other_role: other.role,
+                        other_label: record_of(other.update).label.clone(),
+                        byte: range.start,
+                    },
                 });
             }
-            let is_last = |of: Option<&Range<'_>>| of.is_none_or(|of| of.0 != buffer || of.2 < end);
-            if is_last(last) {
+            let ends_last =
+                |of: Option<&Range>| of.is_none_or(|of| of.buffer != range.buffer || of.end < range.end);
+            if ends_last(last) {
                 last = Some(range);
             }
-            if is_written && is_last(last_written) {
+            if is_written && ends_last(last_written) {
                 last_written = Some(range);
             }
         }
-        Ok(())
+        Ok(places)
     }
 
     /// Notes which parameters have a gradient.
@@ -673,10 +800,12 @@ impl Optimizer {
         present.clear();
         present.resize(self.parameters.len(), false);
         for parameter in named {
-            if parameter.optimizer != self.id {
+            let index = parameter.index as usize;
+            let record = self.parameters.get(index).filter(|record| record.is_live);
+            let is_known = record.is_some_and(|record| record.generation == parameter.generation);
+            if parameter.optimizer != self.id || !is_known {
                 return Err(EncodeError::UnknownParameter);
             }
-            let index = parameter.index as usize;
             if std::mem::replace(&mut present[index], true) {
                 return Err(EncodeError::Repeated { label: self.parameters[index].label.clone() });
             }
@@ -687,11 +816,8 @@ impl Optimizer {
     /// Regroups cohorts by the parameters selected, and notes which cohorts step.
     fn split(&mut self) {
         // With step counts on the device, coefficients go by parameter and never move.
-        if self.cohorts.split(&self.scratch.present)
-            && self.device_steps.is_none()
-            && let Some(tables) = &mut self.fixed
-        {
-            tables.regroup();
+        if self.cohorts.split(&self.scratch.present) && self.device_steps.is_none() {
+            self.regroup();
         }
         let stepping = &mut self.scratch.stepping;
         stepping.clear();
@@ -704,48 +830,45 @@ impl Optimizer {
     }
 
     /// Gives state to the parameters registered since the last step.
-    fn allocate(&mut self) -> Result<(), wgpu::Error> {
-        let first = self.parameters.partition_point(|record| !record.extents.is_empty());
-        if first == self.parameters.len() {
+    fn allocate(&mut self) -> Result<(), Refusal> {
+        if self.without_state == 0 {
             return Ok(());
         }
         // A pool of state for each buffer of values; pool 0 for values that have no buffer of their own.
         #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by identity")]
         let mut pools: HashMap<wgpu::Buffer, u32> = HashMap::new();
-        let mut count = self.parameters[..first].iter().map(|record| record.pool).max().unwrap_or(0);
-        for record in &self.parameters[..first] {
+        let placed = || self.live().filter(|(_, record)| !record.extents.is_empty());
+        let mut count = placed().map(|(_, record)| record.pool).max().unwrap_or(0);
+        for (_, record) in placed() {
             if let Some(views) = &record.views {
                 pools.entry(views.borrow().values.buffer.clone()).or_insert(record.pool);
             }
         }
-        let mut tensors = Vec::with_capacity(self.parameters.len() - first);
-        for record in &self.parameters[first..] {
+        let mut indices = Vec::with_capacity(self.without_state);
+        let mut tensors = Vec::with_capacity(self.without_state);
+        for (index, record) in self.live().filter(|(_, record)| record.extents.is_empty()) {
             let pool = record.views.as_ref().map_or(0, |views| {
                 *pools.entry(views.borrow().values.buffer.clone()).or_insert_with(|| {
                     count += 1;
                     count
                 })
             });
+            indices.push(index);
             tensors.push((pool, record.layout, record.len));
         }
         let extents = self.arena.allocate(&self.device, &tensors)?;
-        for ((record, extents), (pool, ..)) in self.parameters[first..].iter_mut().zip(extents).zip(tensors) {
-            record.extents = extents;
-            record.pool = pool;
+        for ((index, extents), (pool, ..)) in indices.into_iter().zip(extents).zip(tensors) {
+            self.parameters[index].extents = extents;
+            self.parameters[index].pool = pool;
         }
+        self.without_state = 0;
         Ok(())
     }
 
-    fn tensor<'a>(&'a self, index: usize, views: &Views<'_>, buffers: &mut Buffers) -> Tensor<'a> {
+    fn tensor(&self, index: usize, places: Places) -> Tensor<'_> {
         let record = &self.parameters[index];
-        Tensor {
-            values: buffers.location(&views.values),
-            gradients: buffers.location(&views.gradients),
-            copies: views.copy.as_ref().map(|copy| buffers.location(copy)),
-            extents: &record.extents,
-            layout: record.layout,
-            key: record.key,
-        }
+        let Places { values, gradients, copies } = places;
+        Tensor { values, gradients, copies, extents: &record.extents, layout: record.layout, key: record.key }
     }
 
     /// Takes out the tables of the registered views; the caller puts them back.
@@ -760,7 +883,7 @@ impl Optimizer {
         for (index, record) in self.parameters.iter().enumerate() {
             if let Some(views) = &record.views {
                 parameters.push(index);
-                tensors.push(self.tensor(index, &views.borrow(), &mut buffers));
+                tensors.push(self.tensor(index, buffers.locate(&views.borrow())));
             }
         }
         let plan = Plan::new(&tensors, &buffers.sizes, self.options.gradients, &self.limits);
@@ -770,13 +893,19 @@ impl Optimizer {
     /// Records every parameter at its registered views, without counting the step.
     fn record_all(&mut self, pass: &mut wgpu::ComputePass<'_>, part: Part) -> Result<(), EncodeError> {
         if self.without_views > 0
-            && let Some(record) = self.parameters.iter().find(|record| record.views.is_none())
+            && let Some((_, record)) = self.live().find(|(_, record)| record.views.is_none())
         {
             return Err(EncodeError::NoViews { label: record.label.clone() });
         }
         self.scratch.stepping.clear();
         self.scratch.stepping.resize(self.cohorts.list().len(), true);
-        self.record_fixed(pass, true, part)
+        let is_all = self.vacant.is_empty();
+        if !is_all {
+            let Self { scratch, parameters, .. } = self;
+            scratch.present.clear();
+            scratch.present.extend(parameters.iter().map(|record| record.is_live));
+        }
+        self.record_fixed(pass, is_all, part)
     }
 
     fn record_fixed(
@@ -816,6 +945,9 @@ impl Optimizer {
             tables.record(pass, &self.pipelines, Some(lease), self.workgroups_per_dimension);
             return Ok(());
         };
+        if is_lost(&self.device) {
+            return Err(EncodeError::Lost);
+        }
         let present = match is_all {
             true => Present::All(self.parameters.len()),
             false => Present::Some(&self.scratch.present),
@@ -864,19 +996,46 @@ struct Buffers {
     numbers: HashMap<wgpu::Buffer, u32>,
     list: Vec<wgpu::Buffer>,
     sizes: Vec<u64>,
+    /// Where the last view of each role lay: tensors of one pool come in a row.
+    recent: [u32; Role::COUNT],
+}
+
+/// Where a parameter's views lie.
+#[derive(Clone, Copy)]
+struct Places {
+    values: Location,
+    gradients: Location,
+    copies: Option<Location>,
+}
+
+impl Places {
+    fn each(&self) -> impl Iterator<Item = (Role, Location)> + use<> {
+        let copies = self.copies.map(|copies| (Role::Copy, copies));
+        [(Role::Values, self.values), (Role::Gradients, self.gradients)].into_iter().chain(copies)
+    }
 }
 
 impl Buffers {
-    fn location(&mut self, view: &View<'_>) -> Location {
-        // Tensors of one pool come in a row: look at the last buffer first.
-        let buffer = match self.list.last() {
-            Some(last) if last == view.buffer => self.list.len() as u32 - 1,
-            _ => *self.numbers.entry(view.buffer.clone()).or_insert_with(|| {
+    fn locate(&mut self, views: &Views<'_>) -> Places {
+        Places {
+            values: self.location(Role::Values, &views.values),
+            gradients: self.location(Role::Gradients, &views.gradients),
+            copies: views.copy.as_ref().map(|copy| self.location(Role::Copy, copy)),
+        }
+    }
+
+    fn location(&mut self, role: Role, view: &View<'_>) -> Location {
+        let recent = self.recent[role as usize];
+        let buffer = if self.list.get(recent as usize) == Some(view.buffer) {
+            recent
+        } else {
+            *self.numbers.entry(view.buffer.clone()).or_insert_with(|| {
                 self.list.push(view.buffer.clone());
                 self.sizes.push(view.buffer.size());
                 self.list.len() as u32 - 1
-            }),
+            })
         };
+        self.recent[role as usize] = buffer;
         Location { buffer, offset: view.offset, dtype: view.dtype }
     }
 }

@@ -9,7 +9,7 @@ use crate::format::StateAccess;
 use crate::hyperparameters::Rule;
 use crate::layout::{CPU_LANES, Chunk, Coefficients, GPU_LANES, Segment};
 use crate::plan::{AfterUse, Launch};
-use crate::scope::catch;
+use crate::scope::{Refusal, catch};
 use crate::shader::{Access, Copies, GradientBinding, Variant};
 
 /// The kernel in one variant.
@@ -77,7 +77,7 @@ impl Pipelines {
     }
 
     /// The pipeline of a launch, made on first use.
-    pub fn get(&mut self, device: &wgpu::Device, launch: &Launch) -> Result<&Pipeline, wgpu::Error> {
+    pub fn get(&mut self, device: &wgpu::Device, launch: &Launch) -> Result<&Pipeline, Refusal> {
         let key = self.key(launch);
         if !self.made.contains_key(&key) {
             let mut constants = vec![
@@ -211,7 +211,8 @@ pub fn compute_pipeline(
         layout: Some(&pipeline_layout),
         module: &module,
         entry_point: Some(entry_point),
-        // No kernel reads workgroup memory that it has not written; zeroing it for each workgroup took a good part of a step's time.
+        // No kernel reads workgroup memory that it has not written. Where a driver cannot zero it, one lane does, word by word: half
+        // of the instructions of the kernel for 8-bit state.
         compilation_options: wgpu::PipelineCompilationOptions {
             constants,
             zero_initialize_workgroup_memory: false,

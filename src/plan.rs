@@ -9,6 +9,7 @@
 //! pools rewrite only the segments.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::format::{BlockLayout, DType, Format, StateAccess};
 use crate::layout::{CHUNK_ELEMENTS, Chunk, Partial, Segment};
@@ -80,20 +81,47 @@ pub struct Extent {
     pub elements: u64,
 }
 
-/// Hands out blocks of state in pages, in order of registration. Tensors of other pools have other pages, so that launches over
+/// Hands out blocks of state in pages, and takes them back. Tensors of other pools have other pages, so that launches over
 /// different buffers write different state, and the GPU need not finish one before the next.
 #[derive(Clone, Debug)]
 pub struct Allocator {
     page_words: u64,
-    /// The page of each pool that has room.
-    open: HashMap<u32, usize>,
     pages: Vec<Page>,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A page; one without words is vacant.
+#[derive(Clone, Debug, Default)]
 struct Page {
+    pool: u32,
     capacity: u64,
-    used: u64,
+    /// Free runs of words, in order; no two touch.
+    free: Vec<Range<u64>>,
+}
+
+impl Page {
+    fn take(&mut self, run: usize, words: u64) {
+        let free = &mut self.free[run];
+        free.start += words;
+        if free.is_empty() {
+            self.free.remove(run);
+        }
+    }
+
+    fn give_back(&mut self, words: Range<u64>) {
+        let next = self.free.partition_point(|free| free.start < words.start);
+        let joins_next = self.free.get(next).is_some_and(|free| free.start == words.end);
+        let joins_previous = next > 0 && self.free[next - 1].end == words.start;
+        match (joins_previous, joins_next) {
+            (true, true) => self.free[next - 1].end = self.free.remove(next).end,
+            (true, false) => self.free[next - 1].end = words.end,
+            (false, true) => self.free[next].start = words.start,
+            (false, false) => self.free.insert(next, words),
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        matches!(self.free.as_slice(), [all] if *all == (0..self.capacity))
+    }
 }
 
 impl Allocator {
@@ -103,10 +131,10 @@ impl Allocator {
 
     /// No pages yet.
     pub fn new(limits: &PlanLimits) -> Self {
-        Self { page_words: limits.page_words(), open: HashMap::new(), pages: Vec::new() }
+        Self { page_words: limits.page_words(), pages: Vec::new() }
     }
 
-    /// Words of each page, in order.
+    /// Words of each page, in order; 0 of one that is vacant.
     pub fn capacities(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
         self.pages.iter().map(|page| page.capacity)
     }
@@ -126,39 +154,67 @@ impl Allocator {
         let mut left = elements;
         while left > 0 {
             let next_block = layout.words(left.min(CHUNK_ELEMENTS.into()));
-            let open = self.open.get(&pool).copied();
-            let has_room = |&index: &usize| self.pages[index].capacity - self.pages[index].used >= next_block;
-            let index = open.filter(has_room).unwrap_or_else(|| {
-                let least = if open.is_none() { 0 } else { Self::LEAST_PAGE_WORDS };
-                self.pages.push(Page { capacity: pending.max(least).min(self.page_words), used: 0 });
-                self.pages.len() - 1
-            });
-            self.open.insert(pool, index);
+            let (index, run) = self.run_for(pool, state_words(layout, left), next_block, pending);
             let page = &mut self.pages[index];
-            let whole_blocks = (page.capacity - page.used) / whole_block;
+            let Range { start, end } = page.free[run];
+            let whole_blocks = (end - start) / whole_block;
             let here = left.min(whole_blocks * u64::from(CHUNK_ELEMENTS));
             // The tail's block is smaller than a whole one and may fit where no whole one does.
             let rest = left - here;
             let mut taken = here;
             if rest > 0 && rest < u64::from(CHUNK_ELEMENTS) {
-                let free = page.capacity - page.used - here.div_ceil(CHUNK_ELEMENTS.into()) * whole_block;
+                let free = end - start - here.div_ceil(CHUNK_ELEMENTS.into()) * whole_block;
                 if layout.words(rest) <= free {
                     taken += rest;
                 }
             }
             let used = state_words(layout, taken);
-            extents.push(Extent {
-                page: index as u32,
-                state: page.used as u32,
-                first_chunk,
-                elements: taken,
-            });
-            page.used += used;
+            extents.push(Extent { page: index as u32, state: start as u32, first_chunk, elements: taken });
+            page.take(run, used);
             pending -= used;
             first_chunk += taken.div_ceil(CHUNK_ELEMENTS.into());
             left -= taken;
         }
         extents
+    }
+
+    /// The page and its free run that a tensor goes on in: the shortest run that holds all `words` of it, or else the longest, if
+    /// that holds the next block, or else a new page.
+    fn run_for(&mut self, pool: u32, words: u64, next_block: u64, pending: u64) -> (usize, usize) {
+        let length = |run: &Range<u64>| run.end - run.start;
+        let pages = self.pages.iter().enumerate().filter(|(_, page)| page.capacity > 0 && page.pool == pool);
+        let is_first = pages.clone().next().is_none();
+        let runs = pages.flat_map(|(index, page)| {
+            page.free.iter().enumerate().map(move |(run, free)| ((index, run), length(free)))
+        });
+        let shortest = runs.clone().filter(|&(_, free)| free >= words).min_by_key(|&(_, free)| free);
+        let longest = runs.filter(|&(_, free)| free >= next_block).max_by_key(|&(_, free)| free);
+        if let Some((found, _)) = shortest.or(longest) {
+            return found;
+        }
+        let least = if is_first { 0 } else { Self::LEAST_PAGE_WORDS };
+        let capacity = pending.max(least).min(self.page_words);
+        let page = Page { pool, capacity, free: std::iter::once(0..capacity).collect() };
+        let vacant = self.pages.iter().position(|page| page.capacity == 0);
+        let index = vacant.unwrap_or(self.pages.len());
+        if vacant.is_some() {
+            self.pages[index] = page;
+        } else {
+            self.pages.push(page);
+        }
+        (index, 0)
+    }
+
+    /// Takes a tensor's blocks back. Pages of which nothing is in use any more are vacant from then on.
+    pub fn release(&mut self, layout: BlockLayout, extents: &[Extent]) {
+        for extent in extents {
+            let start = u64::from(extent.state);
+            let page = &mut self.pages[extent.page as usize];
+            page.give_back(start..start + state_words(layout, extent.elements));
+            if page.is_free() {
+                *page = Page::default();
+            }
+        }
     }
 }
 
@@ -258,7 +314,7 @@ pub struct Launch {
     /// Entries in the chunk table.
     pub chunks: u32,
     /// Its segments.
-    pub segments: std::ops::Range<u32>,
+    pub segments: Range<u32>,
 }
 
 impl Launch {
@@ -561,14 +617,20 @@ impl Plan {
 fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
     let mut index = HashMap::new();
     let mut groups: Vec<Vec<Piece>> = Vec::new();
+    // Tensors of one pool come in a row: look at the last group first.
+    let mut recent = None;
     for (number, tensor) in tensors.iter().enumerate() {
         for extent in tensor.extents {
             let copies = tensor.copies.map(|copies| copies.buffer);
             let key = (tensor.values.buffer, tensor.gradients.buffer, copies, extent.page);
-            let group = *index.entry(key).or_insert_with(|| {
-                groups.push(Vec::new());
-                groups.len() - 1
-            });
+            let group = match recent {
+                Some((recent, group)) if recent == key => group,
+                _ => *index.entry(key).or_insert_with(|| {
+                    groups.push(Vec::new());
+                    groups.len() - 1
+                }),
+            };
+            recent = Some((key, group));
             groups[group].push(Piece {
                 tensor: number as u32,
                 page: extent.page,

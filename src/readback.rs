@@ -1,7 +1,12 @@
 //! Copies from the device to the host, asked for by the caller.
 
+use std::pin::Pin;
+use std::task::Poll;
+
+use futures_channel::oneshot;
+
 use crate::error::ReadError;
-use crate::scope::catch;
+use crate::scope::{Refusal, catch, is_lost};
 
 /// Bytes copied at a time: large tensors do not need a staging buffer of their size.
 const PART_BYTES: u64 = 64 << 20;
@@ -22,9 +27,9 @@ pub struct Source {
 pub enum Wait {
     /// The caller polls the device, or submits, elsewhere.
     Caller,
-    /// Poll the device until the copy is done.
+    /// Make the device get on with it until the copy is done, at most so long.
     #[cfg(not(target_arch = "wasm32"))]
-    Poll,
+    Blocking(std::time::Duration),
 }
 
 /// Copies the sources, one after the other, into one vector. Submits command buffers of its own.
@@ -44,60 +49,22 @@ pub async fn download(
                 bytes: (source.bytes - done).min(PART_BYTES),
                 ..source.clone()
             };
-            download_part(device, queue, &part, wait, &mut bytes).await?;
             done += part.bytes;
+            let contents = Snapshot::new(device, queue, &[part], false)?.read(wait).await?;
+            bytes.extend(contents.into_iter().flatten());
         }
     }
     Ok(bytes)
 }
 
-async fn download_part(
-    device: &wgpu::Device,
-    queue: &wgpu::Queue,
-    part: &Source,
-    wait: Wait,
-    bytes: &mut Vec<u8>,
-) -> Result<(), ReadError> {
-    let (sender, receiver) = futures_channel::oneshot::channel();
-    let (staging, submission) = catch(device, || {
-        let staging = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("adamod.readback"),
-            size: part.bytes,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        let mut encoder =
-            device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.readback") });
-        encoder.copy_buffer_to_buffer(&part.buffer, part.offset, &staging, 0, part.bytes);
-        let submission = queue.submit([encoder.finish()]);
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone only if the caller dropped the future: nobody is left to tell.
-            let _ = sender.send(result);
-        });
-        (staging, submission)
-    })?;
-    match wait {
-        Wait::Caller => {
-            let _ = submission;
-        }
-        #[cfg(not(target_arch = "wasm32"))]
-        Wait::Poll => {
-            device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })?;
-        }
-    }
-    receiver.await.map_err(|_| ReadError::Lost)??;
-    let view = staging.get_mapped_range(..).map_err(|_| ReadError::Lost)?;
-    bytes.extend_from_slice(&view);
-    drop(view);
-    staging.unmap();
-    Ok(())
-}
+type Mapped = oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>;
 
 /// Copies of several ranges as they are at one moment: one submit.
 pub struct Snapshot {
     device: wgpu::Device,
-    submission: wgpu::SubmissionIndex,
-    parts: Vec<(wgpu::Buffer, futures_channel::oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>)>,
+    #[cfg(not(target_arch = "wasm32"))]
+    queue: wgpu::Queue,
+    parts: Vec<(wgpu::Buffer, Mapped)>,
 }
 
 impl Snapshot {
@@ -107,8 +74,8 @@ impl Snapshot {
         queue: &wgpu::Queue,
         sources: &[Source],
         clear: bool,
-    ) -> Result<Self, wgpu::Error> {
-        let (parts, submission) = catch(device, || {
+    ) -> Result<Self, Refusal> {
+        let parts = catch(device, || {
             let mut encoder = device
                 .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.snapshot") });
             let staging: Vec<_> = sources
@@ -127,35 +94,78 @@ impl Snapshot {
                     staging
                 })
                 .collect();
-            let submission = queue.submit([encoder.finish()]);
+            queue.submit([encoder.finish()]);
             let parts = staging.into_iter().map(|staging| {
-                let (sender, receiver) = futures_channel::oneshot::channel();
+                let (sender, receiver) = oneshot::channel();
                 staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                    // The receiver is gone only if the caller dropped the future: nobody is left to tell.
                     let _ = sender.send(result);
                 });
                 (staging, receiver)
             });
-            (parts.collect(), submission)
+            parts.collect()
         })?;
-        Ok(Self { device: device.clone(), submission, parts })
+        Ok(Self {
+            device: device.clone(),
+            #[cfg(not(target_arch = "wasm32"))]
+            queue: queue.clone(),
+            parts,
+        })
     }
 
     /// What was copied, once it is there.
     pub async fn read(self, wait: Wait) -> Result<Vec<Vec<u8>>, ReadError> {
-        match wait {
-            Wait::Caller => {}
-            #[cfg(not(target_arch = "wasm32"))]
-            Wait::Poll => {
-                let submission_index = Some(self.submission);
-                self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None })?;
-            }
-        }
         let mut contents = Vec::with_capacity(self.parts.len());
-        for (staging, receiver) in self.parts {
-            receiver.await.map_err(|_| ReadError::Lost)??;
+        for (staging, mapped) in self.parts {
+            match wait {
+                Wait::Caller => received(&self.device, mapped).await?,
+                #[cfg(not(target_arch = "wasm32"))]
+                Wait::Blocking(limit) => wait_for(&self.device, &self.queue, mapped, limit)?,
+            }
             let view = staging.get_mapped_range(..).map_err(|_| ReadError::Lost)?;
             contents.push(view.to_vec());
         }
         Ok(contents)
+    }
+}
+
+/// Resolves once the mapping is done. On a lost device nothing may ever call back, so every poll looks for that.
+async fn received(device: &wgpu::Device, mut mapped: Mapped) -> Result<(), ReadError> {
+    let answer = std::future::poll_fn(|context| match Pin::new(&mut mapped).poll(context) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending if is_lost(device) => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    answer.await.ok_or(ReadError::Lost)?.map_err(|_| ReadError::Lost)??;
+    Ok(())
+}
+
+/// Blocks until the mapping is done. `Device::poll` panics if the device is lost meanwhile (wgpu 30); an empty submit lets wgpu
+/// call back what is done just as well, and hands errors to the scope.
+#[cfg(not(target_arch = "wasm32"))]
+fn wait_for(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    mut mapped: Mapped,
+    limit: std::time::Duration,
+) -> Result<(), ReadError> {
+    use std::time::{Duration, Instant};
+    const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(10);
+    loop {
+        if let Some(result) = mapped.try_recv().map_err(|_| ReadError::Lost)? {
+            return Ok(result?);
+        }
+        if is_lost(device) {
+            return Err(ReadError::Lost);
+        }
+        if start.elapsed() >= limit {
+            return Err(ReadError::Timeout { limit });
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(LONGEST_PAUSE);
+        catch(device, || queue.submit([]))?;
     }
 }

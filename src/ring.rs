@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::EncodeError;
-use crate::scope::catch;
+use crate::scope::{Refusal, catch};
 
 /// WebGPU's default `min_storage_buffer_offset_alignment`, which no device exceeds.
 const SLOT_ALIGNMENT_BYTES: u64 = 256;
@@ -56,7 +56,7 @@ impl Ring {
         label: &'static str,
         slots: usize,
         bytes: u64,
-    ) -> Result<Self, wgpu::Error> {
+    ) -> Result<Self, Refusal> {
         let slot_bytes = bytes.max(1).next_multiple_of(SLOT_ALIGNMENT_BYTES);
         let buffer = catch(device, || {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -116,8 +116,9 @@ impl Ring {
             view.copy_from_slice(bytes);
             Some(())
         })?;
+        // wgpu gives no place to write to, and raises no error, only if the device is lost.
         if uploaded.is_none() {
-            return Err(EncodeError::Upload { bytes: size });
+            return Err(EncodeError::Lost);
         }
         self.next = (slot + 1) % self.users.len();
         self.users[slot].fetch_add(1, Ordering::Relaxed);
@@ -125,7 +126,7 @@ impl Ring {
     }
 
     /// Steps recorded with the old buffer keep it alive.
-    fn renew(&mut self, device: &wgpu::Device, slots: usize, bytes: u64) -> Result<(), wgpu::Error> {
+    fn renew(&mut self, device: &wgpu::Device, slots: usize, bytes: u64) -> Result<(), Refusal> {
         *self = Self { generation: self.generation + 1, ..Self::new(device, self.label, slots, bytes)? };
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::layout::{Chunk, Partial};
 use crate::pipeline::{Bindings, Pipelines};
 use crate::plan::{Launch, Plan, Window, grid};
 use crate::ring::{Lease, Ring};
-use crate::scope::catch;
+use crate::scope::{Refusal, catch};
 
 /// The plan of a step and everything it needs on the device.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Tables {
         parameters: Vec<usize>,
         buffers: Vec<wgpu::Buffer>,
         old: Option<Self>,
-    ) -> Result<Self, wgpu::Error> {
+    ) -> Result<Self, Refusal> {
         let (segments, chunks, preparation) = match old {
             Some(old) if plan.has_chunks_of(&old.plan) => {
                 (Some(old.segments), Some(old.chunks), old.preparation)
@@ -207,7 +207,7 @@ impl Tables {
         pipelines: &mut Pipelines,
         coefficients: &Coefficients<'_>,
         arena: &Arena,
-    ) -> Result<(), wgpu::Error> {
+    ) -> Result<(), Refusal> {
         self.bind_groups.clear();
         for launch in &self.plan.launches {
             let pipeline = pipelines.get(at.device, launch)?;
@@ -279,7 +279,7 @@ fn binding(buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> wgpu::BindingResou
     })
 }
 
-fn chunk_buffer(at: &Device<'_>, plan: &Plan) -> Result<wgpu::Buffer, wgpu::Error> {
+fn chunk_buffer(at: &Device<'_>, plan: &Plan) -> Result<wgpu::Buffer, Refusal> {
     let table = plan.chunk_table();
     let bytes: &[u8] = bytemuck::cast_slice(&table);
     catch(at.device, || {

@@ -186,7 +186,7 @@ fn several_checkpoints_are_in_flight_while_training_goes_on() {
     engine.gpu.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
     let steps: Vec<_> = pending
         .into_iter()
-        .map(|checkpoint| pollster::block_on(checkpoint).unwrap().parameters().last().unwrap().1)
+        .map(|checkpoint| pollster::block_on(checkpoint).unwrap().parameters().last().unwrap().step)
         .collect();
     assert_eq!(steps, [1, 2, 3, 4]);
 }
@@ -377,38 +377,137 @@ fn saving_replaces_the_old_checkpoint_and_leaves_nothing_else() {
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
-/// A process that saves over and over is killed at any moment: the file is always one of its checkpoints, whole.
+/// A process that saves two checkpoints in turn is killed at any moment: the file is always one of them, whole.
 #[cfg(unix)]
 #[test]
 fn a_process_killed_while_it_saves_leaves_a_whole_checkpoint() {
     const FILE: &str = "ADAMOD_TEST_SAVE_FILE";
-    if let Ok(path) = std::env::var(FILE) {
+    let two = || {
         let mut engine = Engine::new(Kind::new(StateFormat::F32));
-        engine.step(1);
-        let checkpoint = engine.checkpoint();
-        checkpoint.save(&path).unwrap();
-        loop {
+        [1, 2].map(|seed| {
+            engine.step(seed);
+            engine.checkpoint()
+        })
+    };
+    if let Ok(path) = std::env::var(FILE) {
+        for checkpoint in two().iter().cycle() {
             checkpoint.save(&path).unwrap();
         }
     }
+    let two = two();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
-    for kill in 0..12_u64 {
+    let mut seen = [0; 2];
+    let mut unfinished = 0;
+    for kill in 0..40_u64 {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_process_killed_while_it_saves_leaves_a_whole_checkpoint"])
             .env(FILE, &path)
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        while !path.exists() {
+        let before = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
+        let is_saving = || std::fs::metadata(&path).and_then(|m| m.modified()).ok() != before;
+        while !is_saving() {
             assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        std::thread::sleep(std::time::Duration::from_millis(37 * kill % 100));
+        std::thread::sleep(std::time::Duration::from_micros(1_370 * kill % 30_000));
         child.kill().unwrap();
         child.wait().unwrap();
-        Checkpoint::load(&path).unwrap();
+        let read = Checkpoint::load(&path).unwrap();
+        let which = two.iter().position(|checkpoint| *checkpoint == read);
+        seen[which.expect("one of the two")] += 1;
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        for entry in entries.map(|entry| entry.unwrap().path()).filter(|entry| *entry != path) {
+            // What a killed save had written so far.
+            unfinished += 1;
+            std::fs::remove_file(entry).unwrap();
+        }
     }
+    println!("40 kills: {seen:?} of the two, {unfinished} within a save");
+    assert!(unfinished > 0, "no kill hit a save");
+}
+
+/// The file system has no room for a new one: here, no file may be longer than 4 KiB.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
+    const FILE: &str = "ADAMOD_TEST_FULL_DISK";
+    if let Ok(path) = std::env::var(FILE) {
+        let checkpoint = Checkpoint::load(&path).unwrap();
+        let error = checkpoint.save(&path).unwrap_err();
+        assert!(matches!(error, CheckpointError::Io { action: "write" | "sync", .. }), "{error}");
+        std::fs::write(Path::new(&path).with_extension("done"), "").unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    engine.checkpoint().save(&path).unwrap();
+    // With the signal ignored, the write fails instead. What the child prints goes to a pipe, which has no length.
+    let output = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_full_disk_is_an_error_and_the_old_checkpoint_stays"])
+        .env(FILE, &path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    std::fs::remove_file(path.with_extension("done")).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), engine.checkpoint());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is left over");
+}
+
+/// A process that was killed had the same number: in a container it often has.
+#[test]
+fn what_a_killed_save_left_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let left =
+        |save: u64| folder.path().join(format!(".state.safetensors.{}.{save}.tmp", std::process::id()));
+    (0..2000).for_each(|save| std::fs::write(left(save), "left").unwrap());
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    engine.checkpoint().save(&path).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), engine.checkpoint());
+    assert!((0..2000).all(|save| std::fs::read(left(save)).unwrap() == b"left"));
+}
+
+#[test]
+fn a_folder_in_the_place_of_a_file_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    std::fs::create_dir(&path).unwrap();
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    let error = engine.checkpoint().save(&path).unwrap_err();
+    assert!(matches!(error, CheckpointError::Io { action: "replace", .. }), "{error}");
+    let error = Checkpoint::load(&path).unwrap_err();
+    assert!(matches!(error, CheckpointError::Io { action: "read", .. }), "{error}");
+    let error = engine.checkpoint().save("..").unwrap_err();
+    assert!(matches!(error, CheckpointError::Io { action: "save", .. }), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// As any other file of the process: others may read it if the process's mask allows; and one that is replaced stays as it was.
+#[cfg(unix)]
+#[test]
+fn saved_files_have_the_mode_of_the_process_or_of_what_they_replace() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    engine.step(1);
+    engine.checkpoint().save(&path).unwrap();
+    let other = folder.path().join("other");
+    std::fs::write(&other, "").unwrap();
+    assert_eq!(mode(&path), mode(&other));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    engine.checkpoint().save(&path).unwrap();
+    assert_eq!(mode(&path), 0o640);
 }
 
 proptest! {

@@ -1,8 +1,9 @@
 //! Checkpoints of an [`Optimizer`]: taken, checked, restored.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::{Optimizer, Options, Record};
+use super::{Group, Optimizer, Options, Record};
 use crate::blocks::Contents;
 use crate::checkpoint::{Checkpoint, SavedParameter};
 use crate::error::{CheckpointError, ReadError};
@@ -10,7 +11,7 @@ use crate::format::BlockLayout;
 use crate::plan::{Extent, WORD_BYTES, state_words};
 use crate::readback::{Snapshot, Source, Wait};
 use crate::rounding::Random;
-use crate::scope::catch;
+use crate::upload::{Write, upload};
 
 impl Optimizer {
     /// Everything that a continuation needs to be the same bit for bit, but for the values of the parameters. Submits a copy at
@@ -19,7 +20,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn checkpoint(&self) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
+    pub fn checkpoint(&self) -> impl Future<Output = Result<Checkpoint, ReadError>> + use<> {
         self.checkpoint_waiting(Wait::Caller)
     }
 
@@ -29,17 +30,16 @@ impl Optimizer {
     /// As [`Optimizer::checkpoint`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn checkpoint_blocking(&self) -> Result<Checkpoint, ReadError> {
-        pollster::block_on(self.checkpoint_waiting(Wait::Poll))
+        pollster::block_on(self.checkpoint_waiting(self.blocking()))
     }
 
-    fn checkpoint_waiting(
-        &self,
-        wait: Wait,
-    ) -> impl Future<Output = Result<Checkpoint, ReadError>> + Send + use<> {
+    fn checkpoint_waiting(&self, wait: Wait) -> impl Future<Output = Result<Checkpoint, ReadError>> + use<> {
         let whole =
             |buffer: &wgpu::Buffer| Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
-        let mut sources: Vec<_> = self.arena.pages().iter().map(whole).collect();
-        let pages = sources.len();
+        let (pages, mut sources): (HashMap<_, _>, Vec<_>) = (0_usize..)
+            .zip(self.arena.pages())
+            .map(|(source, (number, page))| ((number, source), whole(page)))
+            .unzip();
         if let Some(steps) = &self.device_steps {
             sources.push(whole(steps.control()));
             let bytes = 4 * self.parameters.len().max(1) as u64;
@@ -50,44 +50,46 @@ impl Optimizer {
             rule: self.options.rule,
             formula: self.options.formula,
             seed: self.options.seed,
-            groups: self.groups.iter().map(|group| (group.hyperparameters, group.precision)).collect(),
-            parameters: Vec::with_capacity(self.parameters.len()),
+            groups: self.live_groups().map(|group| (group.hyperparameters, group.precision)).collect(),
+            parameters: Vec::with_capacity(self.by_label.len()),
             control: None,
             adapter: name,
             driver: format!("{driver} {driver_info}").trim().to_owned(),
         };
-        checkpoint.parameters.extend(self.parameters.iter().enumerate().map(|(index, record)| {
-            SavedParameter {
-                label: record.label.clone(),
-                len: record.len,
-                dtype: record.dtype,
-                group: record.group,
-                step: self.cohorts.steps(index),
-                layout: record.layout,
-                words: Vec::new(),
-            }
+        checkpoint.parameters.extend(self.live().map(|(index, record)| SavedParameter {
+            label: record.label.clone(),
+            len: record.len,
+            dtype: record.dtype,
+            group: self.group_number(record),
+            step: self.cohorts.steps(index),
+            layout: record.layout,
+            words: Vec::new(),
         }));
-        let extents: Vec<Vec<Extent>> = self.parameters.iter().map(|record| record.extents.clone()).collect();
+        // Where each one's state and step count lie.
+        let places: Vec<(usize, Vec<Extent>)> =
+            self.live().map(|(index, record)| (index, record.extents.clone())).collect();
         let snapshot = Snapshot::new(&self.device, &self.queue, &sources, false);
         async move {
             let contents = snapshot?.read(wait).await?;
-            for (parameter, extents) in checkpoint.parameters.iter_mut().zip(extents) {
+            let counters = contents.get(pages.len()..).unwrap_or_default();
+            for (parameter, (index, extents)) in checkpoint.parameters.iter_mut().zip(places) {
+                if let [_, step_counts] = counters {
+                    let count = &step_counts[4 * index..4 * index + 4];
+                    parameter.step = bytemuck::pod_read_unaligned::<u32>(count).into();
+                }
                 parameter.words = vec![0; state_words(parameter.layout, parameter.len) as usize];
                 let mut to = 0;
                 for extent in extents {
                     let words = state_words(parameter.layout, extent.elements) as usize;
                     let start = extent.state as usize * WORD_BYTES as usize;
-                    let bytes = &contents[extent.page as usize][start..start + words * WORD_BYTES as usize];
+                    let bytes = &contents[pages[&extent.page]][start..start + words * WORD_BYTES as usize];
                     let target = &mut parameter.words[to..to + words];
                     bytemuck::cast_slice_mut::<u32, u8>(target).copy_from_slice(bytes);
                     to += words;
                 }
             }
-            if let [control, step_counts] = &contents[pages..] {
+            if let [control, _] = counters {
                 checkpoint.control = Some(bytemuck::pod_read_unaligned(control));
-                for (parameter, count) in checkpoint.parameters.iter_mut().zip(step_counts.chunks_exact(4)) {
-                    parameter.step = bytemuck::pod_read_unaligned::<u32>(count).into();
-                }
             }
             Ok(checkpoint)
         }
@@ -95,51 +97,68 @@ impl Optimizer {
 
     /// Continues from a checkpoint: state, master weights, step counts and hyperparameters are the checkpoint's from the next
     /// recorded step on. The same parameters have to be registered, in groups of the same order; formats of state may differ and
-    /// are converted, rounding to the nearest. Everything is checked before anything changes. Takes effect before the next
-    /// submit.
+    /// are converted, rounding to the nearest. Everything is checked before anything changes, and all of it
+    /// changes or nothing does. Submits the copy, so all steps recorded so far have to be submitted.
     ///
     /// # Errors
     /// What differs, by name.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         self.check_checkpoint(checkpoint)?;
         self.allocate()?;
-        for saved in &checkpoint.parameters {
-            let index = self.by_label[&saved.label] as usize;
+        let indices: Vec<usize> =
+            checkpoint.parameters.iter().map(|saved| self.by_label[&saved.label] as usize).collect();
+        let restored = || indices.iter().zip(&checkpoint.parameters);
+        let blocks: Vec<Cow<'_, [u32]>> = restored()
+            .map(|(&index, saved)| {
+                let record = &self.parameters[index];
+                if record.layout == saved.layout {
+                    Cow::Borrowed(saved.words.as_slice())
+                } else {
+                    Cow::Owned(self.converted(record, saved, checkpoint))
+                }
+            })
+            .collect();
+        let counts: Vec<[u8; 4]> =
+            checkpoint.parameters.iter().map(|saved| (saved.step as u32).to_le_bytes()).collect();
+        let mut writes = Vec::new();
+        for ((&index, words), count) in indices.iter().zip(&blocks).zip(&counts) {
             let record = &self.parameters[index];
-            let words = if record.layout == saved.layout {
-                saved.words.clone()
-            } else {
-                self.converted(record, saved, checkpoint)
-            };
-            catch(&self.device, || {
-                let mut from = 0;
-                for extent in &record.extents {
-                    let count = state_words(record.layout, extent.elements) as usize;
-                    let page = self.arena.page(extent.page);
-                    let bytes = bytemuck::cast_slice(&words[from..from + count]);
-                    self.queue.write_buffer(page, u64::from(extent.state) * WORD_BYTES, bytes);
-                    from += count;
-                }
-                if let Some(steps) = &self.device_steps {
-                    let count = (saved.step as u32).to_le_bytes();
-                    self.queue.write_buffer(steps.step_counts(), 4 * index as u64, &count);
-                }
-            })?;
-            self.cohorts.set_steps(index, saved.step);
+            let mut from = 0;
+            for extent in &record.extents {
+                let count = state_words(record.layout, extent.elements) as usize;
+                writes.push(Write {
+                    buffer: self.arena.page(extent.page),
+                    offset: u64::from(extent.state) * WORD_BYTES,
+                    bytes: bytemuck::cast_slice(&words[from..from + count]),
+                });
+                from += count;
+            }
+            writes.extend(self.step_count_write(index, count));
         }
         if let (Some(steps), Some(control)) = (&self.device_steps, &checkpoint.control) {
-            catch(&self.device, || {
-                self.queue.write_buffer(steps.control(), 0, bytemuck::bytes_of(control));
-            })?;
+            writes.push(Write { buffer: steps.control(), offset: 0, bytes: bytemuck::bytes_of(control) });
         }
-        for (group, (hyperparameters, _)) in self.groups.iter_mut().zip(&checkpoint.groups) {
+        upload(&self.device, &self.queue, &writes)?;
+        for (&index, saved) in restored() {
+            self.cohorts.set_steps(index, saved.step);
+        }
+        let live = self.groups.iter_mut().filter(|group| group.is_live);
+        for (group, (hyperparameters, _)) in live.zip(&checkpoint.groups) {
             group.hyperparameters = *hyperparameters;
         }
+        self.changes += 1;
         self.forget_groups();
-        if let Some(tables) = &mut self.fixed {
-            tables.regroup();
-        }
+        self.regroup();
         Ok(())
+    }
+
+    fn live_groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().filter(|group| group.is_live)
+    }
+
+    /// Number of a parameter's group among those that were not removed.
+    fn group_number(&self, record: &Record) -> u32 {
+        self.groups[..record.group as usize].iter().filter(|group| group.is_live).count() as u32
     }
 
     fn check_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
@@ -154,7 +173,8 @@ impl Optimizer {
         same("the rule", format!("{:?}", checkpoint.rule), format!("{rule:?}"))?;
         same("the formula", format!("{:?}", checkpoint.formula), format!("{formula:?}"))?;
         same("the seed", checkpoint.seed.to_string(), seed.to_string())?;
-        same("the number of groups", checkpoint.groups.len().to_string(), self.groups.len().to_string())?;
+        let groups = self.live_groups().count();
+        same("the number of groups", checkpoint.groups.len().to_string(), groups.to_string())?;
         let who = |on_device| if on_device { "Control::Device" } else { "Control::Host" }.to_owned();
         same("the control", who(checkpoint.control.is_some()), who(self.device_steps.is_some()))?;
         let mut saved: HashMap<&str, &SavedParameter> = HashMap::new();
@@ -164,7 +184,7 @@ impl Optimizer {
             }
             saved.insert(&parameter.label, parameter);
         }
-        for record in &self.parameters {
+        for (_, record) in self.live() {
             let label = &record.label;
             let Some(saved) = saved.get(label.as_str()) else {
                 return Err(CheckpointError::MissingParameter { label: label.clone() });
@@ -172,7 +192,11 @@ impl Optimizer {
             let of = |what: &str| format!("the {what} of parameter {label:?}");
             same(&of("length"), saved.len.to_string(), record.len.to_string())?;
             same(&of("type"), saved.dtype.to_string(), record.dtype.to_string())?;
-            same(&of("group"), saved.group.to_string(), record.group.to_string())?;
+            same(&of("group"), saved.group.to_string(), self.group_number(record).to_string())?;
+            if saved.step > self.most_steps() {
+                let (found, needed) = (saved.step.to_string(), format!("at most {}", self.most_steps()));
+                return Err(CheckpointError::Mismatch { what: of("step count"), found, needed });
+            }
             let master = |layout: BlockLayout| format!("{:?}", layout.master_weights);
             same(&of("master weights"), master(saved.layout), master(record.layout))?;
         }

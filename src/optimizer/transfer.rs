@@ -10,7 +10,7 @@ use crate::layout::CHUNK_ELEMENTS;
 use crate::plan::{WORD_BYTES, state_words};
 use crate::readback::{Snapshot, Source, Wait, download};
 use crate::rounding::{Random, join, split};
-use crate::scope::catch;
+use crate::upload::{Write, upload};
 use crate::views::View;
 
 /// What of a block is written.
@@ -36,7 +36,7 @@ impl Optimizer {
     /// As [`Optimizer::read_parameter`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn read_parameter_blocking(&self, parameter: ParameterId) -> Result<Vec<f32>, ReadError> {
-        pollster::block_on(self.read_parameter_waiting(parameter, Wait::Poll))
+        pollster::block_on(self.read_parameter_waiting(parameter, self.blocking()))
     }
 
     async fn read_parameter_waiting(
@@ -85,7 +85,7 @@ impl Optimizer {
     /// As [`Optimizer::read_state`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn read_state_blocking(&self, parameter: ParameterId) -> Result<State, ReadError> {
-        pollster::block_on(self.read_state_waiting(parameter, Wait::Poll))
+        pollster::block_on(self.read_state_waiting(parameter, self.blocking()))
     }
 
     async fn read_state_waiting(&self, parameter: ParameterId, wait: Wait) -> Result<State, ReadError> {
@@ -124,6 +124,17 @@ impl Optimizer {
         Ok(bytemuck::pod_read_unaligned::<u32>(&bytes).into())
     }
 
+    /// Steps that a count may start from: on the device it has 32 bits, and f64 has 53.
+    pub(super) fn most_steps(&self) -> u64 {
+        if self.device_steps.is_some() { u32::MAX.into() } else { 1 << 53 }
+    }
+
+    /// How methods that block wait.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn blocking(&self) -> Wait {
+        Wait::Blocking(self.options.device_timeout)
+    }
+
     /// `1 - beta3^t` of a parameter's group.
     fn debiased_lr_scale(&self, record: &Record, step: u64) -> f64 {
         let hyperparameters = &self.groups[record.group as usize].hyperparameters;
@@ -136,9 +147,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If the optimizer was made without [`Diagnostics::LearningRates`](crate::Diagnostics::LearningRates), or the device fails.
-    pub fn read_learning_rates(
-        &self,
-    ) -> impl Future<Output = Result<LearningRates, ReadError>> + Send + use<> {
+    pub fn read_learning_rates(&self) -> impl Future<Output = Result<LearningRates, ReadError>> + use<> {
         self.read_learning_rates_waiting(Wait::Caller)
     }
 
@@ -148,13 +157,13 @@ impl Optimizer {
     /// As [`Optimizer::read_learning_rates`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn read_learning_rates_blocking(&self) -> Result<LearningRates, ReadError> {
-        pollster::block_on(self.read_learning_rates_waiting(Wait::Poll))
+        pollster::block_on(self.read_learning_rates_waiting(self.blocking()))
     }
 
     fn read_learning_rates_waiting(
         &self,
         wait: Wait,
-    ) -> impl Future<Output = Result<LearningRates, ReadError>> + Send + use<> {
+    ) -> impl Future<Output = Result<LearningRates, ReadError>> + use<> {
         let histogram = self.arena.histogram().ok_or(ReadError::NoDiagnostics);
         let bytes = histogram.map(|histogram| self.read_whole(histogram, true, wait));
         async move { Ok(LearningRates::from_counters(&bytes?.await?)) }
@@ -165,7 +174,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// With [`Control::Host`](crate::Control::Host), or if the device fails.
-    pub fn read_progress(&self) -> impl Future<Output = Result<Progress, ReadError>> + Send + use<> {
+    pub fn read_progress(&self) -> impl Future<Output = Result<Progress, ReadError>> + use<> {
         self.read_progress_waiting(Wait::Caller)
     }
 
@@ -175,13 +184,10 @@ impl Optimizer {
     /// As [`Optimizer::read_progress`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn read_progress_blocking(&self) -> Result<Progress, ReadError> {
-        pollster::block_on(self.read_progress_waiting(Wait::Poll))
+        pollster::block_on(self.read_progress_waiting(self.blocking()))
     }
 
-    fn read_progress_waiting(
-        &self,
-        wait: Wait,
-    ) -> impl Future<Output = Result<Progress, ReadError>> + Send + use<> {
+    fn read_progress_waiting(&self, wait: Wait) -> impl Future<Output = Result<Progress, ReadError>> + use<> {
         let control = self.control_buffer().ok_or(ReadError::NoControl);
         let bytes = control.map(|control| self.read_whole(control, false, wait));
         async move { Ok(Progress::from_bytes(&bytes?.await?)) }
@@ -193,14 +199,14 @@ impl Optimizer {
         buffer: &wgpu::Buffer,
         clear: bool,
         wait: Wait,
-    ) -> impl Future<Output = Result<Vec<u8>, ReadError>> + Send + use<> {
+    ) -> impl Future<Output = Result<Vec<u8>, ReadError>> + use<> {
         let source = Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
         let snapshot = Snapshot::new(&self.device, &self.queue, &[source], clear);
         async move { Ok(snapshot?.read(wait).await?.concat()) }
     }
 
-    /// Writes the values of a parameter at its registered view, and what its master weights need. Takes effect before the next
-    /// submit.
+    /// Writes the values of a parameter at its registered view, and what its master weights need. Submits
+    /// the copy.
     ///
     /// Values of a 16-bit parameter are rounded as its master weights say; without any, to the nearest.
     ///
@@ -230,18 +236,19 @@ impl Optimizer {
                 bytemuck::cast_slice(&halves).to_vec()
             }
         };
-        catch(&self.device, || {
-            self.queue.write_buffer(buffer, offset, &bytes);
-            if layout.master_weights != MasterWeights::None {
-                let contents = Contents { differences, ..Contents::zero(layout, record.len) };
-                self.write_blocks(record, &contents, BlockPart::Master);
-            }
-        })?;
+        let words;
+        let mut writes = vec![Write { buffer, offset, bytes: &bytes }];
+        if layout.master_weights != MasterWeights::None {
+            let contents = Contents { differences, ..Contents::zero(layout, record.len) };
+            words = encode_blocks(record, &contents);
+            writes.extend(self.block_writes(record, &words, BlockPart::Master));
+        }
+        upload(&self.device, &self.queue, &writes)?;
         Ok(())
     }
 
-    /// Replaces the state of a parameter, its step count included; rounded to the nearest where its format has fewer bits. Takes
-    /// effect before the next submit. Steps recorded and not yet submitted are wrong then.
+    /// Replaces the state of a parameter, its step count included; rounded to the nearest where its format has fewer bits. Submits
+    /// the copy, so all steps recorded so far have to be submitted.
     ///
     /// # Errors
     /// If a state's name or length is not the parameter's, or the device fails.
@@ -250,6 +257,10 @@ impl Optimizer {
         self.allocate()?;
         let record = &self.parameters[index];
         let layout = record.layout;
+        if state.step > self.most_steps() {
+            let (label, found) = (record.label.clone(), state.step);
+            return Err(WriteError::Steps { label, found, most: self.most_steps() });
+        }
         let mut contents = Contents::zero(layout, record.len);
         for (&name, target) in self.options.rule.state_names().iter().zip(&mut contents.states) {
             let given = state.tensor(name).unwrap_or_default();
@@ -265,26 +276,27 @@ impl Optimizer {
                 *value = (f64::from(*value) / scale) as f32;
             }
         }
-        catch(&self.device, || {
-            self.write_blocks(record, &contents, BlockPart::States);
-            if let Some(steps) = &self.device_steps {
-                let count = state.step as u32;
-                self.queue.write_buffer(steps.step_counts(), 4 * index as u64, &count.to_le_bytes());
-            }
-        })?;
-        if self.cohorts.set_steps(index, state.step)
-            && let Some(tables) = &mut self.fixed
-        {
-            tables.regroup();
+        let (words, count) = (encode_blocks(record, &contents), (state.step as u32).to_le_bytes());
+        let mut writes = self.block_writes(record, &words, BlockPart::States);
+        writes.extend(self.step_count_write(index, &count));
+        upload(&self.device, &self.queue, &writes)?;
+        if self.cohorts.set_steps(index, state.step) {
+            self.regroup();
         }
+        self.changes += 1;
         Ok(())
     }
 
-    /// Writes one part of a parameter's blocks.
-    fn write_blocks(&self, record: &Record, contents: &Contents, part: BlockPart) {
+    /// A step count's write, if the device counts.
+    pub(super) fn step_count_write<'a>(&'a self, index: usize, count: &'a [u8; 4]) -> Option<Write<'a>> {
+        let steps = self.device_steps.as_ref()?;
+        Some(Write { buffer: steps.step_counts(), offset: 4 * index as u64, bytes: count })
+    }
+
+    /// Writes of one part of a parameter's blocks.
+    fn block_writes<'a>(&'a self, record: &Record, words: &'a [u32], part: BlockPart) -> Vec<Write<'a>> {
         let layout = record.layout;
-        let zeros = vec![0; state_words(layout, record.len) as usize];
-        let words = contents.encode(layout, &zeros, |_| Random::TO_NEAREST);
+        let mut writes = Vec::new();
         let mut block_start = 0;
         for extent in &record.extents {
             let mut place = u64::from(extent.state);
@@ -296,19 +308,25 @@ impl Optimizer {
                     BlockPart::States => 0..master,
                     BlockPart::Master => master..size,
                 };
-                let bytes = &words[(block_start + range.start) as usize..(block_start + range.end) as usize];
-                let page = self.arena.page(extent.page);
-                self.queue.write_buffer(
-                    page,
-                    (place + range.start) * WORD_BYTES,
-                    bytemuck::cast_slice(bytes),
-                );
+                let words = &words[(block_start + range.start) as usize..(block_start + range.end) as usize];
+                writes.push(Write {
+                    buffer: self.arena.page(extent.page),
+                    offset: (place + range.start) * WORD_BYTES,
+                    bytes: bytemuck::cast_slice(words),
+                });
                 block_start += size;
                 place += size;
                 left -= elements;
             }
         }
+        writes
     }
+}
+
+/// A parameter's blocks of these contents, rounded to the nearest.
+fn encode_blocks(record: &Record, contents: &Contents) -> Vec<u32> {
+    let zeros = vec![0; state_words(record.layout, record.len) as usize];
+    contents.encode(record.layout, &zeros, |_| Random::TO_NEAREST)
 }
 
 fn check_length(record: &Record, what: &'static str, found: usize) -> Result<(), WriteError> {

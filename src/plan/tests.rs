@@ -210,6 +210,64 @@ fn pools_have_pages_of_their_own() {
 }
 
 #[test]
+fn blocks_that_were_given_back_are_used_again() {
+    let mut allocator = Allocator::new(&limits(1 << 20, 1 << 20));
+    let words = |length| state_words(F32_STATE, length);
+    let place = |allocator: &mut Allocator, length| allocator.allocate(0, F32_STATE, length, words(length));
+    let first = allocator.allocate(0, F32_STATE, 3000, words(3000) + words(500) + words(2000));
+    let second = place(&mut allocator, 500);
+    let third = place(&mut allocator, 2000);
+    let capacities: Vec<_> = allocator.capacities().collect();
+    allocator.release(F32_STATE, &second);
+    // The gap is too short for this one, the page's end as well: a page of its own.
+    let fourth = place(&mut allocator, 700);
+    assert_eq!(fourth[0].page, 1);
+    assert_eq!(place(&mut allocator, 500), second);
+    allocator.release(F32_STATE, &first);
+    allocator.release(F32_STATE, &second);
+    // Both gaps are one now.
+    let joined = place(&mut allocator, 3400);
+    assert_eq!((joined.len(), joined[0].state), (1, 0));
+    allocator.release(F32_STATE, &joined);
+    allocator.release(F32_STATE, &third);
+    allocator.release(F32_STATE, &fourth);
+    assert_eq!(allocator.capacities().collect::<Vec<_>>(), [0, 0], "pages without tensors are vacant");
+    assert_eq!(place(&mut allocator, 5)[0].page, 0);
+    assert_eq!(capacities, [words(3000) + words(500) + words(2000)]);
+}
+
+proptest! {
+    /// However tensors come and go, no two live ones share a word, and pages do not add up.
+    #[test]
+    fn blocks_of_live_tensors_never_overlap(
+        actions in prop::collection::vec((0_u32..3, layout(), 1_u64..9000, any::<prop::sample::Index>()), 1..80),
+    ) {
+        let mut allocator = Allocator::new(&limits(64 * 1024, 1 << 20));
+        let mut live: Vec<(BlockLayout, u64, Vec<Extent>)> = Vec::new();
+        for (pool, layout, length, removed) in actions {
+            if live.len() > 6 {
+                let (layout, _, extents) = live.swap_remove(removed.index(live.len()));
+                allocator.release(layout, &extents);
+            }
+            let extents = allocator.allocate(pool, layout, length, state_words(layout, length));
+            live.push((layout, length, extents));
+            let mut taken: Vec<_> = allocator.capacities().map(|words| vec![false; words as usize]).collect();
+            for (layout, length, extents) in &live {
+                prop_assert_eq!(extents.iter().map(|extent| extent.elements).sum::<u64>(), *length);
+                for extent in extents {
+                    let words = state_words(*layout, extent.elements);
+                    mark(&mut taken[extent.page as usize], extent.state.into(), words);
+                }
+            }
+        }
+        for (layout, _, extents) in &live {
+            allocator.release(*layout, extents);
+        }
+        prop_assert!(allocator.capacities().all(|words| words == 0));
+    }
+}
+
+#[test]
 fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
     let limits = limits(1 << 20, 1 << 20);
     let (extents, _) = allocate(&[3000, 10].map(|length| (F32_STATE, length)), &limits);

@@ -10,5 +10,6 @@ mod limits;
 mod precision;
 mod recording;
 mod registration;
+mod removal;
 mod update;
 mod views;

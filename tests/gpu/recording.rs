@@ -1,6 +1,6 @@
 //! Recording steps: one dispatch, several steps before one submit, missing gradients.
 
-use adamod::{Access, EncodeError, GradientBinding, Hyperparameters, Parameter, Rule};
+use adamod::{Access, EncodeError, GradientBinding, Hyperparameters, Parameter, Rule, WriteError};
 
 use crate::common::{Engine, Layout, Model, all, gpu};
 
@@ -146,6 +146,36 @@ fn an_encoder_that_is_dropped_gives_its_slots_back() {
     assert_eq!(engine.values(0), model.tensors[0].1);
     engine.step(&all(&model.gradients(1)));
     assert_ne!(engine.values(0), model.tensors[0].1);
+}
+
+/// Steps whose encoder is dropped are taken back: the next ones have the same bits as if those had never been recorded.
+#[test]
+fn steps_that_never_ran_can_be_taken_back() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[100, 2000, 7]);
+    let gradients = model.gradients(1);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let mut other = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    engine.step(&all(&gradients));
+    other.step(&all(&gradients));
+    let counts = engine.optimizer.step_counts();
+    let mut encoder = gpu().encoder();
+    engine.optimizer.encode(&mut encoder).unwrap();
+    let some = [engine.ids[0], engine.ids[2]];
+    engine.optimizer.encode_present(&mut encoder, &some).unwrap();
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(3));
+    drop(encoder);
+    engine.optimizer.rewind(&counts).unwrap();
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+    engine.step(&all(&gradients));
+    other.step(&all(&gradients));
+    assert_eq!(engine.bits(), other.bits());
+
+    // Counts of another optimizer, or from before a change, are refused.
+    let error = other.optimizer.rewind(&counts).unwrap_err();
+    assert!(matches!(error, WriteError::StaleCounts), "{error}");
+    engine.optimizer.remove_parameter(engine.ids[1]).unwrap();
+    let error = engine.optimizer.rewind(&counts).unwrap_err();
+    assert!(matches!(error, WriteError::StaleCounts), "{error}");
 }
 
 #[test]

@@ -2,18 +2,35 @@
 
 use adamod::{Hyperparameters, Objective, WeightDecay};
 use burn::optim::{LearningRate, Optimizer, RecordState, StateSink, StateSource};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, activation};
 
 /// The paper's Algorithm 2 as a [`burn::optim::Optimizer`], one tensor operation a term.
 #[derive(Clone, Debug)]
 pub struct AdaMod {
     hyperparameters: Hyperparameters,
+    minimum: Minimum,
+}
+
+/// How the smaller of two tensors is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Minimum {
+    /// `min_pair`. It has a mask, at which Burn 0.22 stops fusing.
+    #[default]
+    Exact,
+    /// `s - max(s - eta, 0)`, which Burn fuses: a rate far below its moving average is off by that average's rounding.
+    Fusing,
 }
 
 impl AdaMod {
     /// With these hyperparameters; their learning rate is replaced by the one of each step.
     pub fn new(hyperparameters: Hyperparameters) -> Self {
-        Self { hyperparameters }
+        Self { hyperparameters, minimum: Minimum::default() }
+    }
+
+    /// The same with another minimum.
+    #[must_use]
+    pub fn with_minimum(self, minimum: Minimum) -> Self {
+        Self { minimum, ..self }
     }
 }
 
@@ -58,7 +75,10 @@ impl Optimizer for AdaMod {
         let root = exp_avg_sq.clone().div_scalar(corrected(beta2)).sqrt();
         let eta = root.add_scalar(epsilon).recip().mul_scalar(lr);
         let exp_avg_lr = state.exp_avg_lr.mul_scalar(beta3) + eta.clone().mul_scalar(1.0 - beta3);
-        let bounded = eta.min_pair(exp_avg_lr.clone());
+        let bounded = match self.minimum {
+            Minimum::Exact => eta.min_pair(exp_avg_lr.clone()),
+            Minimum::Fusing => exp_avg_lr.clone() - activation::relu(exp_avg_lr.clone() - eta),
+        };
         let tensor = tensor - bounded * exp_avg.clone().div_scalar(corrected(beta1));
         (tensor, Some(AdaModState { step, exp_avg, exp_avg_sq, exp_avg_lr }))
     }

@@ -202,7 +202,7 @@ impl FusedOptimizer {
     /// What differs, by name. Nothing has changed then, but for the registration of parameters.
     pub fn restore<M: Module>(&mut self, checkpoint: &Checkpoint, module: &M) -> Result<(), Error> {
         self.shared.drain()?;
-        let labels = checkpoint.parameters().map(|(label, _)| label).collect();
+        let labels = checkpoint.parameters().map(|parameter| parameter.label).collect();
         let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
         Register::all(registry, labels, module)?;
         let mut core = self.shared.core();
@@ -242,5 +242,56 @@ impl FusedOptimizer {
     pub fn with_core<T>(&mut self, look: impl FnOnce(&mut Optimizer) -> T) -> Result<T, Error> {
         self.shared.drain()?;
         Ok(look(&mut self.shared.core()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::wgpu::Wgpu;
+    use burn::module::Param;
+    use burn::optim::GradientsParams;
+    use burn::tensor::{DeviceKind, Tensor};
+
+    use super::*;
+    use crate::parameters::primitive;
+    use crate::shared::Job;
+
+    #[derive(Module, Debug)]
+    struct Vector {
+        weight: Param<Tensor<1>>,
+    }
+
+    #[test]
+    fn a_step_that_fails_when_it_runs_leaves_its_values_and_is_told_by_the_next_call() {
+        let gpu = Gpu::open(DeviceKind::DefaultDevice).expect("a device");
+        let mut optimizer = FusedOptimizer::new(&gpu, Options::default()).expect("an optimizer");
+        optimizer.add_group(Hyperparameters::default(), Precision::default(), |_| true).expect("a group");
+        // The core refuses a parameter of another optimizer when it records the step.
+        let mut other = Optimizer::new(&gpu.wgpu, &gpu.queue, Options::default()).expect("an optimizer");
+        let group = other.add_group(Hyperparameters::default()).expect("a group");
+        let parameter = other.add_parameter(group, adamod::Parameter::new("weight", 3)).expect("a parameter");
+
+        let tensor = |value: f32| Tensor::<1>::full([3], value, &gpu.device());
+        let of = |value| primitive(&tensor(value)).expect("a tensor on wgpu");
+        let job = Job { parameter, value: of(2.0), gradient: of(1.0) };
+        let (mut values, outcome) = backend::run(&optimizer.shared, Vec::new(), vec![job]);
+        let value = Tensor::<1>::from_primitive::<Wgpu>(values.pop().expect("a value"));
+        if let Err(error) = outcome {
+            optimizer.shared.fail(error);
+        }
+        assert_eq!(value.into_data().try_into_vec::<f32>().expect("f32"), [2.0; 3]);
+
+        let step = |optimizer: &mut FusedOptimizer, module: Vector| {
+            let mut gradients = GradientsParams::new();
+            gradients.register(module.weight.id, tensor(1.0));
+            optimizer.step(0.5, module, gradients)
+        };
+        let module = Vector { weight: Param::from_tensor(tensor(4.0).autodiff()) };
+        let error = step(&mut optimizer, module).expect_err("the error of the step before");
+        assert!(matches!(error.error(), Error::Encode(adamod::EncodeError::UnknownParameter)), "{error}");
+        let (module, _) = error.into_parts();
+        let module = step(&mut optimizer, module).expect("a step");
+        let values = module.weight.val().into_data().try_into_vec::<f32>().expect("f32");
+        assert!(values.iter().all(|value| *value < 4.0), "{values:?}");
     }
 }

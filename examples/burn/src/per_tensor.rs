@@ -20,7 +20,8 @@ use crate::shared::{Job, Shared};
 ///
 /// It costs one submission a tensor, and, without fusion, a wait for Burn's device thread with each: for many small tensors
 /// [`FusedOptimizer`](crate::FusedOptimizer) is several times as fast. Tensors are f32. The trait has no way to return an error:
-/// a step that fails leaves its tensor unchanged and the error in [`PerTensor::take_error`].
+/// a step that fails leaves its tensor unchanged and the error in [`PerTensor::take_error`]. State of tensors that are gone is freed
+/// with the last clone of this.
 #[derive(Clone)]
 pub struct PerTensor {
     shared: Arc<Shared>,

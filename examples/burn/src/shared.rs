@@ -143,11 +143,26 @@ impl Shared {
         let Gpu { wgpu, queue, .. } = &self.gpu;
         let mut encoder =
             wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.burn") });
+        let before = core.step_counts();
         core.encode_views(&mut encoder, &updates)?;
-        let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
-        queue.submit([encoder.finish()]);
-        pollster::block_on(scope.pop()).map_or(Ok(()), |error| Err(Error::Submit(error)))
+        let submitted = submit(wgpu, queue, encoder.finish());
+        if submitted.is_err() {
+            core.rewind(&before)?;
+        }
+        submitted
     }
+}
+
+/// Submits commands, and returns the error that wgpu raises; without a scope it would panic.
+fn submit(device: &wgpu::Device, queue: &wgpu::Queue, commands: wgpu::CommandBuffer) -> Result<(), Error> {
+    let filters =
+        [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
+    let scopes = filters.map(|filter| device.push_error_scope(filter));
+    queue.submit([commands]);
+    // Scopes are a stack. Every one has to be popped.
+    let errors = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
+    let errors: Vec<_> = errors.collect();
+    errors.into_iter().flatten().next().map_or(Ok(()), |error| Err(Error::Submit(error)))
 }
 
 fn view(resource: &WgpuResource, dtype: adamod::DType) -> View<'_> {

@@ -1,8 +1,8 @@
 //! `adamod bench`: how fast a step is on an adapter, beside kernels that only move its bytes.
 //!
-//! A group of variants is measured in rounds: in each, a copy of as many bytes, a stream kernel with the step's traffic and the
-//! steps themselves run in turn, so that ratios hold on a machine that does other things too. Host time is taken apart, with
-//! an idle device. What was timed is then compared with the f64 reference; a difference ends the bench with an error.
+//! A group of variants is measured in rounds: in each, a copy of as many bytes (4 GiB at most), a stream kernel with the step's
+//! traffic and the steps themselves run in turn, so that ratios hold on a machine that does other things too. Host time is taken
+//! apart, with an idle device. What was timed is then compared with the f64 reference; a difference ends the bench with an error.
 
 mod clock;
 mod engine;
@@ -39,8 +39,9 @@ pub struct Arguments {
     /// What to measure; repeatable. Without it, a quick selection of everything.
     #[arg(long = "suite", value_enum, value_name = "NAME")]
     suites: Vec<Suite>,
-    /// Largest case of `roofline` and of `modes`, in elements; by default what suits the type of adapter.
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=1 << 34))]
+    /// Largest case of `roofline` and of `modes`, in elements; by default 2^23 on a software adapter, on a GPU all that it holds for
+    /// `roofline` and 2^26 for `modes`.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
     max_elements: Option<u64>,
     /// Models at their own width on a software adapter, too.
     #[arg(long)]
@@ -70,6 +71,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// More than any device holds today: a terabyte for AdaMod.
+const MOST_ELEMENTS: u64 = 1 << 36;
+
+/// Most bytes that the copy and the stream kernel move in a pass. Their speed has long stopped growing there, and the rest of the
+/// memory is left to the step.
+const CEILING_BYTES: u64 = 4 << 30;
+
 /// Bytes that are copied before every pass on a GPU: more than any cache of today.
 const FLUSH_BYTES: u64 = 512 << 20;
 
@@ -86,7 +94,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY).map_err(Failure::Machine)?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
     let sizes = Sizes {
-        most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(machine.info.device_type)),
+        most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(&machine, quick)),
         quick,
         full: arguments.full,
         is_cpu: machine.is_cpu(),
@@ -106,13 +114,27 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
         progress.set_style(style);
     }
-    let mut results = Vec::new();
+    let mut results: Vec<Measurement> = Vec::new();
+    let mut roofline_ended_at = None;
     for group in &groups {
-        progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
-        results.extend(measure(&machine, group, effort)?);
         progress.inc(1);
+        if group.suite == Suite::Roofline && roofline_ended_at.is_some() {
+            continue;
+        }
+        progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
+        match measure(&machine, group, effort) {
+            Ok(measurements) => results.extend(measurements),
+            // Sizes go up, so what came before is the largest that the device holds.
+            Err(error) if ends_roofline(&error, group.suite, arguments, &results) => {
+                roofline_ended_at = Some(group.variants[0].case.clone());
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     progress.finish_and_clear();
+    if let Some(case) = roofline_ended_at {
+        eprintln!("roofline ends below {case}: the device has no room for it");
+    }
 
     let wgpu::AdapterInfo { name, driver, driver_info, backend, device_type, .. } = &machine.info;
     let report = Report {
@@ -178,13 +200,21 @@ fn machine(
     Ok(machine)
 }
 
-/// A case takes 20 bytes an element for the step, as many for the stream kernel and 36 for the copy.
-fn default_elements(device_type: wgpu::DeviceType) -> u64 {
-    match device_type {
-        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => 1 << 26,
-        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 24,
-        wgpu::DeviceType::Cpu => 1 << 23,
+/// Sizes that end within minutes on a software adapter, or within seconds on a GPU; without a limit on a GPU that is measured whole.
+fn default_elements(machine: &Machine, quick: bool) -> u64 {
+    match (machine.is_cpu(), quick) {
+        (true, _) => 1 << 23,
+        (false, true) => 1 << 24,
+        (false, false) => MOST_ELEMENTS,
     }
+}
+
+/// Whether an error only says that the device's memory has been reached. A size that was asked for is not left out silently.
+fn ends_roofline(error: &BenchError, suite: Suite, arguments: &Arguments, results: &[Measurement]) -> bool {
+    suite == Suite::Roofline
+        && arguments.max_elements.is_none()
+        && !results.is_empty()
+        && error.is_too_large()
 }
 
 /// Measures and verifies the variants of a group.
@@ -197,11 +227,12 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let bytes = (elements as f64 * bytes_per_parameter).ceil() as u64;
     // The stream kernel moves f32: as many elements as have the step's bytes.
     let states = mode.rule.states();
-    let stream_elements = bytes / u64::from(mode.rule.bytes_per_parameter());
+    let ceiling_bytes = bytes.min(CEILING_BYTES);
+    let stream_elements = ceiling_bytes / u64::from(mode.rule.bytes_per_parameter());
     let name = |case: &str| format!("{suite}, {case}");
 
     let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {
-        let copy = Counted { kernel: Copy::new(device, queue, bytes.next_multiple_of(8)), runs: 0 };
+        let copy = Counted { kernel: Copy::new(device, queue, ceiling_bytes.next_multiple_of(8)), runs: 0 };
         let stream = Counted { kernel: Stream::new(device, queue, stream_elements, states), runs: 0 };
         let engines = group
             .variants

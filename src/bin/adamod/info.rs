@@ -1,6 +1,11 @@
 //! `adamod info`: adapters, the limits and features that matter to the library, and which modes run.
 
-use adamod::{Diagnostics, Optimizer, Options, Rule, wgpu};
+use std::io::Write;
+
+use adamod::{
+    Control, DType, DeviceControl, Diagnostics, Hyperparameters, MasterWeights, Optimizer, Options,
+    Parameter, Precision, Rule, StateFormat, View, Views, wgpu,
+};
 use clap::Args;
 use serde::Serialize;
 
@@ -39,13 +44,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let reports: Vec<_> =
         adapters.iter().enumerate().map(|(index, adapter)| report(adapter, index == 0)).collect();
+    let mut out = std::io::stdout().lock();
     if arguments.json {
         let text = serde_json::to_string_pretty(&reports).map_err(|error| Failure::Machine(error.into()))?;
-        println!("{text}");
+        writeln!(out, "{text}")?;
     } else {
-        for report in &reports {
-            print(report);
-        }
+        reports.iter().try_for_each(|report| print(report, &mut out))?;
     }
     Ok(())
 }
@@ -79,50 +83,119 @@ fn report(adapter: &wgpu::Adapter, chosen: bool) -> AdapterReport {
     }
 }
 
-/// Asks the library itself, on a device of the adapter.
+/// What is tried on a device.
+struct Candidate {
+    name: &'static str,
+    rule: Rule,
+    precision: Precision,
+    values: DType,
+    options: Options,
+}
+
+fn candidates() -> Vec<Candidate> {
+    let f32 = |name, rule| Candidate {
+        name,
+        rule,
+        precision: Precision { f32_state_below: 0, ..Precision::default() },
+        values: DType::F32,
+        options: Options::default(),
+    };
+    let state = |name, rule, state| {
+        let candidate = f32(name, rule);
+        Candidate { precision: Precision { state, ..candidate.precision }, ..candidate }
+    };
+    let values = |name, values, master_weights| {
+        let candidate = f32(name, Rule::AdaMod);
+        Candidate { values, precision: Precision { master_weights, ..candidate.precision }, ..candidate }
+    };
+    let options = |name, options| Candidate { options, ..f32(name, Rule::AdaMod) };
+    vec![
+        f32("adamod-f32", Rule::AdaMod),
+        state("adamod-bf16", Rule::AdaMod, StateFormat::Bf16),
+        state("adamod-q8", Rule::AdaMod, StateFormat::Q8),
+        f32("adam-f32", Rule::Adam),
+        state("adam-bf16", Rule::Adam, StateFormat::Bf16),
+        state("adam-q8", Rule::Adam, StateFormat::Q8),
+        f32("sgd-f32", Rule::Sgd),
+        state("sgd-bf16", Rule::Sgd, StateFormat::Bf16),
+        state("sgd-q8", Rule::Sgd, StateFormat::Q8),
+        values("bf16 parameters, rounded stochastically", DType::Bf16, MasterWeights::None),
+        values("bf16 parameters with master weights split24", DType::Bf16, MasterWeights::Split24),
+        values("bf16 parameters with master weights split32", DType::Bf16, MasterWeights::Split32),
+        values("f16 parameters with master weights f32", DType::F16, MasterWeights::F32),
+        options(
+            "loss scale, clip and skipping on the device",
+            Options { control: Control::Device(DeviceControl::default()), ..Options::default() },
+        ),
+        options(
+            "learning rates counted",
+            Options { diagnostics: Diagnostics::LearningRates, ..Options::default() },
+        ),
+    ]
+}
+
+/// Takes a step in every mode on a device of the adapter.
 fn modes(adapter: &wgpu::Adapter) -> Vec<(&'static str, Option<String>)> {
-    let candidates = [
-        ("adamod-f32", Rule::AdaMod, Diagnostics::Off),
-        ("adam-f32", Rule::Adam, Diagnostics::Off),
-        ("sgd-f32", Rule::Sgd, Diagnostics::Off),
-        ("adamod-f32 with learning rates counted", Rule::AdaMod, Diagnostics::LearningRates),
-        ("adam-f32 with learning rates counted", Rule::Adam, Diagnostics::LearningRates),
-    ];
     let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
     let device = pollster::block_on(adapter.request_device(&descriptor));
-    candidates
+    candidates()
         .into_iter()
-        .map(|(name, rule, diagnostics)| {
+        .map(|candidate| {
             let reason = match &device {
                 Ok((device, queue)) => {
-                    let options = Options { rule, diagnostics, ..Options::default() };
-                    Optimizer::new(device, queue, options).err().map(|error| error.to_string())
+                    step(device, queue, &candidate).err().map(|error| format!("{error:#}"))
                 }
                 Err(error) => Some(error.to_string()),
             };
-            (name, reason)
+            (candidate.name, reason)
         })
         .collect()
 }
 
-fn print(report: &AdapterReport) {
+/// One step of a small tensor, up to reading its state back.
+fn step(device: &wgpu::Device, queue: &wgpu::Queue, candidate: &Candidate) -> anyhow::Result<()> {
+    const ELEMENTS: u64 = 64;
+    let &Candidate { rule, precision, values, options, .. } = candidate;
+    let buffer = || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("adamod.info"),
+            size: ELEMENTS * values.bytes(),
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        })
+    };
+    let (parameters, gradients) = (buffer(), buffer());
+    let view = |buffer| View::new(buffer, 0).with_dtype(values);
+    let views = Some(Views::new(view(&parameters), view(&gradients)));
+    let mut optimizer = Optimizer::new(device, queue, Options { rule, ..options })?;
+    let group = optimizer.add_group_with(Hyperparameters::default(), precision)?;
+    let parameter = Parameter { dtype: values, views, ..Parameter::new("parameter", ELEMENTS) };
+    let parameter = optimizer.add_parameter(group, parameter)?;
+    optimizer.step()?;
+    let steps = optimizer.read_state_blocking(parameter)?.step;
+    anyhow::ensure!(steps == 1, "a step was taken, {steps} are counted");
+    Ok(())
+}
+
+fn print(report: &AdapterReport, out: &mut impl Write) -> std::io::Result<()> {
     let AdapterReport { name, driver, backend, device_type, .. } = report;
-    println!("{name}{}", if report.chosen { "  (used by replay and bench)" } else { "" });
-    println!("  {backend}, {device_type}, driver {driver}");
+    writeln!(out, "{name}{}", if report.chosen { "  (used by replay and bench)" } else { "" })?;
+    writeln!(out, "  {backend}, {device_type}, driver {driver}")?;
     for (limit, value) in &report.limits {
-        println!("  {limit:<40} {value:>12}");
+        writeln!(out, "  {limit:<40} {value:>12}")?;
     }
     let features: Vec<_> =
         report.features.iter().filter(|(_, has)| *has).map(|(feature, _)| *feature).collect();
-    println!(
+    writeln!(
+        out,
         "  features: {}",
         if features.is_empty() { "none of interest".to_owned() } else { features.join(", ") }
-    );
+    )?;
     for (mode, reason) in &report.modes {
         match reason {
-            None => println!("  runs   {mode}"),
-            Some(reason) => println!("  lacks  {mode}: {reason}"),
+            None => writeln!(out, "  runs   {mode}")?,
+            Some(reason) => writeln!(out, "  lacks  {mode}: {reason}")?,
         }
     }
-    println!();
+    writeln!(out)
 }

@@ -39,6 +39,13 @@ enum Failure {
     Machine(anyhow::Error),
 }
 
+/// Standard output could not be written.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Machine(anyhow::Error::new(error).context("the report could not be printed"))
+    }
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Info(arguments) => info::run(&arguments),

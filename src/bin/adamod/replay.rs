@@ -24,7 +24,7 @@
 //! An `exp_avg_sq` in q8 that is more than 32 octaves below its neighbours' is held above that, so its rate is the smaller.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use adamod::reference::Reference;
@@ -170,11 +170,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         passed: kinds.iter().all(|kind| kind.passed),
         kinds,
     };
+    let mut out = std::io::stdout().lock();
     if arguments.json {
         let text = serde_json::to_string(&report).map_err(|error| Failure::Machine(error.into()))?;
-        println!("{text}");
+        writeln!(out, "{text}")?;
     } else {
-        print(&report);
+        print(&report, &mut out)?;
     }
     if report.passed { Ok(()) } else { Err(Failure::CheckFailed) }
 }
@@ -384,20 +385,22 @@ fn compare(trace: &Trace, state: StateFormat, outcomes: &[Outcome], kind: usize)
     (report.compared > 0).then_some(report)
 }
 
-fn print(report: &Report) {
+fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     let on = report.adapter.as_deref().unwrap_or("f64 reference");
-    println!("{}: {} steps, {} parameters, on {on}", report.trace, report.steps, report.parameters);
+    writeln!(out, "{}: {} steps, {} parameters, on {on}", report.trace, report.steps, report.parameters)?;
     if report.kinds.is_empty() {
-        println!("nothing was expected, nothing compared");
-        return;
+        writeln!(out, "nothing was expected, nothing compared")?;
+        return Ok(());
     }
-    println!(
+    writeln!(
+        out,
         "{:<12} {:>10} {:>12} {:>12} {:>13}  worst element",
         "kind", "compared", "max abs", "max rel", "of tolerance"
-    );
+    )?;
     for kind in &report.kinds {
         let worst = &kind.worst;
-        println!(
+        writeln!(
+            out,
             "{:<12} {:>10} {:>12.3e} {:>12.3e} {:>13.3}  {}[{}]: got {:e}, expected {:e}{}",
             kind.kind,
             kind.compared,
@@ -409,8 +412,9 @@ fn print(report: &Report) {
             worst.got,
             worst.expected,
             if kind.passed { "" } else { "  PAST ITS TOLERANCE" },
-        );
+        )?;
     }
+    Ok(())
 }
 
 fn write(trace: &Trace, outcomes: &[Outcome], path: &PathBuf) -> anyhow::Result<()> {

@@ -16,6 +16,9 @@ use thiserror::Error;
 /// Key of the metadata.
 const METADATA_KEY: &str = "adamod.trace";
 
+/// More steps than anybody records: a damaged number must not run for years.
+const MOST_STEPS: u64 = 100_000_000;
+
 /// Kinds of tensors that can be expected and are written.
 pub const KINDS: [&str; 4] = ["param", "exp_avg", "exp_avg_sq", "exp_avg_lr"];
 
@@ -30,7 +33,7 @@ pub enum TraceError {
     NoMetadata,
     #[error("metadata {METADATA_KEY:?}, field {}", .0.path())]
     Json(#[from] serde_path_to_error::Error<serde_json::Error>),
-    #[error("steps is {0}, needed is at least 0")]
+    #[error("steps is {0}, needed is at least 0 and at most {MOST_STEPS}")]
     Steps(i64),
     #[error("learning_rates has {found} entries, needed is one a step, {steps}")]
     FewLearningRates { found: usize, steps: u64 },
@@ -149,7 +152,8 @@ impl Trace {
             .ok_or(TraceError::NoMetadata)?;
         let mut json = serde_json::Deserializer::from_str(text);
         let description: Description = serde_path_to_error::deserialize(&mut json)?;
-        let steps = u64::try_from(description.steps).map_err(|_| TraceError::Steps(description.steps))?;
+        let steps = u64::try_from(description.steps).ok().filter(|&steps| steps <= MOST_STEPS);
+        let steps = steps.ok_or(TraceError::Steps(description.steps))?;
         let groups = groups(&description)?;
         check_learning_rates(&description, steps, &groups)?;
         let mut trace = Self {
@@ -329,3 +333,6 @@ fn parameters(description: &Description, file: &SafeTensors<'_>) -> Result<Vec<T
     parameters.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(parameters)
 }
+
+#[cfg(test)]
+mod tests;

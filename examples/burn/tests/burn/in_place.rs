@@ -132,3 +132,25 @@ fn two_parameters_may_have_one_gradient_between_them() {
         assert!(before.iter().zip(after).all(|(before, after)| before != after), "{path}");
     }
 }
+
+#[test]
+fn a_module_may_change_threads_between_steps() {
+    let run = |changes: bool| {
+        let mut network = Network::new(&device());
+        let mut optimizer = adamod();
+        for index in 0..4 {
+            let step = move || {
+                let gradients = network.gradients(index);
+                (optimizer.step(LEARNING_RATE, network, gradients).expect("a step"), optimizer)
+            };
+            (network, optimizer) = match changes {
+                true => std::thread::spawn(step).join().expect("a thread"),
+                false => step(),
+            };
+        }
+        let checkpoint = optimizer.checkpoint().expect("a checkpoint");
+        assert!(checkpoint.parameters().all(|parameter| parameter.step == 4));
+        values(&network)
+    };
+    assert_same(&run(true), &run(false), "threads");
+}

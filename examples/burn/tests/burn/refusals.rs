@@ -3,14 +3,13 @@
 use adamod_burn::adamod::{
     AfterUse, CheckpointError, HyperparameterError, MasterWeights, Options, Precision, RegisterError,
 };
-use adamod_burn::{Error, FusedOptimizer, StepError};
+use adamod_burn::{Error, FusedOptimizer, Gpu, StepError};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, DeviceKind, FloatDType, Tensor};
 
-use crate::common::assert_same;
 use crate::common::{
-    Network, Ranks, adamod, device, gpu, hyperparameters, optimizer, parameter, values, wave,
+    Network, Ranks, adamod, assert_same, device, gpu, hyperparameters, optimizer, parameter, values, wave,
 };
 
 #[derive(Module, Debug)]
@@ -94,6 +93,13 @@ fn a_half_without_master_weights() {
     assert!(error.to_string().contains("weight"), "{error}");
     let (module, _) = error.into_parts();
     assert_same(&values(&module), &before, "refused");
+}
+
+#[test]
+fn a_device_that_burn_has_opened_already() {
+    gpu().device().sync().expect("a device");
+    let error = Gpu::open(DeviceKind::DefaultDevice).expect_err("opened before");
+    assert!(matches!(error, Error::Init(_)), "{error}");
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! Why a measurement was given up.
 
+use std::error::Error;
 use std::path::PathBuf;
 
 use adamod::{CreateError, EncodeError, HyperparameterError, ReadError, RegisterError};
-use thiserror::Error;
 
 use super::plot::DrawError;
 use crate::Failure;
 
 /// `adamod bench` failed.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// Something did not fit.
     #[error("{case}: the device refused a resource; --max-elements makes cases smaller")]
@@ -86,6 +86,17 @@ pub enum BenchError {
     Json(#[from] serde_json::Error),
 }
 
+impl BenchError {
+    /// Whether the device has no room for the case: smaller ones may run.
+    pub fn is_too_large(&self) -> bool {
+        let mut causes = std::iter::successors(Some(self as &dyn Error), |&error| error.source());
+        matches!(self, Self::Resource { .. })
+            || causes.any(|cause| {
+                matches!(cause.downcast_ref::<wgpu::Error>(), Some(wgpu::Error::OutOfMemory { .. }))
+            })
+    }
+}
+
 impl From<BenchError> for Failure {
     fn from(error: BenchError) -> Self {
         match error {
@@ -98,5 +109,23 @@ impl From<BenchError> for Failure {
             }
             _ => Failure::Machine(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out_of_memory() -> wgpu::Error {
+        wgpu::Error::OutOfMemory { source: "no room".into() }
+    }
+
+    #[test]
+    fn memory_that_runs_out_anywhere_is_told_from_other_failures() {
+        assert!(BenchError::Encode(EncodeError::Device(out_of_memory())).is_too_large());
+        assert!(BenchError::Read(ReadError::Device(out_of_memory())).is_too_large());
+        assert!(BenchError::Resource { case: "2^30".into(), source: out_of_memory() }.is_too_large());
+        assert!(!BenchError::Map.is_too_large());
+        assert!(!BenchError::Wrong { case: "2^30".into(), difference: "0 is 1".into() }.is_too_large());
     }
 }

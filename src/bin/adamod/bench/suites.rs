@@ -14,7 +14,7 @@ pub enum Suite {
     Tensors,
     /// Pools, own buffers, unaligned tensors and tensors that move.
     Layout,
-    /// Host time of a step of 1, 148 and 10,000 tensors.
+    /// Host time of a step of 1, 148 and 10,000 tensors, beside one flat tensor of the same size.
     Host,
     /// Every rule in every format of state; 16-bit parameters and gradients with each master weights; clipping; diagnostics.
     Modes,
@@ -110,7 +110,12 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
                     placement: Placement::Moving,
                     ..fixed.clone()
                 };
-                group(vec![fixed, moving])
+                let mut variants = vec![fixed];
+                if tensors > 1 {
+                    variants.push(flat(format!("{tensors} x 256 flat"), Mode::ADAMOD, 256 * tensors as u64));
+                }
+                variants.push(moving);
+                group(variants)
             })
             .collect(),
         Suite::Modes => {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use adamod_burn::adamod::{
     Hyperparameters, Optimizer, Options, Parameter, ParameterId, Precision, Rule, View, Views, wgpu,
 };
-use adamod_burn::operations::AdaMod;
+use adamod_burn::operations::{AdaMod, Minimum};
 use adamod_burn::{FusedOptimizer, Gpu, PerTensor};
 use anyhow::{Context as _, bail, ensure};
 use burn::module::{Module, Param};
@@ -54,7 +54,11 @@ pub trait Step {
     fn first(&mut self) -> anyhow::Result<Vec<f32>>;
 }
 
-pub fn all(gpu: &Gpu, case: Case) -> anyhow::Result<Vec<Contender>> {
+/// Name of the contender that the others are compared with.
+pub const BURN_ADAM: &str = "Burn Adam";
+
+/// The contenders whose names are wanted.
+pub fn all(gpu: &Gpu, case: Case, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Contender>> {
     let hyperparameters = Hyperparameters { learning_rate: LEARNING_RATE, ..Hyperparameters::default() };
     let fused = |rule| {
         let mut optimizer = FusedOptimizer::new(gpu, Options { rule, ..Options::default() })?;
@@ -64,17 +68,23 @@ pub fn all(gpu: &Gpu, case: Case) -> anyhow::Result<Vec<Contender>> {
     let of_burn = |mut optimizer: ModuleOptimizer| {
         in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)))
     };
-    let per_tensor = PerTensor::new(gpu, Options::default(), hyperparameters, Precision::default())?;
-    let contender = |name, rule, step| Contender { name, rule, step };
-    Ok(vec![
-        contender("Burn Adam", Rule::Adam, of_burn(AdamConfig::new().with_epsilon(1e-8).init())?),
-        contender("adapter Adam", Rule::Adam, fused(Rule::Adam)?),
-        contender("core Adam", Rule::Adam, core(gpu, case, Rule::Adam, hyperparameters)?),
-        contender("AdaMod in operations", Rule::AdaMod, of_burn(AdaMod::new(hyperparameters).into())?),
-        contender("per-tensor AdaMod", Rule::AdaMod, of_burn(per_tensor.into())?),
-        contender("adapter AdaMod", Rule::AdaMod, fused(Rule::AdaMod)?),
-        contender("core AdaMod", Rule::AdaMod, core(gpu, case, Rule::AdaMod, hyperparameters)?),
-    ])
+    let per_tensor = || PerTensor::new(gpu, Options::default(), hyperparameters, Precision::default());
+    let operations = || AdaMod::new(hyperparameters).with_minimum(Minimum::Fusing);
+    type Make<'a> = Box<dyn Fn() -> anyhow::Result<Box<dyn Step>> + 'a>;
+    let makers: [(&'static str, Rule, Make<'_>); 7] = [
+        (BURN_ADAM, Rule::Adam, Box::new(|| of_burn(AdamConfig::new().with_epsilon(1e-8).init()))),
+        ("adapter Adam", Rule::Adam, Box::new(|| fused(Rule::Adam))),
+        ("core Adam", Rule::Adam, Box::new(|| core(gpu, case, Rule::Adam, hyperparameters))),
+        ("AdaMod in operations", Rule::AdaMod, Box::new(|| of_burn(operations().into()))),
+        ("per-tensor AdaMod", Rule::AdaMod, Box::new(|| of_burn(per_tensor()?.into()))),
+        ("adapter AdaMod", Rule::AdaMod, Box::new(|| fused(Rule::AdaMod))),
+        ("core AdaMod", Rule::AdaMod, Box::new(|| core(gpu, case, Rule::AdaMod, hyperparameters))),
+    ];
+    makers
+        .into_iter()
+        .filter(|(name, ..)| wanted(name))
+        .map(|(name, rule, make)| Ok(Contender { name, rule, step: make()? }))
+        .collect()
 }
 
 /// Contenders with the same rule have taken as many steps and must agree.

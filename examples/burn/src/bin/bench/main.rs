@@ -6,7 +6,7 @@ mod contenders;
 use std::time::Instant;
 
 use adamod_burn::Gpu;
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use burn::tensor::DeviceKind;
 use clap::Parser;
 use serde::Serialize;
@@ -25,6 +25,9 @@ struct Arguments {
     /// Tensors and elements of each, as 200x256; may be repeated.
     #[arg(long = "case", default_values = ["200x256", "100x100000", "1x10000000"])]
     cases: Vec<Case>,
+    /// Only contenders whose name contains this; may be repeated.
+    #[arg(long = "only")]
+    only: Vec<String>,
     /// Print JSON, one object a line.
     #[arg(long)]
     json: bool,
@@ -41,11 +44,11 @@ struct Row<'a> {
     median_ms: f64,
     min_ms: f64,
     gigabytes_per_second: f64,
-    burn_adam_to_it: f64,
+    burn_adam_to_it: Option<f64>,
 }
 
 fn main() -> anyhow::Result<()> {
-    let Arguments { rounds, warmup, cases, json } = Arguments::parse();
+    let Arguments { rounds, warmup, cases, only, json } = Arguments::parse();
     ensure!(rounds > 0, "--rounds is 0, needed is at least 1");
     let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
     let adapter = gpu.wgpu_device().adapter_info().name;
@@ -59,7 +62,10 @@ fn main() -> anyhow::Result<()> {
         );
     }
     for case in cases {
-        let mut contenders = contenders::all(&gpu, case)?;
+        let mut contenders = contenders::all(&gpu, case, |name| {
+            only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
+        })?;
+        ensure!(!contenders.is_empty(), "--only names no contender");
         let mut times = vec![Vec::with_capacity(rounds); contenders.len()];
         for round in 0..warmup + rounds {
             for (Contender { step, .. }, times) in contenders.iter_mut().zip(&mut times) {
@@ -71,7 +77,7 @@ fn main() -> anyhow::Result<()> {
             }
         }
         let medians: Vec<f64> = times.iter_mut().map(|times| median(times)).collect();
-        let reference = *medians.first().context("a contender")?;
+        let of_burn = contenders.iter().position(|contender| contender.name == contenders::BURN_ADAM);
         for ((contender, times), seconds) in contenders.iter().zip(&times).zip(&medians) {
             let bytes = f64::from(contender.rule.bytes_per_parameter()) * case.elements_of_all() as f64;
             let row = Row {
@@ -83,7 +89,7 @@ fn main() -> anyhow::Result<()> {
                 median_ms: 1e3 * seconds,
                 min_ms: 1e3 * times[0],
                 gigabytes_per_second: 1e-9 * bytes / seconds,
-                burn_adam_to_it: reference / seconds,
+                burn_adam_to_it: of_burn.map(|index| medians[index] / seconds),
             };
             print(&row, json)?;
         }
@@ -98,13 +104,13 @@ fn print(row: &Row<'_>, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     println!(
-        "{:>16} {:>22} {:>10.3} {:>10.3} {:>9.2} {:>11.2}x",
+        "{:>16} {:>22} {:>10.3} {:>10.3} {:>9.2} {:>12}",
         format!("{} x {}", row.tensors, row.elements),
         row.contender,
         row.median_ms,
         row.min_ms,
         row.gigabytes_per_second,
-        row.burn_adam_to_it,
+        row.burn_adam_to_it.map_or(String::new(), |ratio| format!("{ratio:.2}x")),
     );
     Ok(())
 }

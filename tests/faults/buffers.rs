@@ -1,0 +1,95 @@
+//! Buffers that are gone or of another device, and submits that fail.
+
+use adamod::{EncodeError, Hyperparameters, ReadError, Rule, Update, View, Views, WriteError};
+
+use crate::common::{Engine, Layout, Model, all, gpu};
+
+fn model() -> Model {
+    Model::new(Rule::AdaMod, Hyperparameters::default(), &[100, 2000])
+}
+
+/// The gradients' buffer is destroyed; after it has been replaced, training goes on as if nothing had happened.
+#[test]
+fn a_submit_that_fails_counts_no_step_and_can_be_repeated() {
+    let model = model();
+    let (mut engine, mut other) = (
+        Engine::new(gpu(), &model, Layout::TwoPools(256)),
+        Engine::new(gpu(), &model, Layout::TwoPools(256)),
+    );
+    let gradients = model.gradients(1);
+    engine.step(&all(&gradients));
+    other.step(&all(&gradients));
+    engine.buffers[1].destroy();
+    for _ in 0..2 {
+        let error = engine.optimizer.step().unwrap_err();
+        assert!(matches!(error, EncodeError::Device(_)), "{error}");
+        assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+    }
+    // Who submits takes the count back.
+    let counts = engine.optimizer.step_counts();
+    let mut encoder = gpu().encoder();
+    let scope = gpu().device.push_error_scope(wgpu::ErrorFilter::Validation);
+    engine.optimizer.encode(&mut encoder).unwrap();
+    gpu().submit(encoder);
+    assert!(pollster::block_on(scope.pop()).is_some());
+    engine.optimizer.rewind(&counts).unwrap();
+    assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+
+    engine.buffers[1] = gpu().buffer(other.buffers[1].size());
+    for index in 0..2 {
+        let views = engine.locations[index].views(&engine.buffers);
+        engine.optimizer.set_views(engine.ids[index], views).unwrap();
+    }
+    let gradients = model.gradients(2);
+    engine.step(&all(&gradients));
+    other.step(&all(&gradients));
+    assert_eq!(engine.bits(), other.bits());
+}
+
+#[test]
+fn destroyed_buffers_are_errors_of_reads_writes_and_moving_views() {
+    let model = model();
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    engine.step(&all(&model.gradients(1)));
+    let (id, state) = (engine.ids[0], engine.state(0));
+    engine.buffers[0].destroy();
+    let error = engine.optimizer.read_parameter_blocking(id).unwrap_err();
+    assert!(matches!(error, ReadError::Device(_) | ReadError::Map(_)), "{error}");
+    let error = engine.optimizer.write_parameter(id, &[0.0; 100]).unwrap_err();
+    assert!(matches!(error, WriteError::Device(_)), "{error}");
+    let gone = gpu().buffer(1024);
+    let own = gpu().buffer(1024);
+    gone.destroy();
+    let update = Update { parameter: id, views: Views::new(View::new(&gone, 0), View::new(&own, 0)) };
+    let error = engine.optimizer.encode_views(&mut gpu().encoder(), &[update]).unwrap_err();
+    assert!(matches!(error, EncodeError::Device(_)), "{error}");
+    // State is the optimizer's own.
+    assert_eq!(engine.state(0), state);
+    let (values, gradients) = (gpu().buffer(1024), gpu().buffer(1024));
+    let update = Update { parameter: id, views: Views::new(View::new(&values, 0), View::new(&gradients, 0)) };
+    let mut encoder = gpu().encoder();
+    engine.optimizer.encode_views(&mut encoder, &[update]).unwrap();
+    gpu().submit(encoder);
+    assert_eq!(engine.state(0).step, 2);
+}
+
+#[test]
+fn buffers_of_another_device_are_errors_when_registered_or_read() {
+    let other = gpu().sibling();
+    let (foreign, own) = (other.buffer(8192), gpu().buffer(8192));
+    let model = model();
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let id = engine.ids[0];
+    let buffers = engine.buffers.clone();
+    engine.optimizer.set_views(id, Views::new(View::new(&foreign, 0), View::new(&own, 0))).unwrap();
+    let error = engine.optimizer.step().unwrap_err();
+    assert!(matches!(error, EncodeError::Device(_)), "{error}");
+    let error = engine.optimizer.read_parameter_blocking(id).unwrap_err();
+    assert!(matches!(error, ReadError::Device(_) | ReadError::Map(_)), "{error}");
+    let error = engine.optimizer.write_parameter(id, &[0.0; 100]).unwrap_err();
+    assert!(matches!(error, WriteError::Device(_)), "{error}");
+    assert_eq!(engine.optimizer.step_count(id), Some(0));
+    engine.optimizer.set_views(id, engine.locations[0].views(&buffers)).unwrap();
+    engine.step(&all(&model.gradients(1)));
+    assert_eq!(engine.optimizer.step_count(id), Some(1));
+}

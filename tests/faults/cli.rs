@@ -1,0 +1,110 @@
+//! Command lines that cannot be: each is refused with 2 and names the culprit, or 3 if the machine cannot do it; none panics.
+
+use std::process::{Command, Output};
+
+fn adamod(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_adamod")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn command_lines_that_cannot_be_are_refused_by_name() {
+    let trace = "tests/traces/paper-coupled.safetensors";
+    let long = "x".repeat(100_000);
+    for (arguments, named) in [
+        (vec![], "Usage"),
+        (vec!["train"], "train"),
+        (vec!["--frobnicate"], "--frobnicate"),
+        (vec!["replay"], "<TRACE>"),
+        (vec!["replay", trace, "more"], "more"),
+        (vec!["replay", trace, "--backend"], "--backend"),
+        (vec!["replay", trace, "--backend", ""], "--backend"),
+        (vec!["replay", trace, "--state", "F32 "], "--state"),
+        (vec!["replay", trace, "--state", "f32", "--state", "q8"], "--state"),
+        (vec!["replay", trace, "--output"], "--output"),
+        (vec!["replay", trace, "--json=yes"], "--json"),
+        (vec!["replay", ""], "<TRACE>"),
+        (vec!["replay", "."], "trace"),
+        (vec!["replay", "\u{0}nul"], ""),
+        (vec!["replay", &long], "trace"),
+        (vec!["replay", "/dev/null"], "/dev/null"),
+        (vec!["info", "--adapter", "no such adapter"], "no such adapter"),
+        (vec!["bench", "--suite", "speed"], "speed"),
+        (vec!["bench", "--max-elements", "0"], "--max-elements"),
+        (vec!["bench", "--max-elements", "-1"], "-1"),
+        (vec!["bench", "--max-elements", "18446744073709551616"], "--max-elements"),
+        (vec!["bench", "--max-elements", "1e9"], "--max-elements"),
+        (vec!["bench", "--rounds", "0"], "--rounds"),
+        (vec!["bench", "--seconds", "nan"], "--seconds"),
+        (vec!["bench", "--seconds", "inf"], "--seconds"),
+        (vec!["bench", "--seconds", "-1"], "-1"),
+        (vec!["bench", "--seconds", "0"], "--seconds"),
+        (vec!["bench", "--timing", "sundial"], "--timing"),
+    ] {
+        if arguments.iter().any(|argument| argument.contains('\0')) {
+            // No system takes it as an argument.
+            let spawned = Command::new(env!("CARGO_BIN_EXE_adamod")).args(&arguments).output();
+            assert!(spawned.is_err());
+            continue;
+        }
+        let output = adamod(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        let shown: Vec<_> = arguments.iter().map(|argument| &argument[..argument.len().min(40)]).collect();
+        assert_eq!(output.status.code(), Some(2), "{shown:?}: {text}");
+        assert!(text.contains(named), "{shown:?}: {text}");
+        assert!(!text.contains("panicked"), "{shown:?}: {text}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn arguments_that_are_not_utf8_are_refused() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bad = std::ffi::OsStr::from_bytes(&[0x66, 0xff, 0xfe]);
+    for before in [vec!["replay"], vec!["replay", "x", "--state"], vec!["bench", "--suite"], vec![]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_adamod")).args(before).arg(bad).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_and_adapters_that_are_missing_fail_with_3() {
+    let trace = "tests/traces/paper-coupled.safetensors";
+    let output = adamod(&["replay", trace, "--backend", "cpu", "--output", "/no/such/folder/out"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("/no/such/folder/out"), "{text}");
+    // No driver is found in an empty folder.
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+        .args(["replay", trace])
+        .env("VK_DRIVER_FILES", folder.path().join("none.json"))
+        .env("VK_ICD_FILENAMES", folder.path().join("none.json"))
+        .env("WGPU_BACKEND", "vulkan")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("no GPU adapter"), "{text}");
+}
+
+/// `adamod info | true`
+#[cfg(unix)]
+#[test]
+fn a_reader_that_has_gone_is_an_error_and_not_a_panic() {
+    let trace = "tests/traces/paper-coupled.safetensors";
+    for arguments in [vec!["info"], vec!["info", "--json"], vec!["replay", trace, "--backend", "cpu"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+            .args(&arguments)
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+    }
+}

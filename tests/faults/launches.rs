@@ -1,0 +1,61 @@
+//! What a step is, as the driver sees it.
+
+use adamod::{Control, DeviceControl, Hyperparameters, NonFinite, Rule};
+
+use crate::common::{Engine, Gpu, Layout, Model, all};
+use crate::injection::in_child;
+
+/// 148 tensors of many sizes in two pools.
+fn model(control: Control) -> Model {
+    let lengths: Vec<usize> = (0..148).map(|index| 1 + index * 37 % 3000).collect();
+    let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &lengths);
+    model.options.control = control;
+    model
+}
+
+/// The host prepares a step: one dispatch. The device does: one more, and a third where it looks at all gradients first. Barriers
+/// order what one dispatch leaves to the next, and the step before.
+#[test]
+fn a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers() {
+    in_child("launches::a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers", |layer| {
+        let gpu = Gpu::with_limits(|limits| limits);
+        let propagating = DeviceControl { non_finite: NonFinite::Propagate, ..DeviceControl::default() };
+        for (control, dispatches, most_barriers) in [
+            (Control::Host, 1, 2),
+            (Control::Device(propagating), 2, 2),
+            (Control::Device(DeviceControl::default()), 3, 3),
+        ] {
+            let model = model(control);
+            let mut engine = Engine::new(&gpu, &model, Layout::TwoPools(256));
+            engine.step(&all(&model.gradients(1)));
+            engine.optimizer.step().unwrap();
+            let before = layer.submits().len();
+            for _ in 0..3 {
+                engine.optimizer.step().unwrap();
+            }
+            let steps = &layer.submits()[before..];
+            println!("{control:?}: {steps:?}");
+            assert_eq!(steps.len(), 3);
+            for step in steps {
+                assert_eq!(step.dispatches, dispatches, "{control:?}");
+                assert!(step.barriers <= most_barriers, "{control:?}: {step:?}");
+            }
+            // Steps in one encoder have no more each. The first time, tables grow.
+            let mut ten_in_one = || {
+                let mut encoder = gpu.encoder();
+                for _ in 0..10 {
+                    engine.optimizer.encode(&mut encoder).unwrap();
+                }
+                let before = layer.submits().len();
+                gpu.submit(encoder);
+                gpu.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+                layer.submits()[before]
+            };
+            ten_in_one();
+            let together = ten_in_one();
+            println!("{control:?}, ten in one encoder: {together:?}");
+            assert_eq!(together.dispatches, 10 * dispatches);
+            assert!(together.barriers <= 10 * most_barriers, "{together:?}");
+        }
+    });
+}

@@ -1,0 +1,275 @@
+//! Devices that run out of memory, at every single call that may.
+
+use adamod::{
+    Checkpoint, Control, DeviceControl, EncodeError, GroupId, Hyperparameters, Optimizer, Options, Parameter,
+    ParameterId, Update, View, Views,
+};
+
+use crate::common::Gpu;
+use crate::injection::{Fault, in_child};
+
+const LENGTHS: [u64; 3] = [33, 1025, 5000];
+const STRIDE: u64 = 4 * 5120;
+
+/// An engine's buffers, all there before anything fails.
+struct Buffers {
+    values: wgpu::Buffer,
+    gradients: wgpu::Buffer,
+}
+
+impl Buffers {
+    fn new(gpu: &Gpu) -> Self {
+        let (values, gradients) = (gpu.buffer(4 * STRIDE), gpu.buffer(4 * STRIDE));
+        let numbers: Vec<f32> = (0..STRIDE).map(|i| (i as f32 * 0.37).sin()).collect();
+        gpu.queue.write_buffer(&values, 0, bytemuck::cast_slice(&numbers));
+        gpu.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&numbers));
+        gpu.queue.submit([]);
+        gpu.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        Self { values, gradients }
+    }
+
+    fn views(&self, place: u64) -> Views<'_> {
+        let view = |buffer| View::new(buffer, place * STRIDE);
+        Views::new(view(&self.values), view(&self.gradients))
+    }
+}
+
+/// Repeats what fails until it succeeds. The device may be lost of it: then nothing succeeds, and the error says so.
+fn insist<T, E: std::error::Error>(
+    gpu: &Gpu,
+    refused: &mut u32,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Option<T> {
+    for _ in 0..3 {
+        match attempt() {
+            Ok(done) => return Some(done),
+            Err(error) => {
+                *refused += 1;
+                // Every message has its cause.
+                assert!(!error.to_string().is_empty());
+            }
+        }
+        if is_lost(gpu) {
+            return None;
+        }
+    }
+    panic!("one fault, three errors");
+}
+
+/// An optimizer cannot be made on a lost device.
+fn is_lost(gpu: &Gpu) -> bool {
+    matches!(Optimizer::new(&gpu.device, &gpu.queue, Options::default()), Err(adamod::CreateError::Lost))
+}
+
+/// Everything an optimizer does, once. `None` if the device was lost.
+fn everything(gpu: &Gpu, options: Options, buffers: &Buffers, refused: &mut u32) -> Option<Checkpoint> {
+    let mut optimizer = insist(gpu, refused, || Optimizer::new(&gpu.device, &gpu.queue, options))?;
+    let group: GroupId = optimizer.add_group(Hyperparameters::default()).unwrap();
+    let mut ids: Vec<ParameterId> = Vec::new();
+    for ((label, len), place) in ["a", "b", "c"].into_iter().zip(LENGTHS).zip(0..) {
+        let parameter = Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, len) };
+        ids.push(insist(gpu, refused, || optimizer.add_parameter(group, parameter))?);
+    }
+    let steps = |optimizer: &Optimizer| ids.iter().map(|&id| optimizer.step_count(id)).collect::<Vec<_>>();
+    for step in 0..2 {
+        let before = steps(&optimizer);
+        assert_eq!(before, [Some(step); 3]);
+        insist(gpu, refused, || {
+            let result = optimizer.step();
+            assert_eq!(
+                steps(&optimizer) == before,
+                result.is_err(),
+                "a failed step counts, or a good one does not"
+            );
+            result
+        })?;
+    }
+    let saved = insist(gpu, refused, || optimizer.checkpoint_blocking())?;
+    insist(gpu, refused, || optimizer.step())?;
+    insist(gpu, refused, || optimizer.restore(&saved))?;
+    let state = insist(gpu, refused, || optimizer.read_state_blocking(ids[1]))?;
+    assert_eq!(state.step, 2);
+    insist(gpu, refused, || optimizer.write_state(ids[0], &optimizer_state(&state, 33)))?;
+    let values = insist(gpu, refused, || optimizer.read_parameter_blocking(ids[2]))?;
+    insist(gpu, refused, || optimizer.write_parameter(ids[2], &values))?;
+    insist(gpu, refused, || optimizer.remove_parameter(ids[1]))?;
+    let parameter = Parameter { views: Some(buffers.views(3)), ..Parameter::new("d", 5000) };
+    insist(gpu, refused, || optimizer.add_parameter(group, parameter))?;
+    insist(gpu, refused, || optimizer.step())?;
+    insist(gpu, refused, || optimizer.checkpoint_blocking())
+}
+
+/// The first elements of a state.
+fn optimizer_state(state: &adamod::State, len: usize) -> adamod::State {
+    let cut = |(name, elements): &(&'static str, Vec<f32>)| (*name, elements[..len].to_vec());
+    adamod::State { step: state.step, tensors: state.tensors.iter().map(cut).collect() }
+}
+
+/// The n-th call that allocates fails, for every n. Whatever failed is an error; repeated, it succeeds, and the end is the same
+/// bit for bit. Where wgpu gives the device up, that is an error as well, and a new device does all of it.
+#[test]
+fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
+    in_child("memory::running_out_of_memory_at_any_call_is_an_error_that_changes_nothing", |layer| {
+        let gpu = Gpu::with_limits(|limits| limits);
+        for control in [Control::Host, Control::Device(DeviceControl::default())] {
+            let options = Options { control, ..Options::default() };
+            let mut refused = 0;
+            let expected = everything(&gpu, options, &Buffers::new(&gpu), &mut refused).unwrap();
+            assert_eq!(refused, 0);
+            let (mut lost, mut survived) = (0, 0);
+            for number in 1.. {
+                let doomed = gpu.sibling();
+                let buffers = Buffers::new(&doomed);
+                let faults = layer.faults();
+                layer.arm(Fault::OutOfMemory(number));
+                let mut refused = 0;
+                let reached = everything(&doomed, options, &buffers, &mut refused);
+                layer.arm(Fault::None);
+                if layer.faults() == faults {
+                    // There are fewer such calls.
+                    println!("{control:?}: {number} calls, {survived} errors, {lost} devices lost");
+                    assert!(number > 20);
+                    break;
+                }
+                match reached {
+                    Some(reached) => {
+                        assert_eq!(reached, expected, "call {number}");
+                        survived += u32::from(refused > 0);
+                    }
+                    None => {
+                        lost += 1;
+                        let gpu = gpu.sibling();
+                        let again = everything(&gpu, options, &Buffers::new(&gpu), &mut 0);
+                        assert_eq!(again.as_ref(), Some(&expected), "call {number}");
+                    }
+                }
+            }
+            assert!(survived > 0);
+        }
+    });
+}
+
+/// Recording into an engine's own encoder: at registered views, at moving ones, with some gradients missing.
+#[test]
+fn recording_that_runs_out_of_memory_counts_nothing() {
+    in_child("memory::recording_that_runs_out_of_memory_counts_nothing", |layer| {
+        type Record = fn(
+            &mut Optimizer,
+            &mut wgpu::CommandEncoder,
+            &Buffers,
+            [ParameterId; 2],
+        ) -> Result<(), EncodeError>;
+        let recordings: [Record; 3] = [
+            |optimizer, encoder, _, _| optimizer.encode(encoder),
+            |optimizer, encoder, _, [_, second]| optimizer.encode_present(encoder, &[second]),
+            |optimizer, encoder, buffers, [first, second]| {
+                let update = |parameter, place| Update { parameter, views: buffers.views(place) };
+                optimizer.encode_views(encoder, &[update(second, 3), update(first, 2)])
+            },
+        ];
+        let gpu = Gpu::with_limits(|limits| limits);
+        for control in [Control::Host, Control::Device(DeviceControl::default())] {
+            for record in recordings {
+                let run = |doomed: &Gpu, fault: Fault| {
+                    let buffers = Buffers::new(doomed);
+                    let options = Options { control, ..Options::default() };
+                    let mut optimizer = Optimizer::new(&doomed.device, &doomed.queue, options).unwrap();
+                    let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+                    let ids = [("a", 0), ("b", 1)].map(|(label, place)| {
+                        let parameter =
+                            Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, 33) };
+                        optimizer.add_parameter(group, parameter).unwrap()
+                    });
+                    let mut encoder = doomed.encoder();
+                    layer.arm(fault);
+                    let result = record(&mut optimizer, &mut encoder, &buffers, ids);
+                    layer.arm(Fault::None);
+                    if result.is_err() {
+                        assert_eq!(ids.map(|id| optimizer.step_count(id)), [Some(0); 2]);
+                        if is_lost(doomed) {
+                            return None;
+                        }
+                        encoder = doomed.encoder();
+                        record(&mut optimizer, &mut encoder, &buffers, ids).unwrap();
+                    }
+                    doomed.submit(encoder);
+                    Some(optimizer.checkpoint_blocking().unwrap())
+                };
+                let expected = run(&gpu, Fault::None).unwrap();
+                for number in 1.. {
+                    let faults = layer.faults();
+                    if let Some(reached) = run(&gpu.sibling(), Fault::OutOfMemory(number)) {
+                        assert_eq!(reached, expected, "{control:?}, call {number}");
+                    }
+                    if layer.faults() == faults {
+                        assert!(number > 5);
+                        break;
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A restore happens whole or not at all, whichever call it fails in.
+#[test]
+fn a_restore_that_runs_out_of_memory_changes_nothing() {
+    in_child("memory::a_restore_that_runs_out_of_memory_changes_nothing", |layer| {
+        let gpu = Gpu::with_limits(|limits| limits);
+        for control in [Control::Host, Control::Device(DeviceControl::default())] {
+            let options = Options { control, ..Options::default() };
+            let mut failed = 0;
+            for number in 1.. {
+                let doomed = gpu.sibling();
+                let buffers = Buffers::new(&doomed);
+                let mut optimizer = Optimizer::new(&doomed.device, &doomed.queue, options).unwrap();
+                let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+                for ((label, len), place) in ["a", "b", "c"].into_iter().zip(LENGTHS).zip(0..) {
+                    let parameter =
+                        Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, len) };
+                    optimizer.add_parameter(group, parameter).unwrap();
+                }
+                optimizer.step().unwrap();
+                let earlier = optimizer.checkpoint_blocking().unwrap();
+                optimizer.set_learning_rate(group, 0.5).unwrap();
+                optimizer.step().unwrap();
+                let now = optimizer.checkpoint_blocking().unwrap();
+                let faults = layer.faults();
+                layer.arm(Fault::OutOfMemory(number));
+                let result = optimizer.restore(&earlier);
+                layer.arm(Fault::None);
+                if layer.faults() == faults {
+                    result.unwrap();
+                    break;
+                }
+                if let Err(error) = result {
+                    failed += 1;
+                    assert_eq!(optimizer.hyperparameters(group).unwrap().learning_rate, 0.5, "{error}");
+                    if !is_lost(&doomed) {
+                        assert_eq!(optimizer.checkpoint_blocking().unwrap(), now, "call {number}: {error}");
+                    }
+                }
+            }
+            assert!(failed > 0);
+        }
+    });
+}
+
+/// Memory that never comes back is an error each time.
+#[test]
+fn running_out_of_memory_for_good_is_an_error_each_time() {
+    in_child("memory::running_out_of_memory_for_good_is_an_error_each_time", |layer| {
+        let gpu = Gpu::with_limits(|limits| limits);
+        let buffers = Buffers::new(&gpu);
+        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::default()).unwrap();
+        let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+        let parameter = Parameter { views: Some(buffers.views(0)), ..Parameter::new("a", 5000) };
+        let id = optimizer.add_parameter(group, parameter).unwrap();
+        layer.arm(Fault::OutOfMemoryFrom(1));
+        for _ in 0..5 {
+            optimizer.step().unwrap_err();
+            optimizer.checkpoint_blocking().unwrap_err();
+            assert_eq!(optimizer.step_count(id), Some(0));
+        }
+    });
+}

@@ -1,0 +1,261 @@
+//! Hostile checkpoints whose checksum is right: whatever they say is refused by name, or can be gone on from.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use adamod::{
+    Checkpoint, Control, DeviceControl, Hyperparameters, Optimizer, Options, Parameter, Precision,
+    StateFormat, View, Views, WriteError,
+};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+use crate::common::gpu;
+
+fn optimizer(control: Control) -> Optimizer {
+    static BUFFERS: OnceLock<(wgpu::Buffer, wgpu::Buffer)> = OnceLock::new();
+    let (values, gradients) = BUFFERS.get_or_init(|| (gpu().buffer(8192), gpu().buffer(8192)));
+    let options = Options { control, ..Options::default() };
+    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
+    let precision = Precision { state: StateFormat::Q8, f32_state_below: 0, ..Precision::default() };
+    let group = optimizer.add_group_with(Hyperparameters::default(), precision).unwrap();
+    for (label, place) in [("a", 0), ("b", 4096)] {
+        let views = Some(Views::new(View::new(values, place), View::new(gradients, place)));
+        optimizer.add_parameter(group, Parameter { views, ..Parameter::new(label, 100) }).unwrap();
+    }
+    optimizer
+}
+
+/// A checkpoint's header and tensors, apart.
+#[derive(Clone)]
+struct Parts {
+    header: Value,
+    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+}
+
+impl Parts {
+    fn of(control: Control) -> Self {
+        let mut optimizer = optimizer(control);
+        optimizer.step().unwrap();
+        let bytes = optimizer.checkpoint_blocking().unwrap().to_bytes().unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let header = &metadata.metadata().as_ref().unwrap()["adamod.checkpoint"];
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        // In the order in which the checksum takes them.
+        let mut tensors = Vec::new();
+        for label in ["a", "b"] {
+            for what in ["exp_avg", "exp_avg_sq", "exp_avg_lr", "scales"] {
+                let name = format!("{what}.{label}");
+                let view = file.tensor(&name).unwrap();
+                tensors.push((name, view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+            }
+        }
+        assert_eq!(tensors.len(), file.len());
+        Self { header: serde_json::from_str(header).unwrap(), tensors }
+    }
+
+    /// The file, with a checksum that is right for it.
+    fn bytes(&self) -> Vec<u8> {
+        let text = self.header.to_string();
+        let mut checksum = crc32fast::Hasher::new();
+        checksum.update(text.as_bytes());
+        self.tensors.iter().for_each(|(.., data)| checksum.update(data));
+        let metadata = HashMap::from([
+            ("adamod.checkpoint".to_owned(), text),
+            ("adamod.checksum".to_owned(), format!("{:08x}", checksum.finalize())),
+        ]);
+        let views: Vec<_> = self
+            .tensors
+            .iter()
+            .map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()))
+            .collect();
+        safetensors::serialize(views, Some(metadata)).unwrap()
+    }
+}
+
+fn host() -> &'static Parts {
+    static PARTS: OnceLock<Parts> = OnceLock::new();
+    PARTS.get_or_init(|| Parts::of(Control::Host))
+}
+
+fn device() -> &'static Parts {
+    static PARTS: OnceLock<Parts> = OnceLock::new();
+    PARTS.get_or_init(|| Parts::of(Control::Device(DeviceControl::default())))
+}
+
+/// Reads a file into an optimizer and steps: no panic, and what is refused leaves the optimizer as it was.
+fn try_to_go_on(bytes: &[u8], control: Control) -> Result<(), String> {
+    let checkpoint = Checkpoint::from_bytes(bytes).map_err(|error| error.to_string())?;
+    let mut optimizer = optimizer(control);
+    let before = optimizer.checkpoint_blocking().unwrap();
+    let restored = optimizer.restore(&checkpoint).map_err(|error| error.to_string());
+    if restored.is_err() {
+        assert_eq!(optimizer.checkpoint_blocking().unwrap(), before);
+    }
+    optimizer.step().unwrap();
+    optimizer.checkpoint_blocking().unwrap();
+    restored
+}
+
+#[test]
+fn files_put_together_anew_are_read() {
+    try_to_go_on(&host().bytes(), Control::Host).unwrap();
+    try_to_go_on(&device().bytes(), Control::Device(DeviceControl::default())).unwrap();
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused_by_name_though_the_checksum_is_right() {
+    type Change = fn(&mut Value);
+    let cases: &[(Change, &str)] = &[
+        (|h| h["parameters"][0]["step"] = json!(u64::MAX), "the step count of parameter \"a\""),
+        (|h| h["parameters"][1]["step"] = json!((1_u64 << 53) + 1), "the step count of parameter \"b\""),
+        (|h| h["parameters"][0]["step"] = json!(-1), "step"),
+        (|h| h["parameters"][0]["step"] = json!(1.5), "step"),
+        (|h| h["parameters"][0]["group"] = json!(1), "its group is 1"),
+        (|h| h["parameters"][0]["len"] = json!(1_u64 << 40), "\"exp_avg.a\""),
+        (|h| h["parameters"][0]["name"] = json!("b"), "\"b\" is listed twice"),
+        (|h| h["parameters"][0]["name"] = json!("c"), "\"exp_avg.c\""),
+        (|h| h["groups"] = json!([]), "group"),
+        (|h| h["groups"][0]["learning_rate"] = json!("7ff8000000000000"), "hyperparameters"),
+        (|h| h["seed"] = json!(1), "the seed"),
+        (|h| h["version"] = json!(u32::MAX), "version"),
+        (|h| h["control"] = json!({}), "control"),
+    ];
+    for (change, named) in cases {
+        let mut parts = host().clone();
+        change(&mut parts.header);
+        let error = try_to_go_on(&parts.bytes(), Control::Host).unwrap_err();
+        assert!(error.contains(named), "{error:?} does not name {named:?}");
+    }
+    let mut parts = device().clone();
+    for scale in ["0000000000000000", "fff0000000000000", "7ff8000000000000", "bff0000000000000"] {
+        parts.header["control"]["loss_scale"] = json!(scale);
+        let error = try_to_go_on(&parts.bytes(), Control::Device(DeviceControl::default())).unwrap_err();
+        assert!(error.contains("loss_scale"), "{error}");
+    }
+    parts = device().clone();
+    parts.header["parameters"][0]["step"] = json!(1_u64 << 32);
+    let error = try_to_go_on(&parts.bytes(), Control::Device(DeviceControl::default())).unwrap_err();
+    assert!(error.contains("the step count of parameter \"a\""), "{error}");
+}
+
+#[test]
+fn step_counts_that_nothing_can_go_on_from_are_refused_when_written() {
+    for (control, most) in
+        [(Control::Host, 1 << 53), (Control::Device(DeviceControl::default()), u64::from(u32::MAX))]
+    {
+        let mut optimizer = optimizer(control);
+        let id = optimizer.parameter("a").unwrap();
+        let mut state = optimizer.read_state_blocking(id).unwrap();
+        for step in [most + 1, u64::MAX] {
+            state.step = step;
+            let error = optimizer.write_state(id, &state).unwrap_err();
+            assert!(matches!(error, WriteError::Steps { found, .. } if found == step), "{error}");
+        }
+        optimizer.step().unwrap();
+        assert_eq!(optimizer.read_state_blocking(id).unwrap().step, 1);
+        state.step = most;
+        optimizer.write_state(id, &state).unwrap();
+        optimizer.step().unwrap();
+    }
+}
+
+/// A file with this header, and so many bytes of data.
+fn raw(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(vec![0; data]);
+    bytes
+}
+
+#[test]
+fn hostile_headers_are_refused() {
+    let tensor = |name: &str, shape: &str, start: u64, end: u64| {
+        format!("\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":[{start},{end}]}}")
+    };
+    for (what, bytes) in [
+        (
+            "overlapping tensors",
+            raw(&format!("{{{},{}}}", tensor("a", "[2]", 0, 8), tensor("b", "[2]", 4, 12)), 12),
+        ),
+        ("a hole", raw(&format!("{{{},{}}}", tensor("a", "[2]", 0, 8), tensor("b", "[2]", 12, 20)), 20)),
+        ("an overflowing shape", raw(&format!("{{{}}}", tensor("a", "[4294967296,4294967296]", 0, 0)), 0)),
+        ("offsets past the end", raw(&format!("{{{}}}", tensor("a", "[2000]", 0, 8000)), 8)),
+        ("offsets that run backwards", raw(&format!("{{{}}}", tensor("a", "[2]", 8, 0)), 8)),
+        ("a deep header", raw(&"[".repeat(1 << 20), 0)),
+        ("deep metadata", raw(&format!("{{\"__metadata__\":{}", "{\"a\":".repeat(100_000)), 0)),
+        ("a header as long as the file says", [u64::MAX.to_le_bytes().as_slice(), &[b'{'; 100]].concat()),
+        ("a header just past the end", [101_u64.to_le_bytes().as_slice(), &[b' '; 100]].concat()),
+    ] {
+        assert!(Checkpoint::from_bytes(&bytes).is_err(), "{what} was read");
+    }
+}
+
+/// Anything that JSON can have in the place of a value.
+fn any_json() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (0_u64..4).prop_map(Value::from),
+        any::<f64>().prop_map(|x| json!(x)),
+        "[0-9a-f]{16}".prop_map(Value::from),
+        prop::sample::select(vec![
+            "f32", "bf16", "f16", "q8", "none", "split24", "split32", "adam", "adamod", "sgd", "authors",
+            "a", "b", "",
+        ])
+        .prop_map(Value::from),
+        Just(json!([])),
+        Just(json!({})),
+    ]
+}
+
+/// Places of all values in a header.
+fn places(value: &Value, at: String, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, value)| places(value, format!("{at}/{name}"), found));
+        }
+        Value::Array(entries) => {
+            entries.iter().enumerate().for_each(|(i, value)| places(value, format!("{at}/{i}"), found));
+        }
+        _ => {}
+    }
+    found.push(at);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_value_anywhere_in_the_metadata_is_refused_or_gone_on_from(
+        on_device in any::<bool>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any_json()), 1..3),
+    ) {
+        let (parts, control) = match on_device {
+            false => (host(), Control::Host),
+            true => (device(), Control::Device(DeviceControl::default())),
+        };
+        let mut parts = parts.clone();
+        for (place, value) in changes {
+            let mut all = Vec::new();
+            places(&parts.header, String::new(), &mut all);
+            *parts.header.pointer_mut(&all[place.index(all.len())]).unwrap() = value;
+        }
+        // Either is fine; panics and aborts are not.
+        let _ = try_to_go_on(&parts.bytes(), control);
+    }
+
+    /// Any bytes as state: they are numbers, and NaN among them.
+    #[test]
+    fn any_bytes_of_state_are_gone_on_from(data in prop::collection::vec(any::<u8>(), 64)) {
+        let mut parts = host().clone();
+        for (.., bytes) in &mut parts.tensors {
+            bytes.iter_mut().zip(data.iter().cycle()).for_each(|(byte, with)| *byte = *with);
+        }
+        try_to_go_on(&parts.bytes(), Control::Host).unwrap();
+    }
+}

@@ -1,0 +1,48 @@
+//! `docs/faults.md`: every row names a test that exists.
+
+use std::path::Path;
+
+const DOCUMENT: &str = include_str!("../../docs/faults.md");
+
+/// File and name of each row's test, which its last cell has as `file::name`.
+fn rows() -> Vec<(&'static str, &'static str)> {
+    let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| What");
+    DOCUMENT
+        .lines()
+        .filter(is_row)
+        .map(|line| {
+            let cells: Vec<_> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+            assert_eq!(cells.len(), 3, "{line}");
+            let test = cells[2].trim_matches('`');
+            test.split_once("::").unwrap_or_else(|| panic!("no test in {line}"))
+        })
+        .collect()
+}
+
+/// Whether a source has a test of that name: a function below an attribute of its own.
+fn has_test(source: &str, name: &str) -> bool {
+    let function = format!("fn {name}(");
+    let lines: Vec<_> = source.lines().map(str::trim).collect();
+    let found = lines.iter().position(|line| line.starts_with(&function));
+    found.is_some_and(|at| at > 0 && lines[..at].iter().rev().take(3).any(|line| *line == "#[test]"))
+}
+
+#[test]
+fn every_row_names_a_test_that_exists() {
+    let rows = rows();
+    assert!(rows.len() >= 40, "{} rows", rows.len());
+    for (file, name) in rows {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let source = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(has_test(&source, name), "{file} has no test {name}");
+    }
+}
+
+#[test]
+fn what_is_no_test_is_not_taken_for_one() {
+    let source = "#[test]\nfn one() {}\n\nfn two() {}\n\nfn three() {}\n";
+    assert!(has_test(source, "one"));
+    assert!(!has_test(source, "three"));
+    assert!(!has_test(source, "on"));
+    assert!(!has_test(source, "four"));
+}

@@ -1,0 +1,106 @@
+//! Several threads: what may go from one to another, and that nobody disturbs anybody.
+
+use std::pin::Pin;
+use std::sync::mpsc;
+
+use adamod::{
+    Checkpoint, CheckpointError, Control, CreateError, DeviceControl, EncodeError, HyperparameterError,
+    Hyperparameters, Optimizer, Options, ReadError, RegisterError, RemoveError, Rule, State, StepCounts,
+    WriteError,
+};
+
+use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
+
+/// Holds if it compiles.
+#[test]
+fn optimizers_checkpoints_and_errors_are_send_and_sync() {
+    fn check<T: Send + Sync + 'static>() {}
+    fn check_send<T: Send + 'static>(_: T) {}
+    check::<Optimizer>();
+    check::<Options>();
+    check::<Checkpoint>();
+    check::<State>();
+    check::<StepCounts>();
+    check::<CreateError>();
+    check::<HyperparameterError>();
+    check::<RegisterError>();
+    check::<RemoveError>();
+    check::<EncodeError>();
+    check::<ReadError>();
+    check::<WriteError>();
+    check::<CheckpointError>();
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[8]);
+    let engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    check_send(engine.optimizer.checkpoint());
+    check_send(engine.optimizer.read_progress());
+}
+
+fn models() -> [Model; 2] {
+    let mut first = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1000, 5, 3000]);
+    first.options.control = Control::Device(DeviceControl::default());
+    [first, Model::new(Rule::Adam, Hyperparameters::default(), &[2000, 33])]
+}
+
+fn train(gpu: &Gpu, model: &Model, steps: u64) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
+    let mut engine = Engine::new(gpu, model, Layout::TwoPools(256));
+    for step in 0..steps {
+        engine.step(&all(&model.gradients(step)));
+        // A refused call of one thread is no error of another: scopes are a thread's own.
+        assert!(engine.optimizer.set_learning_rate(engine.groups[0], -1.0).is_err());
+    }
+    engine.bits()
+}
+
+#[test]
+fn two_optimizers_on_one_device_do_not_disturb_each_other() {
+    let models = models();
+    let alone: Vec<_> = models.iter().map(|model| train(gpu(), model, 40)).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            models.iter().map(|model| scope.spawn(move || train(gpu(), model, 40))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(alone == together);
+}
+
+/// One thread trains and takes checkpoints; another waits for them, writes them and reads them back.
+#[test]
+fn a_writer_of_checkpoints_runs_beside_the_training_loop() {
+    let [_, model] = models();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let steps = 60;
+    type Pending = Pin<Box<dyn Future<Output = Result<Checkpoint, ReadError>> + Send>>;
+    let (sender, receiver) = mpsc::channel::<Pending>();
+    let written: Vec<Checkpoint> = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut written = Vec::new();
+            for pending in receiver {
+                let checkpoint = pollster::block_on(pending).unwrap();
+                checkpoint.save(&path).unwrap();
+                written.push(Checkpoint::load(&path).unwrap());
+            }
+            written
+        });
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        for step in 0..steps {
+            engine.step(&all(&model.gradients(step)));
+            if step % 5 == 4 {
+                sender.send(Box::pin(engine.optimizer.checkpoint())).unwrap();
+            }
+        }
+        drop(sender);
+        // Whoever polls lets the last ones arrive.
+        gpu().device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        writer.join().unwrap()
+    });
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+    let mut expected = Vec::new();
+    for step in 0..steps {
+        engine.step(&all(&model.gradients(step)));
+        if step % 5 == 4 {
+            expected.push(engine.optimizer.checkpoint_blocking().unwrap());
+        }
+    }
+    assert!(written == expected);
+}

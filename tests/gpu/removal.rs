@@ -1,0 +1,180 @@
+//! Parameters and groups that are removed: their handles are refused, what they had is free, and nobody else notices.
+
+use adamod::{
+    Control, DeviceControl, EncodeError, GroupId, Hyperparameters, Optimizer, Options, Parameter,
+    ParameterId, Precision, ReadError, RegisterError, RemoveError, State, StateFormat, Update, View, Views,
+    WriteError,
+};
+
+use crate::common::gpu;
+
+const PLACE_BYTES: u64 = 32 * 1024;
+
+/// A pool of values and one of gradients, cut into equal places.
+struct Pools {
+    values: wgpu::Buffer,
+    gradients: wgpu::Buffer,
+}
+
+impl Pools {
+    fn new(places: u64) -> Self {
+        let pools = Self {
+            values: gpu().buffer(places * PLACE_BYTES),
+            gradients: gpu().buffer(places * PLACE_BYTES),
+        };
+        let numbers: Vec<f32> =
+            (0..places * PLACE_BYTES / 4).map(|i| ((i % 8192) as f32 * 0.37).sin()).collect();
+        gpu().queue.write_buffer(&pools.gradients, 0, bytemuck::cast_slice(&numbers));
+        pools
+    }
+
+    fn views(&self, place: u64) -> Views<'_> {
+        let view = |buffer| View::new(buffer, place * PLACE_BYTES);
+        Views::new(view(&self.values), view(&self.gradients))
+    }
+
+    fn parameter<'a>(&'a self, label: &'a str, len: u64, place: u64) -> Parameter<'a> {
+        Parameter { views: Some(self.views(place)), ..Parameter::new(label, len) }
+    }
+}
+
+fn optimizers() -> Vec<(Optimizer, GroupId)> {
+    let mut all = Vec::new();
+    for control in [Control::Host, Control::Device(DeviceControl::default())] {
+        for state in [StateFormat::F32, StateFormat::Q8] {
+            let options = Options { control, ..Options::default() };
+            let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
+            let precision = Precision { state, f32_state_below: 0, ..Precision::default() };
+            let group = optimizer.add_group_with(Hyperparameters::default(), precision).unwrap();
+            all.push((optimizer, group));
+        }
+    }
+    all
+}
+
+fn state(optimizer: &Optimizer, parameter: ParameterId) -> State {
+    optimizer.read_state_blocking(parameter).unwrap()
+}
+
+#[test]
+fn a_removed_parameter_is_refused_everywhere() {
+    let pools = Pools::new(2);
+    for (mut optimizer, group) in optimizers() {
+        let kept = optimizer.add_parameter(group, pools.parameter("kept", 100, 0)).unwrap();
+        let gone = optimizer.add_parameter(group, pools.parameter("gone", 100, 1)).unwrap();
+        optimizer.step().unwrap();
+        optimizer.remove_parameter(gone).unwrap();
+        let refuses = |optimizer: &mut Optimizer| {
+            let mut encoder = gpu().encoder();
+            let error = optimizer.encode_present(&mut encoder, &[kept, gone]).unwrap_err();
+            assert!(matches!(error, EncodeError::UnknownParameter), "{error}");
+            let update = Update { parameter: gone, views: pools.views(1) };
+            let error = optimizer.encode_views(&mut encoder, &[update]).unwrap_err();
+            assert!(matches!(error, EncodeError::UnknownParameter), "{error}");
+            let error = optimizer.set_views(gone, pools.views(1)).unwrap_err();
+            assert!(matches!(error, RegisterError::UnknownParameter), "{error}");
+            let error = optimizer.read_state_blocking(gone).unwrap_err();
+            assert!(matches!(error, ReadError::UnknownParameter), "{error}");
+            let error = optimizer.read_parameter_blocking(gone).unwrap_err();
+            assert!(matches!(error, ReadError::UnknownParameter), "{error}");
+            let error = optimizer.write_parameter(gone, &[0.0; 100]).unwrap_err();
+            assert!(matches!(error, WriteError::UnknownParameter), "{error}");
+            let error = optimizer.remove_parameter(gone).unwrap_err();
+            assert!(matches!(error, RemoveError::UnknownParameter), "{error}");
+            assert_eq!(optimizer.step_count(gone), None);
+            assert_eq!(optimizer.label(gone), None);
+            assert_eq!(optimizer.state_bytes_of(gone), None);
+            assert_eq!(optimizer.step_count(kept), Some(1));
+        };
+        refuses(&mut optimizer);
+        // Neither its label nor its bytes are taken; the handle of what comes after it is another one.
+        let next = optimizer.add_parameter(group, pools.parameter("gone", 50, 1)).unwrap();
+        assert_ne!(next, gone);
+        assert_eq!(optimizer.parameter("gone"), Some(next));
+        refuses(&mut optimizer);
+        optimizer.step().unwrap();
+        assert_eq!((state(&optimizer, kept).step, state(&optimizer, next).step), (2, 1));
+    }
+}
+
+/// What comes into the place of a parameter starts from zero, and what stays goes on, as in an optimizer of their own.
+#[test]
+fn others_step_as_if_a_removed_parameter_had_never_been() {
+    for ((mut optimizer, group), (mut alone, alone_group)) in optimizers().into_iter().zip(optimizers()) {
+        let (pools, alone_pools) = (Pools::new(3), Pools::new(3));
+        let first = optimizer.add_parameter(group, pools.parameter("first", 5000, 0)).unwrap();
+        let gone = optimizer.add_parameter(group, pools.parameter("gone", 3000, 1)).unwrap();
+        let alone_first = alone.add_parameter(alone_group, alone_pools.parameter("first", 5000, 0)).unwrap();
+        for _ in 0..3 {
+            optimizer.step().unwrap();
+            alone.step().unwrap();
+        }
+        let bytes = optimizer.state_bytes();
+        optimizer.remove_parameter(gone).unwrap();
+        optimizer.step().unwrap();
+        alone.step().unwrap();
+        let next = optimizer.add_parameter(group, pools.parameter("next", 2900, 2)).unwrap();
+        let alone_next = alone.add_parameter(alone_group, alone_pools.parameter("next", 2900, 2)).unwrap();
+        for _ in 0..3 {
+            optimizer.step().unwrap();
+            alone.step().unwrap();
+        }
+        // It is where the removed one was.
+        assert_eq!(optimizer.state_bytes(), bytes);
+        assert_eq!(state(&optimizer, first), state(&alone, alone_first));
+        assert_eq!(state(&optimizer, next), state(&alone, alone_next));
+        let (values, alone_values) = (gpu().read(&pools.values), gpu().read(&alone_pools.values));
+        for place in [0, 2] {
+            let range = place * PLACE_BYTES as usize / 4..(place + 1) * PLACE_BYTES as usize / 4;
+            assert!(values[range.clone()] == alone_values[range]);
+        }
+    }
+}
+
+#[test]
+fn a_parameter_can_be_removed_before_its_first_step_and_without_views() {
+    let pools = Pools::new(1);
+    let (mut optimizer, group) = optimizers().remove(0);
+    let gone = optimizer.add_parameter(group, Parameter::new("pooled", 10)).unwrap();
+    let kept = optimizer.add_parameter(group, pools.parameter("kept", 10, 0)).unwrap();
+    optimizer.step().unwrap_err();
+    optimizer.remove_parameter(gone).unwrap();
+    optimizer.step().unwrap();
+    optimizer.remove_parameter(kept).unwrap();
+    assert_eq!(optimizer.state_bytes(), 0);
+    // Nothing to do is no error.
+    optimizer.step().unwrap();
+}
+
+#[test]
+fn groups_are_removed_once_they_are_empty() {
+    let pools = Pools::new(2);
+    let (mut optimizer, first) = optimizers().remove(0);
+    let second = optimizer.add_group(Hyperparameters::default()).unwrap();
+    let parameter = optimizer.add_parameter(first, pools.parameter("p", 10, 0)).unwrap();
+    let other = optimizer.add_parameter(second, pools.parameter("q", 10, 1)).unwrap();
+    optimizer.step().unwrap();
+    let error = optimizer.remove_group(first).unwrap_err();
+    assert!(matches!(&error, RemoveError::GroupInUse { members: 1, label } if label == "p"), "{error}");
+    optimizer.remove_parameter(parameter).unwrap();
+    optimizer.remove_group(first).unwrap();
+    assert!(matches!(optimizer.remove_group(first).unwrap_err(), RemoveError::UnknownGroup));
+    assert_eq!(optimizer.hyperparameters(first), None);
+    assert!(optimizer.set_learning_rate(first, 1.0).is_err());
+    let error = optimizer.add_parameter(first, pools.parameter("p", 10, 0)).unwrap_err();
+    assert!(matches!(error, RegisterError::UnknownGroup { .. }), "{error}");
+    // A checkpoint knows the groups that are left, and fits an optimizer that never had another one.
+    optimizer.step().unwrap();
+    let checkpoint = optimizer.checkpoint_blocking().unwrap();
+    let mut fresh = Optimizer::new(&gpu().device, &gpu().queue, Options::default()).unwrap();
+    let group = fresh.add_group(Hyperparameters::default()).unwrap();
+    let restored = fresh.add_parameter(group, pools.parameter("q", 10, 1)).unwrap();
+    fresh.restore(&checkpoint).unwrap();
+    assert_eq!(state(&fresh, restored), state(&optimizer, other));
+    // The next group has the place, not the handle.
+    let third = optimizer.add_group(Hyperparameters::default()).unwrap();
+    assert_ne!(third, first);
+    assert_eq!(optimizer.hyperparameters(first), None);
+    optimizer.add_parameter(third, pools.parameter("p", 10, 0)).unwrap();
+    optimizer.step().unwrap();
+}
