@@ -81,7 +81,11 @@ fn attributive(number: u32) -> String {
         0..20 => GERMAN_BELOW_TWENTY[number as usize].into(),
         20..100 => {
             let tens = GERMAN_TENS[number as usize / 10 - 2];
-            if number % 10 == 0 { tens.into() } else { format!("{}und{tens}", attributive(number % 10)) }
+            if number.is_multiple_of(10) {
+                tens.into()
+            } else {
+                format!("{}und{tens}", attributive(number % 10))
+            }
         }
         100..1000 => format!("{}hundert{}", attributive(number / 100), rest(number % 100)),
         _ => format!("{}tausend{}", attributive(number / 1000), rest(number % 1000)),

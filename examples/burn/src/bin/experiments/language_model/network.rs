@@ -73,7 +73,7 @@ impl LanguageModel {
         let embedded = self.embedding.forward(tokens);
         let [.., width] = embedded.dims();
         let mut values: Vec<Tensor<2>> = (0..steps)
-            .map(|step| embedded.clone().slice([step..step + 1]).reshape([sequences, width]))
+            .map(|step| embedded.clone().slice_dim(0, step..step + 1).reshape([sequences, width]))
             .collect();
         let mut old = state.0.into_iter();
         let mut new = Vec::new();

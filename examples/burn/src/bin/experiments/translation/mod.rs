@@ -418,7 +418,7 @@ fn report_rates(report: &mut Report, cells: &[Cell], rate: f64) -> anyhow::Resul
         };
         format!("{:.2} %", 100.0 * bins(&window.rates.bounded))
     };
-    let longest = cells.iter().map(|cell| windows(cell)).max_by_key(Vec::len).unwrap_or_default();
+    let longest = cells.iter().map(windows).max_by_key(Vec::len).unwrap_or_default();
     report.say(Table {
         title: format!(
             "Weights whose learning rate is above {EXTREME} at α = {}, by steps (seed 0)",
