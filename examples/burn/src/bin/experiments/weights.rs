@@ -55,6 +55,9 @@ impl ModuleMapper for Draw {
         let values: Vec<f32> = (0..shape.num_elements())
             .map(|_| (bound * (2.0 * self.rng.random::<f64>() - 1.0)) as f32)
             .collect();
-        param.map(|old| Tensor::from_data(TensorData::new(values, shape), &old.device()).require_grad())
+        param.map(|old| {
+            let drawn = Tensor::from_data(TensorData::new(values, shape), &old.device());
+            drawn.set_require_grad(old.is_require_grad())
+        })
     }
 }
