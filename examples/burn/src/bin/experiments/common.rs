@@ -15,7 +15,7 @@ pub struct Common {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     seeds: Option<u64>,
 
-    /// Folder for tables, pictures and losses; created if missing [default: target/experiments/<experiment>]
+    /// Folder for tables, pictures and losses; created if missing [default: target/experiments/ and its name]
     #[arg(long)]
     output: Option<PathBuf>,
 
