@@ -4,75 +4,64 @@ use crate::format::GROUP_ELEMENTS;
 
 const SIGNED_CODES: u32 = 128;
 const UNSIGNED_CODES: u32 = 256;
-const LEAST_MANTISSA: u32 = 3;
-const MOST_MANTISSA: u32 = 6;
+const SIGNED_SHIFT: u32 = 20;
+const LEAST_SHIFT: u32 = 17;
+const MOST_SHIFT: u32 = 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scale {
-    top: u32,
-    mantissa: u32,
+    bottom: u32,
+    shift: u32,
 }
 
 impl Scale {
-    fn base(self, codes: u32) -> u32 {
-        ((self.top + 1) << self.mantissa).max(codes) - codes
-    }
-
-    fn shift(self) -> u32 {
-        23 - self.mantissa
-    }
-
     fn decode_signed(self, code: u32) -> f32 {
-        let base = self.base(SIGNED_CODES);
-        let above = f32::from_bits((base + (code & 0x7f)) << self.shift());
-        let magnitude = above - f32::from_bits(base << self.shift());
+        let above = f32::from_bits(self.bottom + ((code & 0x7f) << self.shift));
+        let magnitude = above - f32::from_bits(self.bottom);
         f32::from_bits(magnitude.to_bits() | (code & 0x80) << 24)
     }
 
     fn decode_unsigned(self, code: u32) -> f32 {
-        if code == 0 { 0.0 } else { f32::from_bits((self.base(UNSIGNED_CODES) + code) << self.shift()) }
+        if code == 0 { 0.0 } else { f32::from_bits(self.bottom + (code << self.shift)) }
     }
 
-    fn dither(self, random: u32) -> u32 {
-        (random << (self.shift() - 16)) + (1 << (self.shift() - 17))
+    fn dithered(self, bits: u32, random: u32) -> i32 {
+        let above = (random << (self.shift - 16)) + (1 << (self.shift - 17));
+        (bits + above).wrapping_sub(self.bottom) as i32
     }
 
     fn encode_signed(self, value: f32, random: u32) -> u32 {
-        let base = self.base(SIGNED_CODES);
-        let above = (value.abs() + f32::from_bits(base << self.shift())).to_bits();
-        let code = ((above + self.dither(random)) >> self.shift()) - base;
+        let bits = (value.abs() + f32::from_bits(self.bottom)).to_bits();
+        let code = self.dithered(bits, random) as u32 >> self.shift;
         code.min(SIGNED_CODES - 1) | value.to_bits() >> 24 & 0x80
     }
 
     fn encode_unsigned(self, value: f32, random: u32) -> u32 {
-        if value.to_bits() == 0 {
-            return 0;
-        }
-        let base = self.base(UNSIGNED_CODES);
-        let above = (value.to_bits() + self.dither(random)) >> self.shift();
-        (above.max(base + 1) - base).min(UNSIGNED_CODES - 1)
+        let bits = value.to_bits();
+        let code = (self.dithered(bits, random) >> self.shift).clamp(1, UNSIGNED_CODES as i32 - 1);
+        (code as u32).min(bits)
     }
 }
 
-fn top_of(largest: u32, mantissa: u32) -> u32 {
-    ((largest + (1 << (23 - mantissa))) >> 23).clamp(1, 255)
+fn bottom_of(largest: u32, shift: u32, octaves: u32) -> u32 {
+    let end = ((largest + (1 << shift)) >> 23).min(255) + 1;
+    end.max(octaves) - octaves
 }
 
-fn mantissa_of(largest: u32, smallest: u32, before: u32) -> u32 {
+fn shift_of(largest: u32, smallest: u32, before: u32) -> u32 {
     let octaves = (largest >> 23) - (smallest.min(largest) >> 23) + 2;
-    (LEAST_MANTISSA + 1..=MOST_MANTISSA)
-        .filter(|&mantissa| octaves + u32::from(before < mantissa) <= UNSIGNED_CODES >> mantissa)
-        .max()
-        .unwrap_or(LEAST_MANTISSA)
+    (LEAST_SHIFT..MOST_SHIFT)
+        .find(|&shift| octaves + u32::from(before > shift) <= 1 << (shift - 15))
+        .unwrap_or(MOST_SHIFT)
 }
 
 /// Scale of state `index` in a group's word of scales.
 fn scale_in(scales: u32, index: usize) -> Scale {
-    let mantissa = match index {
-        0 => LEAST_MANTISSA,
-        _ => LEAST_MANTISSA + (scales >> (22 + 2 * index) & 3),
+    let shift = match index {
+        0 => SIGNED_SHIFT,
+        _ => MOST_SHIFT - (scales >> (22 + 2 * index) & 3),
     };
-    Scale { top: scales >> (8 * index) & 0xff, mantissa }
+    Scale { bottom: (scales >> (8 * index) & 0xff) << 23, shift }
 }
 
 /// Values of one state of a group.
@@ -91,16 +80,20 @@ pub fn encode(values: &[f32], index: usize, scales: &mut u32, random: impl Itera
     let magnitudes = values.iter().map(|value| value.to_bits() & 0x7fff_ffff);
     let largest = magnitudes.clone().max().unwrap_or(0);
     let smallest = magnitudes.filter(|&bits| bits > 0).min().unwrap_or(u32::MAX);
-    let mantissa = match index {
-        0 => LEAST_MANTISSA,
-        _ => mantissa_of(largest, smallest, scale_in(*scales, index).mantissa),
+    let (shift, octaves) = match index {
+        0 => (SIGNED_SHIFT, 16),
+        _ => {
+            let shift = shift_of(largest, smallest, scale_in(*scales, index).shift);
+            (shift, 1 << (shift - 15))
+        }
     };
-    let scale = Scale { top: top_of(largest, mantissa), mantissa };
-    *scales = *scales & !(0xff << (8 * index)) | scale.top << (8 * index);
+    let bottom = bottom_of(largest, shift, octaves);
+    *scales = *scales & !(0xff << (8 * index)) | bottom << (8 * index);
     if index > 0 {
         let at = 22 + 2 * index;
-        *scales = *scales & !(3 << at) | (mantissa - LEAST_MANTISSA) << at;
+        *scales = *scales & !(3 << at) | (MOST_SHIFT - shift) << at;
     }
+    let scale = Scale { bottom: bottom << 23, shift };
     values
         .iter()
         .zip(random)
@@ -146,14 +139,14 @@ mod tests {
         fn narrow_groups_are_finer(values in group(3), random in 0_u32..0x1_0000) {
             let (decoded, scales) = round_trip(&values, 2, random);
             // 3 octaves and what may carry need 5 of 8, one of them to spare.
-            prop_assert!(scale_in(scales, 2).mantissa >= 5);
+            prop_assert!(scale_in(scales, 2).shift <= 18);
             for (value, decoded) in values.iter().zip(decoded) {
                 prop_assert!((decoded / value - 1.0).abs() <= 1.0 / 32.0, "{value} became {decoded}");
             }
         }
 
         /// What was decoded is coded again as it was, whatever the random number: averages that rest do not drift. Where the
-        /// top of signed codes moves, so does the even spacing around zero.
+        /// bottom of signed codes moves, so does the even spacing around zero.
         #[test]
         fn decoded_numbers_are_fixed_points(values in group(30), random in 0_u32..0x1_0000, index in 0_usize..3) {
             let mut scales = 0;
