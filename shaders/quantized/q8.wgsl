@@ -146,25 +146,18 @@ fn scale_in_group(group: u32, state: u32) -> u32 {
     return (bottom << (8u * state)) | ((MOST_SHIFT - shift) << (22u + 2u * state));
 }
 
-// To be called by all lanes together. `before` are the scales that were loaded.
+// To be called by all lanes together. `before` are the scales that were loaded; elements past the tensor's end are zero.
 fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Random) {
-    var kept = stepped;
-    if !at.mask.w {
-        // Elements past the tensor's end are zero.
-        kept.exp_avg = select(vec4(0.0), kept.exp_avg, at.mask);
-        kept.exp_avg_sq = select(vec4(0.0), kept.exp_avg_sq, at.mask);
-        kept.exp_avg_lr = select(vec4(0.0), kept.exp_avg_lr, at.mask);
-    }
     let group = lane / GROUP_WORDS;
     let word = lane % GROUP_WORDS;
-    extremes[group][0][word] = largest_of(bitcast<vec4<u32>>(kept.exp_avg) & MAGNITUDE);
+    extremes[group][0][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE);
     if STATES > 1u {
-        extremes[group][1][word] = largest_of(bitcast<vec4<u32>>(kept.exp_avg_sq));
-        extremes[group][3][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(kept.exp_avg_sq));
+        extremes[group][1][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_sq));
+        extremes[group][SMALLEST][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_sq));
     }
     if STATES > 2u {
-        extremes[group][2][word] = largest_of(bitcast<vec4<u32>>(kept.exp_avg_lr));
-        extremes[group][4][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(kept.exp_avg_lr));
+        extremes[group][2][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_lr));
+        extremes[group][SMALLEST + 1u][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_lr));
     }
     if word == 0u {
         scales_before[group] = before;
@@ -188,12 +181,12 @@ fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Ra
     if STATES > 2u {
         scales |= scale_of_state[group][2];
     }
-    set_codes_at(at, 0u, encode_signed(kept.exp_avg, signed_scale(scales), random.exp_avg));
+    set_codes_at(at, 0u, encode_signed(stepped.exp_avg, signed_scale(scales), random.exp_avg));
     if STATES > 1u {
-        set_codes_at(at, 1u, encode_unsigned(kept.exp_avg_sq, unsigned_scale(scales, 1u), random.exp_avg_sq));
+        set_codes_at(at, 1u, encode_unsigned(stepped.exp_avg_sq, unsigned_scale(scales, 1u), random.exp_avg_sq));
     }
     if STATES > 2u {
-        set_codes_at(at, 2u, encode_unsigned(kept.exp_avg_lr, unsigned_scale(scales, 2u), random.exp_avg_lr));
+        set_codes_at(at, 2u, encode_unsigned(stepped.exp_avg_lr, unsigned_scale(scales, 2u), random.exp_avg_lr));
     }
     if word == 0u {
         set_state_1(place_of_scales(at), scales);
