@@ -1,4 +1,4 @@
-// Sums of squares of gradients, one a chunk, for the global norm and to find what is not finite. Squares of f32 do not fit into
+// Sums of squares of gradients, for the global norm and to find what is not finite. Squares of f32 do not fit into
 // f32, so a sum has an exponent of its own: sum * 2^(2 exponent).
 
 struct Partial {

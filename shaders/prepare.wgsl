@@ -17,6 +17,8 @@ struct Group {
     one_minus_powers: array<array<f32, 32>, 3>,
 }
 
+const NO_GROUP = 0xffffffffu;
+
 struct Row {
     group: u32,
     activity: u32,
@@ -137,8 +139,7 @@ fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
     return result;
 }
 
-fn coefficients_of(row: Row, t: u32) -> Coefficients {
-    let group = row.group;
+fn coefficients_of(group: u32, t: u32) -> Coefficients {
     var c: Coefficients;
     c.gradient_scale = groups[group].sign * gradient_multiplier;
     c.coupled_decay = groups[group].coupled_decay;
@@ -181,6 +182,9 @@ fn prepare(@builtin(local_invocation_index) lane: u32) {
         decide();
     }
     workgroupBarrier();
+    // Most parameters of a group have taken equally many steps: what was found for the last one often holds.
+    var known: Coefficients;
+    var group_of_known = NO_GROUP;
     for (var i = lane; i < arrayLength(&rows); i += LANES) {
         let row = rows[i];
         if row.activity != ACTIVE {
@@ -190,7 +194,11 @@ fn prepare(@builtin(local_invocation_index) lane: u32) {
         } else {
             let t = step_counts[i] + 1u;
             step_counts[i] = t;
-            prepared[i] = coefficients_of(row, t);
+            if row.group != group_of_known || t != known.step {
+                known = coefficients_of(row.group, t);
+                group_of_known = row.group;
+            }
+            prepared[i] = known;
         }
     }
 }

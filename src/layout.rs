@@ -123,7 +123,7 @@ pub struct Chunk {
     pub state: u32,
 }
 
-/// A chunk's sum of squared gradients, `sum * 2^(2 exponent)`; WGSL `Partial`.
+/// A workgroup's sum of squared gradients, `sum * 2^(2 exponent)`; WGSL `Partial`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Partial {

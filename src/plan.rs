@@ -20,6 +20,10 @@ pub const WORD_BYTES: u64 = 4;
 /// Bytes of the widest access.
 const WIDEST_ACCESS_BYTES: u64 = 16;
 
+/// Partial sums that one workgroup adds up to the gradients' norm: enough workgroups to fill a GPU in the pass before, and a wait
+/// of a few microseconds for the one.
+const MOST_PARTIALS: u64 = 4096;
+
 /// What the device allows.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanLimits {
@@ -62,10 +66,10 @@ impl PlanLimits {
     }
 }
 
-/// The grid of a dispatch over `chunks` workgroups: two dimensions where one is too short. The product may be a little larger.
-pub fn grid(chunks: u32, workgroups_per_dimension: u32) -> (u32, u32) {
-    let rows = chunks.div_ceil(workgroups_per_dimension).max(1);
-    (chunks.div_ceil(rows), rows)
+/// The grid of a dispatch of so many workgroups: two dimensions where one is too short. The product may be a little larger.
+pub fn grid(workgroups: u32, workgroups_per_dimension: u32) -> (u32, u32) {
+    let rows = workgroups.div_ceil(workgroups_per_dimension).max(1);
+    (workgroups.div_ceil(rows), rows)
 }
 
 /// A run of a tensor's chunks whose blocks of state lie one after the other in one page.
@@ -530,8 +534,7 @@ impl Plan {
         };
         let formats = || pieces.iter().map(|piece| tensor_of(piece).format().bits());
         let first_format = tensor_of(&pieces[0]).format().bits();
-        // Partial sums are bound at the same entries, and are the smaller of the two.
-        let entries_per_alignment = (limits.offset_alignment / size_of::<Partial>() as u64) as u32;
+        let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
         let first_chunk = self
             .launches
             .last()
@@ -578,6 +581,21 @@ impl Plan {
         for (segment, piece) in self.segments.iter_mut().zip(&self.pieces) {
             segment.coefficients = row(piece.tensor as usize);
         }
+    }
+
+    /// Which partial sums of the gradients' norm each launch has, one a workgroup; bindings start at multiples of `alignment`
+    /// bytes. Besides what that takes, they are no more than [`MOST_PARTIALS`] and one a launch.
+    pub fn partials(&self, alignment: u64) -> Vec<Range<u64>> {
+        let chunks: u64 = self.launches.iter().map(|launch| u64::from(launch.chunks)).sum();
+        let chunks_per_partial = chunks.div_ceil(MOST_PARTIALS).max(1);
+        let mut next = 0_u64;
+        let mut partials = Vec::with_capacity(self.launches.len());
+        for launch in &self.launches {
+            let first = next.next_multiple_of((alignment / size_of::<Partial>() as u64).max(1));
+            next = first + u64::from(launch.chunks).div_ceil(chunks_per_partial);
+            partials.push(first..next);
+        }
+        partials
     }
 
     /// Whether the chunk table of `other` serves this plan too.

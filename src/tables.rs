@@ -1,5 +1,7 @@
 //! A plan on the device: its tables, and the bind groups of its launches.
 
+use std::ops::Range;
+
 use crate::arena::Arena;
 use crate::control::{DeviceSteps, NormBindings, Part};
 use crate::error::EncodeError;
@@ -8,6 +10,8 @@ use crate::pipeline::{Bindings, Pipelines};
 use crate::plan::{Launch, Plan, Window, grid};
 use crate::ring::{Lease, Ring};
 use crate::scope::{Refusal, catch};
+
+const PARTIAL_BYTES: u64 = size_of::<Partial>() as u64;
 
 /// The plan of a step and everything it needs on the device.
 #[derive(Debug)]
@@ -30,8 +34,10 @@ pub struct Tables {
 /// What a step that the device prepares binds besides.
 #[derive(Debug)]
 struct Preparation {
-    /// A partial sum for each entry of the chunk table; those between launches stay zero.
+    /// Partial sums of the norm; those between launches stay zero.
     partials: wgpu::Buffer,
+    /// Which of them each launch writes.
+    of_launches: Vec<Range<u64>>,
     norms: Vec<wgpu::BindGroup>,
     prepare: Option<wgpu::BindGroup>,
     /// Generations of the rings, and of the segments' ring, that the bind groups name.
@@ -139,33 +145,33 @@ impl Tables {
         let mut preparation = match self.preparation.take() {
             Some(preparation) => preparation,
             None => {
-                let entries = self.chunks.size() / size_of::<Chunk>() as u64;
+                let alignment = at.device.limits().min_storage_buffer_offset_alignment;
+                let of_launches = self.plan.partials(alignment.into());
+                let entries = of_launches.last().map_or(1, |last| last.end);
                 let partials = catch(at.device, || {
                     at.device.create_buffer(&wgpu::BufferDescriptor {
                         label: Some("adamod.partials"),
-                        size: entries * size_of::<Partial>() as u64,
+                        size: entries * PARTIAL_BYTES,
                         usage: wgpu::BufferUsages::STORAGE,
                         mapped_at_creation: false,
                     })
                 })?;
-                Preparation { partials, norms: Vec::new(), prepare: None, bound: None }
+                Preparation { partials, of_launches, norms: Vec::new(), prepare: None, bound: None }
             }
         };
         let generations = (steps.ring_generations(), self.segments.generation());
         if preparation.bound != Some(generations) {
             preparation.norms.clear();
             if steps.uses_norm() {
-                for launch in &self.plan.launches {
-                    let partial_bytes = size_of::<Partial>() as u64;
-                    let (first, count) = (u64::from(launch.first_chunk), u64::from(launch.chunks));
+                for (launch, partials) in self.plan.launches.iter().zip(&preparation.of_launches) {
                     let bindings = NormBindings {
                         segments: self.segments.binding(),
                         chunks: self.chunks_of(launch),
                         gradients: self.window(&launch.gradients),
                         partials: binding(
                             &preparation.partials,
-                            first * partial_bytes,
-                            count * partial_bytes,
+                            partials.start * PARTIAL_BYTES,
+                            (partials.end - partials.start) * PARTIAL_BYTES,
                         ),
                     };
                     preparation.norms.push(steps.bind_norm(at.device, launch, bindings)?);
@@ -189,8 +195,9 @@ impl Tables {
     ) {
         let (Some(preparation), Some(segments)) = (&self.preparation, &self.segments_slot) else { return };
         if part != Part::AfterNorm {
-            for (launch, bind_group) in self.plan.launches.iter().zip(&preparation.norms) {
-                let grid = grid(launch.chunks, workgroups_per_dimension);
+            let launches = self.plan.launches.iter().zip(&preparation.of_launches);
+            for ((launch, partials), bind_group) in launches.zip(&preparation.norms) {
+                let grid = grid((partials.end - partials.start) as u32, workgroups_per_dimension);
                 steps.record_norm(pass, launch, bind_group, segments, grid);
             }
         }
