@@ -291,6 +291,37 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
 }
 
 #[test]
+fn partial_sums_are_few_however_many_chunks_there_are() {
+    let (extents, _) = allocate(&[(F32_STATE, 10)], &limits(1 << 20, 1 << 20));
+    let location = |buffer| Location { buffer, offset: 0, dtype: DType::F32 };
+    let tensor = Tensor {
+        values: location(0),
+        gradients: location(1),
+        copies: None,
+        extents: &extents[0],
+        layout: F32_STATE,
+        key: [0; 2],
+    };
+    let plan = Plan::new(&[tensor], &[40, 40], AfterUse::Keep, &limits(1 << 20, 1 << 20));
+    for chunks in [&[1][..], &[1, 300, 4000], &[4096], &[4097], &[1, 8_000_000, 70_000]] {
+        let launches: Vec<_> =
+            chunks.iter().map(|&chunks| Launch { chunks, ..plan.launches[0].clone() }).collect();
+        let partials = Plan { launches, ..plan.clone() }.partials(256);
+        let mut last_end = 0;
+        for (partials, &chunks) in partials.iter().zip(chunks) {
+            let count = partials.end - partials.start;
+            assert!(partials.start >= last_end && (8 * partials.start).is_multiple_of(256));
+            assert!((1..=u64::from(chunks)).contains(&count));
+            last_end = partials.end;
+        }
+        let count: u64 = partials.iter().map(|partials| partials.end - partials.start).sum();
+        assert!(count <= MOST_PARTIALS + chunks.len() as u64, "{chunks:?}: {count}");
+        let all: u64 = chunks.iter().copied().map(u64::from).sum();
+        assert!(count >= all.min(MOST_PARTIALS / 2), "{chunks:?}: {count}");
+    }
+}
+
+#[test]
 fn grids_reach_every_chunk_with_less_than_a_row_to_spare() {
     for chunks in [1, 2, 65_535, 65_536, 65_537, 131_070, 1_000_003] {
         let (x, y) = grid(chunks, 65_535);
