@@ -36,6 +36,22 @@ fn added(one: Partial, other: Partial) -> Partial {
 
 const ZERO = Partial(0.0, LEAST_EXPONENT);
 
+// A sum of many numbers one after the other would lose their last digits: some are added up at first.
+struct LongSum {
+    total: Partial,
+    some: Partial,
+    count: u32,
+}
+
+// To be called after each number that was added to `some`.
+fn counted(sum: LongSum) -> LongSum {
+    let count = sum.count + 1u;
+    if count % 64u == 0u {
+        return LongSum(added(sum.total, sum.some), ZERO, count);
+    }
+    return LongSum(sum.total, sum.some, count);
+}
+
 const MOST_LANES = 256u;
 var<workgroup> of_lane: array<Partial, MOST_LANES>;
 

@@ -69,20 +69,13 @@ override FORMULA: u32 = 0u;
 var<workgroup> is_skipped: u32;
 var<workgroup> gradient_multiplier: f32;
 
-// Sums of 64 at first: a sum of many numbers one after the other would lose their last digits.
 fn sum_of_partials(lane: u32) -> Partial {
-    var total = ZERO;
-    var some = ZERO;
-    var count = 0u;
+    var sum = LongSum(ZERO, ZERO, 0u);
     for (var i = lane; i < arrayLength(&partials); i += LANES) {
-        some = added(some, partials[i]);
-        count += 1u;
-        if count % 64u == 0u {
-            total = added(total, some);
-            some = ZERO;
-        }
+        sum.some = added(sum.some, partials[i]);
+        sum = counted(sum);
     }
-    return added_over_lanes(lane, added(total, some));
+    return added_over_lanes(lane, added(sum.total, sum.some));
 }
 
 // The root of a sum, divided by the loss scale. In two steps: 2^exponent and the quotient may each be past f32.
