@@ -6,6 +6,7 @@ use adamod_burn::Gpu;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::rates::distinct;
 use crate::report::Report;
 
 /// Arguments of every experiment.
@@ -79,20 +80,6 @@ impl Progress {
 }
 
 /// The values, or the default if there are none, in ascending order, each once.
-pub fn distinct(values: &[f64], default: &[f64]) -> Vec<f64> {
-    let mut values = if values.is_empty() { default.to_vec() } else { values.to_vec() };
-    values.sort_by(f64::total_cmp);
-    values.dedup();
-    values
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_are_sorted_and_distinct() {
-        assert_eq!(distinct(&[1.0, 0.1, 1.0], &[7.0]), [0.1, 1.0]);
-        assert_eq!(distinct(&[], &[7.0]), [7.0]);
-    }
+pub fn or_default(values: &[f64], default: &[f64]) -> Vec<f64> {
+    distinct(if values.is_empty() { default } else { values })
 }

@@ -1,6 +1,6 @@
 //! A model and its optimizer: one step after the other.
 
-use adamod::{Diagnostics, LearningRates, Options, Precision};
+use adamod::{Diagnostics, Options, Precision};
 use adamod_burn::{FusedOptimizer, Gpu};
 use anyhow::Context;
 use burn::module::Module;
@@ -8,14 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::method::Method;
-
-/// Learning rates counted over some steps.
-#[derive(Clone, Debug)]
-pub struct Window {
-    /// First and last step, from 1.
-    pub steps: (u64, u64),
-    pub rates: LearningRates,
-}
+use crate::ridges::Window;
 
 /// A model in training.
 pub struct Learner<M> {

@@ -9,13 +9,16 @@ use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 
-use crate::common::{Common, Progress, distinct};
+use crate::common::{Common, Progress, or_default};
 use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
 use crate::learner::Learner;
-use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
+use crate::method::{Method, Schedule, parse_beta};
+use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::plots::{self, Axes, BLUE, GREY, ORANGE, Panel, SCALE, Series};
+use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::statistics::{extent, mean, summary};
+use crate::statistics::{extent, mean};
+use crate::summary::summary;
 use crate::weights;
 
 use network::{DenseNet, Network, ResNet};
@@ -85,23 +88,23 @@ impl Arguments {
     }
 
     fn steps(&self) -> u64 {
-        self.epochs() * digits::steps_per_epoch(self.batch as usize) as u64
+        self.epochs() * steps_per_epoch(self.batch as usize) as u64
     }
 
     fn learning_rates(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.01] } else { &[0.001, 0.01, 0.1] };
-        distinct(&self.learning_rates, default)
+        or_default(&self.learning_rates, default)
     }
 
     fn other_beta3(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.9] } else { &[0.9, 0.99, 0.999, 0.9999] };
-        distinct(&self.other_beta3, default)
+        or_default(&self.other_beta3, default)
     }
 
     /// SGD with momentum, Adam, AdaMod; a tenth of the learning rate after three quarters of the epochs.
     fn methods(&self, learning_rate: f64) -> [Method; 3] {
         const WEIGHT_DECAY: f64 = 5e-4;
-        let milestone = 3 * self.epochs() / 4 * digits::steps_per_epoch(self.batch as usize) as u64;
+        let milestone = 3 * self.epochs() / 4 * steps_per_epoch(self.batch as usize) as u64;
         let method = |name, rule, weight_decay| Method {
             name,
             rule,
@@ -183,10 +186,9 @@ fn train(
     let mut learner = Learner::new(model, method, gpu)?;
     let criterion = CrossEntropyLossConfig::new().init(&device);
     let batch = arguments.batch as usize;
-    let order = digits::minibatches(seed, arguments.epochs() as usize, batch);
-    let steps_per_epoch = digits::steps_per_epoch(batch);
+    let order = minibatches(seed, arguments.epochs() as usize, batch);
     let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), diverged: false };
-    for epoch in order.chunks(steps_per_epoch * batch) {
+    for epoch in order.chunks(steps_per_epoch(batch) * batch) {
         for indices in epoch.chunks(batch) {
             progress.step();
             if !outcome.diverged {
@@ -266,7 +268,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
          beta3 {}",
         sizes.collect::<Vec<_>>().join(", "),
         arguments.epochs(),
-        digits::steps_per_epoch(arguments.batch as usize),
+        steps_per_epoch(arguments.batch as usize),
         arguments.batch,
         arguments.beta3
     ))?;

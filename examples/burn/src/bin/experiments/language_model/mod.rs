@@ -12,12 +12,14 @@ use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
 
-use crate::common::{Common, Progress, distinct};
+use crate::common::{Common, Progress, or_default};
 use crate::learner::Learner;
-use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
+use crate::method::{Method, Schedule, parse_beta};
 use crate::plots::{self, Axes, BLUE, ORANGE, Panel, Series};
+use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::statistics::{mean, summary};
+use crate::statistics::mean;
+use crate::summary::summary;
 use crate::weights;
 
 use network::{LanguageModel, Sequences, Sizes, State};
@@ -92,7 +94,7 @@ impl Arguments {
 
     fn learning_rates(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.003] } else { &[0.003, 0.03] };
-        distinct(&self.learning_rates, default)
+        or_default(&self.learning_rates, default)
     }
 
     fn methods(&self, learning_rate: f64) -> [Method; 2] {

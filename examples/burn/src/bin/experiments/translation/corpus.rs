@@ -7,7 +7,8 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::{SliceRandom, index};
 
-use crate::numbers;
+use crate::english_numbers::{END, english};
+use crate::german_numbers::german;
 
 /// All runs share one corpus and one split, whatever their seed.
 const SPLIT_SEED: u64 = 0;
@@ -28,17 +29,13 @@ pub struct Corpus {
 impl Corpus {
     /// So many different numbers in German and in English.
     pub fn number_words(count: usize, test: usize) -> anyhow::Result<Self> {
-        ensure!(
-            count <= numbers::END as usize,
-            "there are number words for {} numbers, not {count}",
-            numbers::END
-        );
+        ensure!(count <= END as usize, "there are number words for {} numbers, not {count}", END);
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(SPLIT_SEED);
-        let drawn = index::sample(&mut rng, numbers::END as usize, count);
+        let drawn = index::sample(&mut rng, END as usize, count);
         let pairs = drawn
             .into_iter()
             .map(|number| number as u32)
-            .map(|number| Pair { source: numbers::german(number), target: numbers::english(number) });
+            .map(|number| Pair { source: german(number), target: english(number) });
         Self::split(pairs.collect(), test)
     }
 

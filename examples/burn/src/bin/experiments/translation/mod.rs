@@ -16,12 +16,15 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 
-use crate::common::{Common, Progress, distinct};
-use crate::learner::{Learner, Window};
-use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
-use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, Ridges, SCALE, Series};
+use crate::common::{Common, Progress, or_default};
+use crate::learner::Learner;
+use crate::method::{Method, Schedule, parse_beta};
+use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, SCALE, Series};
+use crate::rates::{distinct, parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::statistics::{mean, smooth, summary};
+use crate::ridges::{Ridges, Window};
+use crate::statistics::mean;
+use crate::summary::{smooth, summary};
 use crate::weights;
 
 use crate::tokenizer::{END, Tokenizer};
@@ -120,14 +123,14 @@ impl Arguments {
     /// In ascending order, each once.
     fn learning_rates(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.03] } else { &[0.01, 0.03] };
-        distinct(&self.learning_rates, default)
+        or_default(&self.learning_rates, default)
     }
 
     /// In ascending order, each once; the main one is among them.
     fn all_beta3(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.9] } else { &[0.9, 0.99, 0.9999] };
-        let others = distinct(&self.other_beta3, default);
-        distinct(&[&others[..], &[self.beta3]].concat(), &[])
+        let others = or_default(&self.other_beta3, default);
+        distinct(&[&others[..], &[self.beta3]].concat())
     }
 
     /// Adam without warmup, Adam with it, AdaMod without.
