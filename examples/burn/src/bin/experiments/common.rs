@@ -83,3 +83,10 @@ impl Progress {
 pub fn or_default(values: &[f64], default: &[f64]) -> Vec<f64> {
     distinct(if values.is_empty() { default } else { values })
 }
+
+/// The one device of all tests: Burn lets each be opened once.
+#[cfg(test)]
+pub fn test_gpu() -> &'static Gpu {
+    static GPU: std::sync::OnceLock<Gpu> = std::sync::OnceLock::new();
+    GPU.get_or_init(|| Gpu::open(burn::tensor::DeviceKind::DefaultDevice).expect("a wgpu adapter"))
+}
