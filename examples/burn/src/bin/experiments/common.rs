@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use adamod_burn::Gpu;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::rates::distinct;
 use crate::report::Report;
@@ -45,37 +44,6 @@ impl Common {
             adapter.driver_info
         ))?;
         Ok(report)
-    }
-}
-
-/// A bar of all steps of all runs.
-pub struct Progress {
-    bar: ProgressBar,
-}
-
-impl Progress {
-    pub fn new(steps: u64) -> Self {
-        let template = "{wide_bar} {percent:>3} %  {eta:>4} left  {msg}";
-        let style = ProgressStyle::with_template(template).expect("a template that is constant");
-        Self { bar: ProgressBar::new(steps).with_style(style) }
-    }
-
-    /// Says what runs now.
-    pub fn tell(&self, text: String) {
-        self.bar.set_message(text);
-    }
-
-    pub fn step(&self) {
-        self.bar.inc(1);
-    }
-
-    /// Steps that a run will not take.
-    pub fn skip(&self, steps: u64) {
-        self.bar.inc(steps);
-    }
-
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
     }
 }
 

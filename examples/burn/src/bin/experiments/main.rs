@@ -26,6 +26,7 @@ mod rates;
 mod report;
 #[path = "../../../../common/ridges.rs"]
 mod ridges;
+mod runs;
 #[path = "../../../../common/statistics.rs"]
 mod statistics;
 mod summary;

@@ -2,6 +2,8 @@
 
 use adamod::{Hyperparameters, Rule, schedule};
 
+use crate::rates::rate_name;
+
 /// How the learning rate changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Schedule {
@@ -32,6 +34,16 @@ impl Method {
             Schedule::Constant => schedule::constant(rate, step),
             Schedule::Warmup(steps) => schedule::linear_warmup(rate, 0.0, *steps, step),
             Schedule::StepDecay(milestones) => schedule::step_decay(rate, milestones, 0.1, step),
+        }
+    }
+
+    /// Its name and what distinguishes it from others of the name.
+    pub fn description(&self) -> String {
+        let Hyperparameters { learning_rate, betas: [.., beta3], .. } = self.hyperparameters;
+        let alpha = rate_name(learning_rate);
+        match self.rule {
+            Rule::AdaMod => format!("{}, alpha {alpha}, beta3 {beta3}", self.name),
+            _ => format!("{}, alpha {alpha}", self.name),
         }
     }
 

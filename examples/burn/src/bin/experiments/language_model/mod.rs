@@ -3,6 +3,7 @@
 mod network;
 mod text;
 
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
 use adamod::{Hyperparameters, Rule};
@@ -12,14 +13,14 @@ use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
 
-use crate::common::{Common, Progress, or_default};
+use crate::common::{Common, or_default};
 use crate::learner::Learner;
 use crate::method::{Method, Schedule, parse_beta};
 use crate::plots::{self, Axes, BLUE, ORANGE, Panel, Series};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
+use crate::runs::{Cell, Runs};
 use crate::statistics::mean;
-use crate::summary::summary;
 use crate::weights;
 
 use network::{LanguageModel, Sequences, Sizes, State};
@@ -169,6 +170,18 @@ struct Outcome {
     diverged: bool,
 }
 
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match (self.diverged, self.test.last(), self.training.last()) {
+            (false, Some(test), Some(training)) => {
+                let loss = training.ln();
+                write!(f, "perplexity {test:.3} in test, {training:.3} in training, training loss {loss:.3}")
+            }
+            _ => f.write_str("diverged"),
+        }
+    }
+}
+
 /// Trains from weights that the seed decides; the text has one order.
 fn train(
     gpu: &Gpu,
@@ -176,7 +189,7 @@ fn train(
     method: &Method,
     seed: u64,
     arguments: &Arguments,
-    progress: &Progress,
+    runs: &Runs,
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
     let model = weights::draw(LanguageModel::new(&task.sizes, &device), seed);
@@ -201,10 +214,10 @@ fn train(
             loss
         })?;
         state = next;
-        progress.step();
+        runs.step();
         losses.push(f64::from(loss));
         if !loss.is_finite() {
-            progress.skip(arguments.steps() - step);
+            runs.skip(arguments.steps() - step);
             outcome.diverged = true;
             return Ok(outcome);
         }
@@ -216,21 +229,9 @@ fn train(
     Ok(outcome)
 }
 
-/// All runs of a method.
-struct Cell {
-    method: Method,
-    /// One a seed.
-    outcomes: Vec<Outcome>,
-}
-
-impl Cell {
+impl Cell<Outcome> {
     fn text(&self, of: fn(&Outcome) -> &Vec<f64>) -> String {
-        let finished = self.outcomes.iter().filter(|outcome| !outcome.diverged);
-        let last: Vec<_> = finished.filter_map(|outcome| of(outcome).last().copied()).collect();
-        match self.outcomes.len() - last.len() {
-            0 => summary(&last, 3),
-            diverged => format!("{}, {diverged} diverged", summary(&last, 3)),
-        }
+        self.summary(3, |outcome| of(outcome).last().copied().filter(|_| !outcome.diverged))
     }
 }
 
@@ -263,21 +264,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         arguments.beta3
     ))?;
 
-    let progress = Progress::new(2 * rates.len() as u64 * seeds * arguments.steps());
-    let cell = |method: &Method| -> anyhow::Result<Cell> {
-        let mut outcomes = Vec::new();
-        for seed in 0..seeds {
-            let rate = rate_name(method.hyperparameters.learning_rate);
-            progress.tell(format!("{}, alpha {rate}, seed {seed}", method.name));
-            outcomes.push(train(&gpu, &task, method, seed, arguments, &progress)?);
-        }
-        Ok(Cell { method: method.clone(), outcomes })
+    let runs = Runs::new(2 * rates.len(), seeds, arguments.steps());
+    let cell = |method: &Method| {
+        runs.of(&method.description(), method, |seed| train(&gpu, &task, method, seed, arguments, &runs))
     };
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
-    progress.finish();
+    runs.finish();
     report_perplexity(&mut report, arguments, &grid)?;
     if let Some(least) = text.least_perplexity {
         report.say(format!("No model can have a test perplexity below {least:.3} on average."))?;
@@ -286,11 +281,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Table 5 and Figure 7 at every learning rate.
-fn report_perplexity(report: &mut Report, arguments: &Arguments, grid: &[Vec<Cell>]) -> anyhow::Result<()> {
+fn report_perplexity(
+    report: &mut Report,
+    arguments: &Arguments,
+    grid: &[Vec<Cell<Outcome>>],
+) -> anyhow::Result<()> {
     type Of = fn(&Outcome) -> &Vec<f64>;
     let kinds: [(&str, Of); 2] =
         [("test", |outcome| &outcome.test), ("training", |outcome| &outcome.training)];
-    let name = |cell: &Cell| format!("α = {}", rate_name(cell.method.hyperparameters.learning_rate));
+    let name = |cell: &Cell<Outcome>| format!("α = {}", rate_name(cell.method.hyperparameters.learning_rate));
     for (kind, of) in kinds {
         report.say(Table {
             title: format!("Perplexity in {kind}: median (mean ± standard deviation)"),

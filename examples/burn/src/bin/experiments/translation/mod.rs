@@ -4,6 +4,7 @@ mod bleu;
 mod corpus;
 mod network;
 
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
 use adamod::{Hyperparameters, LearningRates, Rule, WeightDecay};
@@ -16,13 +17,14 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 
-use crate::common::{Common, Progress, or_default};
+use crate::common::{Common, or_default};
 use crate::learner::Learner;
 use crate::method::{Method, Schedule, parse_beta};
 use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, SCALE, Series};
 use crate::rates::{distinct, parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::ridges::{Ridges, Window};
+use crate::runs::{Cell, Runs};
 use crate::statistics::mean;
 use crate::summary::{smooth, summary};
 use crate::weights;
@@ -232,6 +234,15 @@ impl Outcome {
     }
 }
 
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self.bleu {
+            Some(bleu) => write!(f, "BLEU {bleu:.1}, training loss {:.3}", self.final_loss()),
+            None => write!(f, "diverged at step {}", self.losses.len()),
+        }
+    }
+}
+
 /// Trains from weights and with minibatches that the seed decides.
 fn train(
     gpu: &Gpu,
@@ -240,7 +251,7 @@ fn train(
     seed: u64,
     arguments: &Arguments,
     counts: bool,
-    progress: &Progress,
+    runs: &Runs,
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
     // Dropout draws on the device.
@@ -260,9 +271,9 @@ fn train(
         let examples = order.split_off(order.len() - arguments.batch as usize);
         let batch = Batch::new(&examples, &device);
         losses.push(learner.step(|translator| translator.loss(&batch, &criterion))?);
-        progress.step();
+        runs.step();
         if losses.last().is_some_and(|loss| !loss.is_finite()) {
-            progress.skip(arguments.steps() - losses.len() as u64);
+            runs.skip(arguments.steps() - losses.len() as u64);
             return Ok(Outcome { losses, bleu: None, windows: learner.into_windows()? });
         }
     }
@@ -314,50 +325,34 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let sweep: Vec<Method> = others
         .map(|beta3| arguments.methods(middle)[2].with(|hyperparameters| hyperparameters.betas[2] = beta3))
         .collect();
-    let runs = (3 * rates.len() + sweep.len()) as u64 * seeds;
-    let progress = Progress::new(runs * arguments.steps());
-    let cell = |method: &Method| -> anyhow::Result<Cell> {
-        let mut outcomes = Vec::new();
-        for seed in 0..seeds {
-            let rate = method.hyperparameters.learning_rate;
-            progress.tell(format!("{}, alpha {}, seed {seed}", method.name, rate_name(rate)));
-            let counts = seed == 0 && rate == middle;
-            outcomes.push(train(&gpu, &task, method, seed, arguments, counts, &progress)?);
-        }
-        Ok(Cell { method: method.clone(), outcomes })
+    let runs = Runs::new(3 * rates.len() + sweep.len(), seeds, arguments.steps());
+    let cell = |method: &Method| {
+        let counts = |seed| seed == 0 && method.hyperparameters.learning_rate == middle;
+        runs.of(&method.description(), method, |seed| {
+            train(&gpu, &task, method, seed, arguments, counts(seed), &runs)
+        })
     };
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(&cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
     let mut sweep = sweep.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
-    progress.finish();
+    runs.finish();
 
     report_grid(&mut report, &rates, &grid)?;
     let cells = &grid[rates.len() / 2];
     report_rates(&mut report, cells, middle)?;
     sweep.push(Cell { method: cells[2].method.clone(), outcomes: Vec::new() });
     sweep.sort_by(|a, b| a.method.hyperparameters.betas[2].total_cmp(&b.method.hyperparameters.betas[2]));
-    let sweep: Vec<&Cell> =
+    let sweep: Vec<&Cell<Outcome>> =
         sweep.iter().map(|cell| if cell.outcomes.is_empty() { &cells[2] } else { cell }).collect();
     report_beta3(&mut report, &sweep, &cells[0], middle)?;
     report.finish()
 }
 
-/// All runs of a method.
-struct Cell {
-    method: Method,
-    /// One a seed.
-    outcomes: Vec<Outcome>,
-}
-
-impl Cell {
+impl Cell<Outcome> {
     fn bleu(&self) -> String {
-        let scores: Vec<_> = self.outcomes.iter().filter_map(|outcome| outcome.bleu).collect();
-        match self.outcomes.len() - scores.len() {
-            0 => summary(&scores, 1),
-            diverged => format!("{}, {diverged} diverged", summary(&scores, 1)),
-        }
+        self.summary(1, |outcome| outcome.bleu)
     }
 
     fn final_loss(&self) -> String {
@@ -383,9 +378,9 @@ fn loss_axes() -> Axes {
 }
 
 /// Table 2, and Figures 1a and 2a at every learning rate.
-fn report_grid(report: &mut Report, rates: &[f64], grid: &[Vec<Cell>]) -> anyhow::Result<()> {
+fn report_grid(report: &mut Report, rates: &[f64], grid: &[Vec<Cell<Outcome>>]) -> anyhow::Result<()> {
     let columns: Vec<_> = rates.iter().map(|rate| format!("α = {}", rate_name(*rate))).collect();
-    let table = |title: &str, text: fn(&Cell) -> String| Table {
+    let table = |title: &str, text: fn(&Cell<Outcome>) -> String| Table {
         title: title.into(),
         columns: columns.clone(),
         rows: (0..grid[0].len())
@@ -410,10 +405,10 @@ fn report_grid(report: &mut Report, rates: &[f64], grid: &[Vec<Cell>]) -> anyhow
 }
 
 /// Figures 1b, 1c and 3, and how many rates are extreme.
-fn report_rates(report: &mut Report, cells: &[Cell], rate: f64) -> anyhow::Result<()> {
+fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyhow::Result<()> {
     /// The edge of a bin just above the paper's 10,000.
     const EXTREME: f64 = 16_384.0;
-    let windows = |cell: &Cell| cell.outcomes[0].windows.clone();
+    let windows = |cell: &Cell<Outcome>| cell.outcomes[0].windows.clone();
     let extreme = |window: &Window| {
         let bins = |counts: &[u64]| {
             let above = (0..counts.len()).filter(|&bin| LearningRates::lower_edge(bin) >= EXTREME);
@@ -448,8 +443,13 @@ fn report_rates(report: &mut Report, cells: &[Cell], rate: f64) -> anyhow::Resul
 }
 
 /// Figure 9.
-fn report_beta3(report: &mut Report, sweep: &[&Cell], adam: &Cell, rate: f64) -> anyhow::Result<()> {
-    let beta3 = |cell: &Cell| cell.method.hyperparameters.betas[2];
+fn report_beta3(
+    report: &mut Report,
+    sweep: &[&Cell<Outcome>],
+    adam: &Cell<Outcome>,
+    rate: f64,
+) -> anyhow::Result<()> {
+    let beta3 = |cell: &Cell<Outcome>| cell.method.hyperparameters.betas[2];
     report.say(Table {
         title: format!("AdaMod without warmup at α = {} with different beta3", rate_name(rate)),
         columns: sweep.iter().map(|cell| format!("beta3 = {}", beta3(cell))).collect(),
