@@ -43,6 +43,8 @@ pub struct Axes {
     pub y: &'static str,
     /// Distance on the x axis between two values of a series; the first lies there too.
     pub x_step: f64,
+    /// Where the last value of a whole series lies, should a step lead beyond.
+    pub x_end: f64,
     pub logarithmic: bool,
     /// Least and greatest y that are drawn; otherwise what the values need.
     pub y_range: Option<Range<f64>>,
@@ -50,6 +52,13 @@ pub struct Axes {
 
 fn drawing(error: Box<dyn Error>) -> anyhow::Error {
     anyhow!("the picture cannot be drawn: {error}")
+}
+
+impl Axes {
+    /// Where the values of a series lie.
+    fn x(&self, index: usize) -> f64 {
+        (self.x_step * (index + 1) as f64).min(self.x_end)
+    }
 }
 
 /// Curves, a panel beside the other.
@@ -66,7 +75,7 @@ fn draw_curves(path: &Path, title: &str, axes: &Axes, panels: &[Panel]) -> Drawn
     let root = picture(path, (420 * panels.len().max(1) as u32 + 40, 430), title)?;
     let runs = || panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.runs);
     let longest = runs().map(Vec::len).max().unwrap_or(0);
-    let x_range = axes.x_step..(axes.x_step * longest.max(2) as f64);
+    let x_range = axes.x(0)..axes.x(longest.saturating_sub(1)).max(axes.x(0) + 1.0);
     let finite = runs().flatten().copied().filter(|value| value.is_finite());
     for (area, panel) in root.split_evenly((1, panels.len().max(1))).iter().zip(panels) {
         if axes.logarithmic {
@@ -119,7 +128,7 @@ where
                 let values: Vec<f64> =
                     runs.iter().map(|run| run[i].clamp(y_range.start, y_range.end)).collect();
                 let (least, greatest) = extent(values.iter().copied());
-                (axes.x_step * (i + 1) as f64, least, mean(&values), greatest)
+                (axes.x(i), least, mean(&values), greatest)
             })
             .collect();
         if runs.len() > 1 {
@@ -141,7 +150,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("curves.svg");
         for logarithmic in [false, true] {
-            let axes = Axes { x: "step", y: "loss", x_step: 10.0, logarithmic, y_range: None };
+            let axes = Axes { x: "step", y: "loss", x_step: 10.0, x_end: 25.0, logarithmic, y_range: None };
+            assert_eq!([0, 1, 2].map(|index| axes.x(index)), [10.0, 20.0, 25.0]);
             let series = |runs: &[&[f64]]| Series {
                 name: "Adam".into(),
                 color: BLUE,

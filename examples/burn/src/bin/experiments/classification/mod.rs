@@ -326,7 +326,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn axes(y: &'static str, lowest: f64) -> Axes {
-    Axes { x: "epoch", y, x_step: 1.0, logarithmic: false, y_range: Some(lowest..100.5) }
+    Axes {
+        x: "epoch",
+        y,
+        x_step: 1.0,
+        x_end: f64::INFINITY,
+        logarithmic: false,
+        y_range: Some(lowest..100.5),
+    }
 }
 
 /// The form of Tables 3 and 4, and of Figures 4 and 5.

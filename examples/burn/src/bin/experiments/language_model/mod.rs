@@ -311,8 +311,8 @@ fn report_perplexity(
                 Panel { title: name(&cells[0]), series: series.collect() }
             })
             .collect();
-        let x_step = arguments.interval() as f64;
-        let axes = Axes { x: "step", y: "perplexity", x_step, logarithmic: true, y_range: None };
+        let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
+        let axes = Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None };
         let title = format!("Perplexity of the LSTM in {kind}");
         plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes, &panels)?;
     }
