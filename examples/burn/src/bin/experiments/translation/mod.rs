@@ -360,8 +360,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let middle = rates[rates.len() / 2];
     let seeds = arguments.common.seeds();
     report.say(format!(
-        "{} training, {} validation and {} test pairs, {} tokens; Transformer of {}+{} layers, width {}, {} parameters; {} seed(s), {} steps of {} \
-         sentences, warmup {} steps, beta3 {}",
+        "{} training, {} validation and {} test pairs, {} tokens; Transformer of {}+{} layers, width {}, {} parameters; \
+         {} seed(s), {} steps of {} sentences, warmup {} steps, beta3 {}",
         task.training.len(),
         task.validation.len(),
         task.test.len(),
