@@ -26,6 +26,26 @@ impl<O> Cell<O> {
     }
 }
 
+/// A run under way.
+pub struct Run<'a> {
+    pub method: &'a Method,
+    /// Decides the initial weights and the minibatches.
+    pub seed: u64,
+    bar: &'a ProgressBar,
+}
+
+impl Run<'_> {
+    /// Counts a step.
+    pub fn step(&self) {
+        self.bar.inc(1);
+    }
+
+    /// Steps that the run will not take.
+    pub fn skip(&self, steps: u64) {
+        self.bar.inc(steps);
+    }
+}
+
 /// Shows a bar of all steps of all runs, or, where there is no terminal, a line a run.
 pub struct Runs {
     bar: ProgressBar,
@@ -49,14 +69,14 @@ impl Runs {
         &self,
         name: &str,
         method: &Method,
-        run: impl Fn(u64) -> anyhow::Result<O>,
+        train: impl Fn(&Run<'_>) -> anyhow::Result<O>,
     ) -> anyhow::Result<Cell<O>> {
         let mut outcomes = Vec::new();
         for seed in 0..self.seeds {
             let start = Instant::now();
             let name = format!("{name}, seed {seed}");
             self.bar.set_message(name.clone());
-            let outcome = run(seed)?;
+            let outcome = train(&Run { method, seed, bar: &self.bar })?;
             self.finished.update(|finished| finished + 1);
             // No bar where the output is no terminal.
             if self.bar.is_hidden() {
@@ -66,16 +86,6 @@ impl Runs {
             outcomes.push(outcome);
         }
         Ok(Cell { method: method.clone(), outcomes })
-    }
-
-    /// Counts a step of the run under way.
-    pub fn step(&self) {
-        self.bar.inc(1);
-    }
-
-    /// Steps that the run under way will not take.
-    pub fn skip(&self, steps: u64) {
-        self.bar.inc(steps);
     }
 
     pub fn finish(&self) {
@@ -99,12 +109,12 @@ mod tests {
             schedule: Schedule::Constant,
         };
         let runs = Runs::new(1, 3, 1);
-        let cell = runs.of("Adam", &method, |seed| Ok(seed as f64)).unwrap();
+        let cell = runs.of("Adam", &method, |run| Ok(run.seed as f64)).unwrap();
         runs.finish();
         assert_eq!(cell.outcomes, [0.0, 1.0, 2.0]);
         assert_eq!(cell.summary(1, |value| Some(*value)), "1.0 (1.0 ± 0.8)");
         assert_eq!(cell.summary(1, |value| (*value > 0.5).then_some(*value)), "1.5 (1.5 ± 0.5), 1 diverged");
-        let lost = |seed| if seed < 1 { Ok(0.0) } else { Err(anyhow::anyhow!("lost")) };
+        let lost = |run: &Run<'_>| if run.seed < 1 { Ok(0.0) } else { Err(anyhow::anyhow!("lost")) };
         assert!(runs.of("Adam", &method, lost).is_err());
     }
 }

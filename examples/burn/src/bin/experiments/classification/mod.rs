@@ -19,7 +19,7 @@ use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::plots::{self, Axes, BLUE, GREY, ORANGE, Panel, SCALE, Series};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::runs::{Cell, Runs};
+use crate::runs::{Cell, Run, Runs};
 use crate::statistics::{extent, mean};
 use crate::summary::summary;
 use crate::weights;
@@ -193,10 +193,8 @@ fn train(
     gpu: &Gpu,
     digits: &Digits,
     architecture: Architecture,
-    method: &Method,
-    seed: u64,
     arguments: &Arguments,
-    runs: &Runs,
+    run: &Run<'_>,
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device();
     let indices = |count: usize| (0..count as u32).collect::<Vec<_>>();
@@ -205,15 +203,15 @@ fn train(
     let unseen = Batch::new(&digits.test, &indices(TEST_IMAGES), &device);
 
     let device = device.autodiff();
-    let model = weights::draw(architecture.build(&device), seed);
-    let mut learner = Learner::new(model, method, gpu)?;
+    let model = weights::draw(architecture.build(&device), run.seed);
+    let mut learner = Learner::new(model, run.method, gpu)?;
     let criterion = CrossEntropyLossConfig::new().init(&device);
     let batch = arguments.batch as usize;
-    let order = minibatches(seed, arguments.epochs() as usize, batch);
+    let order = minibatches(run.seed, arguments.epochs() as usize, batch);
     let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), loss: 0.0 };
     for epoch in order.chunks(steps_per_epoch(batch) * batch) {
         for indices in epoch.chunks(batch) {
-            runs.step();
+            run.step();
             if !outcome.diverged() {
                 let batch = Batch::new(&digits.training, indices, &device);
                 outcome.loss = learner.step(|network| batch.loss(network, &criterion))?;
@@ -294,7 +292,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runs = Runs::new(methods, seeds, arguments.steps());
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
-        runs.of(&name, method, |seed| train(&gpu, &digits, architecture, method, seed, arguments, &runs))
+        runs.of(&name, method, |run| train(&gpu, &digits, architecture, arguments, run))
     };
     let mut grids = Vec::new();
     for &architecture in &arguments.networks {

@@ -19,7 +19,7 @@ use crate::method::{Method, Schedule, parse_beta};
 use crate::plots::{self, Axes, BLUE, ORANGE, Panel, Series};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::runs::{Cell, Runs};
+use crate::runs::{Cell, Run, Runs};
 use crate::statistics::mean;
 use crate::weights;
 
@@ -183,21 +183,14 @@ impl Display for Outcome {
 }
 
 /// Trains from weights that the seed decides; the text has one order.
-fn train(
-    gpu: &Gpu,
-    task: &Task,
-    method: &Method,
-    seed: u64,
-    arguments: &Arguments,
-    runs: &Runs,
-) -> anyhow::Result<Outcome> {
+fn train(gpu: &Gpu, task: &Task, arguments: &Arguments, run: &Run<'_>) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
-    let model = weights::draw(LanguageModel::new(&task.sizes, &device), seed);
-    let mut learner = Learner::new(model, method, gpu)?;
+    let model = weights::draw(LanguageModel::new(&task.sizes, &device), run.seed);
+    let mut learner = Learner::new(model, run.method, gpu)?;
     let criterion = network::criterion(&device);
     let windows = task.training.windows(task.window);
     // Every seed begins elsewhere in the text.
-    let first = seed as usize * windows / arguments.common.seeds() as usize;
+    let first = run.seed as usize * windows / arguments.common.seeds() as usize;
     let mut state = State::default();
     let mut losses = Vec::new();
     let mut outcome = Outcome::default();
@@ -214,10 +207,10 @@ fn train(
             loss
         })?;
         state = next;
-        runs.step();
+        run.step();
         losses.push(f64::from(loss));
         if !loss.is_finite() {
-            runs.skip(arguments.steps() - step);
+            run.skip(arguments.steps() - step);
             outcome.diverged = true;
             return Ok(outcome);
         }
@@ -265,9 +258,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ))?;
 
     let runs = Runs::new(2 * rates.len(), seeds, arguments.steps());
-    let cell = |method: &Method| {
-        runs.of(&method.description(), method, |seed| train(&gpu, &task, method, seed, arguments, &runs))
-    };
+    let cell =
+        |method: &Method| runs.of(&method.description(), method, |run| train(&gpu, &task, arguments, run));
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);

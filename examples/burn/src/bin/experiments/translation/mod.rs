@@ -25,7 +25,7 @@ use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, SCALE, Series};
 use crate::rates::{distinct, parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::ridges::{Ridges, Window};
-use crate::runs::{Cell, Runs};
+use crate::runs::{Cell, Run, Runs};
 use crate::statistics::mean;
 use crate::summary::{smooth, summary};
 use crate::weights;
@@ -281,20 +281,21 @@ impl Display for Outcome {
 fn train(
     gpu: &Gpu,
     task: &Task,
-    method: &Method,
-    seed: u64,
     arguments: &Arguments,
     counts: bool,
-    runs: &Runs,
+    run: &Run<'_>,
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
     // Dropout draws on the device.
-    device.seed(seed);
-    let model = weights::draw(Translator::new(&task.sizes, &device), seed);
-    let mut learner =
-        if counts { Learner::counting(model, method, gpu)? } else { Learner::new(model, method, gpu)? };
+    device.seed(run.seed);
+    let model = weights::draw(Translator::new(&task.sizes, &device), run.seed);
+    let mut learner = if counts {
+        Learner::counting(model, run.method, gpu)?
+    } else {
+        Learner::new(model, run.method, gpu)?
+    };
     let criterion = network::criterion(&device);
-    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(run.seed);
     let mut order = Vec::new();
     let mut outcome = Outcome { losses: Vec::new(), validation: Vec::new(), bleu: None, windows: Vec::new() };
     for step in 1..=arguments.steps() {
@@ -305,9 +306,9 @@ fn train(
         let batch = Batch::new(&examples, &device);
         let loss = learner.step(|translator| translator.loss(&batch, &criterion))?;
         outcome.losses.push(loss);
-        runs.step();
+        run.step();
         if !loss.is_finite() {
-            runs.skip(arguments.steps() - step);
+            run.skip(arguments.steps() - step);
             outcome.windows = learner.into_windows()?;
             return Ok(outcome);
         }
@@ -383,9 +384,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .collect();
     let runs = Runs::new(3 * rates.len() + sweep.len(), seeds, arguments.steps());
     let cell = |method: &Method| {
-        let counts = |seed| seed == 0 && method.hyperparameters.learning_rate == middle;
-        runs.of(&method.description(), method, |seed| {
-            train(&gpu, &task, method, seed, arguments, counts(seed), &runs)
+        let at_middle = method.hyperparameters.learning_rate == middle;
+        runs.of(&method.description(), method, |run| {
+            train(&gpu, &task, arguments, at_middle && run.seed == 0, run)
         })
     };
     let mut grid = Vec::new();
