@@ -45,6 +45,7 @@ pub struct Axes {
     pub x_step: f64,
     /// Where the last value of a whole series lies, should a step lead beyond.
     pub x_end: f64,
+    /// Whether y is, where values span a decade.
     pub logarithmic: bool,
     /// Least and greatest y that are drawn; otherwise what the values need.
     pub y_range: Option<Range<f64>>,
@@ -78,10 +79,10 @@ fn draw_curves(path: &Path, title: &str, axes: &Axes, panels: &[Panel]) -> Drawn
     let x_range = axes.x(0)..axes.x(longest.saturating_sub(1)).max(axes.x(0) + 1.0);
     let finite = runs().flatten().copied().filter(|value| value.is_finite());
     for (area, panel) in root.split_evenly((1, panels.len().max(1))).iter().zip(panels) {
-        if axes.logarithmic {
-            let (low, high) = extent(finite.clone().filter(|value| *value > 0.0));
-            let y_range = if low <= high { low / 1.3..high * 1.3 } else { 0.1..1.0 };
-            let y_range = axes.y_range.clone().unwrap_or(y_range);
+        let (low, high) = extent(finite.clone().filter(|value| *value > 0.0));
+        // Labels of a log axis are powers of ten: within a decade there would be one or none.
+        if axes.logarithmic && high >= 10.0 * low {
+            let y_range = axes.y_range.clone().unwrap_or(low / 1.3..high * 1.3);
             draw_panel(area, axes, panel, x_range.clone(), y_range.clone().log_scale(), y_range)?;
         } else {
             let (low, high) = extent(finite.clone());
@@ -157,7 +158,7 @@ mod tests {
                 color: BLUE,
                 runs: runs.iter().map(|run| run.to_vec()).collect(),
             };
-            let runs: [&[&[f64]]; 4] = [&[&[3.0, 2.0, 1.0], &[3.0, f64::NAN]], &[&[1.0]], &[&[]], &[]];
+            let runs: [&[&[f64]]; 4] = [&[&[30.0, 2.0, 1.0], &[3.0, f64::NAN]], &[&[1.0]], &[&[]], &[]];
             let panels = runs.map(|runs| Panel { title: "α".into(), series: vec![series(runs)] });
             curves(&path, "Loss", &axes, &panels).unwrap();
             assert!(std::fs::read_to_string(&path).unwrap().contains("Adam"));

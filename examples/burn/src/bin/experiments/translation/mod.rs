@@ -199,7 +199,9 @@ impl Task {
             (Some(source), Some(target)) => Corpus::read(source, target, held_out)?,
             _ => Corpus::number_words(arguments.sentences, held_out)?,
         };
-        let text = corpus.training.iter().flat_map(|pair| [pair.source.as_str(), pair.target.as_str()]);
+        // With the validation pairs: how many they are changes no token.
+        let known = corpus.training.iter().chain(&corpus.validation);
+        let text = known.flat_map(|pair| [pair.source.as_str(), pair.target.as_str()]);
         let tokenizer = Tokenizer::train(text, arguments.merges);
         let longest = arguments.longest as usize;
         let examples = |pairs: &[Pair]| -> Vec<(Example, String)> {
