@@ -1,13 +1,29 @@
 //! Trains a small network on handwritten digits, wholly on the GPU, with AdaMod, Adam and SGD at several learning rates: the
 //! paper's Figure 6 in small, and its Figures 1 and 3. See the README next to this file.
 
-mod data;
+#[path = "../common/axis_labels.rs"]
+mod axis_labels;
+#[cfg(test)]
+#[path = "../common/command_line.rs"]
+mod command_line;
+#[path = "../common/digits.rs"]
+mod digits;
 mod gpu;
 #[cfg(test)]
 mod gradient_check;
+#[path = "../common/minibatches.rs"]
+mod minibatches;
 mod network;
+#[path = "../common/picture.rs"]
+mod picture;
 mod plots;
+#[path = "../common/rates.rs"]
+mod rates;
 mod report;
+#[path = "../common/ridges.rs"]
+mod ridges;
+#[path = "../common/statistics.rs"]
+mod statistics;
 mod train;
 
 use std::error::Error;
@@ -19,9 +35,10 @@ use adamod::{HyperparameterError, Rule};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use data::{Digits, TRAINING_IMAGES};
+use digits::{Digits, TRAINING_IMAGES};
 use gpu::Gpu;
-use report::{Cell, Grid, Row, rate_name, rule_name};
+use rates::{distinct, parse_rate, rate_name};
+use report::{Cell, Grid, Row, rule_name};
 use train::{Run, Trainer};
 
 const RULES: [Rule; 3] = [Rule::AdaMod, Rule::Adam, Rule::Sgd];
@@ -37,7 +54,7 @@ const QUICK_SEEDS: u64 = 1;
 #[derive(Parser)]
 struct Arguments {
     /// Learning rates alpha, comma-separated; the default is the paper's
-    #[arg(long, value_delimiter = ',', default_value = "0.001,0.01,0.1", value_parser = learning_rate)]
+    #[arg(long, value_delimiter = ',', default_value = "0.001,0.01,0.1", value_parser = parse_rate)]
     learning_rates: Vec<f64>,
 
     /// Passes over the training set in a run [default: 60, with --quick 5]
@@ -77,24 +94,8 @@ impl Arguments {
         self.seeds.unwrap_or(default)
     }
 
-    /// The learning rates in ascending order, each once.
-    fn learning_rates(&self) -> Vec<f64> {
-        let mut rates = self.learning_rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates.dedup();
-        rates
-    }
-
     fn run(&self, rule: Rule, learning_rate: f64, seed: u64) -> Run {
         Run { rule, learning_rate, beta3: self.beta3, seed }
-    }
-}
-
-/// A learning rate that has a place on a log axis.
-fn learning_rate(text: &str) -> Result<f64, String> {
-    match text.trim().parse() {
-        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
-        _ => Err("needed is a number above 0".into()),
     }
 }
 
@@ -137,10 +138,8 @@ fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
 /// Refuses before the first run what the library would refuse in the middle of the grid.
 fn validate(arguments: &Arguments) -> Result<(), HyperparameterError> {
-    arguments
-        .learning_rates()
-        .into_iter()
-        .try_for_each(|rate| arguments.run(Rule::AdaMod, rate, 0).hyperparameters().validate())
+    (arguments.learning_rates.iter())
+        .try_for_each(|&rate| arguments.run(Rule::AdaMod, rate, 0).hyperparameters().validate())
 }
 
 /// Draws the grid, and the learning rates of two runs more; returns the files.
@@ -157,7 +156,7 @@ fn draw(trainer: &Trainer<'_>, grid: &Grid, arguments: &Arguments) -> Result<[Pa
 
 /// Every rule at every learning rate from every seed. Runs of one seed start from the same weights and see the same minibatches.
 fn train_grid(trainer: &Trainer<'_>, arguments: &Arguments) -> Result<Grid, Box<dyn Error>> {
-    let rates = arguments.learning_rates();
+    let rates = distinct(&arguments.learning_rates);
     let runs = (RULES.len() * rates.len()) as u64 * arguments.seeds();
     let bar = ProgressBar::new(runs * arguments.epochs())
         .with_style(ProgressStyle::with_template("{wide_bar} {percent:>3} %  {eta:>4} left  {msg}")?);
@@ -182,33 +181,17 @@ fn train_grid(trainer: &Trainer<'_>, arguments: &Arguments) -> Result<Grid, Box<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn arguments_are_consistent() {
-        Arguments::command().debug_assert();
-    }
 
     #[test]
     fn bad_arguments_are_refused() {
-        for bad in [
+        command_line::assert_refused::<Arguments>(&[
             "--learning-rates=",
-            "--learning-rates=0",
             "--learning-rates=0.1,nan",
-            "--learning-rates=-1",
             "--epochs=0",
             "--seeds=0",
             "--batch=0",
             "--batch=1438",
             "--beta3=x",
-        ] {
-            assert!(Arguments::try_parse_from(["digits", bad]).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn learning_rates_are_sorted_and_distinct() {
-        let arguments = Arguments::try_parse_from(["digits", "--learning-rates=1,0.1,1,0.01"]).unwrap();
-        assert_eq!(arguments.learning_rates(), [0.01, 0.1, 1.0]);
+        ]);
     }
 }

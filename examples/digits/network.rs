@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand_distr::{Distribution, Normal};
 
-use crate::data::{CLASSES, PIXELS};
+use crate::digits::{CLASSES, PIXELS};
 use crate::gpu::{Gpu, Kernel, Launch, whole, workgroups};
 
 /// Widths from the pixels to the logits; the layers between them are followed by ReLU.

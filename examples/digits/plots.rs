@@ -4,28 +4,24 @@ use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use adamod::{BINS, LearningRates, Rule};
-use plotters::coord::Shift;
+use adamod::Rule;
 use plotters::coord::combinators::LogCoord;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::{Envelope, Grid, Row, deviation, extent, mean, rate_name, rule_name};
-use crate::train::Window;
+use crate::axis_labels::plain;
+use crate::picture::{Area, LABEL_PIXELS, PANEL_TITLE_PIXELS, draw_legend, draw_line, font, picture, styled};
+use crate::rates::rate_name;
+use crate::report::{Envelope, Grid, Row, rule_name};
+use crate::ridges::{self, Ridges, Window};
+use crate::statistics::{deviation, extent, mean};
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type LossChart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, LogCoord<f64>>>;
 type Drawn = Result<(), Box<dyn Error>>;
 
-const FONT: &str = "sans-serif";
-const TITLE_PIXELS: i32 = 22;
-const PANEL_TITLE_PIXELS: i32 = 18;
-const LABEL_PIXELS: i32 = 14;
 /// Width left for a legend beside a chart.
 const LEGEND_PIXELS: i32 = 170;
-const INK: RGBColor = RGBColor(45, 45, 55);
-const FAINT: RGBColor = RGBColor(225, 225, 230);
 /// Dark to light for small to large learning rates (the "plasma" map without its lightest part).
 const RATE_COLORS: [RGBColor; 5] = [
     RGBColor(35, 20, 135),
@@ -46,17 +42,6 @@ fn rule_color(rule: Rule) -> RGBColor {
 /// The color of one of `count` learning rates: the map is spread over all of them.
 fn rate_color(index: usize, count: usize) -> RGBColor {
     RATE_COLORS[index * (RATE_COLORS.len() - 1) / count.saturating_sub(1).max(1)]
-}
-
-fn font(pixels: i32) -> TextStyle<'static> {
-    (FONT, pixels).into_font().color(&INK)
-}
-
-/// Opens a white picture with a title; returns the area below the title.
-fn picture<'a>(path: &'a Path, size: (u32, u32), title: &str) -> Result<Area<'a>, Box<dyn Error>> {
-    let root = SVGBackend::new(path, size).into_drawing_area();
-    root.fill(&WHITE)?;
-    Ok(root.margin(12, 8, 12, 16).titled(title, font(TITLE_PIXELS))?)
 }
 
 /// A range around all values for a log axis, a little wider than they are.
@@ -94,12 +79,7 @@ fn draw_losses(area: &Area<'_>, grid: &Grid, row: &Row, y_range: Range<f64>) -> 
         .x_label_area_size(42)
         .y_label_area_size(66)
         .build_cartesian_2d(1.0..(epochs as f64).max(2.0), y_range.log_scale())?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(FAINT)
-        .axis_style(INK)
-        .label_style(font(LABEL_PIXELS))
+    styled(&mut chart.configure_mesh())
         .x_labels(epochs.min(7))
         .y_labels(7)
         .x_label_formatter(&|epoch| format!("{epoch:.0}"))
@@ -113,14 +93,7 @@ fn draw_losses(area: &Area<'_>, grid: &Grid, row: &Row, y_range: Range<f64>) -> 
         let name = format!("α = {}", rate_name(*rate));
         draw_curve(&mut chart, &cell.loss_curve(grid.steps_per_epoch), cell.diverged() > 0, name, color)?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .label_font(font(LABEL_PIXELS))
-        .background_style(WHITE.mix(0.85))
-        .border_style(FAINT)
-        .draw()?;
-    Ok(())
+    draw_legend(&mut chart)
 }
 
 /// Draws the losses of one cell; where a run diverged, a cross ends the line.
@@ -145,10 +118,7 @@ fn draw_curve(
     // A run that diverged in its first epoch has no line: its cross is in the upper left corner.
     let end = line.last().copied().unwrap_or((1.0, chart.y_range().end));
     let name = if diverged { format!("{name}, diverged") } else { name };
-    chart
-        .draw_series(LineSeries::new(line, color.stroke_width(2)))?
-        .label(name)
-        .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
+    draw_line(chart, line, &name, color)?;
     chart.draw_series(diverged.then(|| Cross::new(end, 6, color.stroke_width(3))))?;
     Ok(())
 }
@@ -168,12 +138,7 @@ pub fn accuracy(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
             .x_label_area_size(46)
             .y_label_area_size(60)
             .build_cartesian_2d(x_range.log_scale(), lowest..100.5)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(FAINT)
-            .axis_style(INK)
-            .label_style(font(LABEL_PIXELS))
+        styled(&mut chart.configure_mesh())
             .x_label_formatter(&|rate| plain(*rate))
             .y_label_formatter(&|accuracy| format!("{accuracy:.0} %"))
             .x_desc("learning rate α")
@@ -222,133 +187,12 @@ pub fn learning_rates(
     folder: &Path,
 ) -> Result<PathBuf, Box<dyn Error>> {
     let path = folder.join("learning_rates.svg");
-    {
-        let title = format!("Learning rates of the single weights over time, α = {}", rate_name(alpha));
-        let root = picture(&path, (1200, 620), &title)?;
-        let bins = occupied_bins(adam.iter().chain(adamod));
-        let tallest = extent(adam.iter().chain(adamod).flat_map(|window| {
-            let histograms = [&window.rates.eta, &window.rates.bounded];
-            histograms.into_iter().flat_map(frequencies)
-        }))
-        .1;
-        let (left, right) = root.split_horizontally(root.dim_in_pixel().0 / 2);
-        for (area, rule, windows) in [(left, Rule::Adam, adam), (right, Rule::AdaMod, adamod)] {
-            draw_ridges(&area, rule, windows, bins.clone(), tallest)?;
-        }
-        root.present()?;
-    }
+    let title = format!("Learning rates of the single weights over time, α = {}", rate_name(alpha));
+    let panel = |title: &str, rule, windows| Ridges { title: title.into(), color: rule_color(rule), windows };
+    let panels =
+        [panel("Adam: η", Rule::Adam, adam), panel("AdaMod: filled min(η, s), line η", Rule::AdaMod, adamod)];
+    ridges::draw(&path, &title, &panels)?;
     Ok(path)
-}
-
-/// Bins with more than a trace of the rates of some window, and one empty bin at either side.
-fn occupied_bins<'a>(windows: impl Iterator<Item = &'a Window>) -> Range<usize> {
-    const TRACE: f64 = 1e-4;
-    let histograms = windows.flat_map(|window| [&window.rates.eta, &window.rates.bounded]);
-    let occupied = histograms.flat_map(|counts| {
-        (frequencies(counts).into_iter().enumerate())
-            .filter(|(_, frequency)| *frequency > TRACE)
-            .map(|(bin, _)| bin as f64)
-    });
-    match extent(occupied) {
-        (low, high) if low <= high => (low as usize).saturating_sub(1)..(high as usize + 2).min(BINS),
-        _ => 0..BINS,
-    }
-}
-
-/// Counts as parts of their sum.
-fn frequencies(counts: &[u64; BINS]) -> [f64; BINS] {
-    let sum = counts.iter().sum::<u64>().max(1) as f64;
-    counts.map(|count| count as f64 / sum)
-}
-
-fn draw_ridges(area: &Area<'_>, rule: Rule, windows: &[Window], bins: Range<usize>, tallest: f64) -> Drawn {
-    /// Height of the tallest ridge of the picture, in distances between ridges.
-    const TALLEST_HEIGHT: f64 = 1.6;
-    let color = rule_color(rule);
-    let center = |bin: usize| LearningRates::lower_edge(bin) * std::f64::consts::SQRT_2;
-    let x_range = LearningRates::lower_edge(bins.start)..LearningRates::lower_edge(bins.end);
-    let caption = match rule {
-        Rule::AdaMod => "AdaMod: filled min(η, s), line η",
-        _ => "Adam: η",
-    };
-    let mut chart = ChartBuilder::on(area)
-        .caption(caption, font(PANEL_TITLE_PIXELS))
-        .margin(6)
-        .margin_left(16)
-        .x_label_area_size(46)
-        .y_label_area_size(96)
-        .right_y_label_area_size(20)
-        .build_cartesian_2d(x_range.clone().log_scale(), -0.3..windows.len() as f64 - 0.9 + TALLEST_HEIGHT)?;
-    chart
-        .configure_mesh()
-        .disable_y_mesh()
-        .disable_y_axis()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(FAINT)
-        .axis_style(INK)
-        .label_style(font(LABEL_PIXELS))
-        .x_label_formatter(&|rate| power_of_ten(*rate))
-        .x_desc("learning rate of a weight")
-        .draw()?;
-
-    // From the back, the first steps at the top, to the front.
-    for (index, window) in windows.iter().enumerate() {
-        let base = (windows.len() - 1 - index) as f64;
-        let ridge = |counts: &[u64; BINS]| -> Vec<_> {
-            let frequency = frequencies(counts);
-            bins.clone().map(|bin| (center(bin), base + TALLEST_HEIGHT * frequency[bin] / tallest)).collect()
-        };
-        let used = ridge(&window.rates.bounded);
-        let mut filled = used.clone();
-        filled.extend([(x_range.end, base), (x_range.start, base)]);
-        // A veil of white lets the ridge behind be seen, but fainter.
-        for fill in [WHITE.mix(0.5), color.mix(0.45)] {
-            chart.draw_series([Polygon::new(filled.clone(), fill)])?;
-        }
-        chart.draw_series([PathElement::new(used, color.stroke_width(2))])?;
-        if window.rates.clipped > 0 {
-            let unbounded = ridge(&window.rates.eta);
-            chart.draw_series([PathElement::new(unbounded, INK.mix(0.55).stroke_width(1))])?;
-        }
-        let style = font(LABEL_PIXELS).pos(Pos::new(HPos::Right, VPos::Center));
-        chart
-            .draw_series([EmptyElement::at((x_range.start, base))
-                + Text::new(steps_label(window.steps), (-8, 0), style)])?;
-    }
-    Ok(())
-}
-
-fn steps_label((first, last): (u64, u64)) -> String {
-    if first == last { format!("step {first}") } else { format!("{first} – {last}") }
-}
-
-/// A number as people write it, without trailing zeros.
-fn plain(value: f64) -> String {
-    if (1e-3..1e4).contains(&value) {
-        // Axis values carry rounding errors of a logarithm.
-        format!("{}", (value * 1e6).round() / 1e6)
-    } else {
-        power_of_ten(value)
-    }
-}
-
-/// Axis values are whole powers of ten or small multiples of them.
-fn power_of_ten(value: f64) -> String {
-    const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
-    let text = format!("{value:.0e}");
-    let Some((mantissa, exponent)) = text.split_once('e') else {
-        return text;
-    };
-    let exponent: String = (exponent.chars())
-        .map(|c| match c.to_digit(10) {
-            Some(digit) => DIGITS[digit as usize],
-            None => '⁻',
-        })
-        .collect();
-    match mantissa {
-        "1" => format!("10{exponent}"),
-        _ => format!("{mantissa}·10{exponent}"),
-    }
 }
 
 #[cfg(test)]
@@ -356,15 +200,6 @@ mod tests {
     use super::*;
     use crate::report::Cell;
     use crate::train::Outcome;
-
-    #[test]
-    fn axis_labels_are_readable() {
-        assert_eq!(plain(0.01), "0.01");
-        assert_eq!(plain(0.1 + 1e-12), "0.1");
-        assert_eq!(plain(10.0), "10");
-        assert_eq!(plain(1e-5), "10⁻⁵");
-        assert_eq!(power_of_ten(2e12), "2·10¹²");
-    }
 
     #[test]
     fn a_grid_in_which_all_runs_diverge_at_once_is_drawn() {

@@ -4,7 +4,9 @@ use std::fmt;
 
 use adamod::Rule;
 
-use crate::data::CLASSES;
+use crate::digits::CLASSES;
+use crate::rates::rate_name;
+use crate::statistics::{deviation, extent, mean};
 use crate::train::Outcome;
 
 /// The name a rule has in tables and pictures.
@@ -14,11 +16,6 @@ pub fn rule_name(rule: Rule) -> &'static str {
         Rule::Adam => "Adam",
         Rule::Sgd => "SGD, momentum 0.9",
     }
-}
-
-/// A learning rate as tables and pictures have it: 0.001, 1e-7.
-pub fn rate_name(rate: f64) -> String {
-    if (1e-4..1e4).contains(&rate) { format!("{rate}") } else { format!("{rate:e}") }
 }
 
 /// All runs: a row a rule, a cell a learning rate.
@@ -94,25 +91,6 @@ impl Row {
         let (least, greatest) = extent(means);
         greatest - least
     }
-}
-
-/// Arithmetic mean; NaN of nothing.
-pub fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// Standard deviation of the values themselves, 0 for a single one.
-pub fn deviation(values: &[f64]) -> f64 {
-    let center = mean(values);
-    let squares: Vec<_> = values.iter().map(|value| (value - center).powi(2)).collect();
-    mean(&squares).sqrt()
-}
-
-/// Least and greatest value.
-pub fn extent(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
-    values
-        .into_iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
 }
 
 impl fmt::Display for Grid {
@@ -192,20 +170,6 @@ mod tests {
             ],
             steps_per_epoch: 2,
         }
-    }
-
-    #[test]
-    fn learning_rates_are_short() {
-        assert_eq!([1e-3, 0.02, 10.0].map(rate_name), ["0.001", "0.02", "10"]);
-        assert_eq!([1e-7, 2.5e20].map(rate_name), ["1e-7", "2.5e20"]);
-    }
-
-    #[test]
-    fn mean_and_deviation_are_those_of_the_values() {
-        assert_eq!(mean(&[1.0, 2.0, 6.0]), 3.0);
-        assert_eq!(deviation(&[1.0, 5.0]), 2.0);
-        assert_eq!(deviation(&[0.7]), 0.0);
-        assert_eq!(extent([3.0, -1.0, 2.0]), (-1.0, 3.0));
     }
 
     #[test]

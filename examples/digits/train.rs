@@ -5,13 +5,14 @@ use std::ops::RangeInclusive;
 
 use adamod::wgpu;
 use adamod::{
-    Diagnostics, GroupId, Hyperparameters, LearningRates, Optimizer, Options, Parameter, Rule, View, Views,
-    schedule,
+    Diagnostics, GroupId, Hyperparameters, Optimizer, Options, Parameter, Rule, View, Views, schedule,
 };
 
-use crate::data::{CLASSES, Digits, PIXELS, TEST_IMAGES, minibatches, steps_per_epoch};
+use crate::digits::{CLASSES, Digits, PIXELS, TEST_IMAGES};
 use crate::gpu::{Gpu, Launch, whole, workgroups};
+use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::network::{Backward, Forward, Network, WIDTHS};
+use crate::ridges::Window;
 
 /// The paper divides the learning rate by 10 after 150 of 200 epochs.
 const DECAY_AFTER: f64 = 0.75;
@@ -46,13 +47,6 @@ pub struct Outcome {
     pub losses: Vec<f32>,
     /// Part of the test images that were recognised; `None` if a loss was not finite.
     pub accuracy: Option<f64>,
-}
-
-/// Learning rates of the steps since the window before.
-pub struct Window {
-    /// First and last step, from 1.
-    pub steps: (u64, u64),
-    pub rates: LearningRates,
 }
 
 /// A run under way.

@@ -3,11 +3,14 @@
 //! which equals them bit by bit. Results are in `docs/state-quality.md`.
 
 mod comparison;
-#[path = "../digits/data.rs"]
-#[cfg_attr(not(test), expect(dead_code, reason = "minibatches are drawn by other means here"))]
+#[path = "../common/digits.rs"]
 mod digits;
+#[path = "../common/english_numbers.rs"]
+mod english_numbers;
 mod network;
 mod optimizers;
+#[path = "../common/picture.rs"]
+mod picture;
 mod plots;
 mod report;
 mod statistics;

@@ -6,20 +6,14 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use crate::comparison::{Course, Snapshot};
+use crate::picture::{PANEL_TITLE_PIXELS, draw_legend, draw_line, font, picture, styled};
 use crate::statistics::Band;
 
-const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(45, 45, 55);
-const FAINT: RGBColor = RGBColor(225, 225, 230);
 /// Ratios beyond are drawn at the edge.
 const FARTHEST: f64 = 2.0;
 
 fn color(index: usize) -> RGBColor {
     [RGBColor(110, 110, 120), RGBColor(0, 114, 178), RGBColor(213, 94, 0)][index % 3]
-}
-
-fn font(pixels: i32) -> TextStyle<'static> {
-    (FONT, pixels).into_font().color(&INK)
 }
 
 /// A panel: its title, and a course an optimizer.
@@ -38,9 +32,7 @@ pub fn bands(
     let columns = panels.len().min(3);
     let rows = panels.len().div_ceil(columns);
     let size = (420 * columns as u32, 40 + 300 * rows as u32);
-    let root = SVGBackend::new(path, size).into_drawing_area();
-    root.fill(&WHITE)?;
-    let root = root.titled(title, font(20))?;
+    let root = picture(path, size, title)?;
     for (area, panel) in root.split_evenly((rows, columns)).iter().zip(panels) {
         let snapshots = || panel.courses.iter().flat_map(|course| &course.snapshots);
         let limited = |ratio: f64| if ratio.is_nan() { FARTHEST } else { ratio.clamp(0.0, FARTHEST) };
@@ -49,22 +41,13 @@ pub fn bands(
         let margin = farthest.map(|ratio| (limited(ratio) - 1.0).abs()).fold(0.02, f64::max) * 1.1;
         let end = snapshots().map(|s| s.step).max().unwrap_or(1) as f64;
         let mut chart = ChartBuilder::on(area)
-            .caption(&panel.title, font(16))
+            .caption(&panel.title, font(PANEL_TITLE_PIXELS))
             .margin(6)
             .margin_right(16)
             .x_label_area_size(36)
             .y_label_area_size(54)
             .build_cartesian_2d(0.0..end, 1.0 - margin..1.0 + margin)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(FAINT)
-            .axis_style(INK)
-            .label_style(font(12))
-            .x_labels(5)
-            .y_labels(7)
-            .x_desc("step")
-            .draw()?;
+        styled(&mut chart.configure_mesh()).x_labels(5).y_labels(7).x_desc("step").draw()?;
         for (index, course) in panel.courses.iter().enumerate() {
             let color = color(index);
             let points = |of: fn(Band) -> f64| {
@@ -75,18 +58,9 @@ pub fn bands(
             let mut outline = points(|band| band.high);
             outline.extend(points(|band| band.low).into_iter().rev());
             chart.draw_series([Polygon::new(outline, color.mix(0.2))])?;
-            chart
-                .draw_series(LineSeries::new(points(|band| band.median), color.stroke_width(2)))?
-                .label(course.name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(3)));
+            draw_line(&mut chart, points(|band| band.median), course.name, color)?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .label_font(font(12))
-            .background_style(WHITE.mix(0.8))
-            .border_style(FAINT)
-            .draw()?;
+        draw_legend(&mut chart)?;
     }
     root.present()?;
     Ok(())

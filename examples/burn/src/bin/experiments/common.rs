@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use adamod_burn::Gpu;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::rates::distinct;
 use crate::report::Report;
 
 /// Arguments of every experiment.
@@ -47,52 +47,14 @@ impl Common {
     }
 }
 
-/// A bar of all steps of all runs.
-pub struct Progress {
-    bar: ProgressBar,
-}
-
-impl Progress {
-    pub fn new(steps: u64) -> Self {
-        let template = "{wide_bar} {percent:>3} %  {eta:>4} left  {msg}";
-        let style = ProgressStyle::with_template(template).expect("a template that is constant");
-        Self { bar: ProgressBar::new(steps).with_style(style) }
-    }
-
-    /// Says what runs now.
-    pub fn tell(&self, text: String) {
-        self.bar.set_message(text);
-    }
-
-    pub fn step(&self) {
-        self.bar.inc(1);
-    }
-
-    /// Steps that a run will not take.
-    pub fn skip(&self, steps: u64) {
-        self.bar.inc(steps);
-    }
-
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
 /// The values, or the default if there are none, in ascending order, each once.
-pub fn distinct(values: &[f64], default: &[f64]) -> Vec<f64> {
-    let mut values = if values.is_empty() { default.to_vec() } else { values.to_vec() };
-    values.sort_by(f64::total_cmp);
-    values.dedup();
-    values
+pub fn or_default(values: &[f64], default: &[f64]) -> Vec<f64> {
+    distinct(if values.is_empty() { default } else { values })
 }
 
+/// The one device of all tests: Burn lets each be opened once.
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_are_sorted_and_distinct() {
-        assert_eq!(distinct(&[1.0, 0.1, 1.0], &[7.0]), [0.1, 1.0]);
-        assert_eq!(distinct(&[], &[7.0]), [7.0]);
-    }
+pub fn test_gpu() -> &'static Gpu {
+    static GPU: std::sync::OnceLock<Gpu> = std::sync::OnceLock::new();
+    GPU.get_or_init(|| Gpu::open(burn::tensor::DeviceKind::DefaultDevice).expect("a wgpu adapter"))
 }

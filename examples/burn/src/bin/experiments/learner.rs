@@ -1,6 +1,6 @@
 //! A model and its optimizer: one step after the other.
 
-use adamod::{Diagnostics, LearningRates, Options, Precision};
+use adamod::{Diagnostics, Options, Precision};
 use adamod_burn::{FusedOptimizer, Gpu};
 use anyhow::Context;
 use burn::module::Module;
@@ -8,14 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::method::Method;
-
-/// Learning rates counted over some steps.
-#[derive(Clone, Debug)]
-pub struct Window {
-    /// First and last step, from 1.
-    pub steps: (u64, u64),
-    pub rates: LearningRates,
-}
+use crate::ridges::Window;
 
 /// A model in training.
 pub struct Learner<M> {
@@ -80,5 +73,71 @@ impl<M: Module> Learner<M> {
     pub fn into_windows(mut self) -> anyhow::Result<Vec<Window>> {
         self.close_window()?;
         Ok(self.windows.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use adamod::{Hyperparameters, Rule};
+    use burn::nn::{Linear, LinearConfig};
+
+    use super::*;
+    use crate::common::test_gpu;
+    use crate::method::Schedule;
+    use crate::weights;
+
+    fn method(rule: Rule, beta3: f64) -> Method {
+        let hyperparameters =
+            Hyperparameters { learning_rate: 0.1, betas: [0.9, 0.999, beta3], ..Hyperparameters::default() };
+        Method { name: "", rule, hyperparameters, schedule: Schedule::Constant }
+    }
+
+    /// Losses of some steps.
+    fn losses(method: &Method, seed: u64, counts: bool) -> (Vec<f32>, Vec<Window>) {
+        let gpu = test_gpu();
+        let device = gpu.device().autodiff();
+        let model = weights::draw(LinearConfig::new(4, 3).init(&device), seed);
+        let learner = if counts { Learner::counting } else { Learner::new };
+        let mut learner = learner(model, method, gpu).unwrap();
+        let input = Tensor::<2>::from_floats([[0.5, -1.0, 2.0, 0.25], [1.0, 3.0, -0.5, 0.75]], &device);
+        let loss = |model: &Linear| (model.forward(input.clone()) - 1.0).square().mean();
+        let losses = (0..5).map(|_| learner.step(loss).unwrap()).collect();
+        (losses, learner.into_windows().unwrap())
+    }
+
+    #[test]
+    fn a_seed_decides_a_run() {
+        for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
+            let of = |seed| losses(&method(rule, 0.9), seed, false).0;
+            assert_eq!(of(1), of(1));
+            assert_ne!(of(1), of(2));
+        }
+    }
+
+    #[test]
+    fn all_rules_reduce_the_loss_each_in_its_way() {
+        let last = |rule, beta3| {
+            let losses = losses(&method(rule, beta3), 1, false).0;
+            assert!(losses[4] < losses[0], "{rule:?}: {losses:?}");
+            losses[4]
+        };
+        let (adam, adamod, sgd) = (last(Rule::Adam, 0.9), last(Rule::AdaMod, 0.9), last(Rule::Sgd, 0.9));
+        assert!(adam != adamod && adam != sgd && adamod != sgd);
+        // Without memory the bound is the rate itself.
+        assert!((last(Rule::AdaMod, 0.0) - adam).abs() < 1e-4 * adam.abs());
+    }
+
+    #[test]
+    fn windows_cover_all_steps_and_all_weights() {
+        let (_, windows) = losses(&method(Rule::AdaMod, 0.9), 1, true);
+        let steps: Vec<_> = windows.iter().map(|window| window.steps).collect();
+        assert_eq!(steps, [(1, 1), (2, 3), (4, 5)]);
+        for Window { steps: (first, last), rates } in &windows {
+            // 12 weights and 3 biases.
+            assert_eq!(rates.eta.iter().sum::<u64>(), 15 * (last - first + 1));
+            assert_eq!(rates.bounded.iter().sum::<u64>(), 15 * (last - first + 1));
+        }
+        assert_eq!(windows[0].rates.clipped, 15);
+        assert!(losses(&method(Rule::Adam, 0.9), 1, false).1.is_empty());
     }
 }

@@ -1,17 +1,35 @@
 //! The experiments of the AdaMod paper, small enough for one machine: translation, image classification, language modelling.
 //! docs/experiments.md says what came out.
 
+#[path = "../../../../common/axis_labels.rs"]
+mod axis_labels;
 mod classification;
+#[cfg(test)]
+#[path = "../../../../common/command_line.rs"]
+mod command_line;
 mod common;
-#[path = "../../../../digits/data.rs"]
+#[path = "../../../../common/digits.rs"]
 mod digits;
+#[path = "../../../../common/english_numbers.rs"]
+mod english_numbers;
+mod german_numbers;
 mod language_model;
 mod learner;
 mod method;
-mod numbers;
+#[path = "../../../../common/minibatches.rs"]
+mod minibatches;
+#[path = "../../../../common/picture.rs"]
+mod picture;
 mod plots;
+#[path = "../../../../common/rates.rs"]
+mod rates;
 mod report;
+#[path = "../../../../common/ridges.rs"]
+mod ridges;
+mod runs;
+#[path = "../../../../common/statistics.rs"]
 mod statistics;
+mod summary;
 mod tokenizer;
 mod translation;
 mod weights;
@@ -52,28 +70,18 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn arguments_are_consistent() {
-        Arguments::command().debug_assert();
-    }
 
     #[test]
     fn bad_arguments_are_refused() {
-        for bad in [
+        command_line::assert_refused::<Arguments>(&[
             "translation --source=x",
             "translation --target=x",
-            "translation --learning-rates=0",
             "translation --learning-rates=0.1,nan",
             "translation --beta3=1",
             "translation --steps=0",
             "translation --seeds=0",
             "translation --batch=0",
             "",
-        ] {
-            let words = ["experiments"].into_iter().chain(bad.split_whitespace());
-            assert!(Arguments::try_parse_from(words).is_err(), "{bad}");
-        }
+        ]);
     }
 }

@@ -2,6 +2,8 @@
 
 use adamod::{Hyperparameters, Rule, schedule};
 
+use crate::rates::rate_name;
+
 /// How the learning rate changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Schedule {
@@ -35,24 +37,21 @@ impl Method {
         }
     }
 
+    /// Its name and what distinguishes it from others of the name.
+    pub fn description(&self) -> String {
+        let Hyperparameters { learning_rate, betas: [.., beta3], .. } = self.hyperparameters;
+        let alpha = rate_name(learning_rate);
+        match self.rule {
+            Rule::AdaMod => format!("{}, alpha {alpha}, beta3 {beta3}", self.name),
+            _ => format!("{}, alpha {alpha}", self.name),
+        }
+    }
+
     /// The same with other hyperparameters.
     pub fn with(&self, change: impl FnOnce(&mut Hyperparameters)) -> Self {
         let mut method = self.clone();
         change(&mut method.hyperparameters);
         method
-    }
-}
-
-/// A learning rate as tables and pictures have it: 0.001, 1e-7.
-pub fn rate_name(rate: f64) -> String {
-    if (1e-4..1e4).contains(&rate) { format!("{rate}") } else { format!("{rate:e}") }
-}
-
-/// A learning rate that has a place on a log axis, for the command line.
-pub fn parse_rate(text: &str) -> Result<f64, String> {
-    match text.trim().parse() {
-        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
-        _ => Err("needed is a number above 0".into()),
     }
 }
 
@@ -81,15 +80,8 @@ mod tests {
     }
 
     #[test]
-    fn bad_numbers_are_refused() {
-        assert_eq!(parse_rate("0.1"), Ok(0.1));
-        assert!(["", "0", "-1", "nan", "inf", "x"].iter().all(|text| parse_rate(text).is_err()));
+    fn only_betas_are_taken() {
         assert_eq!(parse_beta("0"), Ok(0.0));
         assert!(["", "1", "-0.1", "nan", "x"].iter().all(|text| parse_beta(text).is_err()));
-    }
-
-    #[test]
-    fn rates_have_short_names() {
-        assert_eq!([1e-3, 0.02, 1e-7].map(rate_name), ["0.001", "0.02", "1e-7"]);
     }
 }

@@ -56,18 +56,25 @@ impl Report {
         Ok(())
     }
 
-    /// Writes one series a column: `step,<name>,<name>` and so on.
-    pub fn write_series(&self, name: &str, series: &[(String, &[f32])]) -> anyhow::Result<()> {
+    /// Writes one series a column: `step,<name>,<name>` and so on. There is a value every `interval` steps; the last of a whole
+    /// series is of the step `end`.
+    pub fn write_series(
+        &self,
+        name: &str,
+        interval: u64,
+        end: u64,
+        series: &[(String, &[f32])],
+    ) -> anyhow::Result<()> {
         let mut text = "step".to_owned();
         for (name, _) in series {
             write!(text, ",{}", name.replace(',', ";"))?;
         }
         let longest = series.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
-        for step in 0..longest {
-            write!(text, "\n{}", step + 1)?;
+        for row in 0..longest {
+            write!(text, "\n{}", (interval * (row as u64 + 1)).min(end))?;
             for (_, values) in series {
                 text.push(',');
-                if let Some(value) = values.get(step) {
+                if let Some(value) = values.get(row) {
                     write!(text, "{value}")?;
                 }
             }
@@ -100,10 +107,12 @@ mod tests {
     fn series_of_different_lengths_share_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let report = Report::create(&folder.path().join("new/deep")).unwrap();
-        report
-            .write_series("loss.csv", &[("a".into(), &[1.0, 2.0][..]), ("b,c".into(), &[0.5][..])])
-            .unwrap();
-        let text = std::fs::read_to_string(report.path("loss.csv")).unwrap();
-        assert_eq!(text, "step,a,b;c\n1,1,0.5\n2,2,\n");
+        let series = [("a".into(), &[1.0, 2.0][..]), ("b,c".into(), &[0.5][..])];
+        let written = |interval, end| {
+            report.write_series("loss.csv", interval, end, &series).unwrap();
+            std::fs::read_to_string(report.path("loss.csv")).unwrap()
+        };
+        assert_eq!(written(1, 2), "step,a,b;c\n1,1,0.5\n2,2,\n");
+        assert_eq!(written(10, 15), "step,a,b;c\n10,1,0.5\n15,2,\n");
     }
 }

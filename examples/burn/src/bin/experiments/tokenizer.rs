@@ -138,11 +138,12 @@ fn merge(pieces: &mut Vec<u32>, pair: Pair, piece: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::numbers;
+    use crate::english_numbers::english;
+    use crate::german_numbers::german;
 
     #[test]
     fn decoding_gives_back_what_was_encoded() {
-        let text: Vec<_> = (0..2000).map(|i| numbers::german(i * 499)).collect();
+        let text: Vec<_> = (0..2000).map(|i| german(i * 499)).collect();
         let tokenizer = Tokenizer::train(text.iter().map(String::as_str), 80);
         for sentence in ["einhunderteins", "fünf und  sechzig", "zwölf", ""] {
             let normal = sentence.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn equal_texts_give_equal_tokenizers() {
-        let text: Vec<_> = (0..500).map(|i| numbers::english(i * 1999)).collect();
+        let text: Vec<_> = (0..500).map(|i| english(i * 1999)).collect();
         let train = || Tokenizer::train(text.iter().map(String::as_str), 60).pieces;
         assert_eq!(train(), train());
     }

@@ -2,6 +2,8 @@
 
 mod network;
 
+use std::fmt::{Display, Formatter};
+
 use adamod::{Hyperparameters, Rule, WeightDecay};
 use adamod_burn::Gpu;
 use burn::module::Module;
@@ -9,13 +11,17 @@ use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 
-use crate::common::{Common, Progress, distinct};
+use crate::common::{Common, or_default};
 use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
 use crate::learner::Learner;
-use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
+use crate::method::{Method, Schedule, parse_beta};
+use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::plots::{self, Axes, BLUE, GREY, ORANGE, Panel, SCALE, Series};
+use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::statistics::{extent, mean, summary};
+use crate::runs::{Cell, Run, Runs};
+use crate::statistics::{extent, mean};
+use crate::summary::summary;
 use crate::weights;
 
 use network::{DenseNet, Network, ResNet};
@@ -85,23 +91,23 @@ impl Arguments {
     }
 
     fn steps(&self) -> u64 {
-        self.epochs() * digits::steps_per_epoch(self.batch as usize) as u64
+        self.epochs() * steps_per_epoch(self.batch as usize) as u64
     }
 
     fn learning_rates(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.01] } else { &[0.001, 0.01, 0.1] };
-        distinct(&self.learning_rates, default)
+        or_default(&self.learning_rates, default)
     }
 
     fn other_beta3(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.9] } else { &[0.9, 0.99, 0.999, 0.9999] };
-        distinct(&self.other_beta3, default)
+        or_default(&self.other_beta3, default)
     }
 
     /// SGD with momentum, Adam, AdaMod; a tenth of the learning rate after three quarters of the epochs.
     fn methods(&self, learning_rate: f64) -> [Method; 3] {
         const WEIGHT_DECAY: f64 = 5e-4;
-        let milestone = 3 * self.epochs() / 4 * digits::steps_per_epoch(self.batch as usize) as u64;
+        let milestone = 3 * self.epochs() / 4 * steps_per_epoch(self.batch as usize) as u64;
         let method = |name, rule, weight_decay| Method {
             name,
             rule,
@@ -157,7 +163,27 @@ impl Batch {
 struct Outcome {
     training: Vec<f64>,
     test: Vec<f64>,
-    diverged: bool,
+    /// Of the last minibatch.
+    loss: f32,
+}
+
+impl Outcome {
+    fn diverged(&self) -> bool {
+        !self.loss.is_finite()
+    }
+}
+
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let last = |accuracies: &[f64]| accuracies.last().copied().unwrap_or(f64::NAN);
+        write!(
+            f,
+            "accuracy {:.2} % in test, {:.2} % in training, training loss {:.3}",
+            last(&self.test),
+            last(&self.training),
+            self.loss
+        )
+    }
 }
 
 const GUESSING: f64 = 100.0 / digits::CLASSES as f64;
@@ -167,10 +193,8 @@ fn train(
     gpu: &Gpu,
     digits: &Digits,
     architecture: Architecture,
-    method: &Method,
-    seed: u64,
     arguments: &Arguments,
-    progress: &Progress,
+    run: &Run<'_>,
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device();
     let indices = |count: usize| (0..count as u32).collect::<Vec<_>>();
@@ -179,45 +203,37 @@ fn train(
     let unseen = Batch::new(&digits.test, &indices(TEST_IMAGES), &device);
 
     let device = device.autodiff();
-    let model = weights::draw(architecture.build(&device), seed);
-    let mut learner = Learner::new(model, method, gpu)?;
+    let model = weights::draw(architecture.build(&device), run.seed);
+    let mut learner = Learner::new(model, run.method, gpu)?;
     let criterion = CrossEntropyLossConfig::new().init(&device);
     let batch = arguments.batch as usize;
-    let order = digits::minibatches(seed, arguments.epochs() as usize, batch);
-    let steps_per_epoch = digits::steps_per_epoch(batch);
-    let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), diverged: false };
-    for epoch in order.chunks(steps_per_epoch * batch) {
+    let order = minibatches(run.seed, arguments.epochs() as usize, batch);
+    let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), loss: 0.0 };
+    for epoch in order.chunks(steps_per_epoch(batch) * batch) {
         for indices in epoch.chunks(batch) {
-            progress.step();
-            if !outcome.diverged {
+            run.step();
+            if !outcome.diverged() {
                 let batch = Batch::new(&digits.training, indices, &device);
-                let loss = learner.step(|network| batch.loss(network, &criterion))?;
-                outcome.diverged = !loss.is_finite();
+                outcome.loss = learner.step(|network| batch.loss(network, &criterion))?;
             }
         }
         let network = learner.model().valid();
-        let accuracy = |batch: &Batch| if outcome.diverged { GUESSING } else { batch.accuracy(&network) };
+        let diverged = outcome.diverged();
+        let accuracy = |batch: &Batch| if diverged { GUESSING } else { batch.accuracy(&network) };
         outcome.training.push(accuracy(&seen));
         outcome.test.push(accuracy(&unseen));
     }
     Ok(outcome)
 }
 
-/// All runs of a method with a network.
-struct Cell {
-    method: Method,
-    /// One a seed.
-    outcomes: Vec<Outcome>,
-}
-
-impl Cell {
+impl Cell<Outcome> {
     /// Test accuracies in the end.
     fn accuracies(&self) -> Vec<f64> {
         self.outcomes.iter().filter_map(|outcome| outcome.test.last().copied()).collect()
     }
 
     fn text(&self) -> String {
-        let diverged = self.outcomes.iter().filter(|outcome| outcome.diverged).count();
+        let diverged = self.outcomes.iter().filter(|outcome| outcome.diverged()).count();
         let text = summary(&self.accuracies(), 2);
         if diverged > 0 { format!("{text}, {diverged} diverged") } else { text }
     }
@@ -235,12 +251,12 @@ impl Cell {
 /// All cells of a network: a list of methods a learning rate.
 struct Grid {
     architecture: Architecture,
-    columns: Vec<[Cell; 3]>,
+    columns: Vec<[Cell<Outcome>; 3]>,
 }
 
 impl Grid {
     /// The runs of a method at the learning rate that is best for it.
-    fn best(&self, method: usize) -> &Cell {
+    fn best(&self, method: usize) -> &Cell<Outcome> {
         let cells = self.columns.iter().map(|cells| &cells[method]);
         let best = cells.max_by(|a, b| mean(&a.accuracies()).total_cmp(&mean(&b.accuracies())));
         best.expect("a learning rate")
@@ -266,22 +282,17 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
          beta3 {}",
         sizes.collect::<Vec<_>>().join(", "),
         arguments.epochs(),
-        digits::steps_per_epoch(arguments.batch as usize),
+        steps_per_epoch(arguments.batch as usize),
         arguments.batch,
         arguments.beta3
     ))?;
 
     let betas = arguments.other_beta3();
-    let runs = (3 * arguments.networks.len() * rates.len() + betas.len()) as u64 * seeds;
-    let progress = Progress::new(runs * arguments.steps());
-    let cell = |architecture: Architecture, method: &Method| -> anyhow::Result<Cell> {
-        let mut outcomes = Vec::new();
-        for seed in 0..seeds {
-            let rate = rate_name(method.hyperparameters.learning_rate);
-            progress.tell(format!("{}, {}, alpha {rate}, seed {seed}", architecture.name(), method.name));
-            outcomes.push(train(&gpu, &digits, architecture, method, seed, arguments, &progress)?);
-        }
-        Ok(Cell { method: method.clone(), outcomes })
+    let methods = 3 * arguments.networks.len() * rates.len() + betas.len();
+    let runs = Runs::new(methods, seeds, arguments.steps());
+    let cell = |architecture: Architecture, method: &Method| {
+        let name = format!("{}, {}", architecture.name(), method.description());
+        runs.of(&name, method, |run| train(&gpu, &digits, architecture, arguments, run))
     };
     let mut grids = Vec::new();
     for &architecture in &arguments.networks {
@@ -302,7 +313,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         cell(arguments.networks[0], &method)
     });
     let sweep = sweep.collect::<anyhow::Result<Vec<_>>>()?;
-    progress.finish();
+    runs.finish();
 
     report_best(&mut report, &grids)?;
     for grid in &grids {
@@ -313,7 +324,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn axes(y: &'static str, lowest: f64) -> Axes {
-    Axes { x: "epoch", y, x_step: 1.0, logarithmic: false, y_range: Some(lowest..100.5) }
+    Axes {
+        x: "epoch",
+        y,
+        x_step: 1.0,
+        x_end: f64::INFINITY,
+        logarithmic: false,
+        y_range: Some(lowest..100.5),
+    }
 }
 
 /// The form of Tables 3 and 4, and of Figures 4 and 5.
@@ -386,11 +404,15 @@ fn report_rates(report: &mut Report, grid: &Grid, rates: &[f64]) -> anyhow::Resu
 }
 
 /// Figure 8.
-fn report_beta3(report: &mut Report, architecture: Architecture, sweep: &[Cell]) -> anyhow::Result<()> {
+fn report_beta3(
+    report: &mut Report,
+    architecture: Architecture,
+    sweep: &[Cell<Outcome>],
+) -> anyhow::Result<()> {
     let network = architecture.name();
     let rate = rate_name(BETA3_LEARNING_RATE);
-    let beta3 = |cell: &Cell| format!("beta3 = {}", cell.method.hyperparameters.betas[2]);
-    let training = |cell: &Cell| {
+    let beta3 = |cell: &Cell<Outcome>| format!("beta3 = {}", cell.method.hyperparameters.betas[2]);
+    let training = |cell: &Cell<Outcome>| {
         let last = cell.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
         summary(&last.collect::<Vec<_>>(), 2)
     };

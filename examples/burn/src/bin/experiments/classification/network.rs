@@ -190,6 +190,7 @@ impl DenseLayer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::test_gpu;
     use crate::weights;
 
     fn networks(device: &Device) -> [Network; 2] {
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn every_image_has_a_score_a_class() {
-        let device = Device::default();
+        let device = test_gpu().device();
         for network in networks(&device) {
             let scores = network.forward(Tensor::zeros([3, 1, 8, 8], &device));
             assert_eq!(scores.dims(), [3, CLASSES]);
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_test_scores_of_an_image_do_not_depend_on_its_batch() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let image = |i: usize| -> Vec<f32> { (0..64).map(|p| ((p * (i + 3)) % 17) as f32 / 16.0).collect() };
         let images = |list: &[usize]| {
             let pixels: Vec<f32> = list.iter().flat_map(|&i| image(i)).collect();

@@ -3,6 +3,7 @@
 mod network;
 mod text;
 
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
 use adamod::{Hyperparameters, Rule};
@@ -12,12 +13,14 @@ use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
 
-use crate::common::{Common, Progress, distinct};
+use crate::common::{Common, or_default};
 use crate::learner::Learner;
-use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
+use crate::method::{Method, Schedule, parse_beta};
 use crate::plots::{self, Axes, BLUE, ORANGE, Panel, Series};
+use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::statistics::{mean, summary};
+use crate::runs::{Cell, Run, Runs};
+use crate::statistics::mean;
 use crate::weights;
 
 use network::{LanguageModel, Sequences, Sizes, State};
@@ -92,7 +95,7 @@ impl Arguments {
 
     fn learning_rates(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.003] } else { &[0.003, 0.03] };
-        distinct(&self.learning_rates, default)
+        or_default(&self.learning_rates, default)
     }
 
     fn methods(&self, learning_rate: f64) -> [Method; 2] {
@@ -167,22 +170,27 @@ struct Outcome {
     diverged: bool,
 }
 
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match (self.diverged, self.test.last(), self.training.last()) {
+            (false, Some(test), Some(training)) => {
+                let loss = training.ln();
+                write!(f, "perplexity {test:.3} in test, {training:.3} in training, training loss {loss:.3}")
+            }
+            _ => f.write_str("diverged"),
+        }
+    }
+}
+
 /// Trains from weights that the seed decides; the text has one order.
-fn train(
-    gpu: &Gpu,
-    task: &Task,
-    method: &Method,
-    seed: u64,
-    arguments: &Arguments,
-    progress: &Progress,
-) -> anyhow::Result<Outcome> {
+fn train(gpu: &Gpu, task: &Task, arguments: &Arguments, run: &Run<'_>) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
-    let model = weights::draw(LanguageModel::new(&task.sizes, &device), seed);
-    let mut learner = Learner::new(model, method, gpu)?;
+    let model = weights::draw(LanguageModel::new(&task.sizes, &device), run.seed);
+    let mut learner = Learner::new(model, run.method, gpu)?;
     let criterion = network::criterion(&device);
     let windows = task.training.windows(task.window);
     // Every seed begins elsewhere in the text.
-    let first = seed as usize * windows / arguments.common.seeds() as usize;
+    let first = run.seed as usize * windows / arguments.common.seeds() as usize;
     let mut state = State::default();
     let mut losses = Vec::new();
     let mut outcome = Outcome::default();
@@ -199,10 +207,10 @@ fn train(
             loss
         })?;
         state = next;
-        progress.step();
+        run.step();
         losses.push(f64::from(loss));
         if !loss.is_finite() {
-            progress.skip(arguments.steps() - step);
+            run.skip(arguments.steps() - step);
             outcome.diverged = true;
             return Ok(outcome);
         }
@@ -214,21 +222,9 @@ fn train(
     Ok(outcome)
 }
 
-/// All runs of a method.
-struct Cell {
-    method: Method,
-    /// One a seed.
-    outcomes: Vec<Outcome>,
-}
-
-impl Cell {
+impl Cell<Outcome> {
     fn text(&self, of: fn(&Outcome) -> &Vec<f64>) -> String {
-        let finished = self.outcomes.iter().filter(|outcome| !outcome.diverged);
-        let last: Vec<_> = finished.filter_map(|outcome| of(outcome).last().copied()).collect();
-        match self.outcomes.len() - last.len() {
-            0 => summary(&last, 3),
-            diverged => format!("{}, {diverged} diverged", summary(&last, 3)),
-        }
+        self.summary(3, |outcome| of(outcome).last().copied().filter(|_| !outcome.diverged))
     }
 }
 
@@ -261,21 +257,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         arguments.beta3
     ))?;
 
-    let progress = Progress::new(2 * rates.len() as u64 * seeds * arguments.steps());
-    let cell = |method: &Method| -> anyhow::Result<Cell> {
-        let mut outcomes = Vec::new();
-        for seed in 0..seeds {
-            let rate = rate_name(method.hyperparameters.learning_rate);
-            progress.tell(format!("{}, alpha {rate}, seed {seed}", method.name));
-            outcomes.push(train(&gpu, &task, method, seed, arguments, &progress)?);
-        }
-        Ok(Cell { method: method.clone(), outcomes })
-    };
+    let runs = Runs::new(2 * rates.len(), seeds, arguments.steps());
+    let cell =
+        |method: &Method| runs.of(&method.description(), method, |run| train(&gpu, &task, arguments, run));
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
-    progress.finish();
+    runs.finish();
     report_perplexity(&mut report, arguments, &grid)?;
     if let Some(least) = text.least_perplexity {
         report.say(format!("No model can have a test perplexity below {least:.3} on average."))?;
@@ -284,11 +273,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Table 5 and Figure 7 at every learning rate.
-fn report_perplexity(report: &mut Report, arguments: &Arguments, grid: &[Vec<Cell>]) -> anyhow::Result<()> {
+fn report_perplexity(
+    report: &mut Report,
+    arguments: &Arguments,
+    grid: &[Vec<Cell<Outcome>>],
+) -> anyhow::Result<()> {
     type Of = fn(&Outcome) -> &Vec<f64>;
     let kinds: [(&str, Of); 2] =
         [("test", |outcome| &outcome.test), ("training", |outcome| &outcome.training)];
-    let name = |cell: &Cell| format!("α = {}", rate_name(cell.method.hyperparameters.learning_rate));
+    let name = |cell: &Cell<Outcome>| format!("α = {}", rate_name(cell.method.hyperparameters.learning_rate));
     for (kind, of) in kinds {
         report.say(Table {
             title: format!("Perplexity in {kind}: median (mean ± standard deviation)"),
@@ -310,8 +303,8 @@ fn report_perplexity(report: &mut Report, arguments: &Arguments, grid: &[Vec<Cel
                 Panel { title: name(&cells[0]), series: series.collect() }
             })
             .collect();
-        let x_step = arguments.interval() as f64;
-        let axes = Axes { x: "step", y: "perplexity", x_step, logarithmic: true, y_range: None };
+        let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
+        let axes = Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None };
         let title = format!("Perplexity of the LSTM in {kind}");
         plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes, &panels)?;
     }

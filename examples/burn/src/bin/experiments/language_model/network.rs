@@ -155,6 +155,7 @@ pub fn criterion(device: &Device) -> CrossEntropyLoss {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::test_gpu;
     use crate::weights;
 
     fn model(device: &Device) -> LanguageModel {
@@ -175,7 +176,7 @@ mod tests {
 
     #[test]
     fn every_token_but_the_first_of_a_sequence_is_predicted_once() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let text: Vec<u32> = (0..23).collect();
         let sequences = Sequences::new(&text, 2);
         // Two sequences of 11, so 10 predictions each: 3 windows of 3.
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_state_carries_over_to_the_next_window() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let model = model(&device);
         let text: Vec<u32> = (0..26).map(|i| (i * i) % 11).collect();
         let sequences = Sequences::new(&text, 2);
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_layer_computes_the_equations() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let layer = weights::draw(
             LstmLayer {
                 input: LinearConfig::new(1, 4).init(&device),

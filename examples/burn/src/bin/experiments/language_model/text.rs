@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-use crate::numbers;
+use crate::english_numbers::{self, english};
 use crate::tokenizer::{END, Tokenizer};
 
 const SEED: u64 = 0;
@@ -24,10 +24,10 @@ impl Text {
     /// So many random numbers in English words, a line each.
     pub fn number_words(lines: usize, test_lines: usize, merges: usize) -> anyhow::Result<Self> {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(SEED);
-        let lines: Vec<_> = (0..lines).map(|_| numbers::english(rng.random_range(0..numbers::END))).collect();
+        let lines: Vec<_> = (0..lines).map(|_| english(rng.random_range(0..english_numbers::END))).collect();
         let mut text = Self::new(&lines, test_lines, merges)?;
         // Nothing but the number is random, and all numbers are equally likely.
-        let nats = test_lines as f64 * f64::from(numbers::END).ln();
+        let nats = test_lines as f64 * f64::from(english_numbers::END).ln();
         text.least_perplexity = Some((nats / text.test.len() as f64).exp());
         Ok(text)
     }

@@ -7,7 +7,8 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::{SliceRandom, index};
 
-use crate::numbers;
+use crate::english_numbers::{END, english};
+use crate::german_numbers::german;
 
 /// All runs share one corpus and one split, whatever their seed.
 const SPLIT_SEED: u64 = 0;
@@ -19,32 +20,36 @@ pub struct Pair {
     pub target: String,
 }
 
+/// How many pairs are not trained on.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldOut {
+    pub validation: usize,
+    pub test: usize,
+}
+
 /// Disjoint sets of pairs.
 pub struct Corpus {
     pub training: Vec<Pair>,
+    pub validation: Vec<Pair>,
     pub test: Vec<Pair>,
 }
 
 impl Corpus {
     /// So many different numbers in German and in English.
-    pub fn number_words(count: usize, test: usize) -> anyhow::Result<Self> {
-        ensure!(
-            count <= numbers::END as usize,
-            "there are number words for {} numbers, not {count}",
-            numbers::END
-        );
+    pub fn number_words(count: usize, held_out: HeldOut) -> anyhow::Result<Self> {
+        ensure!(count <= END as usize, "there are number words for {} numbers, not {count}", END);
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(SPLIT_SEED);
-        let drawn = index::sample(&mut rng, numbers::END as usize, count);
+        let drawn = index::sample(&mut rng, END as usize, count);
         let pairs = drawn
             .into_iter()
             .map(|number| number as u32)
-            .map(|number| Pair { source: numbers::german(number), target: numbers::english(number) });
-        Self::split(pairs.collect(), test)
+            .map(|number| Pair { source: german(number), target: english(number) });
+        Self::split(pairs.collect(), held_out)
     }
 
     /// Parallel text: line by line, the same sentence in two languages. Pairs with an empty side are left out, and the rest is
     /// shuffled.
-    pub fn read(source: &Path, target: &Path, test: usize) -> anyhow::Result<Self> {
+    pub fn read(source: &Path, target: &Path, held_out: HeldOut) -> anyhow::Result<Self> {
         let lines = |path: &Path| {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("{} cannot be read as UTF-8 text", path.display()))?;
@@ -64,23 +69,26 @@ impl Corpus {
         let mut pairs: Vec<_> =
             pairs.filter(|pair| !pair.source.is_empty() && !pair.target.is_empty()).collect();
         pairs.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(SPLIT_SEED));
-        Self::split(pairs, test)
+        Self::split(pairs, held_out)
     }
 
-    fn split(mut pairs: Vec<Pair>, test: usize) -> anyhow::Result<Self> {
+    /// The test pairs are first and the validation pairs last: neither set depends on the size of the other.
+    fn split(mut pairs: Vec<Pair>, HeldOut { validation, test }: HeldOut) -> anyhow::Result<Self> {
         ensure!(
-            (1..pairs.len()).contains(&test),
-            "{test} test sentences of {}: needed is at least one, and one left to train on",
+            validation > 0 && test > 0 && validation.saturating_add(test) < pairs.len(),
+            "{validation} validation and {test} test sentences of {}: needed is at least one each, and one left to train on",
             pairs.len()
         );
-        let training = pairs.split_off(test);
-        Ok(Self { training, test: pairs })
+        let mut training = pairs.split_off(test);
+        let validation = training.split_off(training.len() - validation);
+        Ok(Self { training, validation, test: pairs })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
     use std::path::PathBuf;
 
     fn files(source: &str, target: &str) -> (tempfile::TempDir, PathBuf, PathBuf) {
@@ -94,23 +102,38 @@ mod tests {
         (folder, source, target)
     }
 
-    fn error_of(source: &str, target: &str, test: usize) -> String {
+    fn held_out(validation: usize, test: usize) -> HeldOut {
+        HeldOut { validation, test }
+    }
+
+    fn error_of(source: &str, target: &str) -> String {
         let (_folder, source, target) = files(source, target);
-        format!("{:#}", Corpus::read(&source, &target, test).err().expect("an error"))
+        format!("{:#}", Corpus::read(&source, &target, held_out(1, 1)).err().expect("an error"))
     }
 
     #[test]
-    fn no_sentence_is_in_both_sets() {
-        let corpus = Corpus::number_words(3000, 200).unwrap();
-        assert_eq!((corpus.training.len(), corpus.test.len()), (2800, 200));
-        assert!(corpus.test.iter().all(|pair| !corpus.training.contains(pair)));
+    fn no_sentence_is_in_two_sets() {
+        let corpus = Corpus::number_words(3000, held_out(100, 200)).unwrap();
+        let sets = [&corpus.training, &corpus.validation, &corpus.test];
+        assert_eq!(sets.map(Vec::len), [2700, 100, 200]);
+        let different: HashSet<_> = sets.into_iter().flatten().map(|pair| &pair.target).collect();
+        assert_eq!(different.len(), 3000);
+    }
+
+    #[test]
+    fn validation_pairs_come_out_of_the_training_pairs() {
+        let [few, many] =
+            [1, 100].map(|validation| Corpus::number_words(3000, held_out(validation, 200)).unwrap());
+        assert_eq!(few.test, many.test);
+        assert_eq!(few.training[..2700], many.training);
+        assert_eq!(few.training[2700..], many.validation[..99]);
     }
 
     #[test]
     fn files_are_read_line_by_line() {
         let (_folder, source, target) = files("eins\r\nzwei\n\ndrei\n", "one\ntwo\nno source\nthree\n");
-        let corpus = Corpus::read(&source, &target, 1).unwrap();
-        let mut pairs = [corpus.training, corpus.test].concat();
+        let corpus = Corpus::read(&source, &target, held_out(1, 1)).unwrap();
+        let mut pairs = [corpus.training, corpus.validation, corpus.test].concat();
         pairs.sort_by(|a, b| a.target.cmp(&b.target));
         let expected = [("eins", "one"), ("drei", "three"), ("zwei", "two")]
             .map(|(source, target)| Pair { source: source.into(), target: target.into() });
@@ -119,27 +142,29 @@ mod tests {
 
     #[test]
     fn unequal_line_counts_are_named() {
-        let error = error_of("a\nb\nc\n", "a\nb\n", 1);
+        let error = error_of("a\nb\nc\n", "a\nb\n");
         assert!(error.contains("has 3 lines") && error.contains("has 2"), "{error}");
     }
 
     #[test]
     fn empty_files_are_refused() {
-        assert!(error_of("", "a", 1).contains("holds no text"));
-        assert!(error_of("a", "\n \n", 1).contains("holds no text"));
+        assert!(error_of("", "a").contains("holds no text"));
+        assert!(error_of("a", "\n \n").contains("holds no text"));
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let missing = Path::new("/nowhere/train.de");
-        let error = Corpus::read(missing, missing, 1).err().unwrap();
+        let error = Corpus::read(missing, missing, held_out(1, 1)).err().unwrap();
         assert!(error.to_string().contains("/nowhere/train.de"));
     }
 
     #[test]
-    fn a_test_set_that_leaves_nothing_to_train_on_is_refused() {
-        assert!(error_of("a\nb\n", "a\nb\n", 2).contains("2 test sentences of 2"));
-        assert!(Corpus::number_words(10, 0).is_err());
-        assert!(Corpus::number_words(2_000_000, 10).is_err());
+    fn sets_that_leave_nothing_to_train_on_are_refused() {
+        assert!(error_of("a\nb\n", "a\nb\n").contains("1 validation and 1 test sentences of 2"));
+        assert!(Corpus::number_words(10, held_out(1, 0)).is_err());
+        assert!(Corpus::number_words(10, held_out(0, 1)).is_err());
+        assert!(Corpus::number_words(10, held_out(usize::MAX, 1)).is_err());
+        assert!(Corpus::number_words(2_000_000, held_out(10, 10)).is_err());
     }
 }

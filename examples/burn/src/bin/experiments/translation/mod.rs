@@ -4,6 +4,7 @@ mod bleu;
 mod corpus;
 mod network;
 
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
 use adamod::{Hyperparameters, LearningRates, Rule, WeightDecay};
@@ -12,20 +13,25 @@ use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
+use plotters::style::RGBColor;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 
-use crate::common::{Common, Progress, distinct};
-use crate::learner::{Learner, Window};
-use crate::method::{Method, Schedule, parse_beta, parse_rate, rate_name};
-use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, Ridges, SCALE, Series};
+use crate::common::{Common, or_default};
+use crate::learner::Learner;
+use crate::method::{Method, Schedule, parse_beta};
+use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, SCALE, Series};
+use crate::rates::{distinct, parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::statistics::{mean, smooth, summary};
+use crate::ridges::{Ridges, Window};
+use crate::runs::{Cell, Run, Runs};
+use crate::statistics::mean;
+use crate::summary::{smooth, summary};
 use crate::weights;
 
 use crate::tokenizer::{END, Tokenizer};
-use corpus::{Corpus, Pair};
+use corpus::{Corpus, HeldOut, Pair};
 use network::{Batch, Example, Sizes, Translator};
 
 /// Steps that a point of a curve is the mean of.
@@ -54,6 +60,10 @@ pub struct Arguments {
     /// Pairs that are only tested on
     #[arg(long, default_value_t = 50)]
     test_sentences: usize,
+
+    /// Pairs whose loss is computed during training, and that are not trained on
+    #[arg(long, default_value_t = 50)]
+    validation_sentences: usize,
 
     /// Merges of the byte-pair encoding, which both languages share
     #[arg(long, default_value_t = 100)]
@@ -113,6 +123,13 @@ impl Arguments {
         self.steps.unwrap_or(if self.common.quick { 8 } else { 200 })
     }
 
+    /// Steps between two validations.
+    fn interval(&self) -> u64 {
+        /// In a run.
+        const VALIDATIONS: u64 = 20;
+        (self.steps() / VALIDATIONS).max(1)
+    }
+
     fn warmup(&self) -> u64 {
         self.warmup.unwrap_or(self.steps() / 3)
     }
@@ -120,14 +137,14 @@ impl Arguments {
     /// In ascending order, each once.
     fn learning_rates(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.03] } else { &[0.01, 0.03] };
-        distinct(&self.learning_rates, default)
+        or_default(&self.learning_rates, default)
     }
 
     /// In ascending order, each once; the main one is among them.
     fn all_beta3(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.9] } else { &[0.9, 0.99, 0.9999] };
-        let others = distinct(&self.other_beta3, default);
-        distinct(&[&others[..], &[self.beta3]].concat(), &[])
+        let others = or_default(&self.other_beta3, default);
+        distinct(&[&others[..], &[self.beta3]].concat())
     }
 
     /// Adam without warmup, Adam with it, AdaMod without.
@@ -168,6 +185,7 @@ impl Arguments {
 struct Task {
     tokenizer: Tokenizer,
     training: Vec<Example>,
+    validation: Vec<Example>,
     test: Vec<Example>,
     /// Translations of the test sentences.
     references: Vec<String>,
@@ -176,11 +194,14 @@ struct Task {
 
 impl Task {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+        let held_out = HeldOut { validation: arguments.validation_sentences, test: arguments.test_sentences };
         let corpus = match (&arguments.source, &arguments.target) {
-            (Some(source), Some(target)) => Corpus::read(source, target, arguments.test_sentences)?,
-            _ => Corpus::number_words(arguments.sentences, arguments.test_sentences)?,
+            (Some(source), Some(target)) => Corpus::read(source, target, held_out)?,
+            _ => Corpus::number_words(arguments.sentences, held_out)?,
         };
-        let text = corpus.training.iter().flat_map(|pair| [pair.source.as_str(), pair.target.as_str()]);
+        // With the validation pairs: how many they are changes no token.
+        let known = corpus.training.iter().chain(&corpus.validation);
+        let text = known.flat_map(|pair| [pair.source.as_str(), pair.target.as_str()]);
         let tokenizer = Tokenizer::train(text, arguments.merges);
         let longest = arguments.longest as usize;
         let examples = |pairs: &[Pair]| -> Vec<(Example, String)> {
@@ -191,11 +212,13 @@ impl Task {
             all.filter(|(example, _)| example.source.len().max(example.target.len()) <= longest).collect()
         };
         let (training, _): (Vec<_>, Vec<_>) = examples(&corpus.training).into_iter().unzip();
+        let (validation, _): (Vec<_>, Vec<_>) = examples(&corpus.validation).into_iter().unzip();
         let (test, references): (Vec<_>, Vec<_>) = examples(&corpus.test).into_iter().unzip();
         ensure!(
-            training.len() >= arguments.batch as usize && !test.is_empty(),
-            "{} training and {} test pairs of at most {longest} tokens: needed are a minibatch of {} and one test pair",
+            training.len() >= arguments.batch as usize && !validation.is_empty() && !test.is_empty(),
+            "{} training, {} validation and {} test pairs of at most {longest} tokens: needed are a minibatch of {}, and one pair each",
             training.len(),
+            validation.len(),
             test.len(),
             arguments.batch
         );
@@ -208,7 +231,14 @@ impl Task {
             feed_forward: arguments.feed_forward as usize,
             dropout: arguments.dropout,
         };
-        Ok(Self { tokenizer, training, test, references, sizes })
+        Ok(Self { tokenizer, training, validation, test, references, sizes })
+    }
+
+    /// The training pairs in a new order, which hardly depends on how many pairs validation took out of them.
+    fn shuffled(&self, rng: &mut Xoshiro256PlusPlus) -> Vec<&Example> {
+        let mut order: Vec<_> = (0..self.training.len() + self.validation.len()).collect();
+        order.shuffle(rng);
+        order.into_iter().filter_map(|index| self.training.get(index)).collect()
     }
 }
 
@@ -216,6 +246,8 @@ impl Task {
 struct Outcome {
     /// One a step; the last may not be finite, and then it is the last.
     losses: Vec<f32>,
+    /// Losses of the validation set after equal numbers of steps, and in the end.
+    validation: Vec<f32>,
     /// Of the test set; none if the loss was not finite in the end.
     bleu: Option<f64>,
     windows: Vec<Window>,
@@ -227,49 +259,89 @@ impl Outcome {
         let last = self.losses.len().saturating_sub(self.losses.len().div_ceil(10));
         mean(&self.losses[last..].iter().map(|&loss| f64::from(loss)).collect::<Vec<_>>())
     }
+
+    /// None if a loss was not finite in the end.
+    fn final_validation(&self) -> Option<f64> {
+        let last = self.validation.last().filter(|loss| self.bleu.is_some() && loss.is_finite());
+        last.map(|&loss| f64::from(loss))
+    }
+}
+
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match (self.bleu, self.final_validation()) {
+            (Some(bleu), Some(validation)) => {
+                let training = self.final_loss();
+                write!(f, "BLEU {bleu:.1}, training loss {training:.3}, validation loss {validation:.3}")
+            }
+            _ => write!(f, "diverged at step {}", self.losses.len()),
+        }
+    }
 }
 
 /// Trains from weights and with minibatches that the seed decides.
 fn train(
     gpu: &Gpu,
     task: &Task,
-    method: &Method,
-    seed: u64,
     arguments: &Arguments,
     counts: bool,
-    progress: &Progress,
+    run: &Run<'_>,
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
     // Dropout draws on the device.
-    device.seed(seed);
-    let model = weights::draw(Translator::new(&task.sizes, &device), seed);
-    let mut learner =
-        if counts { Learner::counting(model, method, gpu)? } else { Learner::new(model, method, gpu)? };
+    device.seed(run.seed);
+    let model = weights::draw(Translator::new(&task.sizes, &device), run.seed);
+    let mut learner = if counts {
+        Learner::counting(model, run.method, gpu)?
+    } else {
+        Learner::new(model, run.method, gpu)?
+    };
     let criterion = network::criterion(&device);
-    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-    let mut order: Vec<&Example> = Vec::new();
-    let mut losses = Vec::new();
-    for _ in 0..arguments.steps() {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(run.seed);
+    let mut order = Vec::new();
+    let mut outcome = Outcome { losses: Vec::new(), validation: Vec::new(), bleu: None, windows: Vec::new() };
+    for step in 1..=arguments.steps() {
         if order.len() < arguments.batch as usize {
-            order = task.training.iter().collect();
-            order.shuffle(&mut rng);
+            order = task.shuffled(&mut rng);
         }
         let examples = order.split_off(order.len() - arguments.batch as usize);
         let batch = Batch::new(&examples, &device);
-        losses.push(learner.step(|translator| translator.loss(&batch, &criterion))?);
-        progress.step();
-        if losses.last().is_some_and(|loss| !loss.is_finite()) {
-            progress.skip(arguments.steps() - losses.len() as u64);
-            return Ok(Outcome { losses, bleu: None, windows: learner.into_windows()? });
+        let loss = learner.step(|translator| translator.loss(&batch, &criterion))?;
+        outcome.losses.push(loss);
+        run.step();
+        if !loss.is_finite() {
+            run.skip(arguments.steps() - step);
+            outcome.windows = learner.into_windows()?;
+            return Ok(outcome);
+        }
+        if step % arguments.interval() == 0 || step == arguments.steps() {
+            outcome.validation.push(validate(gpu, &task.validation, &learner.model().valid()));
         }
     }
-    let bleu = test(gpu, task, &learner.model().valid());
-    Ok(Outcome { losses, bleu: Some(bleu), windows: learner.into_windows()? })
+    outcome.bleu = Some(test(gpu, task, &learner.model().valid()));
+    outcome.windows = learner.into_windows()?;
+    Ok(outcome)
+}
+
+/// Sentences that are evaluated at once.
+const SENTENCES: usize = 200;
+
+/// Mean loss of a target token.
+fn validate(gpu: &Gpu, validation: &[Example], translator: &Translator) -> f32 {
+    let device = gpu.device();
+    let criterion = network::criterion(&device);
+    let (mut sum, mut tokens) = (0.0, 0);
+    for examples in validation.chunks(SENTENCES) {
+        let batch = Batch::new(&examples.iter().collect::<Vec<_>>(), &device);
+        let count: usize = examples.iter().map(|example| example.target.len()).sum();
+        sum += count as f32 * translator.loss(&batch, &criterion).into_scalar::<f32>();
+        tokens += count;
+    }
+    sum / tokens as f32
 }
 
 /// BLEU of the test set's translations.
 fn test(gpu: &Gpu, task: &Task, translator: &Translator) -> f64 {
-    const SENTENCES: usize = 200;
     let device = gpu.device();
     let mut translations = Vec::new();
     for examples in task.test.chunks(SENTENCES) {
@@ -291,9 +363,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let middle = rates[rates.len() / 2];
     let seeds = arguments.common.seeds();
     report.say(format!(
-        "{} training and {} test pairs, {} tokens; Transformer of {}+{} layers, width {}, {} parameters; {} seed(s), {} steps of {} \
-         sentences, warmup {} steps, beta3 {}",
+        "{} training, {} validation and {} test pairs, {} tokens; Transformer of {}+{} layers, width {}, {} parameters; \
+         {} seed(s), {} steps of {} sentences, warmup {} steps, beta3 {}",
         task.training.len(),
+        task.validation.len(),
         task.test.len(),
         task.sizes.vocabulary,
         task.sizes.layers,
@@ -311,78 +384,80 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let sweep: Vec<Method> = others
         .map(|beta3| arguments.methods(middle)[2].with(|hyperparameters| hyperparameters.betas[2] = beta3))
         .collect();
-    let runs = (3 * rates.len() + sweep.len()) as u64 * seeds;
-    let progress = Progress::new(runs * arguments.steps());
-    let cell = |method: &Method| -> anyhow::Result<Cell> {
-        let mut outcomes = Vec::new();
-        for seed in 0..seeds {
-            let rate = method.hyperparameters.learning_rate;
-            progress.tell(format!("{}, alpha {}, seed {seed}", method.name, rate_name(rate)));
-            let counts = seed == 0 && rate == middle;
-            outcomes.push(train(&gpu, &task, method, seed, arguments, counts, &progress)?);
-        }
-        Ok(Cell { method: method.clone(), outcomes })
+    let runs = Runs::new(3 * rates.len() + sweep.len(), seeds, arguments.steps());
+    let cell = |method: &Method| {
+        let at_middle = method.hyperparameters.learning_rate == middle;
+        runs.of(&method.description(), method, |run| {
+            train(&gpu, &task, arguments, at_middle && run.seed == 0, run)
+        })
     };
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(&cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
     let mut sweep = sweep.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
-    progress.finish();
+    runs.finish();
 
-    report_grid(&mut report, &rates, &grid)?;
+    report_grid(&mut report, arguments, &rates, &grid)?;
     let cells = &grid[rates.len() / 2];
     report_rates(&mut report, cells, middle)?;
     sweep.push(Cell { method: cells[2].method.clone(), outcomes: Vec::new() });
     sweep.sort_by(|a, b| a.method.hyperparameters.betas[2].total_cmp(&b.method.hyperparameters.betas[2]));
-    let sweep: Vec<&Cell> =
+    let sweep: Vec<&Cell<Outcome>> =
         sweep.iter().map(|cell| if cell.outcomes.is_empty() { &cells[2] } else { cell }).collect();
-    report_beta3(&mut report, &sweep, &cells[0], middle)?;
+    report_beta3(&mut report, arguments, &sweep, &cells[0])?;
     report.finish()
 }
 
-/// All runs of a method.
-struct Cell {
-    method: Method,
-    /// One a seed.
-    outcomes: Vec<Outcome>,
-}
-
-impl Cell {
+impl Cell<Outcome> {
     fn bleu(&self) -> String {
-        let scores: Vec<_> = self.outcomes.iter().filter_map(|outcome| outcome.bleu).collect();
-        match self.outcomes.len() - scores.len() {
-            0 => summary(&scores, 1),
-            diverged => format!("{}, {diverged} diverged", summary(&scores, 1)),
-        }
+        self.summary(1, |outcome| outcome.bleu)
     }
 
     fn final_loss(&self) -> String {
         summary(&self.outcomes.iter().map(Outcome::final_loss).collect::<Vec<_>>(), 3)
     }
 
-    fn series(&self, name: String, color: plotters::style::RGBColor) -> Series {
-        let runs = self.outcomes.iter().map(|outcome| smooth(&outcome.losses, SMOOTHING)).collect();
-        Series { name, color, runs }
+    fn final_validation(&self) -> String {
+        self.summary(3, Outcome::final_validation)
     }
 
-    fn named_losses(&self) -> impl Iterator<Item = (String, &[f32])> {
+    fn series(&self, name: String, color: RGBColor, points: impl Fn(&Outcome) -> Vec<f64>) -> Series {
+        Series { name, color, runs: self.outcomes.iter().map(points).collect() }
+    }
+
+    fn named_losses(&self, of: fn(&Outcome) -> &[f32]) -> impl Iterator<Item = (String, &[f32])> {
         let Hyperparameters { learning_rate, betas, .. } = self.method.hyperparameters;
         let name = move |seed| {
             format!("{} alpha {} beta3 {} seed {seed}", self.method.name, rate_name(learning_rate), betas[2])
         };
-        self.outcomes.iter().enumerate().map(move |(seed, outcome)| (name(seed), outcome.losses.as_slice()))
+        self.outcomes.iter().enumerate().map(move |(seed, outcome)| (name(seed), of(outcome)))
     }
 }
 
-fn loss_axes() -> Axes {
-    Axes { x: "step", y: "training loss", x_step: SMOOTHING as f64, logarithmic: true, y_range: None }
+/// A point of a curve is the mean of some neighbours.
+fn training_curve(outcome: &Outcome) -> Vec<f64> {
+    smooth(&outcome.losses, SMOOTHING)
 }
 
-/// Table 2, and Figures 1a and 2a at every learning rate.
-fn report_grid(report: &mut Report, rates: &[f64], grid: &[Vec<Cell>]) -> anyhow::Result<()> {
+fn validation_curve(outcome: &Outcome) -> Vec<f64> {
+    outcome.validation.iter().map(|&loss| f64::from(loss)).collect()
+}
+
+fn axes(y: &'static str, x_step: u64, arguments: &Arguments) -> Axes {
+    let (x_step, x_end) = (x_step as f64, arguments.steps() as f64);
+    Axes { x: "step", y, x_step, x_end, logarithmic: true, y_range: None }
+}
+
+/// Table 2, and Figures 1a and 2 at every learning rate.
+fn report_grid(
+    report: &mut Report,
+    arguments: &Arguments,
+    rates: &[f64],
+    grid: &[Vec<Cell<Outcome>>],
+) -> anyhow::Result<()> {
     let columns: Vec<_> = rates.iter().map(|rate| format!("α = {}", rate_name(*rate))).collect();
-    let table = |title: &str, text: fn(&Cell) -> String| Table {
+    let table = |title: &str, text: fn(&Cell<Outcome>) -> String| Table {
         title: title.into(),
         columns: columns.clone(),
         rows: (0..grid[0].len())
@@ -394,23 +469,34 @@ fn report_grid(report: &mut Report, rates: &[f64], grid: &[Vec<Cell>]) -> anyhow
     };
     report.say(table("BLEU of the test sentences: median (mean ± standard deviation)", Cell::bleu))?;
     report.say(table("Training loss, mean of the last tenth of the steps", Cell::final_loss))?;
-    let losses: Vec<_> = grid.iter().flatten().flat_map(Cell::named_losses).collect();
-    report.write_series("losses.csv", &losses)?;
-    let panels: Vec<_> = (grid.iter().zip(columns))
-        .map(|(cells, title)| {
-            let colored = cells.iter().zip([ORANGE, GREEN, BLUE]);
-            let series = colored.map(|(cell, color)| cell.series(cell.method.name.into(), color)).collect();
-            Panel { title, series }
-        })
-        .collect();
-    plots::curves(&report.path("loss.svg"), "Training loss of the Transformer", &loss_axes(), &panels)
+    report.say(table("Validation loss at the end", Cell::final_validation))?;
+
+    let cells = || grid.iter().flatten();
+    let losses: Vec<_> = cells().flat_map(|cell| cell.named_losses(|outcome| &outcome.losses)).collect();
+    report.write_series("losses.csv", 1, arguments.steps(), &losses)?;
+    let losses: Vec<_> = cells().flat_map(|cell| cell.named_losses(|outcome| &outcome.validation)).collect();
+    report.write_series("validation_losses.csv", arguments.interval(), arguments.steps(), &losses)?;
+
+    let draw = |kind: &str, axes: &Axes, points: fn(&Outcome) -> Vec<f64>, file: &str| {
+        let panel = |(cells, title): (&Vec<Cell<Outcome>>, &String)| Panel {
+            title: title.clone(),
+            series: (cells.iter().zip([ORANGE, GREEN, BLUE]))
+                .map(|(cell, color)| cell.series(cell.method.name.into(), color, points))
+                .collect(),
+        };
+        let panels: Vec<_> = grid.iter().zip(&columns).map(panel).collect();
+        plots::curves(&report.path(file), &format!("{kind} loss of the Transformer"), axes, &panels)
+    };
+    draw("Training", &axes("training loss", SMOOTHING as u64, arguments), training_curve, "loss.svg")?;
+    let axes = axes("validation loss", arguments.interval(), arguments);
+    draw("Validation", &axes, validation_curve, "validation_loss.svg")
 }
 
 /// Figures 1b, 1c and 3, and how many rates are extreme.
-fn report_rates(report: &mut Report, cells: &[Cell], rate: f64) -> anyhow::Result<()> {
+fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyhow::Result<()> {
     /// The edge of a bin just above the paper's 10,000.
     const EXTREME: f64 = 16_384.0;
-    let windows = |cell: &Cell| cell.outcomes[0].windows.clone();
+    let windows = |cell: &Cell<Outcome>| cell.outcomes[0].windows.clone();
     let extreme = |window: &Window| {
         let bins = |counts: &[u64]| {
             let above = (0..counts.len()).filter(|&bin| LearningRates::lower_edge(bin) >= EXTREME);
@@ -445,8 +531,14 @@ fn report_rates(report: &mut Report, cells: &[Cell], rate: f64) -> anyhow::Resul
 }
 
 /// Figure 9.
-fn report_beta3(report: &mut Report, sweep: &[&Cell], adam: &Cell, rate: f64) -> anyhow::Result<()> {
-    let beta3 = |cell: &Cell| cell.method.hyperparameters.betas[2];
+fn report_beta3(
+    report: &mut Report,
+    arguments: &Arguments,
+    sweep: &[&Cell<Outcome>],
+    adam: &Cell<Outcome>,
+) -> anyhow::Result<()> {
+    let rate = adam.method.hyperparameters.learning_rate;
+    let beta3 = |cell: &Cell<Outcome>| cell.method.hyperparameters.betas[2];
     report.say(Table {
         title: format!("AdaMod without warmup at α = {} with different beta3", rate_name(rate)),
         columns: sweep.iter().map(|cell| format!("beta3 = {}", beta3(cell))).collect(),
@@ -455,12 +547,92 @@ fn report_beta3(report: &mut Report, sweep: &[&Cell], adam: &Cell, rate: f64) ->
             ("training loss".into(), sweep.iter().map(|cell| cell.final_loss()).collect()),
         ],
     })?;
-    let losses: Vec<_> = sweep.iter().flat_map(|cell| cell.named_losses()).collect();
-    report.write_series("beta3.csv", &losses)?;
+    let losses: Vec<_> = sweep.iter().flat_map(|cell| cell.named_losses(|outcome| &outcome.losses)).collect();
+    report.write_series("beta3.csv", 1, arguments.steps(), &losses)?;
     let mut series: Vec<_> = (sweep.iter().zip(SCALE.iter().cycle()))
-        .map(|(cell, color)| cell.series(format!("beta3 = {}", beta3(cell)), *color))
+        .map(|(cell, color)| cell.series(format!("beta3 = {}", beta3(cell)), *color, training_curve))
         .collect();
-    series.push(adam.series("Adam without warmup".into(), ORANGE));
+    series.push(adam.series("Adam without warmup".into(), ORANGE, training_curve));
     let panels = [Panel { title: format!("α = {}", rate_name(rate)), series }];
-    plots::curves(&report.path("beta3.svg"), "Training loss with different beta3", &loss_axes(), &panels)
+    let axes = axes("training loss", SMOOTHING as u64, arguments);
+    plots::curves(&report.path("beta3.svg"), "Training loss with different beta3", &axes, &panels)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rand::RngExt;
+
+    use super::*;
+    use crate::common::test_gpu;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(line: &str) -> Arguments {
+        Line::parse_from(["experiments"].into_iter().chain(line.split_whitespace())).arguments
+    }
+
+    fn task(line: &str) -> Task {
+        Task::new(&arguments(line)).unwrap()
+    }
+
+    #[test]
+    fn validation_pairs_are_not_trained_on_and_hardly_change_the_order() {
+        let task =
+            |validation| task(&format!("--sentences=300 --merges=0 --validation-sentences={validation}"));
+        let (few, many) = (task(1), task(40));
+        let order = |task: &Task| -> Vec<String> {
+            let mut rng = Xoshiro256PlusPlus::seed_from_u64(3);
+            let order = task.shuffled(&mut rng);
+            // Later draws do not depend on it either.
+            let next = std::iter::once(rng.random::<u64>().to_string());
+            order.into_iter().map(|example| task.tokenizer.decode(&example.target)).chain(next).collect()
+        };
+        let held_out: Vec<_> =
+            many.validation.iter().map(|example| many.tokenizer.decode(&example.target)).collect();
+        let mut expected = order(&few);
+        assert_eq!(expected.len(), 300 - 50 - 1 + 1);
+        expected.retain(|sentence| !held_out.contains(sentence));
+        assert_eq!(order(&many), expected);
+    }
+
+    #[test]
+    fn the_validation_loss_is_the_mean_of_all_tokens_without_dropout() {
+        let gpu = test_gpu();
+        let sizes = "--layers=1 --width=8 --heads=2 --feed-forward=8 --dropout=0.5";
+        let task = task(&format!("--sentences=600 --validation-sentences=203 {sizes}"));
+        let translator = weights::draw(Translator::new(&task.sizes, &gpu.device().autodiff()), 1).valid();
+        let loss = |examples: &[Example]| validate(gpu, examples, &translator);
+        let tokens =
+            |examples: &[Example]| examples.iter().map(|example| example.target.len()).sum::<usize>() as f32;
+        let parts = task.validation.chunks(30).map(|part| tokens(part) * loss(part)).sum::<f32>();
+        let (found, expected) = (loss(&task.validation), parts / tokens(&task.validation));
+        assert!((found - expected).abs() < 1e-4 * expected, "{found}, expected {expected}");
+        // Of weights that know nothing, about that of guessing.
+        let guessing = (task.sizes.vocabulary as f32).ln();
+        assert!((0.7 * guessing..2.0 * guessing).contains(&found), "{found}, guessing {guessing}");
+    }
+
+    #[test]
+    fn a_run_is_validated_about_twenty_times() {
+        let interval = |steps: u64| arguments(&format!("--steps={steps}")).interval();
+        assert_eq!([1, 8, 20, 39, 200, 1_999].map(interval), [1, 1, 1, 1, 10, 99]);
+    }
+
+    #[test]
+    fn only_whole_runs_have_a_final_validation_loss() {
+        let outcome = |bleu, validation: &[f32]| Outcome {
+            losses: vec![1.0; 3],
+            validation: validation.to_vec(),
+            bleu,
+            windows: Vec::new(),
+        };
+        assert_eq!(outcome(Some(1.0), &[3.0, 2.0]).final_validation(), Some(2.0));
+        assert_eq!(outcome(Some(1.0), &[3.0, f32::NAN]).final_validation(), None);
+        assert_eq!(outcome(None, &[3.0]).final_validation(), None);
+    }
 }

@@ -175,12 +175,13 @@ fn rows(sentences: &[Vec<u32>], device: &Device) -> Tensor<2, Int> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::test_gpu;
     use crate::weights;
 
     fn translator(device: &Device) -> Translator {
         let sizes = Sizes {
             vocabulary: 20,
-            longest: 12,
+            longest: 16,
             layers: 2,
             width: 16,
             heads: 2,
@@ -209,10 +210,11 @@ mod tests {
 
     #[test]
     fn a_padded_sentence_has_the_scores_it_has_alone() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let translator = translator(&device);
         let short = example(&[5, 6, END], &[7, END]);
-        let long = example(&[8, 9, 10, 11, 12, END], &[13, 14, 15, 16, END]);
+        // Alone the source is filled up to 8 tokens, together to 16.
+        let long = example(&[8, 9, 10, 11, 12, 8, 9, 10, 11, END], &[13, 14, 15, 16, END]);
         let alone = scores(&translator, &[&short], &device);
         let together = scores(&translator, &[&short, &long], &device);
         assert_close(&together[..alone.len()], &alone);
@@ -220,7 +222,7 @@ mod tests {
 
     #[test]
     fn no_score_depends_on_later_tokens() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let translator = translator(&device);
         let of = |target: &[u32]| scores(&translator, &[&example(&[5, 6, END], target)], &device);
         // The last token of a target is only ever predicted.
@@ -231,7 +233,7 @@ mod tests {
 
     #[test]
     fn padding_has_no_loss() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let translator = translator(&device);
         let criterion = criterion(&device);
         let loss = |examples: &[&Example]| {
@@ -244,7 +246,7 @@ mod tests {
 
     #[test]
     fn translations_end_at_the_longest_length() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let translations = translator(&device).translate(rows(&[vec![5, 6, END], vec![7, END]], &device), 6);
         assert_eq!(translations.len(), 2);
         assert!(translations.iter().all(|translation| (1..6).contains(&translation.len())));
@@ -252,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_seed_decides_the_weights() {
-        let device = Device::default();
+        let device = test_gpu().device();
         let example = example(&[5, 6, END], &[7, END]);
         let sizes = Sizes {
             vocabulary: 20,

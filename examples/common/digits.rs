@@ -1,4 +1,4 @@
-//! The 1,797 handwritten digits: unpacking, the split into training and test set, minibatches.
+//! The 1,797 handwritten digits: unpacking, and the split into training and test set.
 
 use std::error::Error;
 
@@ -16,7 +16,7 @@ pub const TRAINING_IMAGES: usize = 1437;
 /// Images that are only tested on.
 pub const TEST_IMAGES: usize = 360;
 
-const CSV_GZ: &[u8] = include_bytes!("digits.csv.gz");
+const CSV_GZ: &[u8] = include_bytes!("../digits/digits.csv.gz");
 /// A pixel counts the dark ones among the 4 x 4 pixels of the scan that it stands for.
 const LARGEST_PIXEL: f32 = 16.0;
 /// All runs share one split, whatever their seed.
@@ -84,29 +84,9 @@ fn parse(csv_gz: &[u8]) -> Result<Vec<Image>, Box<dyn Error>> {
         .collect()
 }
 
-/// Indices of the training images of every minibatch of a run, one batch after the other: each epoch is a new shuffle, and
-/// what does not fill a batch at its end is left out.
-pub fn minibatches(seed: u64, epochs: usize, batch: usize) -> Vec<u32> {
-    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-    let mut epoch: Vec<u32> = (0..TRAINING_IMAGES as u32).collect();
-    let used = steps_per_epoch(batch) * batch;
-    let mut order = Vec::with_capacity(epochs * used);
-    for _ in 0..epochs {
-        epoch.shuffle(&mut rng);
-        order.extend_from_slice(&epoch[..used]);
-    }
-    order
-}
-
-/// Whole minibatches in the training set.
-pub fn steps_per_epoch(batch: usize) -> usize {
-    TRAINING_IMAGES / batch
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
     #[test]
     fn the_split_covers_all_images_once() {
@@ -129,18 +109,5 @@ mod tests {
         let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
         gz.write_all(b"1,2,3\n").unwrap();
         assert!(parse(&gz.finish().unwrap()).is_err());
-    }
-
-    #[test]
-    fn an_epoch_shows_an_image_at_most_once() {
-        let batch = 128;
-        let used = steps_per_epoch(batch) * batch;
-        let order = minibatches(7, 3, batch);
-        assert_eq!(order.len(), 3 * used);
-        for epoch in order.chunks(used) {
-            assert_eq!(epoch.iter().collect::<HashSet<_>>().len(), used);
-        }
-        assert_eq!(order, minibatches(7, 3, batch));
-        assert_ne!(order, minibatches(8, 3, batch));
     }
 }

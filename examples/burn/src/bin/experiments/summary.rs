@@ -1,16 +1,6 @@
 //! Numbers of several runs in short.
 
-/// Arithmetic mean; NaN of nothing.
-pub fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// Standard deviation of the values themselves, 0 of a single one.
-pub fn deviation(values: &[f64]) -> f64 {
-    let center = mean(values);
-    let squares: Vec<_> = values.iter().map(|value| (value - center).powi(2)).collect();
-    mean(&squares).sqrt()
-}
+use crate::statistics::{deviation, mean};
 
 /// The middle value, or the mean of both; NaN of nothing.
 pub fn median(values: &[f64]) -> f64 {
@@ -23,13 +13,6 @@ pub fn median(values: &[f64]) -> f64 {
     } else {
         0.5 * (middle((count / 2).wrapping_sub(1)) + middle(count / 2))
     }
-}
-
-/// Least and greatest value; infinities the wrong way round of nothing.
-pub fn extent(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
-    values
-        .into_iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
 }
 
 /// Means of so many neighbours each; the last may have fewer.
@@ -75,10 +58,5 @@ mod tests {
     #[test]
     fn smoothing_keeps_the_mean_of_each_chunk() {
         assert_eq!(smooth(&[1.0, 3.0, 5.0], 2), [2.0, 5.0]);
-    }
-
-    #[test]
-    fn the_extent_holds_all_values() {
-        assert_eq!(extent([3.0, -1.0, 2.0]), (-1.0, 3.0));
     }
 }

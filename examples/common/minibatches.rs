@@ -1,0 +1,45 @@
+//! Which of the digits' training images are in which minibatch.
+
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::SliceRandom;
+
+use crate::digits::TRAINING_IMAGES;
+
+/// Indices of the training images of every minibatch of a run, one batch after the other: each epoch is a new shuffle, and
+/// what does not fill a batch at its end is left out.
+pub fn minibatches(seed: u64, epochs: usize, batch: usize) -> Vec<u32> {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let mut epoch: Vec<u32> = (0..TRAINING_IMAGES as u32).collect();
+    let used = steps_per_epoch(batch) * batch;
+    let mut order = Vec::with_capacity(epochs * used);
+    for _ in 0..epochs {
+        epoch.shuffle(&mut rng);
+        order.extend_from_slice(&epoch[..used]);
+    }
+    order
+}
+
+/// Whole minibatches in the training set.
+pub fn steps_per_epoch(batch: usize) -> usize {
+    TRAINING_IMAGES / batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn an_epoch_shows_an_image_at_most_once() {
+        let batch = 128;
+        let used = steps_per_epoch(batch) * batch;
+        let order = minibatches(7, 3, batch);
+        assert_eq!(order.len(), 3 * used);
+        for epoch in order.chunks(used) {
+            assert_eq!(epoch.iter().collect::<HashSet<_>>().len(), used);
+        }
+        assert_eq!(order, minibatches(7, 3, batch));
+        assert_ne!(order, minibatches(8, 3, batch));
+    }
+}
