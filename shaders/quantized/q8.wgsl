@@ -23,7 +23,7 @@ struct Scale {
     shift: u32,
 }
 
-// A group's scales are one word: the exponents of three bottoms, of 8 bits, then two shifts as what MOST_SHIFT is more, of 2 bits.
+// A group's scales are one word: the exponents of three bottoms, of 8 bits, then MOST_SHIFT less each of two shifts, of 2 bits.
 fn signed_scale(scales: u32) -> Scale {
     return Scale((scales & 0xffu) << 23u, SIGNED_SHIFT);
 }
