@@ -34,6 +34,15 @@ fn added(one: Partial, other: Partial) -> Partial {
     return Partial(scaled_to(one, exponent) + scaled_to(other, exponent), exponent);
 }
 
+// The root of a sum, divided by the loss scale. In two steps: 2^exponent and the quotient may each be past f32.
+fn norm_of(sum: Partial, loss_scale: f32) -> f32 {
+    if sum.exponent == NOT_FINITE {
+        return bitcast<f32>(0x7f800000u + u32(loss_scale < 0.0));
+    }
+    let half = sum.exponent / 2;
+    return sqrt(sum.sum) * power_of_two(half) / loss_scale * power_of_two(sum.exponent - half);
+}
+
 const ZERO = Partial(0.0, LEAST_EXPONENT);
 
 // A sum of many numbers one after the other would lose their last digits: some are added up at first.

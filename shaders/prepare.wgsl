@@ -1,5 +1,6 @@
 // What a step needs to know and the host does not: whether it takes place, by what gradients are multiplied, and each
-// parameter's step count and coefficients. One workgroup.
+// parameter's step count and coefficients. One workgroup finds it: the only one of `prepare`, or the last one that adds up
+// gradients.
 
 // A group's hyperparameters, and 1 - beta^(2^k) of each beta: products of these give 1 - beta^t in f32 without cancellation.
 struct Group {
@@ -19,12 +20,13 @@ struct Group {
 
 const NO_GROUP = 0xffffffffu;
 
+// What the host says of a parameter in this step.
 struct Row {
     group: u32,
     activity: u32,
 }
 
-// Kept from step to step. Engines read the loss scale, and may write the multiplier and, between `encode_norm` and
+// Engines read the loss scale, and may write the multiplier and, between `encode_norm` and
 // `encode_after_norm`, the norm.
 struct Control {
     loss_scale: f32,
@@ -38,11 +40,13 @@ struct Control {
     skipped: u32,
 }
 
-// All in one, or in two parts between which the engine adds up the norm over its devices.
-const WHOLE = 0u;
-const NORM = 1u;
-const AFTER_NORM = 2u;
-override PART: u32 = 0u;
+// What is kept from step to step.
+struct Kept {
+    control: Control,
+    // Workgroups that have added up their gradients; zero between steps.
+    arrived: atomic<u32>,
+    step_counts: array<u32>,
+}
 
 override USES_NORM: bool = false;
 override SKIPS: bool = false;
@@ -59,64 +63,44 @@ const AUTHORS_CODE = 1u;
 const SGD = 2u;
 override FORMULA: u32 = 0u;
 
-@group(0) @binding(0) var<storage, read> rows: array<Row>;
-@group(0) @binding(1) var<storage, read> groups: array<Group>;
-@group(0) @binding(2) var<storage, read> partials: array<Partial>;
-@group(0) @binding(3) var<storage, read_write> control: Control;
-@group(0) @binding(4) var<storage, read_write> step_counts: array<u32>;
-@group(0) @binding(5) var<storage, read_write> prepared: array<Coefficients>;
+@group(0) @binding(8) var<storage, read> rows: array<Row>;
+@group(0) @binding(9) var<storage, read> groups: array<Group>;
+@group(0) @binding(10) var<storage, read_write> kept: Kept;
+@group(0) @binding(11) var<storage, read_write> prepared: array<Coefficients>;
 
 var<workgroup> is_skipped: u32;
 var<workgroup> gradient_multiplier: f32;
-
-fn sum_of_partials(lane: u32) -> Partial {
-    var sum = LongSum(ZERO, ZERO, 0u);
-    for (var i = lane; i < arrayLength(&partials); i += LANES) {
-        sum.some = added(sum.some, partials[i]);
-        sum = counted(sum);
-    }
-    return added_over_lanes(lane, added(sum.total, sum.some));
-}
-
-// The root of a sum, divided by the loss scale. In two steps: 2^exponent and the quotient may each be past f32.
-fn norm_of(sum: Partial, loss_scale: f32) -> f32 {
-    if sum.exponent == NOT_FINITE {
-        return bitcast<f32>(0x7f800000u + u32(loss_scale < 0.0));
-    }
-    let half = sum.exponent / 2;
-    return sqrt(sum.sum) * power_of_two(half) / loss_scale * power_of_two(sum.exponent - half);
-}
 
 fn is_finite_number(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
 }
 
 fn decide() {
-    let loss_scale = control.loss_scale;
+    let loss_scale = kept.control.loss_scale;
     var clip = 1.0;
     var finite = true;
     if USES_NORM {
-        finite = is_finite_number(control.norm);
-        if MAX_NORM > 0.0 && finite && control.norm > MAX_NORM {
-            clip = MAX_NORM / control.norm;
+        finite = is_finite_number(kept.control.norm);
+        if MAX_NORM > 0.0 && finite && kept.control.norm > MAX_NORM {
+            clip = MAX_NORM / kept.control.norm;
         }
     }
     let skips = SKIPS && !finite;
     is_skipped = u32(skips);
-    gradient_multiplier = control.multiplier * clip / loss_scale;
-    control.skipped += u32(skips);
-    control.taken += u32(!skips);
+    gradient_multiplier = kept.control.multiplier * clip / loss_scale;
+    kept.control.skipped += u32(skips);
+    kept.control.taken += u32(!skips);
     if IS_DYNAMIC {
         if finite {
-            control.growth_tracker += 1u;
-            if control.growth_tracker == GROWTH_INTERVAL {
-                control.growth_tracker = 0u;
+            kept.control.growth_tracker += 1u;
+            if kept.control.growth_tracker == GROWTH_INTERVAL {
+                kept.control.growth_tracker = 0u;
                 let grown = loss_scale * GROWTH_FACTOR;
-                control.loss_scale = select(loss_scale, grown, is_finite_number(grown));
+                kept.control.loss_scale = select(loss_scale, grown, is_finite_number(grown));
             }
         } else {
-            control.growth_tracker = 0u;
-            control.loss_scale = loss_scale * BACKOFF_FACTOR;
+            kept.control.growth_tracker = 0u;
+            kept.control.loss_scale = loss_scale * BACKOFF_FACTOR;
         }
     }
 }
@@ -160,17 +144,8 @@ fn coefficients_of(group: u32, t: u32) -> Coefficients {
     return c;
 }
 
-@compute @workgroup_size(LANES)
-fn prepare(@builtin(local_invocation_index) lane: u32) {
-    if USES_NORM && PART != AFTER_NORM {
-        let sum = sum_of_partials(lane);
-        if lane == 0u {
-            control.norm = norm_of(sum, control.loss_scale);
-        }
-    }
-    if PART == NORM {
-        return;
-    }
+// To be called in uniform control flow.
+fn prepare_rows(lane: u32) {
     if lane == 0u {
         decide();
     }
@@ -185,8 +160,8 @@ fn prepare(@builtin(local_invocation_index) lane: u32) {
         } else if is_skipped == 1u {
             prepared[i].activity = SKIPPED;
         } else {
-            let t = step_counts[i] + 1u;
-            step_counts[i] = t;
+            let t = kept.step_counts[i] + 1u;
+            kept.step_counts[i] = t;
             if row.group != group_of_known || t != known.step {
                 known = coefficients_of(row.group, t);
                 group_of_known = row.group;
@@ -194,4 +169,9 @@ fn prepare(@builtin(local_invocation_index) lane: u32) {
             prepared[i] = known;
         }
     }
+}
+
+@compute @workgroup_size(LANES)
+fn prepare(@builtin(local_invocation_index) lane: u32) {
+    prepare_rows(lane);
 }

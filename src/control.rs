@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::{CreateError, EncodeError};
 use crate::hyperparameters::{Formula, Rule};
-use crate::layout::{self, CPU_LANES, Chunk, Coefficients, GPU_LANES, Partial, Row, Segment};
+use crate::layout::{self, Chunk, Coefficients, Partial, Row, Segment};
 use crate::pipeline::{compute_pipeline, storage_entry};
 use crate::plan::Launch;
 use crate::ring::{Lease, Ring};
@@ -97,6 +97,8 @@ pub struct Progress {
 }
 
 impl Progress {
+    pub(crate) const BYTES: u64 = size_of::<layout::Control>() as u64;
+
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         let control: layout::Control = bytemuck::pod_read_unaligned(bytes);
         let layout::Control { taken, skipped, loss_scale, norm, .. } = control;
@@ -135,8 +137,8 @@ impl DeviceControl {
         check("max_norm", max_norm, needed, positive(max_norm))
     }
 
-    /// Overrides of the kernel, but for `PART`.
-    fn constants(&self, rule: Rule, formula: Formula) -> Vec<(&'static str, f64)> {
+    /// Overrides of the kernels that prepare steps.
+    fn constants(&self, rule: Rule, formula: Formula, lanes: u32) -> Vec<(&'static str, f64)> {
         let flag = |value: bool| f64::from(u8::from(value));
         let formula = match (rule, formula) {
             (Rule::Sgd, _) => 2.0,
@@ -144,6 +146,7 @@ impl DeviceControl {
             (Rule::AdaMod, Formula::Paper) | (Rule::Adam, _) => 0.0,
         };
         let mut constants = vec![
+            ("LANES", lanes.into()),
             ("USES_NORM", flag(self.uses_norm())),
             ("SKIPS", flag(self.skips())),
             ("MAX_NORM", self.max_norm.unwrap_or(0.0)),
@@ -216,9 +219,7 @@ impl Present<'_> {
 pub struct DeviceSteps {
     settings: DeviceControl,
     constants: Vec<(&'static str, f64)>,
-    lanes: u32,
-    control: wgpu::Buffer,
-    step_counts: wgpu::Buffer,
+    kept: wgpu::Buffer,
     prepared: wgpu::Buffer,
     generation: u64,
     rows: Ring,
@@ -227,15 +228,37 @@ pub struct DeviceSteps {
     rows_written: Option<Stepping>,
     rows_slot: Option<Lease>,
     groups_slot: Option<Lease>,
-    prepare: HashMap<Part, wgpu::ComputePipeline>,
-    layout: wgpu::BindGroupLayout,
-    norms: HashMap<(Access, GradientBinding, Option<u32>), NormPipeline>,
+    prepare: Kernel,
+    norms: HashMap<NormKey, Kernel>,
 }
 
 #[derive(Debug)]
-struct NormPipeline {
+struct Kernel {
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
+}
+
+/// What the kernel of a launch's norm depends on.
+type NormKey = (Access, GradientBinding, Option<u32>, NormEnd);
+
+/// What comes after a launch's norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormEnd {
+    /// The norm of another launch.
+    Launch,
+    /// Nothing: the norm is complete, and what the step needs from it is prepared unless only the norm is asked for.
+    Step {
+        /// The step is recorded in two parts.
+        norm_only: bool,
+    },
+}
+
+impl NormEnd {
+    /// Of each of so many launches.
+    pub fn of_launches(launches: usize, part: Part) -> impl Iterator<Item = Self> {
+        let last = Self::Step { norm_only: part != Part::Whole };
+        (1..launches).map(|_| Self::Launch).chain(std::iter::once(last))
+    }
 }
 
 /// What a launch's norm binds.
@@ -246,14 +269,16 @@ pub struct NormBindings<'a> {
     pub chunks: wgpu::BindingResource<'a>,
     /// Window of gradients, or of values with the gradients in it.
     pub gradients: wgpu::BindingResource<'a>,
-    /// The launch's part of the partial sums.
+    /// The launch's part of the partial sums; for the last launch, all of them.
     pub partials: wgpu::BindingResource<'a>,
 }
 
 impl DeviceSteps {
     /// Parameters of an optimizer whose steps the device prepares: it counts the steps of each.
     pub const MOST_PARAMETERS: usize = 1 << 18;
-    const STEP_COUNTS_BYTES: u64 = 4 * Self::MOST_PARAMETERS as u64;
+    /// Where the step counts start in what is kept: behind the control, and the number of workgroups that are done.
+    const STEP_COUNTS_OFFSET: u64 = size_of::<layout::Control>() as u64 + 4;
+    const KEPT_BYTES: u64 = Self::STEP_COUNTS_OFFSET + 4 * Self::MOST_PARAMETERS as u64;
 
     pub fn new(
         device: &wgpu::Device,
@@ -262,11 +287,11 @@ impl DeviceSteps {
         formula: Formula,
     ) -> Result<Self, CreateError> {
         settings.validate()?;
-        let (found, needed) = (device.limits().max_storage_buffer_binding_size, Self::STEP_COUNTS_BYTES);
+        let (found, needed) = (device.limits().max_storage_buffer_binding_size, Self::KEPT_BYTES);
         if found < needed {
             return Err(CreateError::Limit { limit: "max_storage_buffer_binding_size", found, needed });
         }
-        let is_cpu = device.adapter_info().device_type == wgpu::DeviceType::Cpu;
+        let constants = settings.constants(rule, formula, layout::lanes(device));
         let initial = layout::Control {
             loss_scale: settings.loss_scale.initial() as f32,
             multiplier: 1.0,
@@ -275,43 +300,30 @@ impl DeviceSteps {
             taken: 0,
             skipped: 0,
         };
-        let made = catch(device, || {
-            let storage = |binding, read_only, has_dynamic_offset, bytes: usize| {
-                storage_entry(binding, read_only, has_dynamic_offset, bytes as u64)
-            };
-            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some("adamod.prepare"),
-                entries: &[
-                    storage(0, true, true, size_of::<Row>()),
-                    storage(1, true, true, size_of::<layout::Group>()),
-                    storage(2, true, false, size_of::<Partial>()),
-                    storage(3, false, false, size_of::<layout::Control>()),
-                    storage(4, false, false, 4),
-                    storage(5, false, false, size_of::<Coefficients>()),
-                ],
-            });
-            let control = device.create_buffer(&wgpu::BufferDescriptor {
+        let (kept, prepared, prepare) = catch(device, || {
+            let kept = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("adamod.control"),
-                size: size_of::<layout::Control>() as u64,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
+                size: Self::KEPT_BYTES,
+                usage: USAGES,
                 mapped_at_creation: true,
             });
-            if let Ok(mut view) = control.get_mapped_range_mut(..) {
-                view.copy_from_slice(bytemuck::bytes_of(&initial));
+            let bytes = bytemuck::bytes_of(&initial);
+            if let Ok(mut view) = kept.get_mapped_range_mut(..bytes.len() as u64) {
+                view.copy_from_slice(bytes);
             }
-            control.unmap();
-            let counts = buffer(device, "adamod.step_counts", Self::STEP_COUNTS_BYTES);
-            (layout, control, counts, buffer(device, "adamod.prepared", size_of::<Coefficients>() as u64))
-        });
-        let (layout, control, step_counts, prepared) = made?;
+            kept.unmap();
+            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some("adamod.prepare"),
+                entries: &prepare_entries(),
+            });
+            let source = prepare_source();
+            let pipeline = compute_pipeline(device, "adamod.prepare", &layout, source, "prepare", &constants);
+            (kept, prepared_buffer(device, size_of::<Coefficients>() as u64), Kernel { layout, pipeline })
+        })?;
         Ok(Self {
             settings,
-            constants: settings.constants(rule, formula),
-            lanes: if is_cpu { CPU_LANES } else { GPU_LANES },
-            control,
-            step_counts,
+            constants,
+            kept,
             prepared,
             generation: 0,
             rows: Ring::new(device, "adamod.rows", 2, size_of::<Row>() as u64)?,
@@ -319,8 +331,7 @@ impl DeviceSteps {
             rows_written: None,
             rows_slot: None,
             groups_slot: None,
-            prepare: HashMap::new(),
-            layout,
+            prepare,
             norms: HashMap::new(),
         })
     }
@@ -329,12 +340,14 @@ impl DeviceSteps {
         self.settings.uses_norm()
     }
 
-    pub fn control(&self) -> &wgpu::Buffer {
-        &self.control
+    /// What is kept from step to step: [`layout::Control`] at its start, and all parameters' step counts.
+    pub fn kept(&self) -> &wgpu::Buffer {
+        &self.kept
     }
 
-    pub fn step_counts(&self) -> &wgpu::Buffer {
-        &self.step_counts
+    /// Byte offset of a parameter's step count in what is kept, a u32.
+    pub fn step_count_offset(index: usize) -> u64 {
+        Self::STEP_COUNTS_OFFSET + 4 * index as u64
     }
 
     /// The coefficients that are prepared, and a number that changes whenever they lie elsewhere.
@@ -378,37 +391,53 @@ impl DeviceSteps {
         // As many as the rows' slot has room for: the kernel goes by that.
         let needed = self.rows.slot_bytes() / size_of::<Row>() as u64 * size_of::<Coefficients>() as u64;
         if self.prepared.size() < needed {
-            self.prepared = catch(device, || buffer(device, "adamod.prepared", needed))?;
+            self.prepared = catch(device, || prepared_buffer(device, needed))?;
             self.generation += 1;
         }
         Ok(())
     }
 
-    /// The bind group of a launch's norm; `None` where none is needed.
-    pub fn bind_norm(
+    /// Makes the kernels of the launches' norms for a part of a step, those that are not there yet.
+    pub fn make_norms(
         &mut self,
         device: &wgpu::Device,
+        launches: &[Launch],
+        part: Part,
+    ) -> Result<(), Refusal> {
+        for (launch, end) in launches.iter().zip(NormEnd::of_launches(launches.len(), part)) {
+            let key = norm_key(launch, end);
+            if !self.norms.contains_key(&key) {
+                let made = catch(device, || Kernel::norm(device, key, &self.constants))?;
+                self.norms.insert(key, made);
+            }
+        }
+        Ok(())
+    }
+
+    /// The bind group of a launch's norm, whose kernel has been made.
+    pub fn bind_norm(
+        &self,
+        device: &wgpu::Device,
         launch: &Launch,
+        end: NormEnd,
         bindings: NormBindings<'_>,
     ) -> Result<wgpu::BindGroup, Refusal> {
-        let key = (launch.access, launch.binding, launch.format);
-        if !self.norms.contains_key(&key) {
-            let made = catch(device, || NormPipeline::new(device, launch, self.lanes))?;
-            self.norms.insert(key, made);
-        }
         let gradients = if launch.binding == GradientBinding::Shared { 3 } else { 4 };
-        let entry = |binding, resource| wgpu::BindGroupEntry { binding, resource };
+        let mut entries = vec![
+            entry(1, bindings.segments),
+            entry(2, bindings.chunks),
+            entry(gradients, bindings.gradients),
+            entry(PARTIALS, bindings.partials),
+        ];
+        match end {
+            NormEnd::Launch => entries.push(entry(ROWS, self.rows.binding())),
+            NormEnd::Step { .. } => entries.extend(self.prepare_bindings()),
+        }
         catch(device, || {
             device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some("adamod.norm"),
-                layout: &self.norms[&key].layout,
-                entries: &[
-                    entry(1, bindings.segments),
-                    entry(2, bindings.chunks),
-                    entry(gradients, bindings.gradients),
-                    entry(8, self.rows.binding()),
-                    entry(9, bindings.partials),
-                ],
+                layout: &self.norms[&norm_key(launch, end)].layout,
+                entries: &entries,
             })
         })
     }
@@ -418,109 +447,136 @@ impl DeviceSteps {
         (self.rows.generation(), self.groups.generation(), self.generation)
     }
 
-    /// The bind group of the preparation.
-    pub fn bind_prepare(
-        &self,
-        device: &wgpu::Device,
-        partials: wgpu::BindingResource<'_>,
-    ) -> Result<wgpu::BindGroup, Refusal> {
-        let entry = |binding, resource| wgpu::BindGroupEntry { binding, resource };
+    fn prepare_bindings(&self) -> [wgpu::BindGroupEntry<'_>; 4] {
+        [
+            entry(ROWS, self.rows.binding()),
+            entry(GROUPS, self.groups.binding()),
+            entry(KEPT, self.kept.as_entire_binding()),
+            entry(PREPARED, self.prepared.as_entire_binding()),
+        ]
+    }
+
+    /// The bind group of a preparation by itself.
+    pub fn bind_prepare(&self, device: &wgpu::Device) -> Result<wgpu::BindGroup, Refusal> {
         catch(device, || {
             device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some("adamod.prepare"),
-                layout: &self.layout,
-                entries: &[
-                    entry(0, self.rows.binding()),
-                    entry(1, self.groups.binding()),
-                    entry(2, partials),
-                    entry(3, self.control.as_entire_binding()),
-                    entry(4, self.step_counts.as_entire_binding()),
-                    entry(5, self.prepared.as_entire_binding()),
-                ],
+                layout: &self.prepare.layout,
+                entries: &self.prepare_bindings(),
             })
         })
     }
 
-    /// Makes the pipeline of a part, if it is not there yet.
-    pub fn make_prepare(&mut self, device: &wgpu::Device, part: Part) -> Result<(), Refusal> {
-        if self.prepare.contains_key(&part) {
-            return Ok(());
-        }
-        let mut constants = self.constants.clone();
-        let number = match part {
-            Part::Whole => 0.0,
-            Part::Norm => 1.0,
-            Part::AfterNorm => 2.0,
-        };
-        constants.extend([("LANES", self.lanes.into()), ("PART", number)]);
-        let pipeline = catch(device, || {
-            compute_pipeline(device, "adamod.prepare", &self.layout, prepare_source(), "prepare", &constants)
-        })?;
-        self.prepare.insert(part, pipeline);
-        Ok(())
+    /// The slots of rows and groups that a step uses; `None` before the first upload.
+    pub fn slots(&self) -> Option<(Lease, Lease)> {
+        self.rows_slot.clone().zip(self.groups_slot.clone())
     }
 
-    /// Records the norm of a launch.
+    /// Records a launch's norm in so many workgroups.
     pub fn record_norm(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
         launch: &Launch,
+        end: NormEnd,
         bind_group: &wgpu::BindGroup,
-        segments: &Lease,
-        grid: (u32, u32),
+        (segments, rows, groups): (&Lease, &Lease, &Lease),
+        workgroups: u32,
     ) {
-        let Some(rows) = &self.rows_slot else { return };
-        pass.set_pipeline(&self.norms[&(launch.access, launch.binding, launch.format)].pipeline);
+        pass.set_pipeline(&self.norms[&norm_key(launch, end)].pipeline);
         // In the order of their bindings.
-        pass.set_bind_group(0, bind_group, &[segments.offset, rows.offset]);
-        pass.dispatch_workgroups(grid.0, grid.1, 1);
+        let offsets = [segments.offset, rows.offset, groups.offset];
+        let count = if end == NormEnd::Launch { 2 } else { 3 };
+        pass.set_bind_group(0, bind_group, &offsets[..count]);
+        pass.dispatch_workgroups(workgroups, 1, 1);
     }
 
-    /// Records the preparation, and what keeps its tables until it is done.
-    pub fn record_prepare(&self, pass: &mut wgpu::ComputePass<'_>, bind_group: &wgpu::BindGroup, part: Part) {
-        let (Some(rows), Some(groups)) = (self.rows_slot.clone(), self.groups_slot.clone()) else { return };
-        pass.set_pipeline(&self.prepare[&part]);
+    /// Records a preparation by itself.
+    pub fn record_prepare(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        bind_group: &wgpu::BindGroup,
+        (rows, groups): (&Lease, &Lease),
+    ) {
+        pass.set_pipeline(&self.prepare.pipeline);
         pass.set_bind_group(0, bind_group, &[rows.offset, groups.offset]);
         pass.dispatch_workgroups(1, 1, 1);
-        pass.on_submitted_work_done(move || drop((rows, groups)));
     }
 }
 
-impl NormPipeline {
-    fn new(device: &wgpu::Device, launch: &Launch, lanes: u32) -> Self {
-        let word_bytes = match launch.access {
+fn norm_key(launch: &Launch, end: NormEnd) -> NormKey {
+    (launch.access, launch.binding, launch.format, end)
+}
+
+impl Kernel {
+    fn norm(
+        device: &wgpu::Device,
+        (access, binding, format, end): NormKey,
+        constants: &[(&'static str, f64)],
+    ) -> Self {
+        let word_bytes = match access {
             Access::Vec4 => 16,
             Access::Vec2 => 8,
             Access::Scalar => 4,
         };
-        let gradients = match launch.binding {
+        let gradients = match binding {
             GradientBinding::Read => storage_entry(4, true, false, word_bytes),
             GradientBinding::ReadWrite => storage_entry(4, false, false, word_bytes),
             GradientBinding::Shared => storage_entry(3, false, false, word_bytes),
         };
+        let mut entries = vec![
+            storage_entry(1, true, true, size_of::<Segment>() as u64),
+            storage_entry(2, true, false, size_of::<Chunk>() as u64),
+            gradients,
+            storage_entry(PARTIALS, false, false, size_of::<Partial>() as u64),
+        ];
+        let (entry_point, of_step) = match end {
+            NormEnd::Launch => ("norm_of_chunks", 1),
+            NormEnd::Step { .. } => ("norm_and_prepare", 4),
+        };
+        entries.extend(&prepare_entries()[..of_step]);
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("adamod.norm"),
-            entries: &[
-                storage_entry(1, true, true, size_of::<Segment>() as u64),
-                storage_entry(2, true, false, size_of::<Chunk>() as u64),
-                gradients,
-                storage_entry(8, true, true, size_of::<Row>() as u64),
-                storage_entry(9, false, false, size_of::<Partial>() as u64),
-            ],
+            entries: &entries,
         });
-        let mut constants = vec![("LANES", f64::from(lanes))];
-        constants.extend(launch.format.map(|format| ("FORMAT", f64::from(format))));
-        let source = norm_source(launch.access, launch.binding);
-        let pipeline = compute_pipeline(device, "adamod.norm", &layout, source, "norm_of_chunks", &constants);
+        let mut constants = constants.to_vec();
+        constants.extend(format.map(|format| ("FORMAT", f64::from(format))));
+        if end == (NormEnd::Step { norm_only: true }) {
+            constants.push(("NORM_ONLY", 1.0));
+        }
+        let source = norm_source(access, binding);
+        let pipeline = compute_pipeline(device, "adamod.norm", &layout, source, entry_point, &constants);
         Self { layout, pipeline }
     }
 }
 
-fn buffer(device: &wgpu::Device, label: &str, bytes: u64) -> wgpu::Buffer {
+const ROWS: u32 = 8;
+const GROUPS: u32 = 9;
+const KEPT: u32 = 10;
+const PREPARED: u32 = 11;
+const PARTIALS: u32 = 12;
+
+/// What a preparation binds, rows first.
+fn prepare_entries() -> [wgpu::BindGroupLayoutEntry; 4] {
+    [
+        storage_entry(ROWS, true, true, size_of::<Row>() as u64),
+        storage_entry(GROUPS, true, true, size_of::<layout::Group>() as u64),
+        storage_entry(KEPT, false, false, DeviceSteps::KEPT_BYTES),
+        storage_entry(PREPARED, false, false, size_of::<Coefficients>() as u64),
+    ]
+}
+
+fn entry(binding: u32, resource: wgpu::BindingResource<'_>) -> wgpu::BindGroupEntry<'_> {
+    wgpu::BindGroupEntry { binding, resource }
+}
+
+const USAGES: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+fn prepared_buffer(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
     device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some(label),
+        label: Some("adamod.prepared"),
         size: bytes,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        usage: USAGES,
         mapped_at_creation: false,
     })
 }

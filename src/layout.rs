@@ -15,6 +15,11 @@ pub const GPU_LANES: u32 = CHUNK_ELEMENTS / 4;
 /// time and set up each of them anew, which costs more than going around a loop (llvmpipe: the step is 1.8 times as fast).
 pub const CPU_LANES: u32 = 8;
 
+/// Threads of a workgroup on this device.
+pub(crate) fn lanes(device: &wgpu::Device) -> u32 {
+    if device.adapter_info().device_type == wgpu::DeviceType::Cpu { CPU_LANES } else { GPU_LANES }
+}
+
 /// One step's coefficients of one cohort (parameters of one group with one step count); WGSL `Coefficients`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]

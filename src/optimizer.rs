@@ -284,7 +284,7 @@ impl Optimizer {
                 options.rule,
                 options.diagnostics,
                 options.gradients,
-                device.adapter_info().device_type,
+                layout::lanes(device),
             ),
             coefficients,
             device_steps,
@@ -356,7 +356,7 @@ impl Optimizer {
     /// gradients are multiplied besides what loss scale and clip make of them: 1 over the number of accumulated batches, or
     /// what it computed from a norm of its own.
     pub fn control_buffer(&self) -> Option<&wgpu::Buffer> {
-        self.device_steps.as_ref().map(DeviceSteps::control)
+        self.device_steps.as_ref().map(DeviceSteps::kept)
     }
 
     fn index_of(&self, parameter: ParameterId) -> Option<usize> {
@@ -376,7 +376,7 @@ fn check_limits(limits: &wgpu::Limits) -> Result<(), CreateError> {
         (
             "max_dynamic_storage_buffers_per_pipeline_layout",
             u64::from(limits.max_dynamic_storage_buffers_per_pipeline_layout),
-            2,
+            3,
         ),
         (
             "max_compute_invocations_per_workgroup",

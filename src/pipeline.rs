@@ -7,7 +7,7 @@ use crate::Diagnostics;
 use crate::diagnostics::HISTOGRAM_BYTES;
 use crate::format::StateAccess;
 use crate::hyperparameters::Rule;
-use crate::layout::{CPU_LANES, Chunk, Coefficients, GPU_LANES, Segment};
+use crate::layout::{Chunk, Coefficients, Segment};
 use crate::plan::{AfterUse, Launch};
 use crate::scope::{Refusal, catch};
 use crate::shader::{Access, Copies, GradientBinding, Variant};
@@ -54,13 +54,7 @@ pub struct Bindings<'a> {
 
 impl Pipelines {
     /// None made yet.
-    pub fn new(
-        rule: Rule,
-        diagnostics: Diagnostics,
-        after_use: AfterUse,
-        device_type: wgpu::DeviceType,
-    ) -> Self {
-        let lanes = if device_type == wgpu::DeviceType::Cpu { CPU_LANES } else { GPU_LANES };
+    pub fn new(rule: Rule, diagnostics: Diagnostics, after_use: AfterUse, lanes: u32) -> Self {
         Self { rule, diagnostics, after_use, lanes, made: HashMap::new() }
     }
 

@@ -157,7 +157,8 @@ impl Variant {
     }
 }
 
-/// The WGSL of the kernel that sums squares of gradients; its entry point is `norm_of_chunks`.
+/// The WGSL of the kernels that sum squares of gradients; their entry points are `norm_of_chunks` and, for the last launch of a
+/// step, `norm_and_prepare`.
 pub fn norm_source(tensors: Access, binding: GradientBinding) -> String {
     [
         include_str!("../shaders/tables.wgsl"),
@@ -168,19 +169,15 @@ pub fn norm_source(tensors: Access, binding: GradientBinding) -> String {
         gradients(binding),
         include_str!("../shaders/gradient.wgsl"),
         include_str!("../shaders/norm.wgsl"),
+        include_str!("../shaders/prepare.wgsl"),
         include_str!("../shaders/norm_of_chunks.wgsl"),
     ]
     .join("\n")
 }
 
-/// The WGSL of the kernel that prepares a step on the device; its entry point is `prepare`.
+/// The WGSL of the kernel that prepares a step without looking at gradients; its entry point is `prepare`.
 pub fn prepare_source() -> String {
-    [
-        include_str!("../shaders/tables.wgsl"),
-        include_str!("../shaders/norm.wgsl"),
-        include_str!("../shaders/prepare.wgsl"),
-    ]
-    .join("\n")
+    [include_str!("../shaders/tables.wgsl"), include_str!("../shaders/prepare.wgsl")].join("\n")
 }
 
 fn access(access: Access) -> &'static str {

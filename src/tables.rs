@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::arena::Arena;
-use crate::control::{DeviceSteps, NormBindings, Part};
+use crate::control::{DeviceSteps, NormBindings, NormEnd, Part};
 use crate::error::EncodeError;
 use crate::layout::{Chunk, Partial};
 use crate::pipeline::{Bindings, Pipelines};
@@ -38,7 +38,9 @@ struct Preparation {
     partials: wgpu::Buffer,
     /// Which of them each launch writes.
     of_launches: Vec<Range<u64>>,
+    /// Of each launch's norm, if there is one.
     norms: Vec<wgpu::BindGroup>,
+    /// Of a preparation by itself.
     prepare: Option<wgpu::BindGroup>,
     /// Generations of the rings, and of the segments' ring, that the bind groups name.
     bound: Option<((u64, u64, u64), u64)>,
@@ -136,17 +138,19 @@ impl Tables {
         Ok(())
     }
 
-    /// Brings what the device needs to prepare a step up to date.
+    /// Brings what the device needs to prepare a part of a step up to date.
     pub fn upload_preparation(
         &mut self,
         at: &Device<'_>,
         steps: &mut DeviceSteps,
+        part: Part,
     ) -> Result<(), EncodeError> {
         let mut preparation = match self.preparation.take() {
             Some(preparation) => preparation,
             None => {
-                let alignment = at.device.limits().min_storage_buffer_offset_alignment;
-                let of_launches = self.plan.partials(alignment.into());
+                let limits = at.device.limits();
+                let alignment = limits.min_storage_buffer_offset_alignment.into();
+                let of_launches = self.plan.partials(alignment, limits.max_compute_workgroups_per_dimension);
                 let entries = of_launches.last().map_or(1, |last| last.end);
                 let partials = catch(at.device, || {
                     at.device.create_buffer(&wgpu::BufferDescriptor {
@@ -159,53 +163,65 @@ impl Tables {
                 Preparation { partials, of_launches, norms: Vec::new(), prepare: None, bound: None }
             }
         };
+        if steps.uses_norm() {
+            steps.make_norms(at.device, &self.plan.launches, part)?;
+        }
         let generations = (steps.ring_generations(), self.segments.generation());
         if preparation.bound != Some(generations) {
-            preparation.norms.clear();
+            let mut norms = Vec::new();
             if steps.uses_norm() {
-                for (launch, partials) in self.plan.launches.iter().zip(&preparation.of_launches) {
+                for (launch, partials, end) in self.norms(&preparation, part) {
+                    let first = if end == NormEnd::Launch { partials.start } else { 0 };
+                    let bytes = (partials.end - first) * PARTIAL_BYTES;
                     let bindings = NormBindings {
                         segments: self.segments.binding(),
                         chunks: self.chunks_of(launch),
                         gradients: self.window(&launch.gradients),
-                        partials: binding(
-                            &preparation.partials,
-                            partials.start * PARTIAL_BYTES,
-                            (partials.end - partials.start) * PARTIAL_BYTES,
-                        ),
+                        partials: binding(&preparation.partials, first * PARTIAL_BYTES, bytes),
                     };
-                    preparation.norms.push(steps.bind_norm(at.device, launch, bindings)?);
+                    norms.push(steps.bind_norm(at.device, launch, end, bindings)?);
                 }
             }
-            let partials = preparation.partials.as_entire_binding();
-            preparation.prepare = Some(steps.bind_prepare(at.device, partials)?);
+            preparation.norms = norms;
+            preparation.prepare = Some(steps.bind_prepare(at.device)?);
             preparation.bound = Some(generations);
         }
         self.preparation = Some(preparation);
         Ok(())
     }
 
-    /// Records what the device does before a step.
-    pub fn record_preparation(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        steps: &DeviceSteps,
+    /// Each launch, its partial sums, and what comes after its norm.
+    fn norms<'a>(
+        &'a self,
+        preparation: &'a Preparation,
         part: Part,
-        workgroups_per_dimension: u32,
-    ) {
-        let (Some(preparation), Some(segments)) = (&self.preparation, &self.segments_slot) else { return };
-        if part != Part::AfterNorm {
-            let launches = self.plan.launches.iter().zip(&preparation.of_launches);
-            for ((launch, partials), bind_group) in launches.zip(&preparation.norms) {
-                let grid = grid((partials.end - partials.start) as u32, workgroups_per_dimension);
-                steps.record_norm(pass, launch, bind_group, segments, grid);
+    ) -> impl Iterator<Item = (&'a Launch, &'a Range<u64>, NormEnd)> {
+        let launches = &self.plan.launches;
+        let ends = NormEnd::of_launches(launches.len(), part);
+        launches
+            .iter()
+            .zip(&preparation.of_launches)
+            .zip(ends)
+            .map(|((launch, partials), end)| (launch, partials, end))
+    }
+
+    /// Records what the device does before a step, and what keeps its tables until it is done.
+    pub fn record_preparation(&self, pass: &mut wgpu::ComputePass<'_>, steps: &DeviceSteps, part: Part) {
+        let (Some(preparation), Some(segments)) = (&self.preparation, self.segments_slot.clone()) else {
+            return;
+        };
+        let Some((rows, groups)) = steps.slots() else { return };
+        if steps.uses_norm() && part != Part::AfterNorm {
+            for ((launch, partials, end), bind_group) in self.norms(preparation, part).zip(&preparation.norms)
+            {
+                let slots = (&segments, &rows, &groups);
+                let workgroups = (partials.end - partials.start) as u32;
+                steps.record_norm(pass, launch, end, bind_group, slots, workgroups);
             }
+        } else if let Some(prepare) = &preparation.prepare {
+            steps.record_prepare(pass, prepare, (&rows, &groups));
         }
-        if let Some(prepare) = &preparation.prepare {
-            steps.record_prepare(pass, prepare, part);
-        }
-        let segments = segments.clone();
-        pass.on_submitted_work_done(move || drop(segments));
+        pass.on_submitted_work_done(move || drop((segments, rows, groups)));
     }
 
     fn bind(

@@ -6,8 +6,10 @@ use std::collections::HashMap;
 use super::{Group, Optimizer, Options, Record};
 use crate::blocks::Contents;
 use crate::checkpoint::{Checkpoint, SavedParameter};
+use crate::control::DeviceSteps;
 use crate::error::{CheckpointError, ReadError};
 use crate::format::BlockLayout;
+use crate::layout;
 use crate::plan::{Extent, WORD_BYTES, state_words};
 use crate::readback::{Snapshot, Source, Wait};
 use crate::rounding::Random;
@@ -41,9 +43,8 @@ impl Optimizer {
             .map(|(source, (number, page))| ((number, source), whole(page)))
             .unzip();
         if let Some(steps) = &self.device_steps {
-            sources.push(whole(steps.control()));
-            let bytes = 4 * self.parameters.len().max(1) as u64;
-            sources.push(Source { bytes, ..whole(steps.step_counts()) });
+            let bytes = DeviceSteps::step_count_offset(self.parameters.len());
+            sources.push(Source { bytes, ..whole(steps.kept()) });
         }
         let wgpu::AdapterInfo { name, driver, driver_info, .. } = self.device.adapter_info();
         let mut checkpoint = Checkpoint {
@@ -71,10 +72,10 @@ impl Optimizer {
         let snapshot = Snapshot::new(&self.device, &self.queue, &sources, false);
         async move {
             let contents = snapshot?.read(wait).await?;
-            let counters = contents.get(pages.len()..).unwrap_or_default();
+            let kept = contents.get(pages.len());
             for (parameter, (index, extents)) in checkpoint.parameters.iter_mut().zip(places) {
-                if let [_, step_counts] = counters {
-                    let count = &step_counts[4 * index..4 * index + 4];
+                if let Some(kept) = kept {
+                    let count = &kept[DeviceSteps::step_count_offset(index) as usize..][..4];
                     parameter.step = bytemuck::pod_read_unaligned::<u32>(count).into();
                 }
                 parameter.words = vec![0; state_words(parameter.layout, parameter.len) as usize];
@@ -88,9 +89,8 @@ impl Optimizer {
                     to += words;
                 }
             }
-            if let [control, _] = counters {
-                checkpoint.control = Some(bytemuck::pod_read_unaligned(control));
-            }
+            checkpoint.control =
+                kept.map(|kept| bytemuck::pod_read_unaligned(&kept[..size_of::<layout::Control>()]));
             Ok(checkpoint)
         }
     }
@@ -136,7 +136,7 @@ impl Optimizer {
             writes.extend(self.step_count_write(index, count));
         }
         if let (Some(steps), Some(control)) = (&self.device_steps, &checkpoint.control) {
-            writes.push(Write { buffer: steps.control(), offset: 0, bytes: bytemuck::bytes_of(control) });
+            writes.push(Write { buffer: steps.kept(), offset: 0, bytes: bytemuck::bytes_of(control) });
         }
         upload(&self.device, &self.queue, &writes)?;
         for (&index, saved) in restored() {

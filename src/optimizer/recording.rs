@@ -311,12 +311,11 @@ impl Optimizer {
         let group_of = |parameter: usize| self.parameters[parameter].group;
         let groups = self.groups.iter().map(|group| group.hyperparameters.group_row());
         steps.upload(at.device, at.queue, present, group_of, groups)?;
-        steps.make_prepare(at.device, part)?;
         let (binding, generation) = steps.prepared();
         let coefficients = tables::Coefficients { binding, generation };
         tables.upload(&at, pipelines, &coefficients, arena, |parameter| parameter as u32)?;
-        tables.upload_preparation(&at, steps)?;
-        tables.record_preparation(pass, steps, part, self.workgroups_per_dimension);
+        tables.upload_preparation(&at, steps, part)?;
+        tables.record_preparation(pass, steps, part);
         if part != Part::Norm {
             tables.record(pass, pipelines, None, self.workgroups_per_dimension);
         }

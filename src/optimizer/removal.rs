@@ -1,6 +1,7 @@
 //! Removal of parameters and groups.
 
 use super::{GroupId, Optimizer, ParameterId};
+use crate::control::DeviceSteps;
 use crate::error::RemoveError;
 use crate::plan::{WORD_BYTES, state_words};
 use crate::scope::{catch, submit};
@@ -67,7 +68,7 @@ impl Optimizer {
                 encoder.clear_buffer(self.arena.page(extent.page), start, Some(bytes));
             }
             if let Some(steps) = &self.device_steps {
-                encoder.clear_buffer(steps.step_counts(), 4 * index as u64, Some(4));
+                encoder.clear_buffer(steps.kept(), DeviceSteps::step_count_offset(index), Some(4));
             }
             encoder.finish()
         })?;

@@ -2,7 +2,7 @@
 
 use super::{Optimizer, Options, ParameterId, Record, State};
 use crate::blocks::Contents;
-use crate::control::Progress;
+use crate::control::{DeviceSteps, Progress};
 use crate::diagnostics::LearningRates;
 use crate::error::{ReadError, WriteError};
 use crate::format::{DType, MasterWeights};
@@ -119,7 +119,8 @@ impl Optimizer {
         let Some(steps) = &self.device_steps else {
             return Ok(self.cohorts.steps(index));
         };
-        let source = Source { buffer: steps.step_counts().clone(), offset: 4 * index as u64, bytes: 4 };
+        let offset = DeviceSteps::step_count_offset(index);
+        let source = Source { buffer: steps.kept().clone(), offset, bytes: 4 };
         let bytes = download(&self.device, &self.queue, &[source], wait).await?;
         Ok(bytemuck::pod_read_unaligned::<u32>(&bytes).into())
     }
@@ -165,7 +166,7 @@ impl Optimizer {
         wait: Wait,
     ) -> impl Future<Output = Result<LearningRates, ReadError>> + use<> {
         let histogram = self.arena.histogram().ok_or(ReadError::NoDiagnostics);
-        let bytes = histogram.map(|histogram| self.read_whole(histogram, true, wait));
+        let bytes = histogram.map(|histogram| self.read_start(histogram, histogram.size(), true, wait));
         async move { Ok(LearningRates::from_counters(&bytes?.await?)) }
     }
 
@@ -189,18 +190,19 @@ impl Optimizer {
 
     fn read_progress_waiting(&self, wait: Wait) -> impl Future<Output = Result<Progress, ReadError>> + use<> {
         let control = self.control_buffer().ok_or(ReadError::NoControl);
-        let bytes = control.map(|control| self.read_whole(control, false, wait));
+        let bytes = control.map(|control| self.read_start(control, Progress::BYTES, false, wait));
         async move { Ok(Progress::from_bytes(&bytes?.await?)) }
     }
 
-    /// A small buffer as it is now.
-    fn read_whole(
+    /// The first bytes of a buffer as they are now.
+    fn read_start(
         &self,
         buffer: &wgpu::Buffer,
+        bytes: u64,
         clear: bool,
         wait: Wait,
     ) -> impl Future<Output = Result<Vec<u8>, ReadError>> + use<> {
-        let source = Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
+        let source = Source { buffer: buffer.clone(), offset: 0, bytes };
         let snapshot = Snapshot::new(&self.device, &self.queue, &[source], clear);
         async move { Ok(snapshot?.read(wait).await?.concat()) }
     }
@@ -290,7 +292,7 @@ impl Optimizer {
     /// A step count's write, if the device counts.
     pub(super) fn step_count_write<'a>(&'a self, index: usize, count: &'a [u8; 4]) -> Option<Write<'a>> {
         let steps = self.device_steps.as_ref()?;
-        Some(Write { buffer: steps.step_counts(), offset: 4 * index as u64, bytes: count })
+        Some(Write { buffer: steps.kept(), offset: DeviceSteps::step_count_offset(index), bytes: count })
     }
 
     /// Writes of one part of a parameter's blocks.

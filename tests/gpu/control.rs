@@ -1,6 +1,6 @@
 //! Steps that the device prepares: step counts, clip, loss scale and skipping, without a word from the host.
 
-use adamod::layout::{ACTIVE, Coefficients, Control as ControlWords, Group, Partial, Row};
+use adamod::layout::{ACTIVE, Coefficients, Control as ControlWords, Group, Row};
 use adamod::shader::prepare_source;
 use adamod::{
     Control, CreateError, DeviceControl, EncodeError, Formula, Hyperparameters, LossScale, NonFinite,
@@ -346,8 +346,7 @@ fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coeffic
         module: &module,
         entry_point: Some("prepare"),
         compilation_options: wgpu::PipelineCompilationOptions {
-            // With the norm, so that no binding is optimized away.
-            constants: &[("FORMULA", formula), ("LANES", 64.0), ("USES_NORM", 1.0)],
+            constants: &[("FORMULA", formula), ("LANES", 64.0)],
             ..Default::default()
         },
         cache: None,
@@ -356,14 +355,9 @@ fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coeffic
     let before: Vec<u32> = steps.iter().map(|t| t - 1).collect();
     let control =
         ControlWords { loss_scale: 1.0, multiplier: 1.0, norm: 0.0, growth_tracker: 0, taken: 0, skipped: 0 };
-    let partial = Partial::default();
-    let contents: [&[u8]; 5] = [
-        bytemuck::cast_slice(&rows),
-        bytemuck::bytes_of(&group),
-        bytemuck::bytes_of(&partial),
-        bytemuck::bytes_of(&control),
-        bytemuck::cast_slice(&before),
-    ];
+    // What the device keeps: the control, workgroups that are done, step counts.
+    let kept = [bytemuck::bytes_of(&control), &[0; 4], bytemuck::cast_slice(&before)].concat();
+    let contents: [&[u8]; 3] = [bytemuck::cast_slice(&rows), bytemuck::bytes_of(&group), &kept];
     let mut buffers: Vec<_> = contents
         .iter()
         .map(|bytes| {
@@ -375,7 +369,7 @@ fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coeffic
     buffers.push(gpu.buffer((steps.len() * size_of::<Coefficients>()) as u64));
     let entries: Vec<_> = buffers
         .iter()
-        .zip(0..)
+        .zip(8..)
         .map(|(buffer, binding)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
         .collect();
     let bind_group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -391,7 +385,7 @@ fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coeffic
         pass.dispatch_workgroups(1, 1, 1);
     }
     gpu.submit(encoder);
-    bytemuck::pod_collect_to_vec(&gpu.read(&buffers[5]))
+    bytemuck::pod_collect_to_vec(&gpu.read(&buffers[3]))
 }
 
 /// For all betas of the paper and t up to 10^7, against f64.
