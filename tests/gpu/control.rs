@@ -225,6 +225,24 @@ fn norms_of_many_elements_keep_their_digits() {
     }
 }
 
+/// Workgroups are done in another order each time; what the last one adds up is the same.
+#[test]
+fn a_norm_is_the_same_bits_every_time() {
+    for layout in [Layout::TwoPools(16), Layout::OwnBuffers] {
+        let model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &[300_000, 5000, 90_001]);
+        let mut engine = Engine::new(gpu(), &model, layout);
+        engine.write_gradients(&all(&model.gradients(1)));
+        let mut norm = || {
+            let mut encoder = gpu().encoder();
+            engine.optimizer.encode_norm(&mut encoder).unwrap();
+            gpu().submit(encoder);
+            engine.optimizer.read_progress_blocking().unwrap().norm.to_bits()
+        };
+        let first = norm();
+        assert!((0..100).all(|_| norm() == first), "{layout:?}");
+    }
+}
+
 #[test]
 fn a_dynamic_loss_scale_grows_and_backs_off_as_grad_scaler_does() {
     let settings = DeviceControl {
