@@ -108,10 +108,12 @@ fn decide() {
 // 1 - beta^t from t's binary digits, since 1 - ab = (1 - a) + (1 - b) a. All terms are positive.
 fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
     var result = 0.0;
-    for (var k = 0u; k < 32u; k++) {
-        if ((t >> k) & 1u) == 1u {
+    var k = 0u;
+    for (var digits = t; digits != 0u; digits >>= 1u) {
+        if (digits & 1u) == 1u {
             result += groups[group].one_minus_powers[beta][k] * (1.0 - result);
         }
+        k++;
     }
     return result;
 }

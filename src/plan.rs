@@ -20,10 +20,6 @@ pub const WORD_BYTES: u64 = 4;
 /// Bytes of the widest access.
 const WIDEST_ACCESS_BYTES: u64 = 16;
 
-/// Partial sums that one workgroup adds up to the gradients' norm: enough workgroups to fill a GPU in the pass before, and few
-/// waits for memory by the one.
-const MOST_PARTIALS: u64 = 2048;
-
 /// What the device allows.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanLimits {
@@ -584,11 +580,10 @@ impl Plan {
     }
 
     /// Which partial sums of the gradients' norm each launch has, one a workgroup; bindings start at multiples of `alignment`
-    /// bytes. Besides what that takes, they are no more than [`MOST_PARTIALS`] and one a launch; a launch has at most
-    /// `workgroups_per_dimension`.
-    pub fn partials(&self, alignment: u64, workgroups_per_dimension: u32) -> Vec<Range<u64>> {
+    /// bytes. Besides what that takes, they are no more than `most` and one a launch; a launch has no more than `most`.
+    pub fn partials(&self, alignment: u64, most: u32) -> Vec<Range<u64>> {
         let chunks: u64 = self.launches.iter().map(|launch| u64::from(launch.chunks)).sum();
-        let chunks_per_partial = chunks.div_ceil(MOST_PARTIALS.min(workgroups_per_dimension.into())).max(1);
+        let chunks_per_partial = chunks.div_ceil(most.into()).max(1);
         let mut next = 0_u64;
         let mut partials = Vec::with_capacity(self.launches.len());
         for launch in &self.launches {

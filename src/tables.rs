@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::arena::Arena;
 use crate::control::{DeviceSteps, NormBindings, NormEnd, Part};
 use crate::error::EncodeError;
-use crate::layout::{Chunk, Partial};
+use crate::layout::{self, Chunk, Partial};
 use crate::pipeline::{Bindings, Pipelines};
 use crate::plan::{Launch, Plan, Window, grid};
 use crate::ring::{Lease, Ring};
@@ -148,9 +148,8 @@ impl Tables {
         let mut preparation = match self.preparation.take() {
             Some(preparation) => preparation,
             None => {
-                let limits = at.device.limits();
-                let alignment = limits.min_storage_buffer_offset_alignment.into();
-                let of_launches = self.plan.partials(alignment, limits.max_compute_workgroups_per_dimension);
+                let alignment = at.device.limits().min_storage_buffer_offset_alignment;
+                let of_launches = self.plan.partials(alignment.into(), layout::most_partials(at.device));
                 let entries = of_launches.last().map_or(1, |last| last.end);
                 let partials = catch(at.device, || {
                     at.device.create_buffer(&wgpu::BufferDescriptor {
