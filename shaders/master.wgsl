@@ -61,14 +61,18 @@ fn rounded_to_24_bits(bits: vec4<u32>) -> vec4<u32> {
 fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
     let dtype = values_dtype(at.format);
     if dtype == F32 {
-        store_parameters(at, select(raw, theta, at.mask));
+        var stored = theta;
+        if !at.mask.w {
+            stored = select(raw, theta, at.mask);
+        }
+        store_parameters(at, stored);
         return;
     }
     let master = master_weights(at.format);
     var bits = theta;
     var halves: vec4<u32>;
     if dtype == BF16 && master == MASTER_NONE {
-        halves = bf16_rounded_up_from(bits, random);
+        halves = bf16_rounded_up_from(bits, random >> vec4(16u));
     } else if master == MASTER_F32 {
         halves = narrow(dtype, bits);
     } else {

@@ -16,7 +16,7 @@ fn pcg4d(counter: vec4<u32>) -> vec4<u32> {
     return v;
 }
 
-// 16 bits for each of four elements and each number that is rounded.
+// A word for each of four elements and each number that is rounded, which takes as many of its high bits as are cut off.
 struct Random {
     exp_avg: vec4<u32>,
     exp_avg_sq: vec4<u32>,
@@ -24,13 +24,8 @@ struct Random {
     parameters: vec4<u32>,
 }
 
-// One hash serves all: an element's four numbers share no bit of it, and neither do the same numbers of four elements.
+// One hash serves all: no two numbers of an element share a word of it, and no two elements the word of one number.
 fn random_of(key: vec2<u32>, step: u32, word: u32) -> Random {
     let hash = pcg4d(vec4(word, step, key));
-    return Random(
-        (hash.yzwx >> vec4(8u)) & vec4(0xffffu),
-        hash >> vec4(16u),
-        hash & vec4(0xffffu),
-        (hash.zwxy >> vec4(8u)) & vec4(0xffffu),
-    );
+    return Random(hash, hash.yzwx, hash.zwxy, hash.wxyz);
 }

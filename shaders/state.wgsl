@@ -46,7 +46,7 @@ fn load_state(at: Place, scales: u32) -> State {
 fn store_f32(at: Place, index: u32, value: vec4<f32>, random: vec4<u32>) {
     let bits = bitcast<vec4<u32>>(value);
     if state_format(at.format) == STATE_BF16 {
-        set_state_2(place_in_part(at, index), pack_halves(bf16_rounded_up_from(bits, random)));
+        set_state_2(place_in_part(at, index), pack_halves(bf16_rounded_up_from(bits, random >> vec4(16u))));
     } else {
         set_state_4(place_in_part(at, index), bits);
     }

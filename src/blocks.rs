@@ -116,7 +116,7 @@ impl Contents {
                     let halves: &mut [u16] = bytemuck::cast_slice_mut(part);
                     for (i, (half, value)) in halves.iter_mut().zip(values).enumerate() {
                         let random = random(first + i as u64).states[index];
-                        *half = bf16_rounded_up_from(value.to_bits(), random) as u16;
+                        *half = bf16_rounded_up_from(value.to_bits(), random >> 16) as u16;
                     }
                 }
                 StateFormat::Q8 => {

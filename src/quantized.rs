@@ -2,8 +2,6 @@
 
 use crate::format::GROUP_ELEMENTS;
 
-const SIGNED_CODES: u32 = 128;
-const UNSIGNED_CODES: u32 = 256;
 const SIGNED_SHIFT: u32 = 20;
 const LEAST_SHIFT: u32 = 17;
 const MOST_SHIFT: u32 = 20;
@@ -16,36 +14,47 @@ struct Scale {
 
 impl Scale {
     fn decode_signed(self, code: u32) -> f32 {
-        let above = f32::from_bits(self.bottom + ((code & 0x7f) << self.shift));
-        let magnitude = above - f32::from_bits(self.bottom);
+        let magnitude = self.decode_positive(code & 0x7f) - f32::from_bits(self.bottom);
         f32::from_bits(magnitude.to_bits() | (code & 0x80) << 24)
     }
 
-    fn decode_unsigned(self, code: u32) -> f32 {
-        if code == 0 { 0.0 } else { f32::from_bits(self.bottom + (code << self.shift)) }
+    fn decode_non_negative(self, code: u32) -> f32 {
+        if code == 0 { 0.0 } else { self.decode_positive(code) }
     }
 
-    fn dithered(self, bits: u32, random: u32) -> i32 {
-        let above = (random << (self.shift - 16)) + (1 << (self.shift - 17));
-        (bits + above).wrapping_sub(self.bottom) as i32
+    fn decode_positive(self, code: u32) -> f32 {
+        f32::from_bits(self.bottom + (code << self.shift))
     }
 
     fn encode_signed(self, value: f32, random: u32) -> u32 {
         let bits = (value.abs() + f32::from_bits(self.bottom)).to_bits();
-        let code = self.dithered(bits, random) as u32 >> self.shift;
-        code.min(SIGNED_CODES - 1) | value.to_bits() >> 24 & 0x80
+        let magnitude = coded(bits - self.bottom, self.shift, random);
+        magnitude & 0x7fff_ffff | value.to_bits() & 0x8000_0000
     }
 
-    fn encode_unsigned(self, value: f32, random: u32) -> u32 {
+    fn encode_non_negative(self, value: f32, random: u32) -> u32 {
         let bits = value.to_bits();
-        let code = (self.dithered(bits, random) >> self.shift).clamp(1, UNSIGNED_CODES as i32 - 1);
-        (code as u32).min(bits)
+        let lowest = self.bottom + (1 << self.shift);
+        coded((bits.max(lowest) - self.bottom).min(bits), self.shift, random)
+    }
+
+    fn encode_positive(self, value: f32, random: u32) -> u32 {
+        coded(value.to_bits().max(self.bottom) - self.bottom, self.shift, random)
     }
 }
 
+/// In the high byte.
+fn coded(above: u32, shift: u32, random: u32) -> u32 {
+    (above << (24 - shift)).wrapping_add(random >> 8)
+}
+
 fn bottom_of(largest: u32, shift: u32, octaves: u32) -> u32 {
-    let end = ((largest + (1 << shift)) >> 23).min(255) + 1;
+    let end = ((largest + (1 << shift)) >> 23) + 1;
     end.max(octaves) - octaves
+}
+
+fn with_bottom(largest: u32) -> u32 {
+    largest + 0x400
 }
 
 fn shift_of(largest: u32, smallest: u32, before: u32) -> u32 {
@@ -69,25 +78,25 @@ pub fn decode(codes: &[u8], scales: u32, index: usize) -> impl Iterator<Item = f
     let scale = scale_in(scales, index);
     codes.iter().map(move |&code| match index {
         0 => scale.decode_signed(code.into()),
-        _ => scale.decode_unsigned(code.into()),
+        1 => scale.decode_non_negative(code.into()),
+        _ => scale.decode_positive(code.into()),
     })
 }
 
 /// Codes of one state of a group of at most 32 elements, whose scale is written into `scales`; the one there before counts.
-/// `random` has 16 bits for each element.
+/// `random` has a word for each element.
 pub fn encode(values: &[f32], index: usize, scales: &mut u32, random: impl Iterator<Item = u32>) -> Vec<u8> {
     assert!(values.len() as u64 <= GROUP_ELEMENTS, "one group");
     let magnitudes = values.iter().map(|value| value.to_bits() & 0x7fff_ffff);
     let largest = magnitudes.clone().max().unwrap_or(0);
     let smallest = magnitudes.filter(|&bits| bits > 0).min().unwrap_or(u32::MAX);
-    let (shift, octaves) = match index {
-        0 => (SIGNED_SHIFT, 16),
+    let (shift, bottom) = match index {
+        0 => (SIGNED_SHIFT, bottom_of(with_bottom(largest), SIGNED_SHIFT, 16)),
         _ => {
             let shift = shift_of(largest, smallest, scale_in(*scales, index).shift);
-            (shift, 1 << (shift - 15))
+            (shift, bottom_of(largest, shift, 1 << (shift - 15)))
         }
     };
-    let bottom = bottom_of(largest, shift, octaves);
     *scales = *scales & !(0xff << (8 * index)) | bottom << (8 * index);
     if index > 0 {
         let at = 22 + 2 * index;
@@ -98,9 +107,11 @@ pub fn encode(values: &[f32], index: usize, scales: &mut u32, random: impl Itera
         .iter()
         .zip(random)
         .map(|(&value, random)| match index {
-            0 => scale.encode_signed(value, random) as u8,
-            _ => scale.encode_unsigned(value, random) as u8,
+            0 => scale.encode_signed(value, random),
+            1 => scale.encode_non_negative(value, random),
+            _ => scale.encode_positive(value, random),
         })
+        .map(|code| (code >> 24) as u8)
         .collect()
 }
 
@@ -126,7 +137,7 @@ mod tests {
     proptest! {
         /// Whatever the random number, a code's value is the number's neighbour above or below: at most one step away.
         #[test]
-        fn unsigned_codes_are_within_a_step(values in group(30), random in 0_u32..0x1_0000) {
+        fn unsigned_codes_are_within_a_step(values in group(30), random in any::<u32>()) {
             let (decoded, _) = round_trip(&values, 1, random);
             for (value, decoded) in values.iter().zip(decoded) {
                 prop_assert!((decoded / value - 1.0).abs() <= 0.125, "{value} became {decoded}");
@@ -136,7 +147,7 @@ mod tests {
 
         /// Narrow groups get more bits of fraction.
         #[test]
-        fn narrow_groups_are_finer(values in group(3), random in 0_u32..0x1_0000) {
+        fn narrow_groups_are_finer(values in group(3), random in any::<u32>()) {
             let (decoded, scales) = round_trip(&values, 2, random);
             // 3 octaves and what may carry need 5 of 8, one of them to spare.
             prop_assert!(scale_in(scales, 2).shift <= 18);
@@ -148,18 +159,18 @@ mod tests {
         /// What was decoded is coded again as it was, whatever the random number: averages that rest do not drift. Where the
         /// bottom of signed codes moves, so does the even spacing around zero.
         #[test]
-        fn decoded_numbers_are_fixed_points(values in group(30), random in 0_u32..0x1_0000, index in 0_usize..3) {
+        fn decoded_numbers_are_fixed_points(values in group(30), random in any::<u32>(), index in 0_usize..3) {
             let mut scales = 0;
             let codes = encode(&values, index, &mut scales, std::iter::repeat(random));
             let decoded: Vec<f32> = decode(&codes, scales, index).collect();
             let before = scales;
-            let again = encode(&decoded, index, &mut scales, std::iter::repeat(0xffff - random));
+            let again = encode(&decoded, index, &mut scales, std::iter::repeat(!random));
             let values: Vec<f32> = decode(&again, scales, index).collect();
             prop_assert!(values == decoded || index == 0 && scales != before, "{decoded:?} became {values:?}");
         }
 
         #[test]
-        fn signed_codes_are_within_a_step(values in group(12), negative in any::<u32>(), random in 0_u32..0x1_0000) {
+        fn signed_codes_are_within_a_step(values in group(12), negative in any::<u32>(), random in any::<u32>()) {
             let signed: Vec<f32> =
                 values.iter().enumerate().map(|(i, v)| if negative >> i & 1 == 1 { -v } else { *v }).collect();
             let largest = values.iter().copied().fold(0.0, f32::max);
@@ -177,7 +188,7 @@ mod tests {
             let mut sums = vec![0.0_f64; values.len()];
             const DRAWS: u32 = 512;
             for draw in 0..DRAWS {
-                let (decoded, _) = round_trip(&values, index, draw * 128 + 64);
+                let (decoded, _) = round_trip(&values, index, (draw << 23) + (1 << 22));
                 for (sum, decoded) in sums.iter_mut().zip(decoded) {
                     *sum += f64::from(decoded);
                 }
@@ -190,21 +201,24 @@ mod tests {
     }
 
     #[test]
-    fn zero_stays_zero_and_nothing_else_becomes_zero() {
-        for index in 1..3 {
-            let (decoded, _) = round_trip(&[0.0, 1e30, 1e-30, f32::MIN_POSITIVE, 1e-42], index, 0);
-            assert_eq!(decoded[0], 0.0);
-            assert!(decoded[1..].iter().all(|&value| value > 0.0), "{decoded:?}");
-            let (decoded, _) = round_trip(&[0.0; 5], index, 0xffff);
-            assert_eq!(decoded, [0.0; 5]);
+    fn zero_stays_zero_and_no_normal_number_becomes_zero() {
+        let (decoded, _) = round_trip(&[0.0, 1e30, 1e-30, f32::MIN_POSITIVE], 1, 0);
+        assert_eq!(decoded[0], 0.0);
+        assert!(decoded[1..].iter().all(|&value| value > 0.0), "{decoded:?}");
+        for index in 0..3 {
+            assert_eq!(round_trip(&[0.0; 5], index, u32::MAX).0, [0.0; 5]);
         }
-        assert_eq!(round_trip(&[0.0, -0.0], 0, 0xffff).0, [0.0, 0.0]);
+        assert_eq!(round_trip(&[0.0, -0.0], 0, u32::MAX).0, [0.0, 0.0]);
+        // Positive codes have no zero: beside other numbers it is the bottom.
+        for random in [0, u32::MAX] {
+            assert_eq!(round_trip(&[0.0, 1.0, 1.5], 2, random).0[0], 0.125);
+        }
     }
 
     #[test]
     fn numbers_at_the_edges_of_f32_stay_finite_and_special_ones_show() {
         for index in 0..3 {
-            for random in [0, 0xffff] {
+            for random in [0, u32::MAX] {
                 let (decoded, _) = round_trip(&[2_f32.powi(126), 1e-45, 1.0], index, random);
                 assert!(decoded.iter().all(|value| value.is_finite()), "{decoded:?}");
                 let (decoded, _) = round_trip(&[f32::INFINITY, f32::NAN], index, random);

@@ -6,12 +6,13 @@
 // is why averages of slow decay do not drift. Rounding is stochastic: the average of what is stored is what was computed.
 //
 // exp_avg has a sign and 7 bits with 3 of fraction: 16 octaves, and evenly spaced numbers from the lowest of them to zero.
-// exp_avg_sq and exp_avg_lr have 8 bits with 3 to 6 of fraction, as many as the group's span allows: 32 to 4 octaves. Code 0 is
-// zero, and nothing else is rounded to it: eta of a zero exp_avg_sq would be alpha / epsilon.
+// exp_avg_sq and exp_avg_lr have 8 bits with 3 to 6 of fraction, as many as the group's span allows: 32 to 4 octaves. Of
+// exp_avg_sq, code 0 is zero, and no normal number is rounded to it: eta of a zero would be alpha / epsilon.
+//
+// A group's bottom leaves room for its largest number rounded up, so no code is past its bits. NaN counts as a large number. One whose
+// fraction is all ones may round to what is decoded as a small number; the parameter that it has reached stays NaN.
 
 const GROUP_WORDS = 8u;
-const SIGNED_CODES = 128u;
-const UNSIGNED_CODES = 256u;
 const SIGNED_SHIFT = 20u;
 const LEAST_SHIFT = 17u;
 const MOST_SHIFT = 20u;
@@ -24,13 +25,16 @@ struct Scale {
 }
 
 // A group's scales are one word: the exponents of three bottoms, of 8 bits, then MOST_SHIFT less each of two shifts, of 2 bits.
+fn bottom_in(scales: u32, index: u32) -> u32 {
+    return (scales << (23u - 8u * index)) & 0x7f800000u;
+}
+
 fn signed_scale(scales: u32) -> Scale {
-    return Scale((scales & 0xffu) << 23u, SIGNED_SHIFT);
+    return Scale(bottom_in(scales, 0u), SIGNED_SHIFT);
 }
 
 fn unsigned_scale(scales: u32, index: u32) -> Scale {
-    let bottom = ((scales >> (8u * index)) & 0xffu) << 23u;
-    return Scale(bottom, MOST_SHIFT - ((scales >> (22u + 2u * index)) & 3u));
+    return Scale(bottom_in(scales, index), MOST_SHIFT - ((scales >> (22u + 2u * index)) & 3u));
 }
 
 fn place_of_scales(at: Place) -> u32 {
@@ -41,47 +45,60 @@ fn codes_at(at: Place, index: u32) -> vec4<u32> {
     return (vec4(state_1(place_in_part(at, index))) >> vec4(0u, 8u, 16u, 24u)) & vec4(0xffu);
 }
 
+// `codes` are in the high bytes.
 fn set_codes_at(at: Place, index: u32, codes: vec4<u32>) {
-    let shifted = codes << vec4(0u, 8u, 16u, 24u);
-    set_state_1(place_in_part(at, index), shifted.x | shifted.y | shifted.z | shifted.w);
+    let some = (codes.x >> 24u) | ((codes.y >> 16u) & 0xff00u);
+    let others = ((codes.z >> 8u) & 0xff0000u) | (codes.w & 0xff000000u);
+    set_state_1(place_in_part(at, index), some | others);
 }
 
 fn decode_signed(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
-    let above = bitcast<vec4<f32>>(vec4(scale.bottom) + ((codes & vec4(0x7fu)) << vec4(scale.shift)));
+    let above = decode_positive(codes & vec4(0x7fu), scale);
     let magnitude = above - vec4(bitcast<f32>(scale.bottom));
     return bitcast<vec4<f32>>(bitcast<vec4<u32>>(magnitude) | ((codes & vec4(0x80u)) << vec4(24u)));
 }
 
-fn decode_unsigned(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
-    let bits = vec4(scale.bottom) + (codes << vec4(scale.shift));
-    return bitcast<vec4<f32>>(select(bits, vec4(0u), codes == vec4(0u)));
+fn decode_non_negative(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
+    return select(decode_positive(codes, scale), vec4(0.0), codes == vec4(0u));
 }
 
-// What lies above the bottom of a number's bits, rounded up in proportion to what the shift will cut off. The 16 random bits are
-// spread evenly below 2^shift.
-fn dithered(bits: vec4<u32>, scale: Scale, random: vec4<u32>) -> vec4<i32> {
-    let above = (random << vec4(scale.shift - 16u)) + vec4((1u << (scale.shift - 17u)) - scale.bottom);
-    return bitcast<vec4<i32>>(bits + above);
+fn decode_positive(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
+    return bitcast<vec4<f32>>(vec4(scale.bottom) + (codes << vec4(scale.shift)));
+}
+
+// The code of what lies above a bottom, in the high byte: random bits below it round up in proportion to what is cut off.
+fn coded(above: vec4<u32>, shift: u32, random: vec4<u32>) -> vec4<u32> {
+    return (above << vec4(24u - shift)) + (random >> vec4(8u));
 }
 
 fn encode_signed(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(abs(value) + vec4(bitcast<f32>(scale.bottom)));
-    let code = bitcast<vec4<u32>>(dithered(bits, scale, random)) >> vec4(scale.shift);
-    let sign = (bitcast<vec4<u32>>(value) >> vec4(24u)) & vec4(0x80u);
-    return min(code, vec4(SIGNED_CODES - 1u)) | sign;
+    let magnitude = coded(bits - vec4(scale.bottom), scale.shift, random);
+    return (magnitude & MAGNITUDE) | (bitcast<vec4<u32>>(value) & ~MAGNITUDE);
 }
 
-fn encode_unsigned(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
+fn encode_non_negative(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
-    let code = clamp(dithered(bits, scale, random) >> vec4(scale.shift), vec4(1i), vec4(i32(UNSIGNED_CODES) - 1i));
-    // Of zero, zero: no other number's bits are below its code.
-    return min(bitcast<vec4<u32>>(code), bits);
+    let lowest = scale.bottom + (1u << scale.shift);
+    // Of zero, zero: no normal number's bits are less than those of its code.
+    let above = min(max(bits, vec4(lowest)) - vec4(scale.bottom), bits);
+    return coded(above, scale.shift, random);
+}
+
+fn encode_positive(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
+    let above = max(bitcast<vec4<u32>>(value), vec4(scale.bottom)) - vec4(scale.bottom);
+    return coded(above, scale.shift, random);
 }
 
 // The exponent of the bottom from which so many octaves reach past the largest number, rounded up.
 fn bottom_of(largest: u32, shift: u32, octaves: u32) -> u32 {
-    let end = min((largest + (1u << shift)) >> 23u, 255u) + 1u;
+    let end = ((largest + (1u << shift)) >> 23u) + 1u;
     return max(end, octaves) - octaves;
+}
+
+// The largest magnitude's bits once a bottom 16 octaves below its end has been added, or a little more.
+fn with_bottom(largest: u32) -> u32 {
+    return largest + 0x400u;
 }
 
 // The shift that leaves room for the group's span: 256 codes hold 2^(shift - 15) octaves. A smaller one than before is taken only
@@ -111,10 +128,10 @@ fn load_quantized(at: Place, scales: u32) -> State {
     var loaded: State;
     loaded.exp_avg = decode_signed(codes_at(at, 0u), signed_scale(scales));
     if STATES > 1u {
-        loaded.exp_avg_sq = decode_unsigned(codes_at(at, 1u), unsigned_scale(scales, 1u));
+        loaded.exp_avg_sq = decode_non_negative(codes_at(at, 1u), unsigned_scale(scales, 1u));
     }
     if STATES > 2u {
-        loaded.exp_avg_lr = decode_unsigned(codes_at(at, 2u), unsigned_scale(scales, 2u));
+        loaded.exp_avg_lr = decode_positive(codes_at(at, 2u), unsigned_scale(scales, 2u));
     }
     return loaded;
 }
@@ -138,7 +155,7 @@ fn largest_in(group: u32, row: u32) -> u32 {
 fn scale_in_group(group: u32, state: u32) -> u32 {
     let largest = largest_in(group, state);
     if state == 0u {
-        return bottom_of(largest, SIGNED_SHIFT, 16u);
+        return bottom_of(with_bottom(largest), SIGNED_SHIFT, 16u);
     }
     let smallest = 0u - largest_in(group, SMALLEST + state - 1u);
     let shift = shift_of(largest, smallest, unsigned_scale(scales_before[group], state).shift);
@@ -183,10 +200,10 @@ fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Ra
     }
     set_codes_at(at, 0u, encode_signed(stepped.exp_avg, signed_scale(scales), random.exp_avg));
     if STATES > 1u {
-        set_codes_at(at, 1u, encode_unsigned(stepped.exp_avg_sq, unsigned_scale(scales, 1u), random.exp_avg_sq));
+        set_codes_at(at, 1u, encode_non_negative(stepped.exp_avg_sq, unsigned_scale(scales, 1u), random.exp_avg_sq));
     }
     if STATES > 2u {
-        set_codes_at(at, 2u, encode_unsigned(stepped.exp_avg_lr, unsigned_scale(scales, 2u), random.exp_avg_lr));
+        set_codes_at(at, 2u, encode_positive(stepped.exp_avg_lr, unsigned_scale(scales, 2u), random.exp_avg_lr));
     }
     if word == 0u {
         set_state_1(place_of_scales(at), scales);
