@@ -57,13 +57,13 @@ fn rounded_to_24_bits(bits: vec4<u32>) -> vec4<u32> {
     return select(rounded, bits, (bits & INFINITY) == INFINITY);
 }
 
-// Stores four parameters, and what their master weights need. `raw` is what was loaded.
-fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
+// Stores four parameters, and what their master weights need. What lies behind a tensor's end stays as it is.
+fn store_theta(at: Place, theta: vec4<u32>, random: vec4<u32>) {
     let dtype = values_dtype(at.format);
     if dtype == F32 {
         var stored = theta;
         if !at.mask.w {
-            stored = select(raw, theta, at.mask);
+            stored = select(load_parameters(at), theta, at.mask);
         }
         store_parameters(at, stored);
         return;
@@ -86,6 +86,8 @@ fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
     if master != MASTER_NONE {
         store_difference(at, select(bits - widen(dtype, halves), vec4(0u), is_special));
     }
-    let stored = vec4(pack_halves(select(halves_of(raw.xy), halves, at.mask)), 0u, 0u);
-    store_parameters(at, stored);
+    if !at.mask.w {
+        halves = select(halves_of(load_parameters(at).xy), halves, at.mask);
+    }
+    store_parameters(at, vec4(pack_halves(halves), 0u, 0u));
 }

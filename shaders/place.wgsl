@@ -10,8 +10,10 @@ struct Place {
     words: u32,
     // The same, counted from the tensor's start.
     word_of_tensor: u32,
-    // Which of the four elements belong to the tensor.
+    // Which of the four elements belong to the tensor: the first always does.
     mask: vec4<bool>,
+    // The lane is past the last word: it does what that one's lane does, and stores nothing.
+    is_extra: bool,
     format: u32,
     key: vec2<u32>,
 }
@@ -20,7 +22,6 @@ fn words_of(chunk: Chunk) -> u32 {
     return (chunk.elements + 3u) / 4u;
 }
 
-// A lane past the last word is given that one, and no element of it.
 fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
     let words = words_of(chunk);
     let word = min(lane, words - 1u);
@@ -34,7 +35,8 @@ fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
         word,
         words,
         segment.first_word + first / 4u,
-        vec4(4u * lane) + vec4(0u, 1u, 2u, 3u) < vec4(chunk.elements),
+        vec4(chunk.elements - 4u * word) > vec4(0u, 1u, 2u, 3u),
+        lane >= words,
         format,
         segment.key,
     );

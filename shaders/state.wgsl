@@ -55,22 +55,15 @@ fn store_f32(at: Place, index: u32, value: vec4<f32>, random: vec4<u32>) {
 // To be called in uniform control flow, with a uniform format: lanes that share scales work together. `scales` are those that
 // were loaded.
 fn store_state(at: Place, format: u32, lane: u32, scales: u32, stepped: State, random: Random) {
-    var kept = stepped;
-    if !at.mask.w {
-        // Places past a tensor's end are kept at zero.
-        kept.exp_avg = select(vec4(0.0), kept.exp_avg, at.mask);
-        kept.exp_avg_sq = select(vec4(0.0), kept.exp_avg_sq, at.mask);
-        kept.exp_avg_lr = select(vec4(0.0), kept.exp_avg_lr, at.mask);
-    }
     if state_format(format) == STATE_Q8 {
-        store_quantized(at, lane, scales, kept, random);
-    } else if at.mask.x {
-        store_f32(at, 0u, kept.exp_avg, random.exp_avg);
+        store_quantized(at, lane, scales, stepped, random);
+    } else if !at.is_extra {
+        store_f32(at, 0u, stepped.exp_avg, random.exp_avg);
         if STATES > 1u {
-            store_f32(at, 1u, kept.exp_avg_sq, random.exp_avg_sq);
+            store_f32(at, 1u, stepped.exp_avg_sq, random.exp_avg_sq);
         }
         if STATES > 2u {
-            store_f32(at, 2u, kept.exp_avg_lr, random.exp_avg_lr);
+            store_f32(at, 2u, stepped.exp_avg_lr, random.exp_avg_lr);
         }
     }
 }

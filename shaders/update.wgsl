@@ -9,23 +9,32 @@ fn draws(format: u32) -> bool {
 }
 
 fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
-    let raw = load_parameters(at);
-    let theta = bitcast<vec4<f32>>(theta_of(at, raw));
+    var theta = bitcast<vec4<f32>>(theta_of(at, load_parameters(at)));
+    var gradient = gradient_bits(at);
     let scales = load_scales(at);
-    let stepped = step(c, theta, gradient_bits(at), load_state(at, scales));
+    let old = load_state(at, scales);
+    // Past a tensor's end state is zero, and stays zero.
+    if !at.mask.w {
+        theta = select(vec4(0.0), theta, at.mask);
+        gradient = select(vec4(0u), gradient, at.mask);
+    }
+    var stepped = step(c, theta, gradient, old);
+    if !at.mask.w {
+        stepped.state.exp_avg_lr = select(vec4(0.0), stepped.state.exp_avg_lr, at.mask);
+    }
     var random: Random;
     if draws(format) {
         random = random_of(at.key, c.step, at.word_of_tensor);
     }
     store_state(at, format, lane, scales, stepped.state, random);
-    if at.mask.x {
-        store_theta(at, raw, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
+    if !at.is_extra {
+        store_theta(at, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
         store_copies(at, bitcast<vec4<u32>>(stepped.parameters));
         if ZERO_GRADIENTS {
             zero_gradients(at);
         }
+        observe(at, theta, stepped);
     }
-    observe(at, theta, stepped);
 }
 
 // The grid has two dimensions where one is too short, so its last row may reach past the chunks.
@@ -52,13 +61,19 @@ fn update(
         c.exp_avg_lr_weight = c.debiased_lr_weight;
     }
     begin_observation(lane);
-    // All lanes go round together: quantized state is stored by lanes that work together.
-    for (var first = 0u; first < words_of(chunk); first += LANES) {
+    // All lanes go round together: quantized state is stored by lanes that work together. With a lane for each word, once, and
+    // the compiler sees no loop.
+    var first = 0u;
+    loop {
         let at = place(segment, chunk, first + lane);
         if c.activity == ACTIVE {
             update_word(c, at, format, lane);
-        } else if ZERO_GRADIENTS && at.mask.x {
+        } else if ZERO_GRADIENTS && !at.is_extra {
             zero_gradients(at);
+        }
+        continuing {
+            first += LANES;
+            break if LANES >= CHUNK_ELEMENTS / 4u || first >= words_of(chunk);
         }
     }
     end_observation(lane);

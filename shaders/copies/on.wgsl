@@ -8,12 +8,10 @@ fn store_copies(at: Place, theta: vec4<u32>) {
         return;
     }
     let halves = narrow(dtype, theta);
-    if at.mask.x {
-        let old = copies[at.copies] >> 16u;
-        copies[at.copies] = halves.x | (select(old, halves.y, at.mask.y) << 16u);
-    }
+    let old = copies[at.copies] >> 16u;
+    copies[at.copies] = halves.x | (select(old, halves.y, at.mask.y) << 16u);
     if at.mask.z {
-        let old = copies[at.copies + 1u] >> 16u;
-        copies[at.copies + 1u] = halves.z | (select(old, halves.w, at.mask.w) << 16u);
+        let old_last = copies[at.copies + 1u] >> 16u;
+        copies[at.copies + 1u] = halves.z | (select(old_last, halves.w, at.mask.w) << 16u);
     }
 }
