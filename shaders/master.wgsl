@@ -58,12 +58,12 @@ fn rounded_to_24_bits(bits: vec4<u32>) -> vec4<u32> {
 }
 
 // Stores four parameters, and what their master weights need. What lies behind a tensor's end stays as it is.
-fn store_theta(at: Place, theta: vec4<u32>, random: vec4<u32>) {
+fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
     let dtype = values_dtype(at.format);
     if dtype == F32 {
         var stored = theta;
         if !at.mask.w {
-            stored = select(load_parameters(at), theta, at.mask);
+            stored = select(raw, theta, at.mask);
         }
         store_parameters(at, stored);
         return;
@@ -87,7 +87,7 @@ fn store_theta(at: Place, theta: vec4<u32>, random: vec4<u32>) {
         store_difference(at, select(bits - widen(dtype, halves), vec4(0u), is_special));
     }
     if !at.mask.w {
-        halves = select(halves_of(load_parameters(at).xy), halves, at.mask);
+        halves = select(halves_of(raw.xy), halves, at.mask);
     }
     store_parameters(at, vec4(pack_halves(halves), 0u, 0u));
 }

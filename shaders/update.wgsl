@@ -9,7 +9,8 @@ fn draws(format: u32) -> bool {
 }
 
 fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
-    var theta = bitcast<vec4<f32>>(theta_of(at, load_parameters(at)));
+    let raw = load_parameters(at);
+    var theta = bitcast<vec4<f32>>(theta_of(at, raw));
     var gradient = gradient_bits(at);
     let scales = load_scales(at);
     let old = load_state(at, scales);
@@ -28,7 +29,7 @@ fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
     }
     store_state(at, format, lane, scales, stepped.state, random);
     if !at.is_extra {
-        store_theta(at, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
+        store_theta(at, raw, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
         store_copies(at, bitcast<vec4<u32>>(stepped.parameters));
         if ZERO_GRADIENTS {
             zero_gradients(at);

@@ -136,21 +136,19 @@ fn load_quantized(at: Place, scales: u32) -> State {
     return loaded;
 }
 
-// Of each lane, in five rows, the extremes: the largest of each state, and the smallest above zero of the two without a sign. The
-// latter are negated, so that zeros never win and all are found by `max`.
-const SMALLEST = 3u;
-override EXTREMES: u32 = 5u * LANES;
-var<workgroup> extremes: array<u32, EXTREMES>;
-// What a group's scales were, and what each state has of what they become.
+// Of each group, its lanes' extremes: the largest of each state, and the smallest above zero of the two without a sign. The latter are
+// negated, so that zeros never win and all are found by `max`.
 override GROUPS: u32 = LANES / GROUP_WORDS;
+const SMALLEST = 3u;
+var<workgroup> extremes: array<array<array<u32, GROUP_WORDS>, 5>, GROUPS>;
+// What each state had, and then has, of a group's scales.
 var<workgroup> scales_before: array<u32, GROUPS>;
-override SCALES: u32 = 3u * GROUPS;
-var<workgroup> scale_of_state: array<u32, SCALES>;
+var<workgroup> scale_of_state: array<array<u32, 3>, GROUPS>;
 
 fn largest_in(group: u32, row: u32) -> u32 {
-    let first = row * LANES + GROUP_WORDS * group;
-    let some = vec4(extremes[first], extremes[first + 1u], extremes[first + 2u], extremes[first + 3u]);
-    let others = vec4(extremes[first + 4u], extremes[first + 5u], extremes[first + 6u], extremes[first + 7u]);
+    let lanes = &extremes[group][row];
+    let some = vec4((*lanes)[0], (*lanes)[1], (*lanes)[2], (*lanes)[3]);
+    let others = vec4((*lanes)[4], (*lanes)[5], (*lanes)[6], (*lanes)[7]);
     return largest_of(max(some, others));
 }
 
@@ -169,35 +167,35 @@ fn scale_in_group(group: u32, state: u32) -> u32 {
 fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Random) {
     let group = lane / GROUP_WORDS;
     let word = lane % GROUP_WORDS;
-    extremes[lane] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE);
+    extremes[group][0][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE);
     if STATES > 1u {
-        extremes[LANES + lane] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_sq));
-        extremes[SMALLEST * LANES + lane] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_sq));
+        extremes[group][1][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_sq));
+        extremes[group][SMALLEST][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_sq));
     }
     if STATES > 2u {
-        extremes[2u * LANES + lane] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_lr));
-        extremes[(SMALLEST + 1u) * LANES + lane] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_lr));
+        extremes[group][2][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_lr));
+        extremes[group][SMALLEST + 1u][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_lr));
     }
     if word == 0u {
         scales_before[group] = before;
     }
-    // Extremes depend on the scales that were loaded: past this, all lanes have theirs, and they may be replaced.
+    // What is written above depends on the scales that were loaded: past this, all lanes have theirs, and they may be replaced.
     workgroupBarrier();
     // One lane a scale, next to each other: the other subgroups need not wait for theirs.
     let state = lane / GROUPS;
     if state < STATES {
-        scale_of_state[lane] = scale_in_group(lane % GROUPS, state);
+        scale_of_state[lane % GROUPS][state] = scale_in_group(lane % GROUPS, state);
     }
     workgroupBarrier();
     if at.is_extra {
         return;
     }
-    var scales = scale_of_state[group];
+    var scales = scale_of_state[group][0];
     if STATES > 1u {
-        scales |= scale_of_state[GROUPS + group];
+        scales |= scale_of_state[group][1];
     }
     if STATES > 2u {
-        scales |= scale_of_state[2u * GROUPS + group];
+        scales |= scale_of_state[group][2];
     }
     set_codes_at(at, 0u, encode_signed(stepped.exp_avg, signed_scale(scales), random.exp_avg));
     if STATES > 1u {
