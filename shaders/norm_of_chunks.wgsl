@@ -36,10 +36,17 @@ fn sum_of_chunks(index: u32, workgroups: u32, lane: u32) -> Partial {
         let chunk = chunks[i];
         let segment = segments[chunk.segment];
         if rows[segment.coefficients].activity == ACTIVE {
-            for (var word = lane; word < words_of(chunk); word += LANES) {
+            // As in `update`.
+            var word = lane;
+            loop {
                 let at = place(segment, chunk, word);
-                sum.some = joined(sum.some, select(vec4(0u), gradient_bits(at), at.mask));
+                let is_counted = at.mask & vec4(!at.is_extra);
+                sum.some = joined(sum.some, select(vec4(0u), gradient_bits(at), is_counted));
                 sum = counted(sum);
+                continuing {
+                    word += LANES;
+                    break if LANES >= CHUNK_ELEMENTS / 4u || word >= words_of(chunk);
+                }
             }
         }
     }
