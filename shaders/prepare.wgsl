@@ -26,8 +26,7 @@ struct Row {
     activity: u32,
 }
 
-// Engines read the loss scale, and may write the multiplier and, between `encode_norm` and
-// `encode_after_norm`, the norm.
+// Engines read the loss scale, and may write the multiplier and, between `encode_norm` and `encode_after_norm`, the norm.
 struct Control {
     loss_scale: f32,
     // Times what the loss scale and the clip make of it.
