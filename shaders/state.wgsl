@@ -52,18 +52,17 @@ fn store_f32(at: Place, index: u32, value: vec4<f32>, random: vec4<u32>) {
     }
 }
 
-// To be called in uniform control flow, with a uniform format: lanes that share scales work together. `scales` are those that
-// were loaded.
-fn store_state(at: Place, format: u32, lane: u32, scales: u32, stepped: State, random: Random) {
-    if state_format(format) == STATE_Q8 {
-        store_quantized(at, lane, scales, stepped, random);
-    } else if !at.is_extra {
-        store_f32(at, 0u, stepped.exp_avg, random.exp_avg);
-        if STATES > 1u {
-            store_f32(at, 1u, stepped.exp_avg_sq, random.exp_avg_sq);
-        }
-        if STATES > 2u {
-            store_f32(at, 2u, stepped.exp_avg_lr, random.exp_avg_lr);
-        }
+// `scales` are those that `scales_of` has found.
+fn store_state(at: Place, scales: u32, stepped: State, random: Random) {
+    if state_format(at.format) == STATE_Q8 {
+        store_quantized(at, scales, stepped, random);
+        return;
+    }
+    store_f32(at, 0u, stepped.exp_avg, random.exp_avg);
+    if STATES > 1u {
+        store_f32(at, 1u, stepped.exp_avg_sq, random.exp_avg_sq);
+    }
+    if STATES > 2u {
+        store_f32(at, 2u, stepped.exp_avg_lr, random.exp_avg_lr);
     }
 }

@@ -23,19 +23,21 @@ fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
     if !at.mask.w {
         stepped.state.exp_avg_lr = select(vec4(0.0), stepped.state.exp_avg_lr, at.mask);
     }
+    let new_scales = scales_of(at, format, lane, scales, stepped.state);
+    if at.is_extra {
+        return;
+    }
     var random: Random;
     if draws(format) {
         random = random_of(at.key, c.step, at.word_of_tensor);
     }
-    store_state(at, format, lane, scales, stepped.state, random);
-    if !at.is_extra {
-        store_theta(at, raw, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
-        store_copies(at, bitcast<vec4<u32>>(stepped.parameters));
-        if ZERO_GRADIENTS {
-            zero_gradients(at);
-        }
-        observe(at, theta, stepped);
+    store_state(at, new_scales, stepped.state, random);
+    store_theta(at, raw, bitcast<vec4<u32>>(stepped.parameters), random.parameters);
+    store_copies(at, bitcast<vec4<u32>>(stepped.parameters));
+    if ZERO_GRADIENTS {
+        zero_gradients(at);
     }
+    observe(at, theta, stepped);
 }
 
 // The grid has two dimensions where one is too short, so its last row may reach past the chunks.

@@ -8,5 +8,9 @@ fn load_quantized(at: Place, scales: u32) -> State {
     return State();
 }
 
-fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Random) {
+fn scales_of(at: Place, format: u32, lane: u32, before: u32, stepped: State) -> u32 {
+    return 0u;
+}
+
+fn store_quantized(at: Place, scales: u32, stepped: State, random: Random) {
 }

@@ -163,8 +163,12 @@ fn scale_in_group(group: u32, state: u32) -> u32 {
     return (bottom << (8u * state)) | ((MOST_SHIFT - shift) << (22u + 2u * state));
 }
 
-// To be called by all lanes together. `before` are the scales that were loaded; elements past the tensor's end are zero.
-fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Random) {
+// The scales that a lane's group gets. To be called by all lanes together, with a uniform format. `before` are the scales that were
+// loaded; past the tensor's end state is zero.
+fn scales_of(at: Place, format: u32, lane: u32, before: u32, stepped: State) -> u32 {
+    if state_format(format) != STATE_Q8 {
+        return 0u;
+    }
     let group = lane / GROUP_WORDS;
     let word = lane % GROUP_WORDS;
     extremes[group][0][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE);
@@ -187,9 +191,6 @@ fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Ra
         scale_of_state[lane % GROUPS][state] = scale_in_group(lane % GROUPS, state);
     }
     workgroupBarrier();
-    if at.is_extra {
-        return;
-    }
     var scales = scale_of_state[group][0];
     if STATES > 1u {
         scales |= scale_of_state[group][1];
@@ -197,6 +198,10 @@ fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Ra
     if STATES > 2u {
         scales |= scale_of_state[group][2];
     }
+    return scales;
+}
+
+fn store_quantized(at: Place, scales: u32, stepped: State, random: Random) {
     set_codes_at(at, 0u, encode_signed(stepped.exp_avg, signed_scale(scales), random.exp_avg));
     if STATES > 1u {
         set_codes_at(at, 1u, encode_non_negative(stepped.exp_avg_sq, unsigned_scale(scales, 1u), random.exp_avg_sq));
@@ -204,7 +209,7 @@ fn store_quantized(at: Place, lane: u32, before: u32, stepped: State, random: Ra
     if STATES > 2u {
         set_codes_at(at, 2u, encode_positive(stepped.exp_avg_lr, unsigned_scale(scales, 2u), random.exp_avg_lr));
     }
-    if word == 0u {
+    if at.word % GROUP_WORDS == 0u {
         set_state_1(place_of_scales(at), scales);
     }
 }
