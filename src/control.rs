@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::error::{CreateError, EncodeError};
 use crate::hyperparameters::{Formula, Rule};
 use crate::layout::{self, Chunk, Coefficients, Partial, Row, Segment};
+use crate::optimizer::Options;
 use crate::pipeline::{compute_pipeline, storage_entry};
 use crate::plan::Launch;
 use crate::ring::{Lease, Ring};
@@ -218,6 +219,7 @@ impl Present<'_> {
 #[derive(Debug)]
 pub struct DeviceSteps {
     settings: DeviceControl,
+    most_partials: u32,
     constants: Vec<(&'static str, f64)>,
     kept: wgpu::Buffer,
     prepared: wgpu::Buffer,
@@ -283,15 +285,15 @@ impl DeviceSteps {
     pub fn new(
         device: &wgpu::Device,
         settings: DeviceControl,
-        rule: Rule,
-        formula: Formula,
+        options: &Options,
     ) -> Result<Self, CreateError> {
         settings.validate()?;
         let (found, needed) = (device.limits().max_storage_buffer_binding_size, Self::KEPT_BYTES);
         if found < needed {
             return Err(CreateError::Limit { limit: "max_storage_buffer_binding_size", found, needed });
         }
-        let constants = settings.constants(rule, formula, layout::lanes(device));
+        let Options { rule, formula, workgroups, .. } = *options;
+        let constants = settings.constants(rule, formula, workgroups.lanes(device));
         let initial = layout::Control {
             loss_scale: settings.loss_scale.initial() as f32,
             multiplier: 1.0,
@@ -322,6 +324,7 @@ impl DeviceSteps {
         })?;
         Ok(Self {
             settings,
+            most_partials: workgroups.most_partials(device),
             constants,
             kept,
             prepared,
@@ -334,6 +337,11 @@ impl DeviceSteps {
             prepare,
             norms: HashMap::new(),
         })
+    }
+
+    /// Partial sums of a norm, besides one a launch.
+    pub fn most_partials(&self) -> u32 {
+        self.most_partials
     }
 
     pub fn uses_norm(&self) -> bool {

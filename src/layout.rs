@@ -15,20 +15,38 @@ pub const GPU_LANES: u32 = CHUNK_ELEMENTS / 4;
 /// time and set up each of them anew, which costs more than going around a loop (llvmpipe: the step is 1.8 times as fast).
 pub const CPU_LANES: u32 = 8;
 
-/// Threads of a workgroup on this device.
-pub(crate) fn lanes(device: &wgpu::Device) -> u32 {
-    if is_cpu(device) { CPU_LANES } else { GPU_LANES }
+/// How a step is divided among a device's threads. The results are the same bits, but for the last digits of a norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Workgroups {
+    /// As suits the device.
+    #[default]
+    Auto,
+    /// As on a GPU: 256 threads, one for each four elements of a chunk. On a software adapter, to test what a GPU will run.
+    Gpu,
+    /// As on a software adapter: 8 threads, as many as a vector register holds.
+    Cpu,
 }
 
-/// Partial sums of the gradients' norm, one a workgroup. On a GPU enough to fill it, and few waits for memory by the workgroup that
-/// adds them up. On a CPU every workgroup costs as much as a chunk (llvmpipe: the norm takes half the time with 256 of them).
-pub(crate) fn most_partials(device: &wgpu::Device) -> u32 {
-    let most = if is_cpu(device) { 256 } else { 2048 };
-    device.limits().max_compute_workgroups_per_dimension.min(most)
-}
+impl Workgroups {
+    fn is_cpu(self, device: &wgpu::Device) -> bool {
+        match self {
+            Self::Auto => device.adapter_info().device_type == wgpu::DeviceType::Cpu,
+            Self::Gpu => false,
+            Self::Cpu => true,
+        }
+    }
 
-fn is_cpu(device: &wgpu::Device) -> bool {
-    device.adapter_info().device_type == wgpu::DeviceType::Cpu
+    /// Threads of a workgroup.
+    pub(crate) fn lanes(self, device: &wgpu::Device) -> u32 {
+        if self.is_cpu(device) { CPU_LANES } else { GPU_LANES }
+    }
+
+    /// Partial sums of the gradients' norm, one a workgroup. On a GPU enough to fill it, and few waits for memory by the workgroup
+    /// that adds them up. On a CPU every workgroup costs as much as a chunk (llvmpipe: the norm takes half the time with 256).
+    pub(crate) fn most_partials(self, device: &wgpu::Device) -> u32 {
+        let most = if self.is_cpu(device) { 256 } else { 2048 };
+        device.limits().max_compute_workgroups_per_dimension.min(most)
+    }
 }
 
 /// One step's coefficients of one cohort (parameters of one group with one step count); WGSL `Coefficients`.

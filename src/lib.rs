@@ -43,6 +43,7 @@ pub use error::{
 };
 pub use format::{DType, MasterWeights, Precision, StateFormat};
 pub use hyperparameters::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
+pub use layout::Workgroups;
 pub use optimizer::{
     GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, StepCounts, Update,
 };

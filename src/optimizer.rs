@@ -19,7 +19,7 @@ use crate::diagnostics::Diagnostics;
 use crate::error::{CreateError, WriteError};
 use crate::format::{BlockLayout, DType, Precision, StateFormat};
 use crate::hyperparameters::{Formula, Hyperparameters, Rule};
-use crate::layout::{self, GPU_LANES};
+use crate::layout::{self, GPU_LANES, Workgroups};
 use crate::pipeline::Pipelines;
 use crate::plan::{AfterUse, Allocator, Extent, PlanLimits, WORD_BYTES, state_words};
 use crate::ring::Ring;
@@ -45,6 +45,8 @@ pub struct Options {
     pub seed: u64,
     /// How long methods that block wait for the device before they give up.
     pub device_timeout: Duration,
+    /// How a step is divided among the device's threads.
+    pub workgroups: Workgroups,
 }
 
 impl Default for Options {
@@ -58,6 +60,7 @@ impl Default for Options {
             control: Control::default(),
             seed: 0,
             device_timeout: Duration::from_secs(60),
+            workgroups: Workgroups::default(),
         }
     }
 }
@@ -258,9 +261,7 @@ impl Optimizer {
         )?;
         let device_steps = match options.control {
             Control::Host => None,
-            Control::Device(settings) => {
-                Some(DeviceSteps::new(device, settings, options.rule, options.formula)?)
-            }
+            Control::Device(settings) => Some(DeviceSteps::new(device, settings, &options)?),
         };
         let allocator = Allocator::new(&plan_limits);
         Ok(Self {
@@ -284,7 +285,7 @@ impl Optimizer {
                 options.rule,
                 options.diagnostics,
                 options.gradients,
-                layout::lanes(device),
+                options.workgroups.lanes(device),
             ),
             coefficients,
             device_steps,

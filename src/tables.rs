@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::arena::Arena;
 use crate::control::{DeviceSteps, NormBindings, NormEnd, Part};
 use crate::error::EncodeError;
-use crate::layout::{self, Chunk, Partial};
+use crate::layout::{Chunk, Partial};
 use crate::pipeline::{Bindings, Pipelines};
 use crate::plan::{Launch, Plan, Window, grid};
 use crate::ring::{Lease, Ring};
@@ -149,7 +149,7 @@ impl Tables {
             Some(preparation) => preparation,
             None => {
                 let alignment = at.device.limits().min_storage_buffer_offset_alignment;
-                let of_launches = self.plan.partials(alignment.into(), layout::most_partials(at.device));
+                let of_launches = self.plan.partials(alignment.into(), steps.most_partials());
                 let entries = of_launches.last().map_or(1, |last| last.end);
                 let partials = catch(at.device, || {
                     at.device.create_buffer(&wgpu::BufferDescriptor {

@@ -290,6 +290,11 @@ class Ours:
         of_mode = [row for row in self.rows if row.mode == mode]
         return min(of_mode, key=lambda row: abs(math.log(row.parameters / parameters)), default=None)
 
+    def largest(self, modes: set[str]) -> int | None:
+        """The largest size that was measured in each of the modes."""
+        sizes = [{row.parameters for row in self.rows if row.mode == mode} for mode in modes]
+        return max(set.intersection(*sizes), default=None)
+
     @property
     def is_software(self) -> bool:
         return any(name in self.adapter.lower() for name in SOFTWARE_ADAPTERS)
@@ -417,7 +422,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ours", type=pathlib.Path, metavar="FILE", help="what `adamod bench --json` printed")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default cuda where there is one")
     parser.add_argument("--shapes", choices=("flat", "gpt2"), default="flat", help="one tensor, or GPT-2 small's 148")
-    parser.add_argument("--parameters", type=positive, metavar="N", help="elements of the flat tensor, by default 2^24")
+    parser.add_argument("--parameters", type=positive, metavar="N", help="elements of the flat tensor, by default ours', else 2^24")
     parser.add_argument("--runs", type=positive, default=30, metavar="N", help="rounds that are timed")
     parser.add_argument("--warmup", type=positive, default=5, metavar="N", help="steps of each before that")
     parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write the rows here, too")
@@ -438,7 +443,9 @@ def main() -> None:
     arguments = parse()
     ours: Ours | None = arguments.ours
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    shapes = gpt2_shapes() if arguments.shapes == "gpt2" else [(arguments.parameters or 1 << 24,)]
+    comparable = ours.largest({peer.mode for peer in PEERS}) if ours else None
+    parameters = arguments.parameters or comparable or 1 << 24
+    shapes = gpt2_shapes() if arguments.shapes == "gpt2" else [(parameters,)]
     problem = Problem(shapes, device)
     rows = measure(problem, arguments.runs, arguments.warmup, ours)
 

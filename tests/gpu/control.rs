@@ -4,7 +4,7 @@ use adamod::layout::{ACTIVE, Coefficients, Control as ControlWords, Group, Row};
 use adamod::shader::prepare_source;
 use adamod::{
     Control, CreateError, DeviceControl, EncodeError, Formula, Hyperparameters, LossScale, NonFinite,
-    Optimizer, Options, Precision, ReadError, Rule, StateFormat, WeightDecay,
+    Optimizer, Options, Precision, ReadError, Rule, StateFormat, WeightDecay, Workgroups,
 };
 
 use crate::common::{Engine, Gpu, Layout, Model, Tolerance, all, gpu, rules, to_f64};
@@ -26,8 +26,11 @@ fn propagating() -> DeviceControl {
 #[test]
 fn steps_agree_with_the_f64_reference_with_missing_gradients_and_schedules() {
     for (rule, formula) in rules() {
-        for settings in [propagating(), DeviceControl::default()] {
+        for (settings, workgroups) in
+            [(propagating(), Workgroups::Cpu), (DeviceControl::default(), Workgroups::Gpu)]
+        {
             let mut model = model(rule, formula, settings, &[300, 5, 1025, 40]);
+            model.options.workgroups = workgroups;
             model.groups.push(Hyperparameters { betas: [0.8, 0.98, 0.0], ..model.groups[0] });
             model.tensors[1].0 = 1;
             let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(4));
@@ -201,9 +204,12 @@ fn the_clip_agrees_with_f64_for_any_norm() {
 /// keep their digits.
 #[test]
 fn norms_of_many_elements_keep_their_digits() {
-    for layout in [Layout::TwoPools(16), Layout::OwnBuffers] {
+    for (layout, workgroups) in
+        [(Layout::TwoPools(16), Workgroups::Gpu), (Layout::OwnBuffers, Workgroups::Cpu)]
+    {
         let lengths = [1 << 20, 12_345, 3 << 20, 7];
-        let model = model(Rule::Sgd, Formula::Paper, DeviceControl::default(), &lengths);
+        let mut model = model(Rule::Sgd, Formula::Paper, DeviceControl::default(), &lengths);
+        model.options.workgroups = workgroups;
         let mut engine = Engine::new(gpu(), &model, layout);
         let mut gradients = model.gradients(4);
         for gradient in &mut gradients {
@@ -228,8 +234,12 @@ fn norms_of_many_elements_keep_their_digits() {
 /// Workgroups are done in another order each time; what the last one adds up is the same.
 #[test]
 fn a_norm_is_the_same_bits_every_time() {
-    for layout in [Layout::TwoPools(16), Layout::OwnBuffers] {
-        let model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &[300_000, 5000, 90_001]);
+    for (layout, workgroups) in
+        [(Layout::TwoPools(16), Workgroups::Cpu), (Layout::OwnBuffers, Workgroups::Gpu)]
+    {
+        let lengths = [300_000, 5000, 90_001];
+        let mut model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &lengths);
+        model.options.workgroups = workgroups;
         let mut engine = Engine::new(gpu(), &model, layout);
         engine.write_gradients(&all(&model.gradients(1)));
         let mut norm = || {

@@ -1,6 +1,8 @@
 //! Histograms of learning rates against counts on the CPU.
 
-use adamod::{BINS, Control, DeviceControl, Diagnostics, Hyperparameters, LearningRates, ReadError, Rule};
+use adamod::{
+    BINS, Control, DeviceControl, Diagnostics, Hyperparameters, LearningRates, ReadError, Rule, Workgroups,
+};
 
 use crate::common::{Engine, Layout, Model, all, gpu};
 
@@ -27,9 +29,12 @@ fn count(engine: &Engine<'_>, h: &Hyperparameters, into: &mut LearningRates) {
 #[test]
 fn learning_rates_are_counted_like_on_the_cpu() {
     for rule in [Rule::AdaMod, Rule::Adam] {
-        for layout in [Layout::TwoPools(256), Layout::OnePool(4)] {
+        for (layout, workgroups) in
+            [(Layout::TwoPools(256), Workgroups::Gpu), (Layout::OnePool(4), Workgroups::Cpu)]
+        {
             let h = Hyperparameters::default();
             let mut model = Model::new(rule, h, &[1757, 3, 1024, 5000]);
+            model.options.workgroups = workgroups;
             model.options.diagnostics = Diagnostics::LearningRates;
             let mut engine = Engine::new(gpu(), &model, layout);
             let mut expected =

@@ -3,7 +3,7 @@
 use adamod::reference::{Reference, Storage, rounded};
 use adamod::{
     AfterUse, DType, Formula, GroupId, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
-    ParameterId, Precision, Rule, StateFormat, View, Views, WeightDecay,
+    ParameterId, Precision, Rule, StateFormat, View, Views, WeightDecay, Workgroups,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -289,6 +289,9 @@ fn options(rule: Rule) -> Options {
     Options { rule, seed: SEED, ..Options::default() }
 }
 
+/// What GPUs run, and what software adapters do.
+const WORKGROUPS: [Workgroups; 2] = [Workgroups::Gpu, Workgroups::Cpu];
+
 /// Every type of parameters and gradients with every master weights, every format of state and every rule, all of one rule in
 /// one dispatch.
 #[test]
@@ -307,13 +310,15 @@ fn every_combination_agrees_with_the_twin_in_one_dispatch() {
             Pools { alignment: 8, is_shared: true },
             Pools { alignment: 4, is_shared: false },
         ] {
-            let mut engine =
-                Engine::new(gpu(), Options { formula, ..options(rule) }, hyperparameters, &kinds, pools);
-            assert_eq!(engine.optimizer.launches().unwrap().len(), 1);
-            for step in 0..4 {
-                let gradients = engine.gradients(step, 0.1);
-                engine.step(&gradients);
-                engine.check();
+            for workgroups in WORKGROUPS {
+                let options = Options { formula, workgroups, ..options(rule) };
+                let mut engine = Engine::new(gpu(), options, hyperparameters, &kinds, pools);
+                assert_eq!(engine.optimizer.launches().unwrap().len(), 1);
+                for step in 0..4 {
+                    let gradients = engine.gradients(step, 0.1);
+                    engine.step(&gradients);
+                    engine.check();
+                }
             }
         }
     }
@@ -324,11 +329,11 @@ fn every_combination_agrees_with_the_twin_in_one_dispatch() {
 fn kernels_of_one_kind_agree_with_the_twin() {
     for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
         for kind in Kind::all() {
-            for alignment in [4, 16] {
+            for (alignment, workgroups) in [4, 16].into_iter().zip(WORKGROUPS) {
                 let tensors = [(kind, 1500, None), (kind, 7, None)];
                 let pools = Pools { alignment, is_shared: false };
-                let mut engine =
-                    Engine::new(gpu(), options(rule), Hyperparameters::default(), &tensors, pools);
+                let options = Options { workgroups, ..options(rule) };
+                let mut engine = Engine::new(gpu(), options, Hyperparameters::default(), &tensors, pools);
                 for step in 0..2 {
                     let gradients = engine.gradients(step, 1.0);
                     engine.step(&gradients);

@@ -1,7 +1,7 @@
 //! The update kernel against the CPU twins: `shaders/update.wgsl` and `src/reference.rs`.
 
 use adamod::reference::Reference;
-use adamod::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
+use adamod::{Formula, Hyperparameters, Objective, Options, Rule, WeightDecay, Workgroups};
 use proptest::prelude::*;
 
 use crate::common::{Engine, Layout, Model, Tolerance, all, gpu, options, rules, to_f64};
@@ -281,10 +281,11 @@ proptest! {
         layout in prop::sample::select(vec![
             Layout::TwoPools(4), Layout::TwoPools(256), Layout::OnePool(4), Layout::OnePool(32), Layout::OwnBuffers,
         ]),
+        workgroups in prop::sample::select(vec![Workgroups::Cpu, Workgroups::Gpu]),
         seed in 0_u64..1_000_000,
     ) {
         let mut model = Model::new(rule.0, hyperparameters, &lengths);
-        model.options = options(rule.0, rule.1);
+        model.options = Options { workgroups, ..options(rule.0, rule.1) };
         let mut engine = Engine::new(gpu(), &model, layout);
         let mut twin = model.twin::<f32>();
         for step in 0..3 {
