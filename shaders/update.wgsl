@@ -9,6 +9,9 @@ fn draws(format: u32) -> bool {
 }
 
 fn update_word(c: Coefficients, at: Place, format: u32, lane: u32) {
+    if is_idle(at) {
+        return;
+    }
     let raw = load_parameters(at);
     var theta = bitcast<vec4<f32>>(theta_of(at, raw));
     var gradient = gradient_bits(at);
