@@ -35,7 +35,8 @@ impl Scale {
     fn encode_non_negative(self, value: f32, random: u32) -> u32 {
         let bits = value.to_bits();
         let lowest = self.bottom + (1 << self.shift);
-        coded((bits.max(lowest) - self.bottom).min(bits), self.shift, random)
+        let above = if bits == 0 { 0 } else { bits.max(lowest) - self.bottom };
+        coded(above, self.shift, random)
     }
 
     fn encode_positive(self, value: f32, random: u32) -> u32 {
@@ -201,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn zero_stays_zero_and_no_normal_number_becomes_zero() {
-        let (decoded, _) = round_trip(&[0.0, 1e30, 1e-30, f32::MIN_POSITIVE], 1, 0);
+    fn zero_stays_zero_and_nothing_else_becomes_zero() {
+        let (decoded, _) = round_trip(&[0.0, 1e30, 1e-30, f32::MIN_POSITIVE, 1e-42], 1, 0);
         assert_eq!(decoded[0], 0.0);
         assert!(decoded[1..].iter().all(|&value| value > 0.0), "{decoded:?}");
         for index in 0..3 {

@@ -7,7 +7,7 @@
 //
 // exp_avg has a sign and 7 bits with 3 of fraction: 16 octaves, and evenly spaced numbers from the lowest of them to zero.
 // exp_avg_sq and exp_avg_lr have 8 bits with 3 to 6 of fraction, as many as the group's span allows: 32 to 4 octaves. Of
-// exp_avg_sq, code 0 is zero, and no normal number is rounded to it: eta of a zero would be alpha / epsilon.
+// exp_avg_sq, code 0 is zero, and nothing else is rounded to it: eta of a zero would be alpha / epsilon.
 //
 // A group's bottom leaves room for its largest number rounded up, so no code is past its bits. NaN counts as a large number. One whose
 // fraction is all ones may round to what is decoded as a small number; the parameter that it has reached stays NaN.
@@ -80,9 +80,8 @@ fn encode_signed(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32>
 fn encode_non_negative(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
     let lowest = scale.bottom + (1u << scale.shift);
-    // Of zero, zero: no normal number's bits are less than those of its code.
-    let above = min(max(bits, vec4(lowest)) - vec4(scale.bottom), bits);
-    return coded(above, scale.shift, random);
+    let above = max(bits, vec4(lowest)) - vec4(scale.bottom);
+    return coded(select(above, vec4(0u), bits == vec4(0u)), scale.shift, random);
 }
 
 fn encode_positive(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
