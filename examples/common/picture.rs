@@ -56,10 +56,11 @@ where
 /// Draws the legend of a chart's lines.
 pub fn draw_legend<'a, 'b: 'a, X: Ranged, Y: Ranged>(
     chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
+    position: SeriesLabelPosition,
 ) -> Result<(), Box<dyn Error>> {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(position)
         .label_font(font(LABEL_PIXELS))
         .background_style(WHITE.mix(0.8))
         .border_style(FAINT)

@@ -93,7 +93,7 @@ fn draw_losses(area: &Area<'_>, grid: &Grid, row: &Row, y_range: Range<f64>) -> 
         let name = format!("α = {}", rate_name(*rate));
         draw_curve(&mut chart, &cell.loss_curve(grid.steps_per_epoch), cell.diverged() > 0, name, color)?;
     }
-    draw_legend(&mut chart)
+    draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
 
 /// Draws the losses of one cell; where a run diverged, a cross ends the line.

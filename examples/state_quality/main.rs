@@ -2,6 +2,8 @@
 //! each format, and what happens with formats that were not taken. Everything is computed on the CPU by the twin of the kernels,
 //! which equals them bit by bit. Results are in `docs/state-quality.md`.
 
+#[path = "../common/axis_labels.rs"]
+mod axis_labels;
 mod comparison;
 #[path = "../common/digits.rs"]
 mod digits;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::axis_labels::plain;
 use crate::comparison::{Course, Snapshot};
 use crate::picture::{PANEL_TITLE_PIXELS, draw_legend, draw_line, font, picture, styled};
 use crate::statistics::Band;
@@ -47,7 +48,14 @@ pub fn bands(
             .x_label_area_size(36)
             .y_label_area_size(54)
             .build_cartesian_2d(0.0..end, 1.0 - margin..1.0 + margin)?;
-        styled(&mut chart.configure_mesh()).x_labels(5).y_labels(7).x_desc("step").draw()?;
+        styled(&mut chart.configure_mesh())
+            .x_labels(5)
+            .y_labels(7)
+            .x_label_formatter(&|x| plain(*x))
+            .y_label_formatter(&|y| plain(*y))
+            .x_desc("step")
+            .y_desc("ratio to f64")
+            .draw()?;
         for (index, course) in panel.courses.iter().enumerate() {
             let color = color(index);
             let points = |of: fn(Band) -> f64| {
@@ -60,7 +68,7 @@ pub fn bands(
             chart.draw_series([Polygon::new(outline, color.mix(0.2))])?;
             draw_line(&mut chart, points(|band| band.median), course.name, color)?;
         }
-        draw_legend(&mut chart)?;
+        draw_legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
     }
     root.present()?;
     Ok(())

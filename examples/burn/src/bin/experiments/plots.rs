@@ -47,6 +47,8 @@ pub struct Axes {
     pub x_end: f64,
     /// Whether y is, where values span a decade.
     pub logarithmic: bool,
+    /// Where no line is in the way.
+    pub legend: SeriesLabelPosition,
     /// Least and greatest y that are drawn; otherwise what the values need.
     pub y_range: Option<Range<f64>>,
 }
@@ -80,10 +82,10 @@ fn draw_curves(path: &Path, title: &str, axes: &Axes, panels: &[Panel]) -> Drawn
     let finite = runs().flatten().copied().filter(|value| value.is_finite());
     for (area, panel) in root.split_evenly((1, panels.len().max(1))).iter().zip(panels) {
         let (low, high) = extent(finite.clone().filter(|value| *value > 0.0));
-        // Labels of a log axis are powers of ten: within a decade there would be one or none.
         if axes.logarithmic && high >= 10.0 * low {
             let y_range = axes.y_range.clone().unwrap_or(low / 1.3..high * 1.3);
-            draw_panel(area, axes, panel, x_range.clone(), y_range.clone().log_scale(), y_range)?;
+            let y_coordinates = y_range.clone().log_scale().with_key_points(ticks(&y_range));
+            draw_panel(area, axes, panel, x_range.clone(), y_coordinates, y_range)?;
         } else {
             let (low, high) = extent(finite.clone());
             let margin = if low < high { 0.05 * (high - low) } else { 0.5 };
@@ -93,6 +95,13 @@ fn draw_curves(path: &Path, title: &str, axes: &Axes, panels: &[Panel]) -> Drawn
         }
     }
     Ok(root.present()?)
+}
+
+/// 1, 2 and 5 times the powers of ten in a range of positive numbers.
+fn ticks(range: &Range<f64>) -> Vec<f64> {
+    let decades = range.start.log10().floor() as i32..=range.end.log10().ceil() as i32;
+    let all = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|tick| tick * 10_f64.powi(decade)));
+    all.filter(|tick| range.contains(tick)).collect()
 }
 
 fn draw_panel<Y>(
@@ -139,7 +148,7 @@ where
         }
         draw_line(&mut chart, points.iter().map(|&(x, _, center, _)| (x, center)), name, *color)?;
     }
-    draw_legend(&mut chart)
+    draw_legend(&mut chart, axes.legend.clone())
 }
 
 #[cfg(test)]
@@ -147,11 +156,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn log_axes_have_labels_within_a_decade() {
+        assert_eq!(ticks(&(0.9..21.0)), [1.0, 2.0, 5.0, 10.0, 20.0]);
+        assert_eq!(ticks(&(0.03..0.3)), [0.05, 0.1, 0.2]);
+    }
+
+    #[test]
     fn all_pictures_can_be_drawn_of_runs_that_ended_early() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("curves.svg");
         for logarithmic in [false, true] {
-            let axes = Axes { x: "step", y: "loss", x_step: 10.0, x_end: 25.0, logarithmic, y_range: None };
+            let legend = SeriesLabelPosition::LowerRight;
+            let axes =
+                Axes { x: "step", y: "loss", x_step: 10.0, x_end: 25.0, logarithmic, legend, y_range: None };
             assert_eq!([0, 1, 2].map(|index| axes.x(index)), [10.0, 20.0, 25.0]);
             let series = |runs: &[&[f64]]| Series {
                 name: "Adam".into(),

@@ -56,16 +56,17 @@ impl Report {
         Ok(())
     }
 
-    /// Writes one series a column: `step,<name>,<name>` and so on. There is a value every `interval` steps; the last of a whole
-    /// series is of the step `end`.
+    /// Writes one series a column: `<unit>,<name>,<name>` and so on. There is a value every `interval` units of time; the last of a
+    /// whole series is of the unit `end`.
     pub fn write_series(
         &self,
         name: &str,
+        unit: &str,
         interval: u64,
         end: u64,
-        series: &[(String, &[f32])],
+        series: &[(String, &[impl std::fmt::Display])],
     ) -> anyhow::Result<()> {
-        let mut text = "step".to_owned();
+        let mut text = unit.to_owned();
         for (name, _) in series {
             write!(text, ",{}", name.replace(',', ";"))?;
         }
@@ -109,7 +110,7 @@ mod tests {
         let report = Report::create(&folder.path().join("new/deep")).unwrap();
         let series = [("a".into(), &[1.0, 2.0][..]), ("b,c".into(), &[0.5][..])];
         let written = |interval, end| {
-            report.write_series("loss.csv", interval, end, &series).unwrap();
+            report.write_series("loss.csv", "step", interval, end, &series).unwrap();
             std::fs::read_to_string(report.path("loss.csv")).unwrap()
         };
         assert_eq!(written(1, 2), "step,a,b;c\n1,1,0.5\n2,2,\n");

@@ -16,6 +16,15 @@ pub struct Cell<O> {
 }
 
 impl<O> Cell<O> {
+    /// Values of each run, by its name.
+    pub fn named<'a, T: 'a>(
+        &'a self,
+        of: impl Fn(&'a O) -> &'a [T] + 'a,
+    ) -> impl Iterator<Item = (String, &'a [T])> {
+        let name = move |seed| format!("{}, seed {seed}", self.method.description());
+        self.outcomes.iter().enumerate().map(move |(seed, outcome)| (name(seed), of(outcome)))
+    }
+
     /// A value of the runs in short; runs without one have diverged.
     pub fn summary(&self, decimals: usize, value: impl Fn(&O) -> Option<f64>) -> String {
         let values: Vec<_> = self.outcomes.iter().filter_map(value).collect();

@@ -10,6 +10,7 @@ use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
 use clap::{Args, ValueEnum};
+use plotters::chart::SeriesLabelPosition;
 
 use crate::common::{Common, or_default};
 use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
@@ -320,6 +321,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         report_rates(&mut report, grid, &rates)?;
     }
     report_beta3(&mut report, arguments.networks[0], &sweep)?;
+    write_accuracies(&report, arguments, &grids, &sweep)?;
     report.finish()
 }
 
@@ -330,6 +332,7 @@ fn axes(y: &'static str, lowest: f64) -> Axes {
         x_step: 1.0,
         x_end: f64::INFINITY,
         logarithmic: false,
+        legend: SeriesLabelPosition::LowerRight,
         y_range: Some(lowest..100.5),
     }
 }
@@ -365,7 +368,7 @@ fn report_best(report: &mut Report, grids: &[Grid]) -> anyhow::Result<()> {
         })
         .collect();
     let title = "Accuracy, each rule at its best learning rate";
-    plots::curves(&report.path("best.svg"), title, &axes("accuracy in %", 60.0), &panels)
+    plots::curves(&report.path("best.svg"), title, &axes("accuracy in %", 85.0), &panels)
 }
 
 /// Figure 6.
@@ -400,7 +403,7 @@ fn report_rates(report: &mut Report, grid: &Grid, rates: &[f64]) -> anyhow::Resu
         .collect();
     let title = format!("Test accuracy with different learning rates, {network}");
     let path = report.path(&format!("learning_rates_{}.svg", network.to_lowercase()));
-    plots::curves(&path, &title, &axes("test accuracy in %", 0.0), &panels)
+    plots::curves(&path, &title, &axes("test accuracy in %", 50.0), &panels)
 }
 
 /// Figure 8.
@@ -430,4 +433,30 @@ fn report_beta3(
     let panels = [Panel { title: format!("{network}, α = {rate}"), series }];
     let title = "Training accuracy with different beta3";
     plots::curves(&report.path("beta3.svg"), title, &axes("training accuracy in %", 0.0), &panels)
+}
+
+/// All accuracies as numbers.
+fn write_accuracies(
+    report: &Report,
+    arguments: &Arguments,
+    grids: &[Grid],
+    sweep: &[Cell<Outcome>],
+) -> anyhow::Result<()> {
+    let cells = || {
+        let of = |grid: &'_ Grid| grid.architecture.name();
+        let tables = grids
+            .iter()
+            .flat_map(move |grid| grid.columns.iter().flatten().map(move |cell| (of(grid), cell)));
+        tables.chain(sweep.iter().map(|cell| (arguments.networks[0].name(), cell)))
+    };
+    let write = |file: &str, values: fn(&Outcome) -> &[f64]| {
+        let series: Vec<_> = cells()
+            .flat_map(|(network, cell)| {
+                cell.named(values).map(move |(name, values)| (format!("{network}, {name}"), values))
+            })
+            .collect();
+        report.write_series(file, "epoch", 1, arguments.epochs(), &series)
+    };
+    write("training.csv", |outcome| &outcome.training)?;
+    write("test.csv", |outcome| &outcome.test)
 }

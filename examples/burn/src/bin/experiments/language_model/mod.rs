@@ -6,12 +6,13 @@ mod text;
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
-use adamod::{Hyperparameters, Rule};
+use adamod::{Hyperparameters, Rule, WeightDecay};
 use adamod_burn::Gpu;
 use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
+use plotters::chart::SeriesLabelPosition;
 
 use crate::common::{Common, or_default};
 use crate::learner::Learner;
@@ -99,8 +100,13 @@ impl Arguments {
     }
 
     fn methods(&self, learning_rate: f64) -> [Method; 2] {
-        let hyperparameters =
-            Hyperparameters { learning_rate, betas: [0.9, 0.999, self.beta3], ..Hyperparameters::default() };
+        // The paper decays the weights of all adaptive methods, and does not say how much here: as Merity et al. 2018.
+        let hyperparameters = Hyperparameters {
+            learning_rate,
+            betas: [0.9, 0.999, self.beta3],
+            weight_decay: WeightDecay::Decoupled(1.2e-6),
+            ..Hyperparameters::default()
+        };
         let milestone = 3 * self.steps() / 5;
         [("Adam", Rule::Adam), ("AdaMod", Rule::AdaMod)].map(|(name, rule)| Method {
             name,
@@ -293,6 +299,18 @@ fn report_perplexity(
                 })
                 .collect(),
         })?;
+        let runs = grid
+            .iter()
+            .flatten()
+            .flat_map(|cell| cell.named(move |outcome| &of(outcome)[..]))
+            .collect::<Vec<_>>();
+        report.write_series(
+            &format!("{kind}.csv"),
+            "step",
+            arguments.interval(),
+            arguments.steps(),
+            &runs,
+        )?;
         let panels: Vec<_> = (grid.iter())
             .map(|cells| {
                 let series = cells.iter().zip([ORANGE, BLUE]).map(|(cell, color)| Series {
@@ -304,7 +322,9 @@ fn report_perplexity(
             })
             .collect();
         let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
-        let axes = Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None };
+        let legend = SeriesLabelPosition::UpperRight;
+        let axes =
+            Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, legend, y_range: None };
         let title = format!("Perplexity of the LSTM in {kind}");
         plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes, &panels)?;
     }

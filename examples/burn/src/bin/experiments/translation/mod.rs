@@ -13,6 +13,7 @@ use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
+use plotters::chart::SeriesLabelPosition;
 use plotters::style::RGBColor;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -425,14 +426,6 @@ impl Cell<Outcome> {
     fn series(&self, name: String, color: RGBColor, points: impl Fn(&Outcome) -> Vec<f64>) -> Series {
         Series { name, color, runs: self.outcomes.iter().map(points).collect() }
     }
-
-    fn named_losses(&self, of: fn(&Outcome) -> &[f32]) -> impl Iterator<Item = (String, &[f32])> {
-        let Hyperparameters { learning_rate, betas, .. } = self.method.hyperparameters;
-        let name = move |seed| {
-            format!("{} alpha {} beta3 {} seed {seed}", self.method.name, rate_name(learning_rate), betas[2])
-        };
-        self.outcomes.iter().enumerate().map(move |(seed, outcome)| (name(seed), of(outcome)))
-    }
 }
 
 /// A point of a curve is the mean of some neighbours.
@@ -446,7 +439,8 @@ fn validation_curve(outcome: &Outcome) -> Vec<f64> {
 
 fn axes(y: &'static str, x_step: u64, arguments: &Arguments) -> Axes {
     let (x_step, x_end) = (x_step as f64, arguments.steps() as f64);
-    Axes { x: "step", y, x_step, x_end, logarithmic: true, y_range: None }
+    let legend = SeriesLabelPosition::UpperRight;
+    Axes { x: "step", y, x_step, x_end, logarithmic: true, legend, y_range: None }
 }
 
 /// Table 2, and Figures 1a and 2 at every learning rate.
@@ -472,10 +466,10 @@ fn report_grid(
     report.say(table("Validation loss at the end", Cell::final_validation))?;
 
     let cells = || grid.iter().flatten();
-    let losses: Vec<_> = cells().flat_map(|cell| cell.named_losses(|outcome| &outcome.losses)).collect();
-    report.write_series("losses.csv", 1, arguments.steps(), &losses)?;
-    let losses: Vec<_> = cells().flat_map(|cell| cell.named_losses(|outcome| &outcome.validation)).collect();
-    report.write_series("validation_losses.csv", arguments.interval(), arguments.steps(), &losses)?;
+    let losses: Vec<_> = cells().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
+    report.write_series("losses.csv", "step", 1, arguments.steps(), &losses)?;
+    let losses: Vec<_> = cells().flat_map(|cell| cell.named(|outcome| &outcome.validation[..])).collect();
+    report.write_series("validation_losses.csv", "step", arguments.interval(), arguments.steps(), &losses)?;
 
     let draw = |kind: &str, axes: &Axes, points: fn(&Outcome) -> Vec<f64>, file: &str| {
         let panel = |(cells, title): (&Vec<Cell<Outcome>>, &String)| Panel {
@@ -547,8 +541,8 @@ fn report_beta3(
             ("training loss".into(), sweep.iter().map(|cell| cell.final_loss()).collect()),
         ],
     })?;
-    let losses: Vec<_> = sweep.iter().flat_map(|cell| cell.named_losses(|outcome| &outcome.losses)).collect();
-    report.write_series("beta3.csv", 1, arguments.steps(), &losses)?;
+    let losses: Vec<_> = sweep.iter().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
+    report.write_series("beta3.csv", "step", 1, arguments.steps(), &losses)?;
     let mut series: Vec<_> = (sweep.iter().zip(SCALE.iter().cycle()))
         .map(|(cell, color)| cell.series(format!("beta3 = {}", beta3(cell)), *color, training_curve))
         .collect();
