@@ -29,7 +29,7 @@ struct Row {
 // Engines read the loss scale, and may write the multiplier and, between `encode_norm` and `encode_after_norm`, the norm.
 struct Control {
     loss_scale: f32,
-    // Times what the loss scale and the clip make of it.
+    // Gradients are multiplied by it, besides what the loss scale and the clip make of them.
     multiplier: f32,
     // Of the gradients of the last step, without the loss scale; infinite if one of them is not finite.
     norm: f32,
@@ -53,6 +53,8 @@ override IS_DYNAMIC: bool = false;
 override GROWTH_FACTOR: f32 = 2.0;
 override BACKOFF_FACTOR: f32 = 0.5;
 override GROWTH_INTERVAL: u32 = 2000u;
+// The smallest normal number.
+const LEAST_LOSS_SCALE: f32 = 0x1p-126;
 // 0: no clip.
 override MAX_NORM: f32 = 0.0;
 
@@ -80,8 +82,10 @@ fn decide() {
     var finite = true;
     if USES_NORM {
         finite = is_finite_number(kept.control.norm);
-        if MAX_NORM > 0.0 && finite && kept.control.norm > MAX_NORM {
-            clip = MAX_NORM / kept.control.norm;
+        // Of the gradients as the step takes them.
+        let norm = kept.control.norm * abs(kept.control.multiplier);
+        if MAX_NORM > 0.0 && finite && norm > MAX_NORM {
+            clip = MAX_NORM / norm;
         }
     }
     let skips = SKIPS && !finite;
@@ -92,14 +96,16 @@ fn decide() {
     if IS_DYNAMIC {
         if finite {
             kept.control.growth_tracker += 1u;
-            if kept.control.growth_tracker == GROWTH_INTERVAL {
+            // Past it, if it came from a checkpoint of another interval.
+            if kept.control.growth_tracker >= GROWTH_INTERVAL {
                 kept.control.growth_tracker = 0u;
                 let grown = loss_scale * GROWTH_FACTOR;
                 kept.control.loss_scale = select(loss_scale, grown, is_finite_number(grown));
             }
         } else {
             kept.control.growth_tracker = 0u;
-            kept.control.loss_scale = loss_scale * BACKOFF_FACTOR;
+            // Zero would be the end: the loss times zero says nothing.
+            kept.control.loss_scale = max(loss_scale * BACKOFF_FACTOR, LEAST_LOSS_SCALE);
         }
     }
 }
@@ -170,6 +176,12 @@ fn prepare_rows(lane: u32) {
             prepared[i] = known;
         }
     }
+}
+
+// Of a step without gradients.
+@compute @workgroup_size(1)
+fn no_norm() {
+    kept.control.norm = 0.0;
 }
 
 @compute @workgroup_size(LANES)

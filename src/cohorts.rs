@@ -107,19 +107,30 @@ impl Cohorts {
         true
     }
 
-    /// Gives a parameter another step count, and tells whether anything changed.
-    pub fn set_steps(&mut self, parameter: usize, steps: u64) -> bool {
-        let old = self.of_parameter[parameter] as usize;
-        let Cohort { group, steps: before, .. } = self.list[old];
-        if before == steps {
-            return false;
+    /// Gives parameters other step counts, and tells whether anything changed.
+    pub fn set_steps(&mut self, counts: impl IntoIterator<Item = (usize, u64)>) -> bool {
+        let of_cohort = |(index, cohort): (usize, &Cohort)| ((cohort.group, cohort.steps), index);
+        let mut known: HashMap<(u32, u64), usize> = self.list.iter().enumerate().map(of_cohort).collect();
+        let mut is_changed = false;
+        for (parameter, steps) in counts {
+            let old = self.of_parameter[parameter] as usize;
+            let Cohort { group, steps: before, .. } = self.list[old];
+            if before == steps {
+                continue;
+            }
+            self.list[old].members -= 1;
+            let index = *known.entry((group, steps)).or_insert_with(|| {
+                self.list.push(Cohort { group, steps, members: 0 });
+                self.list.len() - 1
+            });
+            self.list[index].members += 1;
+            self.of_parameter[parameter] = index as u32;
+            is_changed = true;
         }
-        self.list[old].members -= 1;
-        let index = self.cohort(group, steps);
-        self.list[index].members += 1;
-        self.of_parameter[parameter] = index as u32;
-        self.compact();
-        true
+        if is_changed {
+            self.compact();
+        }
+        is_changed
     }
 
     /// Index of a cohort, made if there is none.
@@ -188,6 +199,13 @@ mod tests {
                     cohorts.remove_parameter(parameter);
                     cohorts.add_parameter(parameter, groups[parameter]);
                     counters[parameter] = 0;
+                }
+                // Or several get the counts of others.
+                if number % 7 == 6 {
+                    let counts: Vec<_> = (0..groups.len()).step_by(2).map(|p| (p, (number * p % 4) as u64)).collect();
+                    let is_changed = counts.iter().any(|&(parameter, count)| counters[parameter] != count);
+                    prop_assert_eq!(cohorts.set_steps(counts.iter().copied()), is_changed);
+                    counts.into_iter().for_each(|(parameter, count)| counters[parameter] = count);
                 }
                 step(&mut cohorts, present);
                 for (counter, &is_present) in counters.iter_mut().zip(present) {

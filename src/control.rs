@@ -28,7 +28,8 @@ pub enum Control {
 pub struct DeviceControl {
     /// By what the engine multiplies its loss; gradients are divided by it.
     pub loss_scale: LossScale,
-    /// Largest norm of all gradients of a step together, without the loss scale: larger ones are scaled down to it. PyTorch's
+    /// Largest norm of all gradients of a step together, without the loss scale and times the engine's multiplier
+    /// ([`Optimizer::MULTIPLIER_OFFSET`](crate::Optimizer::MULTIPLIER_OFFSET)): larger ones are scaled down to it. PyTorch's
     /// `clip_grad_norm_`, but without its 1e-6 in the denominator. Above 0.
     pub max_norm: Option<f64>,
     /// What becomes of a step with infinite or NaN gradients.
@@ -45,10 +46,11 @@ impl Default for DeviceControl {
 /// [`Optimizer::control_buffer`](crate::Optimizer::control_buffer) has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LossScale {
-    /// Always the same. Above 0.
+    /// Always the same, also after a checkpoint with another one. Above 0.
     Constant(f64),
     /// As `torch.amp.GradScaler`: a step whose gradients are not finite is skipped, whatever [`DeviceControl::non_finite`] says,
-    /// and the scale is multiplied by `backoff_factor`; after `growth_interval` steps without one, by `growth_factor`.
+    /// and the scale is multiplied by `backoff_factor`, down to 2^-126; after `growth_interval` steps without one, by
+    /// `growth_factor`. It goes on from a checkpoint's.
     Dynamic {
         /// The first scale; PyTorch's 65,536. Above 0.
         initial: f64,
@@ -92,8 +94,8 @@ pub struct Progress {
     pub skipped: u32,
     /// The loss scale.
     pub loss_scale: f32,
-    /// Norm of the latest step's gradients, without the loss scale; infinite if an element is not finite. 0 where no norm is
-    /// needed.
+    /// Norm of the latest step's gradients, without the loss scale and the engine's multiplier; infinite if an element is not
+    /// finite. 0 where no norm is needed.
     pub norm: f32,
 }
 
@@ -129,9 +131,10 @@ impl DeviceControl {
         let needed = "a number above 0 and normal in f32";
         check("loss_scale", self.loss_scale.initial(), needed, positive(self.loss_scale.initial()))?;
         if let LossScale::Dynamic { growth_factor, backoff_factor, growth_interval, .. } = self.loss_scale {
-            check("growth_factor", growth_factor, "at least 1", growth_factor >= 1.0)?;
-            let is_below_one = backoff_factor > 0.0 && backoff_factor < 1.0;
-            check("backoff_factor", backoff_factor, "a number in (0, 1)", is_below_one)?;
+            let is_growth = growth_factor >= 1.0 && (growth_factor as f32).is_finite();
+            check("growth_factor", growth_factor, "at least 1, and finite in f32", is_growth)?;
+            let is_backoff = positive(backoff_factor) && (backoff_factor as f32) < 1.0;
+            check("backoff_factor", backoff_factor, "a number in (0, 1), normal in f32", is_backoff)?;
             check("growth_interval", growth_interval.into(), "at least 1", growth_interval >= 1)?;
         }
         let max_norm = self.max_norm.unwrap_or(1.0);
@@ -231,6 +234,8 @@ pub struct DeviceSteps {
     rows_slot: Option<Lease>,
     groups_slot: Option<Lease>,
     prepare: Kernel,
+    /// Sets the norm to zero, where there is one.
+    no_norm: Option<wgpu::ComputePipeline>,
     norms: HashMap<NormKey, Kernel>,
 }
 
@@ -302,7 +307,7 @@ impl DeviceSteps {
             taken: 0,
             skipped: 0,
         };
-        let (kept, prepared, prepare) = catch(device, || {
+        let (kept, prepared, prepare, no_norm) = catch(device, || {
             let kept = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("adamod.control"),
                 size: Self::KEPT_BYTES,
@@ -318,9 +323,13 @@ impl DeviceSteps {
                 label: Some("adamod.prepare"),
                 entries: &prepare_entries(),
             });
-            let source = prepare_source();
-            let pipeline = compute_pipeline(device, "adamod.prepare", &layout, source, "prepare", &constants);
-            (kept, prepared_buffer(device, size_of::<Coefficients>() as u64), Kernel { layout, pipeline })
+            let made = |entry_point| {
+                compute_pipeline(device, "adamod.prepare", &layout, prepare_source(), entry_point, &constants)
+            };
+            let pipeline = made("prepare");
+            let no_norm = settings.uses_norm().then(|| made("no_norm"));
+            let prepared = prepared_buffer(device, size_of::<Coefficients>() as u64);
+            (kept, prepared, Kernel { layout, pipeline }, no_norm)
         })?;
         Ok(Self {
             settings,
@@ -335,6 +344,7 @@ impl DeviceSteps {
             rows_slot: None,
             groups_slot: None,
             prepare,
+            no_norm,
             norms: HashMap::new(),
         })
     }
@@ -496,6 +506,34 @@ impl DeviceSteps {
         let count = if end == NormEnd::Launch { 2 } else { 3 };
         pass.set_bind_group(0, bind_group, &offsets[..count]);
         pass.dispatch_workgroups(workgroups, 1, 1);
+    }
+
+    /// Records what comes before a step that has no gradients on this device: the norm of nothing, and the preparation.
+    pub fn record_without_gradients(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        bind_group: &wgpu::BindGroup,
+        slots: (&Lease, &Lease),
+        part: Part,
+    ) {
+        if part != Part::AfterNorm
+            && let Some(no_norm) = &self.no_norm
+        {
+            pass.set_pipeline(no_norm);
+            pass.set_bind_group(0, bind_group, &[slots.0.offset, slots.1.offset]);
+            pass.dispatch_workgroups(1, 1, 1);
+        }
+        if part != Part::Norm {
+            self.record_prepare(pass, bind_group, slots);
+        }
+    }
+
+    /// What to go on with from a checkpoint: a constant loss scale is the engine's.
+    pub fn continued(&self, saved: &layout::Control) -> layout::Control {
+        match self.settings.loss_scale {
+            LossScale::Constant(scale) => layout::Control { loss_scale: scale as f32, ..*saved },
+            LossScale::Dynamic { .. } => *saved,
+        }
     }
 
     /// Records a preparation by itself.

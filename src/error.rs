@@ -70,7 +70,7 @@ pub enum ViewError {
         /// Usages of the buffer.
         found: wgpu::BufferUsages,
     },
-    /// The offset is no multiple of an element's size.
+    /// The offset is no multiple of 4 bytes, which every view starts at, whatever its type.
     #[error("its byte offset is {found}, needed is a multiple of 4")]
     Alignment {
         /// Byte offset of the view.
@@ -165,6 +165,18 @@ pub enum RegisterError {
         /// The parameter.
         label: String,
     },
+    /// The parameter has more elements than a buffer can hold.
+    #[error("parameter {label:?}: {len} elements of {dtype} are more than the {most} that a buffer can hold")]
+    TooLong {
+        /// The parameter.
+        label: String,
+        /// Its elements.
+        len: u64,
+        /// Their type.
+        dtype: DType,
+        /// How many there can be: [`wgpu::Limits::max_buffer_size`] in elements, and no more than 2^40 bytes.
+        most: u64,
+    },
     /// The group's master weights are not for parameters of this type.
     #[error(
         "parameter {label:?} is {dtype} in a group with MasterWeights::{found:?}: f16 needs F32; bf16 takes any"
@@ -223,7 +235,7 @@ pub enum EncodeError {
     View {
         /// The parameter.
         label: String,
-        /// Which of its two views.
+        /// Which of its views.
         role: Role,
         /// What is wrong with it.
         source: ViewError,
@@ -263,7 +275,17 @@ pub enum WriteError {
         /// Usages of the buffer.
         found: wgpu::BufferUsages,
     },
-    /// Another number of elements, or another state, was given.
+    /// The states given are not exactly those of the rule.
+    #[error("parameter {label:?}: the states given are {found:?}, needed are {needed:?}")]
+    States {
+        /// The parameter.
+        label: String,
+        /// Names given.
+        found: Vec<&'static str>,
+        /// [`Rule::state_names`](crate::Rule::state_names).
+        needed: &'static [&'static str],
+    },
+    /// Another number of elements was given.
     #[error("parameter {label:?}: {what} has {found} elements, needed are {needed}")]
     Length {
         /// The parameter.

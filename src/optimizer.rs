@@ -171,6 +171,8 @@ pub struct Optimizer {
     queue: wgpu::Queue,
     options: Options,
     limits: PlanLimits,
+    /// Bytes that a parameter may have.
+    longest_bytes: u64,
     workgroups_per_dimension: u32,
     groups: Vec<Group>,
     parameters: Vec<Record>,
@@ -237,6 +239,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 impl Optimizer {
     /// Slots of coefficients at first: steps recorded or running at once before the ring grows.
     const COEFFICIENT_SLOTS: usize = 8;
+    /// Far past any device's memory, and far from what overflows in counting words of state. A device may name no limit of its own.
+    const LONGEST_BYTES: u64 = 1 << 40;
 
     /// An optimizer without groups or parameters. Clones the handles of device and queue.
     ///
@@ -270,6 +274,7 @@ impl Optimizer {
             queue: queue.clone(),
             options,
             limits: plan_limits,
+            longest_bytes: limits.max_buffer_size.min(Self::LONGEST_BYTES),
             workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             groups: Vec::new(),
             parameters: Vec::new(),

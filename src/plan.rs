@@ -455,18 +455,22 @@ impl Plan {
                 plan.push(&group, bounds, binding, tensors, sizes, limits);
                 continue;
             }
-            // Too large for one window: cut, and fill windows in the order of addresses.
+            // Too large for one window: cut, and fill windows in the order of addresses. Values and gradients that meet within one
+            // offset's alignment, and are too large for a window together, are cut in half: then a half lies between them.
+            let alone = |piece: &Piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits);
             let mut cut = Vec::with_capacity(group.len());
-            for mut piece in group.drain(..) {
-                while let Some(rest) = piece.split(limits.window_chunks()) {
-                    cut.push(std::mem::replace(&mut piece, rest));
+            while let Some(mut piece) = group.pop() {
+                let meets = alone(&piece).binding(limits, after_use).is_none();
+                let half = if meets { piece.chunks().div_ceil(2) } else { u64::MAX };
+                match piece.split(limits.window_chunks().min(half)) {
+                    Some(rest) => group.extend([rest, piece]),
+                    None => cut.push(piece),
                 }
-                cut.push(piece);
             }
             cut.sort_by_key(|piece| piece.span(tensors[piece.tensor as usize].values).0);
             let mut open: Option<(Vec<Piece>, Bounds, GradientBinding)> = None;
             for piece in cut {
-                let alone = Bounds::of(&piece, &tensors[piece.tensor as usize], sizes, limits);
+                let alone = alone(&piece);
                 match &mut open {
                     Some((pieces, bounds, binding))
                         if bounds.union(alone).binding(limits, after_use).is_some() =>
@@ -479,8 +483,7 @@ impl Plan {
                         if let Some((pieces, bounds, binding)) = open.take() {
                             plan.push(&pieces, bounds, binding, tensors, sizes, limits);
                         }
-                        // A piece fits alone. Only where its two windows meet within one offset's alignment do they overlap,
-                        // and are bound twice nevertheless.
+                        // A piece that was cut has one.
                         let binding = alone.binding(limits, after_use).unwrap_or(GradientBinding::ReadWrite);
                         open = Some((vec![piece], alone, binding));
                     }

@@ -8,9 +8,6 @@ use futures_channel::oneshot;
 use crate::error::ReadError;
 use crate::scope::{Refusal, catch, is_lost};
 
-/// Bytes copied at a time: large tensors do not need a staging buffer of their size.
-const PART_BYTES: u64 = 64 << 20;
-
 /// A range of a buffer.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -30,31 +27,6 @@ pub enum Wait {
     /// Make the device get on with it until the copy is done, at most so long.
     #[cfg(not(target_arch = "wasm32"))]
     Blocking(std::time::Duration),
-}
-
-/// Copies the sources, one after the other, into one vector. Submits command buffers of its own.
-pub async fn download(
-    device: &wgpu::Device,
-    queue: &wgpu::Queue,
-    sources: &[Source],
-    wait: Wait,
-) -> Result<Vec<u8>, ReadError> {
-    let total: u64 = sources.iter().map(|source| source.bytes).sum();
-    let mut bytes = Vec::with_capacity(total as usize);
-    for source in sources {
-        let mut done = 0;
-        while done < source.bytes {
-            let part = Source {
-                offset: source.offset + done,
-                bytes: (source.bytes - done).min(PART_BYTES),
-                ..source.clone()
-            };
-            done += part.bytes;
-            let contents = Snapshot::new(device, queue, &[part], false)?.read(wait).await?;
-            bytes.extend(contents.into_iter().flatten());
-        }
-    }
-    Ok(bytes)
 }
 
 type Mapped = oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>;

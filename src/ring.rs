@@ -111,9 +111,9 @@ impl Ring {
         let slot = self.next;
         let offset = self.slot_bytes * slot as u64;
         let uploaded = catch(device, || {
-            let size = NonZeroU64::new(size)?;
-            let mut view = queue.write_buffer_with(&self.buffer, offset, size)?;
-            view.copy_from_slice(bytes);
+            if let Some(size) = NonZeroU64::new(size) {
+                queue.write_buffer_with(&self.buffer, offset, size)?.copy_from_slice(bytes);
+            }
             Some(())
         })?;
         // wgpu gives no place to write to, and raises no error, only if the device is lost.

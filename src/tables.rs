@@ -210,7 +210,11 @@ impl Tables {
             return;
         };
         let Some((rows, groups)) = steps.slots() else { return };
-        if steps.uses_norm() && part != Part::AfterNorm {
+        if self.plan.launches.is_empty()
+            && let Some(prepare) = &preparation.prepare
+        {
+            steps.record_without_gradients(pass, prepare, (&rows, &groups), part);
+        } else if steps.uses_norm() && part != Part::AfterNorm {
             for ((launch, partials, end), bind_group) in self.norms(preparation, part).zip(&preparation.norms)
             {
                 let slots = (&segments, &rows, &groups);

@@ -40,6 +40,7 @@ impl Checkpoint {
         file.sync_all().map_err(io("sync", &temporary.path))?;
         drop(file);
         std::fs::rename(&temporary.path, path).map_err(io("replace", path))?;
+        temporary.forget();
         // The new name lasts once the folder is on disk; only Unix can open one for that.
         if cfg!(unix) {
             let folder_file = File::open(folder).map_err(io("open", folder))?;
@@ -86,11 +87,19 @@ impl Temporary {
             }
         }
     }
+
+    /// It was renamed: what has its name from now on is another save's.
+    fn forget(mut self) {
+        self.path.clear();
+    }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // Renamed, there is nothing to remove.
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
+        // The error that led here is the one to be told.
         let _ = std::fs::remove_file(&self.path);
     }
 }

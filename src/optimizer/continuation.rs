@@ -9,6 +9,7 @@ use crate::checkpoint::{Checkpoint, SavedParameter};
 use crate::control::DeviceSteps;
 use crate::error::{CheckpointError, ReadError};
 use crate::format::BlockLayout;
+use crate::hyperparameters::Rule;
 use crate::layout;
 use crate::plan::{Extent, WORD_BYTES, state_words};
 use crate::readback::{Snapshot, Source, Wait};
@@ -135,13 +136,13 @@ impl Optimizer {
             }
             writes.extend(self.step_count_write(index, count));
         }
-        if let (Some(steps), Some(control)) = (&self.device_steps, &checkpoint.control) {
-            writes.push(Write { buffer: steps.kept(), offset: 0, bytes: bytemuck::bytes_of(control) });
+        let control = self.device_steps.as_ref().zip(checkpoint.control.as_ref());
+        let control = control.map(|(steps, saved)| (steps.kept(), steps.continued(saved)));
+        if let Some((buffer, control)) = &control {
+            writes.push(Write { buffer, offset: 0, bytes: bytemuck::bytes_of(control) });
         }
         upload(&self.device, &self.queue, &writes)?;
-        for (&index, saved) in restored() {
-            self.cohorts.set_steps(index, saved.step);
-        }
+        self.cohorts.set_steps(restored().map(|(&index, saved)| (index, saved.step)));
         let live = self.groups.iter_mut().filter(|group| group.is_live);
         for (group, (hyperparameters, _)) in live.zip(&checkpoint.groups) {
             group.hyperparameters = *hyperparameters;
@@ -171,7 +172,10 @@ impl Optimizer {
         };
         let Options { rule, formula, seed, .. } = self.options;
         same("the rule", format!("{:?}", checkpoint.rule), format!("{rule:?}"))?;
-        same("the formula", format!("{:?}", checkpoint.formula), format!("{formula:?}"))?;
+        // Adam and SGD have one.
+        if rule == Rule::AdaMod {
+            same("the formula", format!("{:?}", checkpoint.formula), format!("{formula:?}"))?;
+        }
         same("the seed", checkpoint.seed.to_string(), seed.to_string())?;
         let groups = self.live_groups().count();
         same("the number of groups", checkpoint.groups.len().to_string(), groups.to_string())?;

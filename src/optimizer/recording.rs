@@ -129,6 +129,7 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::encode`].
     pub fn launches(&mut self) -> Result<Vec<LaunchInfo>, EncodeError> {
+        self.check_views()?;
         let tables = self.take_fixed()?;
         let launches = tables
             .plan()
@@ -143,6 +144,15 @@ impl Optimizer {
             .collect();
         self.fixed = Some(tables);
         Ok(launches)
+    }
+
+    /// Whether every parameter has views of its own.
+    fn check_views(&self) -> Result<(), EncodeError> {
+        let mut live = self.live();
+        match live.find(|(_, record)| self.without_views > 0 && record.views.is_none()) {
+            Some((_, record)) => Err(EncodeError::NoViews { label: record.label.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn check_norm(&self) -> Result<(), EncodeError> {
@@ -248,11 +258,7 @@ impl Optimizer {
 
     /// Records every parameter at its registered views, without counting the step.
     fn record_all(&mut self, pass: &mut wgpu::ComputePass<'_>, part: Part) -> Result<(), EncodeError> {
-        if self.without_views > 0
-            && let Some((_, record)) = self.live().find(|(_, record)| record.views.is_none())
-        {
-            return Err(EncodeError::NoViews { label: record.label.clone() });
-        }
+        self.check_views()?;
         self.scratch.stepping.clear();
         self.scratch.stepping.resize(self.cohorts.list().len(), true);
         let is_all = self.vacant.is_empty();
@@ -284,7 +290,8 @@ impl Optimizer {
         is_all: bool,
         part: Part,
     ) -> Result<(), EncodeError> {
-        if tables.plan().launches.is_empty() {
+        // A device that counts steps counts those without gradients, too.
+        if tables.plan().launches.is_empty() && self.device_steps.is_none() {
             return Ok(());
         }
         let at = Device { device: &self.device, queue: &self.queue };

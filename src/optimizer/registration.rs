@@ -100,6 +100,11 @@ impl Optimizer {
         if parameter.len == 0 {
             return Err(RegisterError::Empty { label: label() });
         }
+        let most = self.longest_bytes / parameter.dtype.bytes();
+        if parameter.views.is_none() && parameter.len > most {
+            let (len, dtype) = (parameter.len, parameter.dtype);
+            return Err(RegisterError::TooLong { label: label(), len, dtype, most });
+        }
         let most = DeviceSteps::MOST_PARAMETERS;
         if self.device_steps.is_some() && self.by_label.len() == most {
             return Err(RegisterError::TooMany { label: label(), most });
@@ -211,8 +216,8 @@ impl Optimizer {
                 for (_, earlier) in views.each().take(taken) {
                     self.occupied.release(&earlier);
                 }
-                // A parameter can also overlap itself; it has no record yet.
-                let other = self.parameters.get(overlap.parameter);
+                // A parameter can also overlap itself; it may have no record yet, or the place of one that was removed.
+                let other = self.parameters.get(overlap.parameter).filter(|_| overlap.parameter != index);
                 let other_label = other.map_or(label, |record| &record.label).to_owned();
                 return Err(refused((role, overlap_error(&overlap, other_label))));
             }

@@ -5,10 +5,10 @@ use crate::blocks::Contents;
 use crate::control::{DeviceSteps, Progress};
 use crate::diagnostics::LearningRates;
 use crate::error::{ReadError, WriteError};
-use crate::format::{DType, MasterWeights};
+use crate::format::{BlockLayout, DType, MasterWeights};
 use crate::layout::CHUNK_ELEMENTS;
 use crate::plan::{WORD_BYTES, state_words};
-use crate::readback::{Snapshot, Source, Wait, download};
+use crate::readback::{Snapshot, Source, Wait};
 use crate::rounding::{Random, join, split};
 use crate::upload::{Write, upload};
 use crate::views::View;
@@ -21,13 +21,16 @@ enum BlockPart {
 }
 
 impl Optimizer {
-    /// Reads the values of a parameter at its registered view. Submits a copy; resolves when the caller polls the device or
-    /// submits again.
+    /// Reads the values of a parameter at its registered view. Submits a copy at once, so all steps recorded so far have to be
+    /// submitted; the future borrows nothing and resolves when the caller polls the device or submits again.
     ///
     /// # Errors
     /// If the parameter has no views, its buffer lacks COPY_SRC, or the device fails.
-    pub async fn read_parameter(&self, parameter: ParameterId) -> Result<Vec<f32>, ReadError> {
-        self.read_parameter_waiting(parameter, Wait::Caller).await
+    pub fn read_parameter(
+        &self,
+        parameter: ParameterId,
+    ) -> impl Future<Output = Result<Vec<f32>, ReadError>> + use<> {
+        self.read_parameter_waiting(parameter, Wait::Caller)
     }
 
     /// Like [`Optimizer::read_parameter`], waiting for the device.
@@ -39,44 +42,45 @@ impl Optimizer {
         pollster::block_on(self.read_parameter_waiting(parameter, self.blocking()))
     }
 
-    async fn read_parameter_waiting(
+    fn read_parameter_waiting(
         &self,
         parameter: ParameterId,
         wait: Wait,
-    ) -> Result<Vec<f32>, ReadError> {
-        let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
-        let record = &self.parameters[index];
-        let label = || record.label.clone();
-        let views = record.views.as_ref().ok_or_else(|| ReadError::NoViews { label: label() })?;
-        let values = views.borrow().values;
-        if !values.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
-            return Err(ReadError::Usage { label: label(), found: values.buffer.usage() });
+    ) -> impl Future<Output = Result<Vec<f32>, ReadError>> + use<> {
+        let copied = self.record_of(parameter).and_then(|record| {
+            let mut sources = vec![values_of(record)?];
+            if record.layout.master_weights != MasterWeights::None {
+                sources.extend(self.block_sources(record));
+            }
+            let snapshot = Snapshot::new(&self.device, &self.queue, &sources, false)?;
+            Ok((snapshot, record.dtype, record.layout, record.len))
+        });
+        async move {
+            let (snapshot, dtype, layout, len) = copied?;
+            let mut copies = snapshot.read(wait).await?;
+            let blocks = copies.split_off(1);
+            let values = copies.concat();
+            if dtype == DType::F32 {
+                return Ok(bytemuck::pod_collect_to_vec(&values));
+            }
+            let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&values);
+            let differences = contents_of(layout, len, &blocks).differences;
+            let join = |(half, difference): (u16, u32)| join(dtype, half.into(), difference);
+            // An odd number of halves was read with the one after it; there is no difference for that.
+            Ok(halves.into_iter().zip(differences).map(join).collect())
         }
-        let source = Source {
-            buffer: values.buffer.clone(),
-            offset: values.offset,
-            bytes: (record.len * record.dtype.bytes()).next_multiple_of(WORD_BYTES),
-        };
-        let bytes = download(&self.device, &self.queue, &[source], wait).await?;
-        if record.dtype == DType::F32 {
-            return Ok(bytemuck::pod_collect_to_vec(&bytes));
-        }
-        let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&bytes);
-        let differences = match record.layout.master_weights {
-            MasterWeights::None => Contents::zero(record.layout, record.len).differences,
-            _ => self.contents(record, wait).await?.differences,
-        };
-        let join = |(half, difference): (u16, u32)| join(record.dtype, half.into(), difference);
-        // An odd number of halves was read with the one after it; there is no difference for that.
-        Ok(halves.into_iter().zip(differences).map(join).collect())
     }
 
-    /// Reads the state of a parameter. Submits a copy; resolves when the caller polls the device or submits again.
+    /// Reads the state of a parameter. Submits a copy at once, so all steps recorded so far have to be submitted; the future
+    /// borrows nothing and resolves when the caller polls the device or submits again.
     ///
     /// # Errors
     /// If the parameter is not of this optimizer, or the device fails.
-    pub async fn read_state(&self, parameter: ParameterId) -> Result<State, ReadError> {
-        self.read_state_waiting(parameter, Wait::Caller).await
+    pub fn read_state(
+        &self,
+        parameter: ParameterId,
+    ) -> impl Future<Output = Result<State, ReadError>> + use<> {
+        self.read_state_waiting(parameter, Wait::Caller)
     }
 
     /// Like [`Optimizer::read_state`], waiting for the device.
@@ -88,46 +92,62 @@ impl Optimizer {
         pollster::block_on(self.read_state_waiting(parameter, self.blocking()))
     }
 
-    async fn read_state_waiting(&self, parameter: ParameterId, wait: Wait) -> Result<State, ReadError> {
-        let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
-        let record = &self.parameters[index];
-        let step = self.steps_taken(index, wait).await?;
-        let mut states = self.contents(record, wait).await?.states;
-        if record.layout.state.is_debiased()
-            && let Some(exp_avg_lr) = states.get_mut(2)
-        {
-            let scale = self.debiased_lr_scale(record, step);
-            for value in exp_avg_lr {
-                *value = (f64::from(*value) * scale) as f32;
+    fn read_state_waiting(
+        &self,
+        parameter: ParameterId,
+        wait: Wait,
+    ) -> impl Future<Output = Result<State, ReadError>> + use<> {
+        let Options { rule, formula, .. } = self.options;
+        let copied = self.record_of(parameter).and_then(|record| {
+            let index = parameter.index as usize;
+            let mut sources = self.block_sources(record);
+            let count = self.device_steps.as_ref().map(|steps| Source {
+                buffer: steps.kept().clone(),
+                offset: DeviceSteps::step_count_offset(index),
+                bytes: 4,
+            });
+            let recorded = count.is_none().then(|| self.cohorts.steps(index));
+            sources.extend(count);
+            let snapshot = Snapshot::new(&self.device, &self.queue, &sources, false)?;
+            let hyperparameters = self.groups[record.group as usize].hyperparameters;
+            Ok((snapshot, record.layout, record.len, recorded, hyperparameters))
+        });
+        async move {
+            let (snapshot, layout, len, recorded, hyperparameters) = copied?;
+            let mut copies = snapshot.read(wait).await?;
+            let step = match recorded {
+                Some(step) => step,
+                None => copies.pop().map_or(0, |count| bytemuck::pod_read_unaligned::<u32>(&count).into()),
+            };
+            let mut states = contents_of(layout, len, &copies).states;
+            if layout.state.is_debiased()
+                && let Some(exp_avg_lr) = states.get_mut(2)
+            {
+                let scale = hyperparameters.coefficients(formula, rule, step).debiased_lr_scale;
+                for value in exp_avg_lr {
+                    *value = (f64::from(*value) * scale) as f32;
+                }
             }
+            Ok(State { step, tensors: rule.state_names().iter().copied().zip(states).collect() })
         }
-        Ok(State { step, tensors: self.options.rule.state_names().iter().copied().zip(states).collect() })
     }
 
-    async fn contents(&self, record: &Record, wait: Wait) -> Result<Contents, ReadError> {
+    fn record_of(&self, parameter: ParameterId) -> Result<&Record, ReadError> {
+        let index = self.index_of(parameter).ok_or(ReadError::UnknownParameter)?;
+        Ok(&self.parameters[index])
+    }
+
+    /// Where a parameter's blocks lie; nowhere before its first step.
+    fn block_sources(&self, record: &Record) -> Vec<Source> {
         if record.extents.is_empty() {
-            return Ok(Contents::zero(record.layout, record.len));
+            return Vec::new();
         }
-        let sources = self.arena.sources(record.layout, &record.extents);
-        let bytes = download(&self.device, &self.queue, &sources, wait).await?;
-        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-        Ok(Contents::decode(record.layout, record.len, &words))
+        self.arena.sources(record.layout, &record.extents)
     }
 
-    /// A parameter's t.
-    async fn steps_taken(&self, index: usize, wait: Wait) -> Result<u64, ReadError> {
-        let Some(steps) = &self.device_steps else {
-            return Ok(self.cohorts.steps(index));
-        };
-        let offset = DeviceSteps::step_count_offset(index);
-        let source = Source { buffer: steps.kept().clone(), offset, bytes: 4 };
-        let bytes = download(&self.device, &self.queue, &[source], wait).await?;
-        Ok(bytemuck::pod_read_unaligned::<u32>(&bytes).into())
-    }
-
-    /// Steps that a count may start from: on the device it has 32 bits, and f64 has 53.
+    /// Steps that a count may start from: on the device the next one has to fit into 32 bits, and f64 has 53.
     pub(super) fn most_steps(&self) -> u64 {
-        if self.device_steps.is_some() { u32::MAX.into() } else { 1 << 53 }
+        if self.device_steps.is_some() { u64::from(u32::MAX) - 1 } else { 1 << 53 }
     }
 
     /// How methods that block wait.
@@ -210,7 +230,11 @@ impl Optimizer {
     /// Writes the values of a parameter at its registered view, and what its master weights need. Submits
     /// the copy.
     ///
-    /// Values of a 16-bit parameter are rounded as its master weights say; without any, to the nearest.
+    /// Values of a 16-bit parameter are rounded as its master weights say; without any, to the nearest. Whole words of 4 bytes are
+    /// written: behind an odd number of 16-bit elements the other half becomes zero. The 16-bit copy of an f32 parameter follows
+    /// at the next step; before the first one the engine fills it.
+    ///
+    /// All steps recorded so far have to be submitted: the copy runs before those that are not.
     ///
     /// # Errors
     /// If the parameter has no views, its buffer lacks COPY_DST, there are more or fewer values than elements, or the device
@@ -253,7 +277,7 @@ impl Optimizer {
     /// the copy, so all steps recorded so far have to be submitted.
     ///
     /// # Errors
-    /// If a state's name or length is not the parameter's, or the device fails.
+    /// If the states are not exactly those of the rule, a length is not the parameter's, or the device fails.
     pub fn write_state(&mut self, parameter: ParameterId, state: &State) -> Result<(), WriteError> {
         let index = self.index_of(parameter).ok_or(WriteError::UnknownParameter)?;
         self.allocate()?;
@@ -263,8 +287,13 @@ impl Optimizer {
             let (label, found) = (record.label.clone(), state.step);
             return Err(WriteError::Steps { label, found, most: self.most_steps() });
         }
+        let needed = self.options.rule.state_names();
+        let found: Vec<_> = state.tensors.iter().map(|&(name, _)| name).collect();
+        if found.len() != needed.len() || !needed.iter().all(|name| found.contains(name)) {
+            return Err(WriteError::States { label: record.label.clone(), found, needed });
+        }
         let mut contents = Contents::zero(layout, record.len);
-        for (&name, target) in self.options.rule.state_names().iter().zip(&mut contents.states) {
+        for (&name, target) in needed.iter().zip(&mut contents.states) {
             let given = state.tensor(name).unwrap_or_default();
             check_length(record, name, given.len())?;
             target.copy_from_slice(given);
@@ -282,7 +311,7 @@ impl Optimizer {
         let mut writes = self.block_writes(record, &words, BlockPart::States);
         writes.extend(self.step_count_write(index, &count));
         upload(&self.device, &self.queue, &writes)?;
-        if self.cohorts.set_steps(index, state.step) {
+        if self.cohorts.set_steps([(index, state.step)]) {
             self.regroup();
         }
         self.changes += 1;
@@ -323,6 +352,30 @@ impl Optimizer {
         }
         writes
     }
+}
+
+/// Where a parameter's values lie.
+fn values_of(record: &Record) -> Result<Source, ReadError> {
+    let label = || record.label.clone();
+    let views = record.views.as_ref().ok_or_else(|| ReadError::NoViews { label: label() })?;
+    let values = views.borrow().values;
+    if !values.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+        return Err(ReadError::Usage { label: label(), found: values.buffer.usage() });
+    }
+    Ok(Source {
+        buffer: values.buffer.clone(),
+        offset: values.offset,
+        bytes: (record.len * record.dtype.bytes()).next_multiple_of(WORD_BYTES),
+    })
+}
+
+/// What a parameter's blocks hold, if there are any.
+fn contents_of(layout: BlockLayout, len: u64, blocks: &[Vec<u8>]) -> Contents {
+    if blocks.is_empty() {
+        return Contents::zero(layout, len);
+    }
+    let words: Vec<u32> = bytemuck::pod_collect_to_vec(&blocks.concat());
+    Contents::decode(layout, len, &words)
 }
 
 /// A parameter's blocks of these contents, rounded to the nearest.

@@ -134,6 +134,8 @@ proptest! {
                 GradientBinding::Shared => prop_assert_eq!(launch.values, launch.gradients),
                 GradientBinding::ReadWrite => {
                     prop_assert!(launch.values.buffer == launch.gradients.buffer || after_use == AfterUse::Zero);
+                    // Browsers refuse two writable bindings that overlap.
+                    prop_assert!(!launch.values.overlaps(&launch.gradients));
                 }
             }
             let first = launch.first_chunk as usize;
@@ -288,6 +290,25 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
     };
     assert!(plan([0, 20_000]).has_chunks_of(&plan([16_000, 512])));
     assert_ne!(plan([0, 20_000]).segments, plan([16_000, 512]).segments);
+}
+
+/// Values and gradients with a border within one offset's alignment, too large for one window together.
+#[test]
+fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
+    let limits = limits(64 * 1024, 1 << 20);
+    let layout = BlockLayout { states: 1, ..F32_STATE };
+    for length in [8_193, 10_001, 15_999] {
+        let (extents, _) = allocate(&[(layout, length)], &limits);
+        let location = |offset| Location { buffer: 0, offset, dtype: DType::F32 };
+        let (values, gradients) = (location(0), location(4 * length));
+        let tensor = Tensor { values, gradients, copies: None, extents: &extents[0], layout, key: [0; 2] };
+        let plan = Plan::new(&[tensor], &[8 * length], AfterUse::Keep, &limits);
+        assert_eq!(plan.launches.len(), 2, "{length}");
+        for launch in plan.launches {
+            let is_shared = launch.binding == GradientBinding::Shared;
+            assert!(is_shared || !launch.values.overlaps(&launch.gradients), "{length}");
+        }
+    }
 }
 
 #[test]

@@ -320,7 +320,8 @@ fn an_engines_own_multiplier_and_norm_are_used() {
     let mut encoder = gpu().encoder();
     engine.optimizer.encode_after_norm(&mut encoder).unwrap();
     gpu().submit(encoder);
-    let expected = [-3.0 / 26.0, 0.0, -4.0 / 26.0, 0.0];
+    // The clip is of the norm that the multiplier leaves, 6.5.
+    let expected = [-3.0 / 13.0, 0.0, -4.0 / 13.0, 0.0];
     Tolerance { absolute: 0.0, relative: 1e-6 }.check(&engine.values(0), &expected).unwrap();
     // Another device's gradients are not finite: nothing moves.
     gpu().queue.write_buffer(&control, Optimizer::NORM_OFFSET, &f32::NAN.to_le_bytes());
@@ -329,6 +330,113 @@ fn an_engines_own_multiplier_and_norm_are_used() {
     gpu().submit(encoder);
     Tolerance { absolute: 0.0, relative: 1e-6 }.check(&engine.values(0), &expected).unwrap();
     assert_eq!(engine.optimizer.read_progress_blocking().unwrap().skipped, 1);
+}
+
+/// As `clip_grad_norm_` on the mean of the batches whose gradients were added up.
+#[test]
+fn gradients_that_the_multiplier_makes_small_enough_are_not_clipped() {
+    let settings = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
+    let hyperparameters = Hyperparameters { learning_rate: 1.0, momentum: 0.0, ..Hyperparameters::default() };
+    let mut model = Model::new(Rule::Sgd, hyperparameters, &[2]);
+    model.options.control = Control::Device(settings);
+    model.tensors[0].1.fill(0.0);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    let control = engine.optimizer.control_buffer().unwrap().clone();
+    let mut values = [0.0; 2];
+    for (multiplier, factor) in [(0.125_f32, 0.125), (-0.125, -0.125), (1.0, 0.25), (-0.5, -0.25)] {
+        gpu().queue.write_buffer(&control, Optimizer::MULTIPLIER_OFFSET, &multiplier.to_le_bytes());
+        engine.step(&[Some(&[4.0, 0.0])]);
+        values[0] -= 4.0 * factor;
+        assert_eq!(engine.values(0), values, "multiplier {multiplier}");
+        assert_eq!(engine.optimizer.read_progress_blocking().unwrap().norm, 4.0);
+    }
+}
+
+/// A rank may have no parameters, or none with a gradient: it counts, clips and skips as the others do.
+#[test]
+fn a_step_without_gradients_counts_and_has_norm_zero() {
+    let settings = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
+    for (settings, has_norm) in [(settings, true), (propagating(), false)] {
+        let options = Options { control: Control::Device(settings), ..Options::default() };
+        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
+        let mut check = |record: &dyn Fn(&mut Optimizer, &mut wgpu::CommandEncoder), taken, skipped| {
+            let control = optimizer.control_buffer().unwrap().clone();
+            let mut encoder = gpu().encoder();
+            record(&mut optimizer, &mut encoder);
+            gpu().submit(encoder);
+            let progress = optimizer.read_progress_blocking().unwrap();
+            assert_eq!((progress.taken, progress.skipped), (taken, skipped));
+            if has_norm {
+                // What the engine would write for all ranks.
+                gpu().queue.write_buffer(&control, Optimizer::NORM_OFFSET, &f32::INFINITY.to_le_bytes());
+            }
+            progress.norm
+        };
+        assert_eq!(check(&|optimizer, encoder| optimizer.encode(encoder).unwrap(), 1, 0), 0.0);
+        assert_eq!(check(&|optimizer, encoder| optimizer.encode_views(encoder, &[]).unwrap(), 2, 0), 0.0);
+        assert_eq!(check(&|optimizer, encoder| optimizer.encode_present(encoder, &[]).unwrap(), 3, 0), 0.0);
+        if has_norm {
+            assert_eq!(check(&|optimizer, encoder| optimizer.encode_norm(encoder).unwrap(), 3, 0), 0.0);
+            check(&|optimizer, encoder| optimizer.encode_after_norm(encoder).unwrap(), 3, 1);
+            assert_eq!(check(&|optimizer, encoder| optimizer.encode(encoder).unwrap(), 4, 1), 0.0);
+        }
+    }
+}
+
+#[test]
+fn a_loss_scale_never_becomes_zero() {
+    let least = f32::MIN_POSITIVE;
+    let settings = DeviceControl {
+        loss_scale: LossScale::Dynamic {
+            initial: f64::from(4.0 * least),
+            growth_factor: 2.0,
+            backoff_factor: 0.25,
+            growth_interval: 1,
+        },
+        ..DeviceControl::default()
+    };
+    let model = model(Rule::AdaMod, Formula::Paper, settings, &[4]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    for _ in 0..3 {
+        engine.step(&[Some(&[f32::NAN; 4])]);
+    }
+    assert_eq!(engine.optimizer.read_progress_blocking().unwrap().loss_scale, least);
+    engine.step(&[Some(&[0.0; 4])]);
+    let progress = engine.optimizer.read_progress_blocking().unwrap();
+    assert_eq!((progress.loss_scale, progress.taken, progress.skipped), (2.0 * least, 1, 3));
+}
+
+/// A checkpoint's loss scale is for optimizers that have one of the same kind.
+#[test]
+fn a_constant_loss_scale_is_not_replaced_by_a_checkpoint() {
+    let interval = |growth_interval| DeviceControl {
+        loss_scale: LossScale::Dynamic {
+            initial: 1024.0,
+            growth_factor: 2.0,
+            backoff_factor: 0.5,
+            growth_interval,
+        },
+        ..DeviceControl::default()
+    };
+    let constant = DeviceControl { loss_scale: LossScale::Constant(8.0), ..DeviceControl::default() };
+    let model = |settings| model(Rule::Sgd, Formula::Paper, settings, &[4]);
+    let mut saved = Engine::new(gpu(), &model(interval(100)), Layout::TwoPools(16));
+    for _ in 0..5 {
+        saved.step(&[Some(&[1.0; 4])]);
+    }
+    let checkpoint = saved.optimizer.checkpoint_blocking().unwrap();
+    // The shorter interval is over at once.
+    for (settings, restored, next) in
+        [(constant, 8.0, 8.0), (interval(100), 1024.0, 1024.0), (interval(3), 1024.0, 2048.0)]
+    {
+        let mut engine = Engine::new(gpu(), &model(settings), Layout::TwoPools(16));
+        engine.optimizer.restore(&checkpoint).unwrap();
+        let scale = |engine: &Engine<'_>| engine.optimizer.read_progress_blocking().unwrap().loss_scale;
+        assert_eq!(scale(&engine), restored);
+        engine.step(&[Some(&[1.0; 4])]);
+        assert_eq!(scale(&engine), next);
+        assert_eq!(engine.state(0).step, 6);
+    }
 }
 
 #[test]
@@ -346,7 +454,10 @@ fn settings_out_of_range_and_calls_without_a_norm_are_refused_by_name() {
     };
     assert_eq!(refused(dynamic(0.0, 2.0, 0.5, 1)), "loss_scale");
     assert_eq!(refused(dynamic(1.0, 0.5, 0.5, 1)), "growth_factor");
+    assert_eq!(refused(dynamic(1.0, 1e39, 0.5, 1)), "growth_factor");
     assert_eq!(refused(dynamic(1.0, 2.0, 1.0, 1)), "backoff_factor");
+    assert_eq!(refused(dynamic(1.0, 2.0, 1e-46, 1)), "backoff_factor");
+    assert_eq!(refused(dynamic(1.0, 2.0, 0.99999999999, 1)), "backoff_factor");
     assert_eq!(refused(dynamic(1.0, 2.0, 0.5, 0)), "growth_interval");
     for max_norm in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39] {
         let settings = DeviceControl { max_norm: Some(max_norm), ..DeviceControl::default() };
