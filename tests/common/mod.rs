@@ -56,6 +56,13 @@ impl Gpu {
         })
     }
 
+    /// Bytes of the buffers of that label, on devices whose driver leaves memory to wgpu; `None` elsewhere.
+    pub fn allocated(&self, label: &str) -> Option<u64> {
+        self.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        let report = self.device.generate_allocator_report()?;
+        Some(report.allocations.iter().filter(|of| of.name == label).map(|of| of.size).sum())
+    }
+
     pub fn encoder(&self) -> wgpu::CommandEncoder {
         self.device.create_command_encoder(&Default::default())
     }

@@ -1,8 +1,9 @@
 //! What registration refuses, and that the optimizer works on afterwards.
 
 use adamod::{
-    CreateError, Diagnostics, GroupId, HyperparameterError, Hyperparameters, Optimizer, Options, Parameter,
-    RegisterError, Role, Rule, View, ViewError, Views, WeightDecay,
+    Control, CreateError, DeviceControl, Diagnostics, EncodeError, GroupId, HyperparameterError,
+    Hyperparameters, Optimizer, Options, Parameter, RegisterError, Role, Rule, State, View, ViewError, Views,
+    WeightDecay, WriteError,
 };
 
 use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
@@ -67,6 +68,24 @@ fn misaligned_and_overlong_views_are_refused() {
     assert_works_on(optimizer, group);
 }
 
+/// Lengths that no buffer has are refused also where no view tells.
+#[test]
+fn parameters_that_no_buffer_can_hold_are_refused() {
+    let (mut optimizer, group) = optimizer();
+    for len in [u64::MAX, u64::MAX / 4, 1 << 62, 1 << 41] {
+        let error = optimizer.add_parameter(group, Parameter::new("huge", len)).unwrap_err();
+        assert!(
+            matches!(error, RegisterError::TooLong { len: found, most, .. } if found == len && most < len)
+        );
+    }
+    let most = gpu().device.limits().max_buffer_size.min(1 << 40) / 4;
+    assert!(optimizer.add_parameter(group, Parameter::new("huge", most + 1)).is_err());
+    let longest = optimizer.add_parameter(group, Parameter::new("longest", most)).unwrap();
+    assert_eq!(optimizer.state_bytes_of(longest), Some(12 * most.next_multiple_of(4)));
+    optimizer.remove_parameter(longest).unwrap();
+    assert_works_on(optimizer, group);
+}
+
 #[test]
 fn empty_and_repeated_parameters_are_refused() {
     let (mut optimizer, group) = optimizer();
@@ -111,6 +130,11 @@ fn overlaps_are_refused_in_either_order_and_role() {
         assert_eq!((label.as_str(), role), ("alias", Role::Gradients));
         assert!(matches!(source, ViewError::Overlap { other_role: Role::Values, .. }));
     }
+    // In the place of a parameter that was removed, too, it is itself that it overlaps.
+    let removed = optimizer.add_parameter(group, parameter("removed", 4, at(0), at(16))).unwrap();
+    optimizer.remove_parameter(removed).unwrap();
+    let (_, _, source) = view_error(optimizer.add_parameter(group, parameter("alias", 4, at(0), at(12))));
+    assert!(matches!(source, ViewError::Overlap { other_label, .. } if other_label == "alias"));
     // Neighbours may touch.
     optimizer.add_parameter(group, parameter("below", 64, at(0), at(768))).unwrap();
     assert_works_on(optimizer, group);
@@ -210,4 +234,68 @@ fn devices_below_the_limits_and_options_that_do_not_exist_are_refused() {
     let options = Options { rule: Rule::Sgd, diagnostics: Diagnostics::LearningRates, ..Options::default() };
     let error = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap_err();
     assert!(matches!(error, CreateError::NoLearningRates));
+}
+
+/// Views that a parameter has only in steps: `launches` tells of it as `encode` does.
+#[test]
+fn launches_of_parameters_without_views_are_an_error() {
+    let (mut optimizer, group) = optimizer();
+    optimizer.add_parameter(group, Parameter::new("moving", 4)).unwrap();
+    let error = optimizer.launches().unwrap_err();
+    assert!(matches!(error, EncodeError::NoViews { label } if label == "moving"));
+}
+
+#[test]
+fn states_of_another_rule_are_not_written() {
+    let (mut optimizer, group) = optimizer();
+    let id = optimizer.add_parameter(group, Parameter::new("wte", 4)).unwrap();
+    let good = optimizer.read_state_blocking(id).unwrap();
+    let with = |change: fn(&mut State)| {
+        let mut state = good.clone();
+        change(&mut state);
+        state
+    };
+    for bad in [
+        with(|state| drop(state.tensors.pop())),
+        with(|state| state.tensors[2].0 = "exp_avg"),
+        with(|state| state.tensors.push(("momentum_buffer", vec![0.0; 4]))),
+        with(|state| state.tensors.clear()),
+    ] {
+        let error = optimizer.write_state(id, &bad).unwrap_err();
+        assert!(matches!(error, WriteError::States { needed: ["exp_avg", "exp_avg_sq", "exp_avg_lr"], .. }));
+    }
+    let error = optimizer.write_state(id, &with(|state| state.tensors[1].1.push(0.0))).unwrap_err();
+    assert!(matches!(error, WriteError::Length { what: "exp_avg_sq", found: 5, needed: 4, .. }));
+    // Their order does not matter.
+    let reversed = with(|state| {
+        state.tensors.reverse();
+        state.tensors[0].1 = vec![0.5; 4];
+    });
+    optimizer.write_state(id, &reversed).unwrap();
+    assert_eq!(optimizer.read_state_blocking(id).unwrap().tensor("exp_avg_lr"), Some(&[0.5; 4][..]));
+    optimizer.remove_parameter(id).unwrap();
+    assert_works_on(optimizer, group);
+}
+
+/// What is read is what was there at the call, though steps are submitted before it resolves; the optimizer is free meanwhile.
+#[test]
+fn reads_are_of_the_moment_they_are_asked_for() {
+    for control in [Control::Host, Control::Device(DeviceControl::default())] {
+        let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1500]);
+        model.options.control = control;
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+        engine.step(&all(&model.gradients(1)));
+        let expected = (engine.values(0), engine.state(0));
+        let values = engine.optimizer.read_parameter(engine.ids[0]);
+        let state = engine.optimizer.read_state(engine.ids[0]);
+        for step in 2..5 {
+            engine.step(&all(&model.gradients(step)));
+        }
+        let id = engine.ids[0];
+        engine.optimizer.remove_parameter(id).unwrap();
+        // Nothing is left for a first poll to submit.
+        gpu().device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        assert_eq!(pollster::block_on(values).unwrap(), expected.0);
+        assert_eq!(pollster::block_on(state).unwrap(), expected.1);
+    }
 }
