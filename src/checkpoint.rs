@@ -10,7 +10,7 @@ mod file;
 
 use std::collections::{HashMap, HashSet};
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::Parts;
@@ -65,9 +65,6 @@ pub(crate) struct SavedParameter {
 const METADATA_KEY: &str = "adamod.checkpoint";
 const CHECKSUM_KEY: &str = "adamod.checksum";
 const VERSION: u32 = 1;
-
-/// Longest header that is read: names and places of millions of tensors.
-const MOST_HEADER_BYTES: u64 = 1 << 30;
 
 /// The metadata's JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -310,7 +307,7 @@ impl Checkpoint {
     /// The file's content.
     ///
     /// # Errors
-    /// If safetensors refuses it: labels that are not unique cannot be, so none is expected.
+    /// If there are too many parameters: with labels of 20 characters more than some 200,000.
     pub fn to_bytes(&self) -> Result<Vec<u8>, CheckpointError> {
         let parts: Vec<_> = self
             .parameters
@@ -333,7 +330,12 @@ impl Checkpoint {
             (METADATA_KEY.to_owned(), header),
             (CHECKSUM_KEY.to_owned(), format!("{:08x}", checksum.finalize())),
         ]);
-        Ok(safetensors::serialize(views, Some(metadata))?)
+        safetensors::serialize(views, Some(metadata)).map_err(|error| match error {
+            SafeTensorError::HeaderTooLarge => {
+                CheckpointError::HeaderTooLarge { parameters: self.parameters.len() }
+            }
+            error => error.into(),
+        })
     }
 
     fn header(&self) -> Header {
@@ -376,7 +378,7 @@ impl Checkpoint {
     /// What is wrong with it, and where.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CheckpointError> {
         let header_bytes = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
-        if header_bytes.is_none_or(|length| length > MOST_HEADER_BYTES.min(bytes.len() as u64)) {
+        if header_bytes.is_none_or(|length| length > bytes.len() as u64) {
             return Err(CheckpointError::Truncated { bytes: bytes.len() as u64 });
         }
         let (_, metadata) = SafeTensors::read_metadata(bytes)?;

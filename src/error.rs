@@ -365,6 +365,12 @@ pub enum CheckpointError {
         /// Size of the file.
         bytes: u64,
     },
+    /// Names and places of the tensors are longer than a safetensors header may be.
+    #[error("names and places of {parameters} parameters take more than the 100 MB of a safetensors header")]
+    HeaderTooLarge {
+        /// How many there are.
+        parameters: usize,
+    },
     /// It is no safetensors file, or a damaged one.
     #[error("the file is no whole safetensors file")]
     Format(#[from] safetensors::SafeTensorError),

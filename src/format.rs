@@ -59,7 +59,7 @@ impl StateFormat {
         }
     }
 
-    /// Whether `exp_avg_lr` is stored as `s / (1 - beta3^t)`.
+    /// Whether `exp_avg_lr` is stored as `s / (1 - beta3^t)`, with the beta3 of the moment.
     pub const fn is_debiased(self) -> bool {
         !matches!(self, StateFormat::F32)
     }

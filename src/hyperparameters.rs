@@ -85,6 +85,11 @@ pub struct Hyperparameters {
     pub learning_rate: f64,
     /// Decay of `exp_avg`, `exp_avg_sq` and `exp_avg_lr`, each in [0, 1). The paper recommends 0.999 or 0.9999 for the third;
     /// 0 makes AdaMod Adam.
+    ///
+    /// Bias corrections are of the betas of the moment, `1 - beta^t` as in PyTorch: who changes one during a run changes what
+    /// earlier steps are taken for. With state below 32 bits that goes for `betas[2]` too, since the average is then stored
+    /// debiased: the bound jumps by the ratio of the two `1 - beta3^t`. With [`StateFormat::F32`](crate::StateFormat::F32) it
+    /// does not.
     pub betas: [f64; 3],
     /// Added to the root of the second moment; PyTorch's `eps`. Above 0, and a normal number in f32.
     pub epsilon: f64,

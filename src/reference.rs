@@ -197,7 +197,8 @@ impl<T: Real> Reference<T> {
         &self.parameters[parameter].words
     }
 
-    /// States of a parameter, in the order of [`Rule::state_names`].
+    /// States of a parameter, in the order of [`Rule::state_names`], as they are stored: `exp_avg_lr` debiased where the format
+    /// has it so ([`StateFormat::is_debiased`]), unlike [`Optimizer::read_state`](crate::Optimizer::read_state).
     pub fn state(&self, parameter: usize) -> &[Vec<T>] {
         &self.parameters[parameter].states
     }

@@ -542,3 +542,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn names_too_long_for_a_header_are_an_error_of_their_own() {
+    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::default()).unwrap();
+    let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+    let long = "x".repeat(10_000);
+    for index in 0..3_000 {
+        optimizer.add_parameter(group, Parameter::new(&format!("{index}.{long}"), 1)).unwrap();
+    }
+    let error = optimizer.checkpoint_blocking().unwrap().to_bytes().unwrap_err();
+    assert!(matches!(error, CheckpointError::HeaderTooLarge { parameters: 3_000 }), "{error}");
+}

@@ -101,6 +101,10 @@ impl Optimizer {
     /// are converted, rounding to the nearest. Everything is checked before anything changes, and all of it
     /// changes or nothing does. Submits the copy, so all steps recorded so far have to be submitted.
     ///
+    /// With [`Control::Device`](crate::Control::Device) a dynamic loss scale, the engine's multiplier and the counts of
+    /// [`Progress`](crate::Progress) are the checkpoint's, too; a constant loss scale stays this optimizer's. An engine that sets
+    /// the multiplier does so after this.
+    ///
     /// # Errors
     /// What differs, by name.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
