@@ -268,6 +268,15 @@ fn checkpoints_of_another_optimizer_are_refused_and_change_nothing() {
         assert_eq!(engine.checkpoint(), before);
     }
     engine.step(2);
+
+    // Adam and SGD have one formula, whatever the options say.
+    for rule in [Rule::Adam, Rule::Sgd] {
+        let saved =
+            other(&|k| (k.options.rule, k.options.formula) = (rule, adamod::Formula::AuthorsCode), &labels);
+        let mut engine = Engine::new(Kind { options: Options { rule, ..kind.options }, ..kind });
+        engine.optimizer.restore(&saved).unwrap();
+        assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+    }
 }
 
 fn small_checkpoint() -> Vec<u8> {
