@@ -164,6 +164,7 @@ fn a_plot_shows_every_mode_and_both_ceilings_of_the_roofline() {
     // What is there is replaced.
     std::fs::write(&path, "x".repeat(1 << 20)).unwrap();
     let plot = path.to_str().unwrap();
+    let json = folder.path().join("report.json");
     let report = report(&[
         "--suite",
         "roofline",
@@ -175,7 +176,12 @@ fn a_plot_shows_every_mode_and_both_ceilings_of_the_roofline() {
         "1",
         "--plot",
         plot,
+        "--json-file",
+        json.to_str().unwrap(),
     ]);
+    // One run gives all three.
+    let file: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(file, report);
     let svg = std::fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
     let texts = ["copy kernel", "stream kernel", "adamod-f32", "2^10", "2^12", "parameters", "GB/s"];
@@ -189,17 +195,19 @@ fn a_plot_shows_every_mode_and_both_ceilings_of_the_roofline() {
 }
 
 #[test]
-fn a_plot_that_cannot_be_made_is_refused_before_anything_is_measured() {
+fn files_that_cannot_be_written_are_refused_before_anything_is_measured() {
     let folder = tempfile::tempdir().unwrap();
     let unwritable = folder.path().join("no such folder").join("roofline.svg");
     let written = folder.path().join("roofline.svg");
-    for (suite, path, named) in
-        [("roofline", &unwritable, "no such folder"), ("modes", &written, "--suite roofline")]
-    {
-        let output = bench(&["--suite", suite, "--plot", path.to_str().unwrap()]);
+    for (suite, option, path, named) in [
+        ("roofline", "--plot", &unwritable, "no such folder"),
+        ("modes", "--plot", &written, "--suite roofline"),
+        ("modes", "--json-file", &unwritable, "no such folder"),
+    ] {
+        let output = bench(&["--suite", suite, option, path.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(2));
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(stderr.contains("--plot") && stderr.contains(named), "{stderr}");
+        assert!(stderr.contains(option) && stderr.contains(named), "{stderr}");
         assert!(output.stdout.is_empty());
         assert!(!path.exists());
     }

@@ -58,6 +58,9 @@ pub struct Arguments {
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
+    /// Write the report into this file, too, as one JSON object.
+    #[arg(long, value_name = "FILE")]
+    json_file: Option<PathBuf>,
     /// Draw the suite roofline into this file, as SVG: GB/s over parameters, beside the copy and the stream kernel.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -88,7 +91,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         if !quick && !arguments.suites.contains(&Suite::Roofline) {
             return Err(BenchError::NothingToPlot.into());
         }
-        create_plot(path)?;
+    }
+    let files = [("--plot", &arguments.plot), ("--json-file", &arguments.json_file)];
+    for (option, path) in files.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?))) {
+        create(option, path)?;
     }
     let (adapter, device, queue) =
         arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY).map_err(Failure::Machine)?;
@@ -152,15 +158,24 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     print(&report, arguments.json)?;
     if let Some(path) = &arguments.plot {
         let svg = plot::draw(&report).map_err(BenchError::from)?;
-        std::fs::write(path, svg).map_err(|source| BenchError::PlotFile { path: path.clone(), source })?;
+        std::fs::write(path, svg).map_err(unwritten("--plot", path))?;
+    }
+    if let Some(path) = &arguments.json_file {
+        let mut json = serde_json::to_string(&report).map_err(BenchError::from)?;
+        json.push('\n');
+        std::fs::write(path, json).map_err(unwritten("--json-file", path))?;
     }
     Ok(())
 }
 
 /// Before minutes of measuring are lost: creates the file where there is none, and leaves one that is there as it is.
-fn create_plot(path: &Path) -> Result<(), BenchError> {
+fn create(option: &'static str, path: &Path) -> Result<(), BenchError> {
     let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    opened.map(drop).map_err(|source| BenchError::PlotFile { path: path.to_owned(), source })
+    opened.map(drop).map_err(unwritten(option, path))
+}
+
+fn unwritten(option: &'static str, path: &Path) -> impl Fn(std::io::Error) -> BenchError {
+    move |source| BenchError::File { option, path: path.to_owned(), source }
 }
 
 fn print(report: &Report, json: bool) -> Result<(), BenchError> {

@@ -67,9 +67,11 @@ pub enum BenchError {
     /// A picture was asked for of a suite that is not run.
     #[error("--plot draws the suite roofline: give --suite roofline, too, or leave --suite out")]
     NothingToPlot,
-    /// The picture's file could not be written.
-    #[error("--plot: {} cannot be written", path.display())]
-    PlotFile {
+    /// A file for the results could not be written.
+    #[error("{option}: {} cannot be written", path.display())]
+    File {
+        /// What asked for it.
+        option: &'static str,
         /// As it was given.
         path: PathBuf,
         /// Why.
@@ -104,7 +106,7 @@ impl From<BenchError> for Failure {
                 eprintln!("error: {error}");
                 Failure::CheckFailed
             }
-            BenchError::NoTimestamps { .. } | BenchError::NothingToPlot | BenchError::PlotFile { .. } => {
+            BenchError::NoTimestamps { .. } | BenchError::NothingToPlot | BenchError::File { .. } => {
                 Failure::Input(error.into())
             }
             _ => Failure::Machine(error.into()),
