@@ -30,9 +30,11 @@ impl Gpu {
                  on Debian and Ubuntu it is the package mesa-vulkan-drivers"
             )
         })?;
-        let (device, queue) = pollster::block_on(
-            adapter.request_device(&wgpu::DeviceDescriptor { label: Some("digits"), ..Default::default() }),
-        )?;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("digits"),
+            required_limits: adapter.limits(),
+            ..Default::default()
+        }))?;
         Ok(Self { adapter: adapter.get_info(), device, queue })
     }
 

@@ -29,7 +29,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The paper's hyperparameters: epsilon and the first two betas as for Adam, momentum 0.9 for SGD.
+    /// The paper's hyperparameters but for weight decay, of which there is none: epsilon and the first two betas as for Adam, momentum 0.9 for SGD.
     pub fn hyperparameters(&self) -> Hyperparameters {
         Hyperparameters {
             learning_rate: self.learning_rate,

@@ -45,7 +45,7 @@ const LEARNING_RATE: f64 = 1e-3;
 const ELEMENTS: usize = 1024;
 const SNAPSHOTS: u64 = 100;
 /// The changing stream's intervals in a run.
-const INTERVALS: u64 = 10;
+const INTERVALS: u64 = 20;
 /// Steps after which the bars are for.
 const BAR_STEPS: u64 = 2000;
 const BAR_BETA3: f64 = 0.9999;

@@ -87,10 +87,8 @@ const FLUSH_BYTES: u64 = 512 << 20;
 /// Runs the suites on an adapter and prints the report.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let quick = arguments.suites.is_empty();
-    if let Some(path) = &arguments.plot {
-        if !quick && !arguments.suites.contains(&Suite::Roofline) {
-            return Err(BenchError::NothingToPlot.into());
-        }
+    if arguments.plot.is_some() && !quick && !arguments.suites.contains(&Suite::Roofline) {
+        return Err(BenchError::NothingToPlot.into());
     }
     let files = [("--plot", &arguments.plot), ("--json-file", &arguments.json_file)];
     for (option, path) in files.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?))) {
