@@ -262,10 +262,20 @@ pub enum WriteError {
     #[error("the parameter is of another optimizer, or was removed")]
     UnknownParameter,
     /// The parameter has no views of its own.
-    #[error("parameter {label:?} was registered without views: its values are where the engine has them")]
+    #[error(
+        "parameter {label:?} was registered without views: say where its values are, to the method that ends in _at"
+    )]
     NoViews {
         /// The parameter.
         label: String,
+    },
+    /// The view of the values cannot be used.
+    #[error("parameter {label:?}: the view of its values cannot be used: {source}")]
+    View {
+        /// The parameter.
+        label: String,
+        /// What is wrong with it.
+        source: ViewError,
     },
     /// The buffer lacks [`wgpu::BufferUsages::COPY_DST`].
     #[error("parameter {label:?}: its buffer has usages {found:?}, writing needs COPY_DST")]
@@ -453,10 +463,20 @@ pub enum ReadError {
     #[error("the parameter is of another optimizer, or was removed")]
     UnknownParameter,
     /// The parameter has no views of its own.
-    #[error("parameter {label:?} was registered without views: its values are where the engine has them")]
+    #[error(
+        "parameter {label:?} was registered without views: say where its values are, to the method that ends in _at"
+    )]
     NoViews {
         /// The parameter.
         label: String,
+    },
+    /// The view of the values cannot be used.
+    #[error("parameter {label:?}: the view of its values cannot be used: {source}")]
+    View {
+        /// The parameter.
+        label: String,
+        /// What is wrong with it.
+        source: ViewError,
     },
     /// The buffer lacks [`wgpu::BufferUsages::COPY_SRC`].
     #[error("parameter {label:?}: its buffer has usages {found:?}, reading needs COPY_SRC")]

@@ -4,7 +4,7 @@ use super::{Optimizer, Options, ParameterId, Record, State};
 use crate::blocks::Contents;
 use crate::control::{DeviceSteps, Progress};
 use crate::diagnostics::LearningRates;
-use crate::error::{ReadError, WriteError};
+use crate::error::{ReadError, ViewError, WriteError};
 use crate::format::{BlockLayout, DType, MasterWeights};
 use crate::layout::CHUNK_ELEMENTS;
 use crate::plan::{WORD_BYTES, state_words};
@@ -30,7 +30,7 @@ impl Optimizer {
         &self,
         parameter: ParameterId,
     ) -> impl Future<Output = Result<Vec<f32>, ReadError>> + use<> {
-        self.read_parameter_waiting(parameter, Wait::Caller)
+        self.read_values(parameter, None, Wait::Caller)
     }
 
     /// Like [`Optimizer::read_parameter`], waiting for the device.
@@ -39,16 +39,44 @@ impl Optimizer {
     /// As [`Optimizer::read_parameter`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn read_parameter_blocking(&self, parameter: ParameterId) -> Result<Vec<f32>, ReadError> {
-        pollster::block_on(self.read_parameter_waiting(parameter, self.blocking()))
+        pollster::block_on(self.read_values(parameter, None, self.blocking()))
     }
 
-    fn read_parameter_waiting(
+    /// Like [`Optimizer::read_parameter`], where the values lie in `view` now: for engines whose tensors move. Master weights are
+    /// taken into account.
+    ///
+    /// # Errors
+    /// If the view cannot be used, its buffer lacks COPY_SRC, or the device fails.
+    pub fn read_parameter_at(
         &self,
         parameter: ParameterId,
+        view: &View<'_>,
+    ) -> impl Future<Output = Result<Vec<f32>, ReadError>> + use<> {
+        self.read_values(parameter, Some(view), Wait::Caller)
+    }
+
+    /// Like [`Optimizer::read_parameter_at`], waiting for the device.
+    ///
+    /// # Errors
+    /// As [`Optimizer::read_parameter_at`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn read_parameter_at_blocking(
+        &self,
+        parameter: ParameterId,
+        view: &View<'_>,
+    ) -> Result<Vec<f32>, ReadError> {
+        pollster::block_on(self.read_values(parameter, Some(view), self.blocking()))
+    }
+
+    /// At the view given, or else at the registered one.
+    fn read_values(
+        &self,
+        parameter: ParameterId,
+        view: Option<&View<'_>>,
         wait: Wait,
     ) -> impl Future<Output = Result<Vec<f32>, ReadError>> + use<> {
         let copied = self.record_of(parameter).and_then(|record| {
-            let mut sources = vec![values_of(record)?];
+            let mut sources = vec![values_of(record, view)?];
             if record.layout.master_weights != MasterWeights::None {
                 sources.extend(self.block_sources(record));
             }
@@ -240,13 +268,38 @@ impl Optimizer {
     /// If the parameter has no views, its buffer lacks COPY_DST, there are more or fewer values than elements, or the device
     /// fails.
     pub fn write_parameter(&mut self, parameter: ParameterId, values: &[f32]) -> Result<(), WriteError> {
+        self.write_values(parameter, None, values)
+    }
+
+    /// Like [`Optimizer::write_parameter`], where the values lie in `view` now: for engines whose tensors move.
+    ///
+    /// # Errors
+    /// If the view cannot be used, its buffer lacks COPY_DST, there are more or fewer values than elements, or the device fails.
+    pub fn write_parameter_at(
+        &mut self,
+        parameter: ParameterId,
+        view: &View<'_>,
+        values: &[f32],
+    ) -> Result<(), WriteError> {
+        self.write_values(parameter, Some(view), values)
+    }
+
+    /// At the view given, or else at the registered one.
+    fn write_values(
+        &mut self,
+        parameter: ParameterId,
+        view: Option<&View<'_>>,
+        values: &[f32],
+    ) -> Result<(), WriteError> {
         let index = self.index_of(parameter).ok_or(WriteError::UnknownParameter)?;
         self.allocate()?;
         let record = &self.parameters[index];
         let label = || record.label.clone();
         check_length(record, "values", values.len())?;
-        let views = record.views.as_ref().ok_or_else(|| WriteError::NoViews { label: label() })?;
-        let View { buffer, offset, dtype } = views.borrow().values;
+        let registered = record.views.as_ref().map(|views| views.borrow().values);
+        let view = *view.or(registered.as_ref()).ok_or_else(|| WriteError::NoViews { label: label() })?;
+        check_values(record, &view).map_err(|source| WriteError::View { label: label(), source })?;
+        let View { buffer, offset, dtype } = view;
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
             return Err(WriteError::Usage { label: label(), found: buffer.usage() });
         }
@@ -355,10 +408,11 @@ impl Optimizer {
 }
 
 /// Where a parameter's values lie.
-fn values_of(record: &Record) -> Result<Source, ReadError> {
+fn values_of(record: &Record, view: Option<&View<'_>>) -> Result<Source, ReadError> {
     let label = || record.label.clone();
-    let views = record.views.as_ref().ok_or_else(|| ReadError::NoViews { label: label() })?;
-    let values = views.borrow().values;
+    let registered = record.views.as_ref().map(|views| views.borrow().values);
+    let values = *view.or(registered.as_ref()).ok_or_else(|| ReadError::NoViews { label: label() })?;
+    check_values(record, &values).map_err(|source| ReadError::View { label: label(), source })?;
     if !values.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
         return Err(ReadError::Usage { label: label(), found: values.buffer.usage() });
     }
@@ -367,6 +421,14 @@ fn values_of(record: &Record) -> Result<Source, ReadError> {
         offset: values.offset,
         bytes: (record.len * record.dtype.bytes()).next_multiple_of(WORD_BYTES),
     })
+}
+
+/// Whether a parameter's values can lie there.
+fn check_values(record: &Record, view: &View<'_>) -> Result<(), ViewError> {
+    if view.dtype != record.dtype {
+        return Err(ViewError::DType { found: view.dtype, needed: record.dtype });
+    }
+    view.end(record.len).map(drop)
 }
 
 /// What a parameter's blocks hold, if there are any.

@@ -3,7 +3,8 @@
 use adamod::reference::{Reference, Storage, rounded};
 use adamod::{
     AfterUse, DType, Formula, GroupId, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
-    ParameterId, Precision, Rule, StateFormat, View, Views, WeightDecay, Workgroups,
+    ParameterId, Precision, ReadError, Rule, StateFormat, Update, View, Views, WeightDecay, Workgroups,
+    WriteError,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -610,5 +611,53 @@ proptest! {
             engine.step(&gradients);
         }
         engine.check();
+    }
+}
+
+/// With master weights, too, whose differences move with nothing.
+#[test]
+fn values_of_tensors_that_move_are_read_and_written_where_they_lie() {
+    const LEN: u64 = 1100;
+    let exact: Vec<f32> = (0..LEN).map(|i| (i as f32 * 0.1).sin() / 3.0).collect();
+    let gradient: Vec<f32> = (0..LEN).map(|i| (i as f32 * 0.3).cos()).collect();
+    let is_plain = |kind: &Kind| kind.state == StateFormat::F32 && kind.gradients == DType::F32;
+    for kind in Kind::all().into_iter().filter(is_plain) {
+        let gradients = gpu().buffer(4 * LEN);
+        gpu().queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&gradient));
+        let (pool, other) = (gpu().buffer(8 * LEN), gpu().buffer(8 * LEN));
+        let at = |buffer, offset| View::new(buffer, offset).with_dtype(kind.values);
+        let add = |views| {
+            let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options(Rule::AdaMod)).unwrap();
+            let precision = Precision { master_weights: kind.master_weights, ..Precision::default() };
+            let group = optimizer.add_group_with(Hyperparameters::default(), precision).unwrap();
+            let parameter = Parameter { dtype: kind.values, views, ..Parameter::new("wte", LEN) };
+            let id = optimizer.add_parameter(group, parameter).unwrap();
+            (optimizer, id)
+        };
+        let (mut moving, id) = add(None);
+        moving.write_parameter_at(id, &at(&pool, 16), &exact).unwrap();
+        let views = Views::new(at(&pool, 16), View::new(&gradients, 0));
+        let mut encoder = gpu().encoder();
+        moving.encode_views(&mut encoder, &[Update { parameter: id, views }]).unwrap();
+        encoder.copy_buffer_to_buffer(&pool, 16, &other, 64, kind.values.bytes() * LEN);
+        gpu().submit(encoder);
+        let read = moving.read_parameter_at_blocking(id, &at(&other, 64)).unwrap();
+
+        let (mut fixed, same) = add(Some(Views::new(at(&pool, 4096), View::new(&gradients, 0))));
+        fixed.write_parameter(same, &exact).unwrap();
+        fixed.step().unwrap();
+        assert_same_bits(&format!("{kind:?}"), &read, &fixed.read_parameter_blocking(same).unwrap());
+
+        let error = moving.read_parameter_blocking(id).unwrap_err();
+        assert!(matches!(error, ReadError::NoViews { .. }), "{error}");
+        let error = moving.write_parameter(id, &exact).unwrap_err();
+        assert!(matches!(error, WriteError::NoViews { .. }), "{error}");
+        let wrong = if kind.values == DType::F32 { DType::Bf16 } else { DType::F32 };
+        for view in [at(&pool, 0).with_dtype(wrong), at(&pool, 2), at(&pool, 8 * LEN - 4)] {
+            let error = moving.read_parameter_at_blocking(id, &view).unwrap_err();
+            assert!(matches!(error, ReadError::View { .. }), "{error}");
+            let error = moving.write_parameter_at(id, &view, &exact).unwrap_err();
+            assert!(matches!(error, WriteError::View { .. }), "{error}");
+        }
     }
 }
