@@ -177,7 +177,8 @@ fn streams(arguments: &Arguments, output: &Path) -> Result<Vec<Table>, Box<dyn E
             named.map(|(job, courses)| Panel { title: job.kind.name().into(), courses }).collect()
         };
         let stem = |state: &str| format!("{state}-{}-{beta3}.svg", scales.name().replace(' ', "-"));
-        let title = |state: &str| format!("{state} / f64, scales {}, beta3 {beta3}", scales.name());
+        let title =
+            |state: &str| format!("{state} / f64, scales {}, beta3 {beta3}: median, 5 to 95%", scales.name());
         plots::bands(&output.join(stem("exp_avg_lr")), &title("exp_avg_lr"), &panels(jobs), |s| s.rates)?;
         if beta3 == BAR_BETA3 {
             // exp_avg_sq does not depend on beta3.
