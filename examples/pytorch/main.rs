@@ -40,7 +40,10 @@ impl Run {
         descriptor.backends = wgpu::Backends::from_env().unwrap_or_default();
         let instance = wgpu::Instance::new(descriptor);
         let adapter = pollster::block_on(instance.request_adapter(&Default::default()))?;
-        let (device, queue) = pollster::block_on(adapter.request_device(&Default::default()))?;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            required_limits: adapter.limits(),
+            ..Default::default()
+        }))?;
         let mut bytes = 0;
         let places: Vec<u64> = checkpoint
             .parameters()

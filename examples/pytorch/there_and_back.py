@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains with PyTorch, goes on with the Rust crate on a GPU, and goes on with PyTorch; then compares with PyTorch alone.
 
-    python3 -m venv venv && venv/bin/pip install torch adamod safetensors numpy
+    python3 -m venv venv && venv/bin/pip install -r examples/pytorch/requirements.txt
     venv/bin/python examples/pytorch/there_and_back.py
     venv/bin/python examples/pytorch/there_and_back.py --fixture    # what the example's test reads
 """
@@ -25,7 +25,7 @@ THERE, BACK, END = 10, 20, 30
 
 
 def modernize(optimizer_class):
-    """The authors' code calls torch's in-place operations with the scalar first, which torch has since removed."""
+    """The authors' code calls torch's in-place operations with the scalar first, which torch has deprecated."""
     add, addcmul = torch.Tensor.add_, torch.Tensor.addcmul_
 
     def add_(self, first, second=None, **rest):
@@ -51,11 +51,11 @@ RULES = {
 class Run:
     """Parameters and their optimizer."""
 
-    def __init__(self, rule, values):
+    def __init__(self, make_optimizer, values):
         self.parameters = {name: torch.nn.Parameter(value.clone()) for name, value in values.items()}
         decayed = [self.parameters[name] for name in ["embedding", "layer.0.weight"]]
         others = [self.parameters[name] for name in ["layer.0.bias", "head.weight"]]
-        self.optimizer = RULES[rule](
+        self.optimizer = make_optimizer(
             [{"params": decayed, "weight_decay": 0.05}, {"params": others, "lr": 3e-3, "weight_decay": 0.0}]
         )
         self.names = {parameter: name for name, parameter in self.parameters.items()}
@@ -98,7 +98,7 @@ def gradients():
 
 def hand_over(rule, folder):
     """PyTorch's first steps, as files for the crate: a checkpoint, the values, and the gradients of the steps after."""
-    run, all_gradients = Run(rule, initial()), gradients()
+    run, all_gradients = Run(RULES[rule], initial()), gradients()
     run.steps(all_gradients, 0, THERE)
     adamod_checkpoint.save(run.optimizer, run.names, folder / "checkpoint.safetensors")
     tensors = {f"param.{name}": value for name, value in run.values().items()}
@@ -128,9 +128,9 @@ def there_and_back(rule):
         subprocess.run(command, check=True, cwd=HERE.parent.parent)
         values = load_file(folder / "out" / "values.safetensors")
         shaped = {name: values[f"param.{name}"].reshape(shape) for name, shape in SHAPES.items()}
-        back = Run(rule, shaped)
+        back = Run(RULES[rule], shaped)
         adamod_checkpoint.load(folder / "out" / "checkpoint.safetensors", back.optimizer, back.names)
-    alone = Run(rule, initial())
+    alone = Run(RULES[rule], initial())
     alone.steps(gradients(), 0, BACK)
     there = compare(f"{rule}, there", back.everything(), alone.everything())
     back.steps(gradients(), BACK, END)

@@ -4,7 +4,7 @@
 Formula "authors" is run by the AdaMod authors' own optimizer, `adamod.AdaMod`, in float32. Formula "paper" is Algorithm 2 of the
 paper, written plainly in numpy's float64.
 
-    python3 -m venv venv && venv/bin/pip install torch adamod safetensors numpy
+    python3 -m venv venv && venv/bin/pip install -r examples/pytorch/requirements.txt
     venv/bin/python tests/traces/make_traces.py          # the small traces that are committed
     venv/bin/python tests/traces/make_traces.py --all    # and those of 3,000 steps, into target/traces
 """
@@ -24,7 +24,7 @@ SHAPES = {"embedding": (17, 8), "layer.0.weight": (8, 13), "layer.0.bias": (13,)
 
 
 def modernize(optimizer_class):
-    """The authors' code calls torch's in-place operations with the scalar first, which torch has since removed."""
+    """The authors' code calls torch's in-place operations with the scalar first, which torch has deprecated."""
 
     add, addcmul = torch.Tensor.add_, torch.Tensor.addcmul_
 
