@@ -255,8 +255,7 @@ impl Optimizer {
         async move { Ok(snapshot?.read(wait).await?.concat()) }
     }
 
-    /// Writes the values of a parameter at its registered view, and what its master weights need. Submits
-    /// the copy.
+    /// Writes the values of a parameter at its registered view, and what its master weights need. Submits the copy.
     ///
     /// Values of a 16-bit parameter are rounded as its master weights say; without any, to the nearest. Whole words of 4 bytes are
     /// written: behind an odd number of 16-bit elements the other half becomes zero. The 16-bit copy of an f32 parameter follows
