@@ -145,7 +145,9 @@ fn coefficients_of(group: u32, t: u32) -> Coefficients {
         c.step_size = c.step_size * sqrt(correction2) / correction1;
     }
     c.debiased_lr_scale = one_minus_power(group, 2u, t);
-    c.debiased_lr_weight = groups[group].one_minus_beta3 / c.debiased_lr_scale;
+    let lr_weight = groups[group].one_minus_beta3 / c.debiased_lr_scale;
+    let rest = max(c.debiased_lr_scale - groups[group].one_minus_beta3, 0.0) / c.debiased_lr_scale;
+    c.debiased_lr_weight = select(lr_weight, -rest, lr_weight > 0.5);
     c.step = t;
     c.activity = ACTIVE;
     return c;
@@ -160,7 +162,8 @@ fn prepare_rows(lane: u32) {
     // Most parameters of a group have taken equally many steps: what was found for the last one often holds.
     var known: Coefficients;
     var group_of_known = NO_GROUP;
-    for (var i = lane; i < arrayLength(&rows); i += LANES) {
+    // There are as many as rows. Those are bound with an offset, and what is behind their slot counts as theirs in Direct3D 12.
+    for (var i = lane; i < arrayLength(&prepared); i += LANES) {
         let row = rows[i];
         if row.activity != ACTIVE {
             prepared[i].activity = INACTIVE;

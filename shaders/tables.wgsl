@@ -21,7 +21,7 @@ struct Coefficients {
     epsilon: f32,
     // INACTIVE, ACTIVE or SKIPPED.
     activity: u32,
-    // The same average kept debiased, s / (1 - beta3^t), as the formats below 32 bits have it: its weight, and 1 - beta3^t.
+    // The same average kept debiased, s / (1 - beta3^t), as the formats below 32 bits have it: its weight for `ema`, and 1 - beta3^t.
     debiased_lr_weight: f32,
     debiased_lr_scale: f32,
     // t, for random numbers.

@@ -406,7 +406,7 @@ impl DeviceSteps {
             let groups: Vec<_> = groups.collect();
             self.groups_slot = Some(self.groups.write(device, queue, bytemuck::cast_slice(&groups))?);
         }
-        // As many as the rows' slot has room for: the kernel goes by that.
+        // As many as the rows' slot has room for: the kernel goes by how many there are.
         let needed = self.rows.slot_bytes() / size_of::<Row>() as u64 * size_of::<Coefficients>() as u64;
         if self.prepared.size() < needed {
             self.prepared = catch(device, || prepared_buffer(device, needed))?;

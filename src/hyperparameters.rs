@@ -222,7 +222,7 @@ impl Hyperparameters {
             exp_avg_weight: ema_weight(beta1),
             exp_avg_sq_weight: ema_weight(beta2),
             exp_avg_lr_weight: ema_weight(beta3),
-            debiased_lr_weight: (1.0 - beta3) / one_minus_power(beta3, t),
+            debiased_lr_weight: debiased_weight(beta3, t),
             debiased_lr_scale: one_minus_power(beta3, t),
             step_size,
             exp_avg_correction,
@@ -235,6 +235,14 @@ impl Hyperparameters {
 /// `1 - beta^t` without cancellation for betas close to 1.
 fn one_minus_power(beta: f64, t: u64) -> f64 {
     if beta == 0.0 { 1.0 } else { -(beta.ln() * t as f64).exp_m1() }
+}
+
+/// The same for an average that is kept debiased: `(1 - beta) / (1 - beta^t)`, or what is left to 1, negated. At t = 1 and where
+/// beta is 0 nothing is left.
+fn debiased_weight(beta: f64, t: u64) -> f64 {
+    let scale = one_minus_power(beta, t);
+    let weight = (1.0 - beta) / scale;
+    if weight > 0.5 { -(scale - (1.0 - beta)).max(0.0) / scale } else { weight }
 }
 
 /// The weight of an exponential moving average as the kernel's `ema` wants it: `1 - beta`, taken from the old value, or

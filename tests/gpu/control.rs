@@ -542,6 +542,7 @@ fn coefficients_of_the_device_agree_with_f64() {
         [0.9, 0.999, 0.99],
         [0.9, 0.999, 0.9],
         [0.0, 0.5, 0.99999],
+        [0.9, 0.999, 0.3],
         [0.99, 0.9999, 0.0],
     ] {
         for (formula, number) in [(Formula::Paper, 0.0), (Formula::AuthorsCode, 1.0)] {
@@ -559,6 +560,8 @@ fn coefficients_of_the_device_agree_with_f64() {
                 one_minus_powers: betas
                     .map(|beta: f64| std::array::from_fn(|k| one_minus_power(beta, 1 << k) as f32)),
             };
+            // One that is not above zero is what is left to 1, negated.
+            let from_old = |weight: f32| if weight > 0.0 { weight } else { 1.0 + weight };
             let found = prepared(gpu(), group, number, &steps);
             for (&t, found) in steps.iter().zip(found) {
                 let corrections = betas.map(|beta| one_minus_power(beta, t.into()));
@@ -572,12 +575,21 @@ fn coefficients_of_the_device_agree_with_f64() {
                     ("exp_avg_correction", found.exp_avg_correction, first),
                     ("exp_avg_sq_correction", found.exp_avg_sq_correction, second),
                     ("debiased_lr_scale", found.debiased_lr_scale, corrections[2]),
-                    ("debiased_lr_weight", found.debiased_lr_weight, (1.0 - betas[2]) / corrections[2]),
+                    (
+                        "debiased_lr_weight",
+                        from_old(found.debiased_lr_weight),
+                        (1.0 - betas[2]) / corrections[2],
+                    ),
                 ] {
                     let error = f64::from(found) / expected - 1.0;
                     assert!(error.abs() < 1e-6, "{name} of t = {t}, betas {betas:?}: off by {error:e}");
                 }
                 assert_eq!((found.step, found.activity), (t, ACTIVE));
+                // Nothing of the old average is left.
+                assert!(
+                    found.debiased_lr_weight == 0.0 || t > 1 && betas[2] > 0.0,
+                    "t = {t}, betas {betas:?}"
+                );
             }
         }
     }

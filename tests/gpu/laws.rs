@@ -1,11 +1,13 @@
 //! What must hold whatever the numbers are.
 
-use adamod::{Hyperparameters, Rule, WeightDecay};
+use adamod::{Control, DeviceControl, Hyperparameters, Precision, Rule, StateFormat, WeightDecay};
 
 use crate::common::{Engine, Layout, Model, all, gpu, lay_out, options, rules};
 
 const LENGTHS: [usize; 6] = [5, 1024, 257, 3000, 1, 1757];
 
+/// In every format of state, step counts on the host and on the device: also where eta comes down from alpha / epsilon, the rate of
+/// elements without gradients, and nothing of that may be left.
 #[test]
 fn beta3_of_zero_is_adam_to_the_bit() {
     let hyperparameters = Hyperparameters {
@@ -13,18 +15,35 @@ fn beta3_of_zero_is_adam_to_the_bit() {
         weight_decay: WeightDecay::Decoupled(1e-2),
         ..Hyperparameters::default()
     };
-    let adamod = Model::new(Rule::AdaMod, hyperparameters, &LENGTHS);
-    let adam = Model::new(Rule::Adam, hyperparameters, &LENGTHS);
-    let mut of_adamod = Engine::new(gpu(), &adamod, Layout::TwoPools(256));
-    let mut of_adam = Engine::new(gpu(), &adam, Layout::TwoPools(256));
-    for step in 0..20 {
-        let gradients = adamod.gradients(step);
-        of_adamod.step(&all(&gradients));
-        of_adam.step(&all(&gradients));
-    }
-    for ((values, states), (adam_values, adam_states)) in of_adamod.bits().into_iter().zip(of_adam.bits()) {
-        assert_eq!(values, adam_values);
-        assert_eq!(states[..2], adam_states[..]);
+    for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
+        for control in [Control::Host, Control::Device(DeviceControl::default())] {
+            let model = |rule| {
+                let mut model = Model::new(rule, hyperparameters, &LENGTHS);
+                model.options.control = control;
+                model.precision = Precision { state, f32_state_below: 0, ..Precision::default() };
+                model
+            };
+            let (adamod, adam) = (model(Rule::AdaMod), model(Rule::Adam));
+            let mut of_adamod = Engine::new(gpu(), &adamod, Layout::TwoPools(256));
+            let mut of_adam = Engine::new(gpu(), &adam, Layout::TwoPools(256));
+            for step in 0..20 {
+                let mut gradients = adamod.gradients(step);
+                let is_late = |index: usize| index % 3 == 0 && step < 5;
+                gradients.iter_mut().for_each(|of| {
+                    of.iter_mut()
+                        .enumerate()
+                        .filter(|(index, _)| is_late(*index))
+                        .for_each(|(_, g)| *g = 0.0);
+                });
+                of_adamod.step(&all(&gradients));
+                of_adam.step(&all(&gradients));
+            }
+            let bits = of_adamod.bits().into_iter().zip(of_adam.bits());
+            for ((values, states), (adam_values, adam_states)) in bits {
+                assert!(values == adam_values, "{state:?}, {control:?}");
+                assert!(states[..2] == adam_states[..], "{state:?}, {control:?}");
+            }
+        }
     }
 }
 
