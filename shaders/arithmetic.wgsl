@@ -8,12 +8,13 @@ fn scaled_gradient(c: Coefficients, g: vec4<f32>, theta: vec4<f32>) -> vec4<f32>
     return c.gradient_scale * g + c.coupled_decay * theta;
 }
 
-// Infinity and NaN pass, so that they show. They are told by their bits: WGSL lets a compiler fold `x != x` to false.
+// Infinity and NaN pass, of the parameter as of its gradient, so that they show. They are told by their bits: WGSL lets a compiler
+// fold `x != x` to false. What the scale has made infinite is held.
 fn limited_gradient(c: Coefficients, bits: vec4<u32>, theta: vec4<f32>) -> vec4<f32> {
     let scaled = scaled_gradient(c, bitcast<vec4<f32>>(bits), theta);
     let limited = clamp(scaled, vec4(-GRADIENT_LIMIT), vec4(GRADIENT_LIMIT));
-    let finite = (bits & vec4(0x7f800000u)) != vec4(0x7f800000u);
-    return select(scaled, limited, finite);
+    let largest = max(bits & MAGNITUDE, bitcast<vec4<u32>>(theta) & MAGNITUDE);
+    return select(scaled, limited, largest < INFINITY);
 }
 
 // Exponential moving average with decay beta: weight is 1 - beta for beta >= 1/2, else -beta. Stepping from the nearer end

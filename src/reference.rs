@@ -289,7 +289,7 @@ fn limited_gradient<T: Real>(c: &Coefficients<T>, g: T, theta: T) -> T {
     let scaled = scaled_gradient(c, g, theta);
     let limit = T::from_f64(GRADIENT_LIMIT);
     let negative_limit = T::from_f64(-GRADIENT_LIMIT);
-    if !g.is_finite() {
+    if !(g.is_finite() && theta.is_finite()) {
         scaled
     } else if scaled > limit {
         limit

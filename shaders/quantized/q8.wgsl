@@ -9,8 +9,8 @@
 // exp_avg_sq and exp_avg_lr have 8 bits with 3 to 6 of fraction, as many as the group's span allows: 32 to 4 octaves. Of
 // exp_avg_sq, code 0 is zero, and nothing else is rounded to it: eta of a zero would be alpha / epsilon.
 //
-// A group's bottom leaves room for its largest number rounded up, so no code is past its bits. NaN counts as a large number. One whose
-// fraction is all ones may round to what is decoded as a small number; the parameter that it has reached stays NaN.
+// A group's bottom leaves room for its largest finite number rounded up, so no code of one is past its bits. What is not finite gets some
+// code or other: the parameter that it has reached shows it and keeps it, and its neighbours are none the worse.
 
 const GROUP_WORDS = 8u;
 const SIGNED_SHIFT = 20u;
@@ -116,6 +116,9 @@ fn largest_of(bits: vec4<u32>) -> u32 {
     return max(max(bits.x, bits.y), max(bits.z, bits.w));
 }
 
+// The same of what is finite: with this added, bits of infinity and NaN wrap around to below those of zero.
+const RAISED = 0x80800000u;
+
 // All lanes work together.
 fn is_idle(at: Place) -> bool {
     return false;
@@ -140,8 +143,8 @@ fn load_quantized(at: Place, scales: u32) -> State {
     return loaded;
 }
 
-// Of each group, its lanes' extremes: the largest of each state, and the smallest above zero of the two without a sign. The latter are
-// negated, so that zeros never win and all are found by `max`.
+// Of each group, its lanes' extremes: the largest of each state, raised, and the smallest above zero of the two without a sign. The
+// latter are negated, so that zeros never win, nor infinity and NaN beside other numbers, and all are found by `max`.
 override GROUPS: u32 = LANES / GROUP_WORDS;
 const SMALLEST = 3u;
 var<workgroup> extremes: array<array<array<u32, GROUP_WORDS>, 5>, GROUPS>;
@@ -157,7 +160,7 @@ fn largest_in(group: u32, row: u32) -> u32 {
 }
 
 fn scale_in_group(group: u32, state: u32) -> u32 {
-    let largest = largest_in(group, state);
+    let largest = max(largest_in(group, state), RAISED) - RAISED;
     if state == 0u {
         return bottom_of(with_bottom(largest), SIGNED_SHIFT, 16u);
     }
@@ -175,14 +178,17 @@ fn scales_of(at: Place, format: u32, lane: u32, before: u32, stepped: State) -> 
     }
     let group = lane / GROUP_WORDS;
     let word = lane % GROUP_WORDS;
-    extremes[group][0][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE);
+    let m = bitcast<vec4<u32>>(stepped.exp_avg) & MAGNITUDE;
+    let v = bitcast<vec4<u32>>(stepped.exp_avg_sq);
+    let s = bitcast<vec4<u32>>(stepped.exp_avg_lr);
+    extremes[group][0][word] = largest_of(m + vec4(RAISED));
     if STATES > 1u {
-        extremes[group][1][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_sq));
-        extremes[group][SMALLEST][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_sq));
+        extremes[group][1][word] = largest_of(v + vec4(RAISED));
+        extremes[group][SMALLEST][word] = largest_of(vec4(0u) - v);
     }
     if STATES > 2u {
-        extremes[group][2][word] = largest_of(bitcast<vec4<u32>>(stepped.exp_avg_lr));
-        extremes[group][SMALLEST + 1u][word] = largest_of(vec4(0u) - bitcast<vec4<u32>>(stepped.exp_avg_lr));
+        extremes[group][2][word] = largest_of(s + vec4(RAISED));
+        extremes[group][SMALLEST + 1u][word] = largest_of(vec4(0u) - s);
     }
     if word == 0u {
         scales_before[group] = before;

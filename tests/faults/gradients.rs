@@ -79,16 +79,22 @@ fn non_finite_gradients_stay_with_their_elements_in_every_format() {
             for state in FORMATS {
                 for dtype in DTYPES {
                     let mut run = Run::new(rule, control, state, dtype);
-                    run.step(false);
-                    run.step(true);
-                    let values = run.values();
-                    for (index, value) in values.iter().enumerate() {
-                        let is_bad = BAD.contains(&index);
-                        assert_eq!(
-                            value.is_finite(),
-                            !is_bad,
-                            "{rule:?} {control:?} {state:?} {dtype:?}: element {index} is {value}"
-                        );
+                    let mut sound = Run::new(rule, control, state, dtype);
+                    for step in 0..12 {
+                        run.step(step == 1);
+                        sound.step(false);
+                    }
+                    let (values, expected) = (run.values(), sound.values());
+                    for (index, (value, expected)) in values.iter().zip(expected).enumerate() {
+                        let what =
+                            format!("{rule:?} {control:?} {state:?} {dtype:?}: element {index} is {value}");
+                        if BAD.contains(&index) {
+                            assert!(!value.is_finite(), "{what}");
+                            continue;
+                        }
+                        // All started at 0. In 8 bits the others' scale no longer counts the element that is lost.
+                        let tolerance = if state == StateFormat::Q8 { 0.2 * expected.abs() } else { 0.0 };
+                        assert!((value - expected).abs() <= tolerance, "{what}, expected {expected}");
                     }
                 }
             }
