@@ -1,7 +1,9 @@
 // The memory traffic of a step without its tables and arithmetic: gradients are read, parameters and STATES states are read,
 // increased by the gradient and written back. Whole chunks of one tensor, and blocks of state as the step has them.
 
-const LANES = 256u;
+// Threads of a workgroup, as many as the step has there. A workgroup has a chunk.
+override LANES: u32 = 256u;
+const WORDS = 256u;
 
 override STATES: u32 = 3u;
 
@@ -16,18 +18,25 @@ fn stream(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let chunk = workgroup.y * workgroups.x + workgroup.x;
-    let index = chunk * LANES + lane;
-    if index >= arrayLength(&parameters) {
+    if chunk * WORDS >= arrayLength(&parameters) {
         return;
     }
-    let gradient = gradients[index];
-    parameters[index] += gradient;
-    let block = chunk * STATES * LANES + lane;
-    state[block] += gradient;
-    if STATES > 1u {
-        state[block + LANES] += gradient;
-    }
-    if STATES > 2u {
-        state[block + 2u * LANES] += gradient;
+    var word = lane;
+    loop {
+        let index = chunk * WORDS + word;
+        let gradient = gradients[index];
+        parameters[index] += gradient;
+        let block = chunk * STATES * WORDS + word;
+        state[block] += gradient;
+        if STATES > 1u {
+            state[block + WORDS] += gradient;
+        }
+        if STATES > 2u {
+            state[block + 2u * WORDS] += gradient;
+        }
+        continuing {
+            word += LANES;
+            break if LANES >= WORDS || word >= WORDS;
+        }
     }
 }

@@ -37,7 +37,7 @@ impl Workgroups {
     }
 
     /// Threads of a workgroup.
-    pub(crate) fn lanes(self, device: &wgpu::Device) -> u32 {
+    pub fn lanes(self, device: &wgpu::Device) -> u32 {
         if self.is_cpu(device) { CPU_LANES } else { GPU_LANES }
     }
 

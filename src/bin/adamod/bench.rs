@@ -120,6 +120,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let mut results: Vec<Measurement> = Vec::new();
     let mut roofline_ended_at = None;
+    let mut failed = None;
     for group in &groups {
         progress.inc(1);
         if group.suite == Suite::Roofline && roofline_ended_at.is_some() {
@@ -132,10 +133,19 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             Err(error) if ends_roofline(&error, group.suite, arguments, &results) => {
                 roofline_ended_at = Some(group.variants[0].case.clone());
             }
-            Err(error) => return Err(error.into()),
+            // What was measured so far is worth having.
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
         }
     }
     progress.finish_and_clear();
+    if results.is_empty()
+        && let Some(error) = failed
+    {
+        return Err(error.into());
+    }
     if let Some(case) = roofline_ended_at {
         eprintln!("roofline ends below {case}: the device has no room for it");
     }
@@ -163,7 +173,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         json.push('\n');
         std::fs::write(path, json).map_err(unwritten("--json-file", path))?;
     }
-    Ok(())
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Before minutes of measuring are lost: creates the file where there is none, and leaves one that is there as it is.

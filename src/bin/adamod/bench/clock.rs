@@ -228,14 +228,20 @@ impl Machine {
             }
             return Ok(seconds);
         };
-        let mut encoder = self.encoder();
+        // A work waits for the flush before it only if it has an encoder of its own: then wgpu puts a barrier for its buffers first.
+        let mut encoders = Vec::with_capacity(2 * count + 1);
         for index in order {
-            self.record_flush(&mut encoder);
+            let mut flush = self.encoder();
+            self.record_flush(&mut flush);
+            let mut work = self.encoder();
             let span = Span { queries: &timestamps.queries, first: 2 * index as u32 };
-            works[index].record(&mut encoder, Some(span))?;
+            works[index].record(&mut work, Some(span))?;
+            encoders.extend([flush, work]);
         }
-        timestamps.resolve(&mut encoder);
-        self.queue.submit([encoder.finish()]);
+        let mut last = self.encoder();
+        timestamps.resolve(&mut last);
+        encoders.push(last);
+        self.queue.submit(encoders.into_iter().map(wgpu::CommandEncoder::finish));
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&self.map(&timestamps.readable)?);
         timestamps.readable.unmap();
         let period_seconds = f64::from(self.queue.get_timestamp_period()) * 1e-9;

@@ -158,9 +158,9 @@ impl Engine {
     ) -> Result<Self, BenchError> {
         let Machine { device, queue, .. } = machine;
         let (places, sizes) = place(placement, lengths, mode.values.bytes());
-        let buffers: Vec<_> = sizes
-            .iter()
-            .map(|&size| {
+        // Whether there is room is known before minutes are spent on their contents.
+        let buffers: Vec<_> = machine.catch("tensors", || {
+            let created = sizes.iter().map(|&size| {
                 device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("adamod.bench.tensors"),
                     size,
@@ -169,8 +169,9 @@ impl Engine {
                         | wgpu::BufferUsages::COPY_DST,
                     mapped_at_creation: false,
                 })
-            })
-            .collect();
+            });
+            Ok(created.collect())
+        })?;
         fill(machine, mode.values, &buffers, &places, lengths)?;
 
         let Mode { rule, diagnostics, state, master_weights, .. } = mode;
@@ -429,7 +430,7 @@ fn fill(
 
 /// A number as the type has it.
 fn stored(dtype: DType, number: f32) -> f32 {
-    rounded(dtype, &[number])[0]
+    if dtype == DType::F32 { number } else { rounded(dtype, &[number])[0] }
 }
 
 /// An element's first value, in [-1, 1).

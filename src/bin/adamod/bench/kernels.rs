@@ -2,12 +2,14 @@
 
 use std::num::NonZeroU64;
 
-/// Threads of a workgroup; `LANES` in the shaders.
-const LANES: u64 = 256;
+use adamod::Workgroups;
+
+/// Words that a workgroup has; `WORDS` in the shaders.
+const WORDS: u64 = 256;
 /// Bytes of a word, which one thread moves at a time.
 const WORD_BYTES: u64 = 16;
 /// Elements that a workgroup of the stream kernel has.
-const CHUNK_ELEMENTS: u64 = LANES * 4;
+const CHUNK_ELEMENTS: u64 = WORDS * 4;
 /// Uploads are cut into pieces, so that they need little staging memory.
 const UPLOAD_BYTES: u64 = 16 << 20;
 
@@ -44,7 +46,7 @@ impl Copy {
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, bytes: u64) -> Self {
         let half = (bytes / 2).next_multiple_of(WORD_BYTES);
         let pipeline =
-            pipeline(device, "adamod.copy", include_str!("../../../../shaders/copy.wgsl"), "copy", &[]);
+            pipeline(device, "adamod.copy", include_str!("../../../../shaders/copy.wgsl"), "copy", None);
         let period: Vec<u32> = (0..Self::PERIOD).map(Self::content).collect();
         let mut launches = Vec::new();
         let mut destinations = Vec::new();
@@ -53,7 +55,7 @@ impl Copy {
             let destination = buffer(device, "adamod.copy.destination", window);
             upload(device, queue, &source, bytemuck::cast_slice(&period));
             let bind_group = bind(device, &pipeline, &[&source, &destination]);
-            let (x, y) = grid(device, (window / WORD_BYTES).div_ceil(LANES));
+            let (x, y) = grid(device, (window / WORD_BYTES).div_ceil(WORDS));
             launches.push((bind_group, x, y));
             destinations.push(destination);
         }
@@ -93,7 +95,8 @@ impl Stream {
     /// A kernel over `elements` elements, rounded up to whole chunks, with `states` states.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, elements: u64, states: u32) -> Self {
         let source = include_str!("../../../../shaders/stream.wgsl");
-        let pipeline = pipeline(device, "adamod.stream", source, "stream", &[("STATES", f64::from(states))]);
+        let pipeline =
+            pipeline(device, "adamod.stream", source, "stream", Some(("STATES", f64::from(states))));
         let elements = elements.next_multiple_of(CHUNK_ELEMENTS);
         let state_bytes = 4 * u64::from(states);
         let window_elements = binding_bytes(device) / state_bytes / CHUNK_ELEMENTS * CHUNK_ELEMENTS;
@@ -176,8 +179,11 @@ fn pipeline(
     label: &str,
     source: &str,
     entry_point: &str,
-    constants: &[(&str, f64)],
+    constant: Option<(&str, f64)>,
 ) -> wgpu::ComputePipeline {
+    // As many threads as the step has, or software adapters would be slow at this and not at that.
+    let lanes = ("LANES", f64::from(Workgroups::Auto.lanes(device)));
+    let constants: Vec<_> = constant.into_iter().chain([lanes]).collect();
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(label),
         source: wgpu::ShaderSource::Wgsl(source.into()),
@@ -187,7 +193,7 @@ fn pipeline(
         layout: None,
         module: &module,
         entry_point: Some(entry_point),
-        compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
+        compilation_options: wgpu::PipelineCompilationOptions { constants: &constants, ..Default::default() },
         cache: None,
     })
 }
