@@ -223,7 +223,7 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (["--adapter", "no such adapter"], "no such adapter"),
     ] {
         let output = bench(&arguments);
-        assert!(!output.status.success(), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(stderr.contains(named) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
         assert!(output.stdout.is_empty());

@@ -305,7 +305,7 @@ fn unknown_arguments_are_refused_with_2() {
     let good = folder.write("good.safetensors", &Trace::good().bytes());
     for arguments in [["--state", "q3"], ["--backend", "tpu"], ["--adapter", "no such adapter"]] {
         let output = replay(&good, &arguments);
-        assert_ne!(code(&output), 0);
+        assert_eq!(code(&output), 2);
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains(arguments[1]), "{text}");
     }

@@ -1,8 +1,10 @@
 //! Which adapter the tool runs on.
 
 use adamod::wgpu;
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use clap::Args;
+
+use crate::Failure;
 
 /// How to get a software adapter, for messages.
 pub const NO_ADAPTER: &str =
@@ -17,8 +19,8 @@ pub struct AdapterChoice {
 }
 
 impl AdapterChoice {
-    /// All adapters, the one to be used first; none only if there is none.
-    pub fn sorted(&self) -> anyhow::Result<Vec<wgpu::Adapter>> {
+    /// All adapters, the one to be used first; none only if there is none. An adapter that is named and not there is an error.
+    pub fn sorted(&self) -> Result<Vec<wgpu::Adapter>, Failure> {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::from_env().unwrap_or_default();
         let instance = wgpu::Instance::new(descriptor);
@@ -34,7 +36,10 @@ impl AdapterChoice {
             && !adapters.iter().any(matches)
         {
             let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
-            bail!("--adapter {part:?} is part of no adapter's name; there are: {}", names.join(", "));
+            let there_are = names.join(", ");
+            return Err(Failure::Input(anyhow!(
+                "--adapter {part:?} is part of no adapter's name; there are: {there_are}"
+            )));
         }
         adapters.sort_by_key(|adapter| {
             let info = adapter.get_info();
@@ -54,8 +59,8 @@ impl AdapterChoice {
     pub fn open(
         &self,
         features: wgpu::Features,
-    ) -> anyhow::Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue)> {
-        let adapter = self.sorted()?.into_iter().next().context(NO_ADAPTER)?;
+    ) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue), Failure> {
+        let adapter = self.sorted()?.into_iter().next().context(NO_ADAPTER).map_err(Failure::Machine)?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("adamod"),
             required_features: features & adapter.features(),
@@ -63,7 +68,8 @@ impl AdapterChoice {
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .with_context(|| format!("adapter {:?} gave no device", adapter.get_info().name))?;
+            .with_context(|| format!("adapter {:?} gave no device", adapter.get_info().name))
+            .map_err(Failure::Machine)?;
         Ok((adapter, device, queue))
     }
 }

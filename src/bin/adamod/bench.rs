@@ -94,8 +94,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     for (option, path) in files.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?))) {
         create(option, path)?;
     }
-    let (adapter, device, queue) =
-        arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY).map_err(Failure::Machine)?;
+    let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY)?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
     let sizes = Sizes {
         most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(&machine, quick)),

@@ -38,7 +38,7 @@ struct AdapterReport {
 
 /// Prints a report on every adapter.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let adapters = arguments.choice.sorted().map_err(Failure::Input)?;
+    let adapters = arguments.choice.sorted()?;
     if adapters.is_empty() {
         return Err(Failure::Machine(anyhow::anyhow!(NO_ADAPTER)));
     }

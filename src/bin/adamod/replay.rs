@@ -146,8 +146,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let trace = Trace::read(&arguments.trace)
         .with_context(|| format!("trace {}", arguments.trace.display()))
         .map_err(Failure::Input)?;
+    if let Some(path) = &arguments.output {
+        // Before a long run is lost. What is there is left as it is until then.
+        let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+        opened
+            .with_context(|| format!("--output: {} cannot be written", path.display()))
+            .map_err(Failure::Input)?;
+    }
     let (outcomes, adapter) = match arguments.backend {
-        Backend::Gpu => on_gpu(&trace, arguments.state, &arguments.choice).map_err(Failure::Machine)?,
+        Backend::Gpu => {
+            let opened = arguments.choice.open(wgpu::Features::empty())?;
+            on_gpu(&trace, arguments.state, opened).map_err(Failure::Machine)?
+        }
         Backend::Cpu if arguments.state != StateFormat::F32 => {
             return Err(Failure::Input(anyhow!(
                 "--backend cpu is the f64 reference: it has no --state, needed is --backend gpu"
@@ -227,9 +237,8 @@ fn on_cpu(trace: &Trace) -> Vec<Outcome> {
 fn on_gpu(
     trace: &Trace,
     state: StateFormat,
-    choice: &AdapterChoice,
+    (adapter, device, queue): (wgpu::Adapter, wgpu::Device, wgpu::Queue),
 ) -> anyhow::Result<(Vec<Outcome>, Option<String>)> {
-    let (adapter, device, queue) = choice.open(wgpu::Features::empty())?;
     let mut pool_bytes = 0;
     let offsets: Vec<u64> = trace
         .parameters
