@@ -9,6 +9,11 @@ fn gradient_bits(at: Place) -> vec4<u32> {
 }
 
 fn zero_gradients(at: Place) {
+    if at.mask.w {
+        store_gradients(at, vec4(0u));
+        return;
+    }
+    // A tensor's last word: what is behind its end stays as it is.
     let raw = load_gradients(at);
     if gradients_dtype(at.format) == F32 {
         store_gradients(at, select(raw, vec4(0u), at.mask));

@@ -8,10 +8,19 @@ fn store_copies(at: Place, theta: vec4<u32>) {
         return;
     }
     let halves = narrow(dtype, theta);
-    let old = copies[at.copies] >> 16u;
-    copies[at.copies] = halves.x | (select(old, halves.y, at.mask.y) << 16u);
+    let words = pack_halves(halves);
+    if at.mask.w {
+        copies[at.copies] = words.x;
+        copies[at.copies + 1u] = words.y;
+        return;
+    }
+    // A tensor's last word: a half behind its end stays as it is.
+    if at.mask.y {
+        copies[at.copies] = words.x;
+    } else {
+        copies[at.copies] = halves.x | (copies[at.copies] & 0xffff0000u);
+    }
     if at.mask.z {
-        let old_last = copies[at.copies + 1u] >> 16u;
-        copies[at.copies + 1u] = halves.z | (select(old_last, halves.w, at.mask.w) << 16u);
+        copies[at.copies + 1u] = halves.z | (copies[at.copies + 1u] & 0xffff0000u);
     }
 }

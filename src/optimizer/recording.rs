@@ -85,6 +85,25 @@ impl Optimizer {
         encoder: &mut wgpu::CommandEncoder,
         updates: &[Update<'_>],
     ) -> Result<(), EncodeError> {
+        self.record_views(&mut begin_pass(encoder), updates)?;
+        self.advance();
+        Ok(())
+    }
+
+    /// Records a step at views of this step only into an encoder of its own, and submits it.
+    ///
+    /// # Errors
+    /// As [`Optimizer::encode_views`], and if the submit fails; no step count has advanced then.
+    pub fn step_views(&mut self, updates: &[Update<'_>]) -> Result<wgpu::SubmissionIndex, EncodeError> {
+        self.submit_step(|optimizer, pass| optimizer.record_views(pass, updates))
+    }
+
+    /// Records a step at views of this step only, without counting it.
+    fn record_views(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        updates: &[Update<'_>],
+    ) -> Result<(), EncodeError> {
         self.select(updates.iter().map(|update| update.parameter))?;
         let mut buffers = Buffers::default();
         let places = self.locate(updates, &mut buffers)?;
@@ -99,12 +118,10 @@ impl Optimizer {
         let parameters = updates.iter().map(|update| update.parameter.index as usize).collect();
         let old = self.moving.take();
         let mut tables = Tables::new(&self.on_device(), plan, parameters, buffers.list, old)?;
-        let recorded = self.record(&mut begin_pass(encoder), &mut tables, false, Part::Whole);
+        let recorded = self.record(pass, &mut tables, false, Part::Whole);
         tables.release();
         self.moving = Some(tables);
-        recorded?;
-        self.advance();
-        Ok(())
+        recorded
     }
 
     /// Records a step of every parameter into an encoder of its own and submits it.
@@ -112,11 +129,19 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::encode`], and if the submit fails; no step count has advanced then.
     pub fn step(&mut self) -> Result<wgpu::SubmissionIndex, EncodeError> {
+        self.submit_step(|optimizer, pass| optimizer.record_all(pass, Part::Whole))
+    }
+
+    /// Submits a step that `record` records, and counts it once the device has taken it.
+    fn submit_step(
+        &mut self,
+        record: impl FnOnce(&mut Self, &mut wgpu::ComputePass<'_>) -> Result<(), EncodeError>,
+    ) -> Result<wgpu::SubmissionIndex, EncodeError> {
         let device = self.device.clone();
         let commands = catch(&device, || {
             let mut encoder =
                 device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.step") });
-            self.record_all(&mut begin_pass(&mut encoder), Part::Whole)?;
+            record(self, &mut begin_pass(&mut encoder))?;
             Ok::<_, EncodeError>(encoder.finish())
         })??;
         let submission = submit(&self.device, &self.queue, commands)?;

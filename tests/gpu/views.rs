@@ -1,6 +1,6 @@
 //! Engines with memory pools: values and gradients lie elsewhere at every step.
 
-use adamod::{EncodeError, Hyperparameters, Role, Rule, Update, View, ViewError, Views};
+use adamod::{EncodeError, Hyperparameters, Optimizer, Role, Rule, Update, View, ViewError, Views};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -237,4 +237,35 @@ fn parameters_may_have_one_gradient_between_them() {
     overlapping[1].views.values = values;
     let error = engine.optimizer.encode_views(&mut gpu().encoder(), &overlapping).unwrap_err();
     assert!(matches!(error, EncodeError::View { source: ViewError::Overlap { .. }, .. }), "{error}");
+}
+
+#[test]
+fn a_step_of_given_views_can_be_submitted_at_once() {
+    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[700, 33]);
+    let run = |step: fn(&mut Optimizer, &[Update<'_>])| {
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+        for number in 0..3 {
+            engine.write_gradients(&all(&model.gradients(number)));
+            let buffers = engine.buffers.clone();
+            let places = engine.ids.iter().zip(&engine.locations);
+            let updates: Vec<_> = places
+                .map(|(&parameter, location)| Update { parameter, views: location.views(&buffers) })
+                .collect();
+            step(&mut engine.optimizer, &updates);
+        }
+        // A step that is refused is not counted.
+        let buffers = engine.buffers.clone();
+        let update = Update { parameter: engine.ids[0], views: engine.locations[0].views(&buffers) };
+        let error = engine.optimizer.step_views(&[update, update]).unwrap_err();
+        assert!(matches!(error, EncodeError::Repeated { .. }), "{error}");
+        assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(3));
+        engine.bits()
+    };
+    let recorded = run(|optimizer, updates| {
+        let mut encoder = gpu().encoder();
+        optimizer.encode_views(&mut encoder, updates).unwrap();
+        gpu().submit(encoder);
+    });
+    let submitted = run(|optimizer, updates| drop(optimizer.step_views(updates).unwrap()));
+    assert!(recorded == submitted);
 }

@@ -79,7 +79,7 @@ pub enum Error {
     /// The core refuses a parameter.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The core cannot record a step.
+    /// The core cannot record or submit a step.
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// State or counters cannot be read.
@@ -91,9 +91,6 @@ pub enum Error {
     /// A checkpoint does not fit.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// wgpu refuses a submit.
-    #[error("the step cannot be submitted: {0}")]
-    Submit(#[source] wgpu::Error),
     /// Burn cannot open or register a device.
     #[error(transparent)]
     Init(#[from] WgpuInitError),

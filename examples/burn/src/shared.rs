@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use adamod::{GroupId, Hyperparameters, Optimizer, Options, ParameterId, Update, View, Views, wgpu};
+use adamod::{GroupId, Hyperparameters, Optimizer, Options, ParameterId, Update, View, Views};
 use burn::backend::StreamId;
 use burn::backend::wgpu::{AutoCompiler, CubeTensor, into_contiguous};
 use burn::tensor::DType;
@@ -140,29 +140,9 @@ impl Shared {
         for &(group, hyperparameters) in groups {
             core.set_hyperparameters(group, hyperparameters)?;
         }
-        let Gpu { wgpu, queue, .. } = &self.gpu;
-        let mut encoder =
-            wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("adamod.burn") });
-        let before = core.step_counts();
-        core.encode_views(&mut encoder, &updates)?;
-        let submitted = submit(wgpu, queue, encoder.finish());
-        if submitted.is_err() {
-            core.rewind(&before)?;
-        }
-        submitted
+        core.step_views(&updates)?;
+        Ok(())
     }
-}
-
-/// Submits commands, and returns the error that wgpu raises; without a scope it would panic.
-fn submit(device: &wgpu::Device, queue: &wgpu::Queue, commands: wgpu::CommandBuffer) -> Result<(), Error> {
-    let filters =
-        [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
-    let scopes = filters.map(|filter| device.push_error_scope(filter));
-    queue.submit([commands]);
-    // Scopes are a stack. Every one has to be popped.
-    let errors = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
-    let errors: Vec<_> = errors.collect();
-    errors.into_iter().flatten().next().map_or(Ok(()), |error| Err(Error::Submit(error)))
 }
 
 fn view(resource: &WgpuResource, dtype: adamod::DType) -> View<'_> {
