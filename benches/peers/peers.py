@@ -31,7 +31,7 @@ BLOCK_8BIT_BYTES = 16.0 + 2 * 2 * 4 / 256  # value and gradient f32; two moments
 FLASH_8BIT_BYTES = 16.0 + 2 * 2 * 2 / 32  # the same with an f16 scale for each 32
 
 FLUSH_BYTES = 512 << 20  # written before every timed step on a GPU, as `adamod bench` does: more than any cache of today
-COMPARABLE_SUITES = ("roofline", "modes")  # of one flat tensor
+COMPARABLE_SUITES = ("roofline", "modes", "tensors")  # of one flat tensor, and of models
 SOFTWARE_ADAPTERS = ("llvmpipe", "lavapipe", "swiftshader")
 PACKAGES = ("torch", "adamod", "pytorch_optimizer", "bitsandbytes", "flashoptim")
 
@@ -247,6 +247,7 @@ class Row:
     mode: str
     bytes_per_parameter: float
     parameters: int
+    tensors: int
     skipped: str | None = None
     ms_median: float | None = None
     ms_min: float | None = None
@@ -274,6 +275,7 @@ class Ours:
                 mode=result["mode"],
                 bytes_per_parameter=result["bytes_per_parameter"],
                 parameters=result["parameters"],
+                tensors=result["tensors"],
                 ms_median=result["ms_median"],
                 ms_min=result["ms_min"],
                 gb_per_s=result["gb_per_s"],
@@ -286,13 +288,14 @@ class Ours:
         ]
         return cls(report["adapter"], report["driver"], report["backend"], rows)
 
-    def nearest(self, mode: str, parameters: int) -> Row | None:
-        of_mode = [row for row in self.rows if row.mode == mode]
-        return min(of_mode, key=lambda row: abs(math.log(row.parameters / parameters)), default=None)
+    def nearest(self, mode: str, tensors: int, parameters: int) -> Row | None:
+        """The row of as many tensors whose size is nearest."""
+        alike = [row for row in self.rows if row.mode == mode and row.tensors == tensors]
+        return min(alike, key=lambda row: abs(math.log(row.parameters / parameters)), default=None)
 
     def largest(self, modes: set[str]) -> int | None:
-        """The largest size that was measured in each of the modes."""
-        sizes = [{row.parameters for row in self.rows if row.mode == mode} for mode in modes]
+        """The largest size of one tensor that was measured in each of the modes."""
+        sizes = [{row.parameters for row in self.rows if row.mode == mode and row.tensors == 1} for mode in modes]
         return max(set.intersection(*sizes), default=None)
 
     @property
@@ -340,7 +343,14 @@ def measure(problem: Problem, runs: int, warmup: int, ours: Ours | None) -> list
 
     rows = []
     for peer in PEERS:
-        row = Row(peer.name, peer.mode, peer.bytes_per_parameter, problem.parameters, failures.get(peer.name))
+        row = Row(
+            optimizer=peer.name,
+            mode=peer.mode,
+            bytes_per_parameter=peer.bytes_per_parameter,
+            parameters=problem.parameters,
+            tensors=len(problem.initial),
+            skipped=failures.get(peer.name),
+        )
         if row.skipped is None:
             row = timed(row, contenders[peer.name], copies[peer.bytes_per_parameter], ours)
         rows.append(row)
@@ -351,7 +361,7 @@ def timed(row: Row, contender: Contender, copy: Contender, ours: Ours | None) ->
     median = statistics.median(contender.milliseconds)
     of_copy = [own / other for own, other in zip(copy.milliseconds, contender.milliseconds, strict=True)]
     host = contender.host_microseconds
-    nearest = ours.nearest(row.mode, row.parameters) if ours else None
+    nearest = ours.nearest(row.mode, row.tensors, row.parameters) if ours else None
     return dataclasses.replace(
         row,
         ms_median=median,
@@ -387,8 +397,12 @@ def print_table(rows: list[Row]) -> None:
 def notes(device: torch.device, ours: Ours | None, rows: list[Row]) -> Iterator[str]:
     """What one has to know to read the table."""
     if ours is not None:
-        for mode in sorted({row.mode for row in rows} - {row.mode for row in ours.rows}):
-            yield f"No ratio to {mode}: the file given by --ours has none. `adamod bench --suite modes` measures it."
+        alike = {row.mode for row in ours.rows if row.tensors == rows[0].tensors}
+        for mode in sorted({row.mode for row in rows} - alike):
+            yield f"No ratio to {mode} of {rows[0].tensors} tensor(s): the file given by --ours has none."
+    hosts = [row.optimizer for row in rows if row.host_us_median and row.host_us_median >= 1e3 * row.ms_median]
+    if hosts:
+        yield f"Bound by the host, whose launches take longer than the kernels: {', '.join(hosts)}."
     if device.type == "cpu" or (ours is not None and ours.is_software):
         yield (
             "Not a fair race: on a CPU, torch runs native kernels and a software Vulkan adapter runs shaders. "
@@ -454,7 +468,7 @@ def main() -> None:
     shown = list(rows)
     if ours is not None:
         print(f"ours:  {ours.adapter} ({ours.backend}, {ours.driver})")
-        nearest = (ours.nearest(mode, problem.parameters) for mode in sorted({row.mode for row in rows}))
+        nearest = (ours.nearest(mode, len(shapes), problem.parameters) for mode in sorted({row.mode for row in rows}))
         shown = [row for row in nearest if row is not None] + shown
     print()
     print_table(shown)
