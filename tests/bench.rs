@@ -90,6 +90,7 @@ fn a_report_is_complete_and_agrees_with_itself() {
             row("modes", "adamod-q8+bf16+split24", 2_500.0, 14.25),
             row("modes", "adamod-q8+bf16+split32", 2_500.0, 16.25),
             row("modes", "adamod-f32+clip", 2_500.0, 40.0),
+            row("modes", "adamod-f32+copy", 2_500.0, 38.0),
             row("modes", "adamod-f32+learning-rates", 2_500.0, 36.0),
             row("modes", "adam-f32", 2_500.0, 28.0),
             row("modes", "adam-bf16", 2_500.0, 20.0),
@@ -101,6 +102,7 @@ fn a_report_is_complete_and_agrees_with_itself() {
             row("modes", "adam-q8+bf16+split24", 2_500.0, 12.25),
             row("modes", "adam-q8+bf16+split32", 2_500.0, 14.25),
             row("modes", "adam-f32+clip", 2_500.0, 32.0),
+            row("modes", "adam-f32+copy", 2_500.0, 30.0),
             row("modes", "adam-f32+learning-rates", 2_500.0, 28.0),
             row("modes", "sgd-f32", 2_500.0, 20.0),
             row("modes", "sgd-bf16", 2_500.0, 16.0),
@@ -112,6 +114,7 @@ fn a_report_is_complete_and_agrees_with_itself() {
             row("modes", "sgd-q8+bf16+split24", 2_500.0, 10.25),
             row("modes", "sgd-q8+bf16+split32", 2_500.0, 12.25),
             row("modes", "sgd-f32+clip", 2_500.0, 24.0),
+            row("modes", "sgd-f32+copy", 2_500.0, 22.0),
         ]
     );
     assert!(results.iter().all(|result| number(result, "rounds") == 3.0));

@@ -20,6 +20,8 @@ pub struct Mode {
     pub master_weights: MasterWeights,
     pub diagnostics: Diagnostics,
     pub gradients: Gradients,
+    /// Whether f32 parameters get a copy in bf16.
+    pub copies: bool,
 }
 
 /// What is done with gradients before the step.
@@ -43,6 +45,7 @@ impl Mode {
             master_weights: MasterWeights::None,
             diagnostics: Diagnostics::Off,
             gradients: Gradients::AsTheyAre,
+            copies: false,
         }
     }
 
@@ -77,11 +80,12 @@ impl Mode {
             Gradients::AsTheyAre => "",
             Gradients::Clipped => "+clip",
         };
-        format!("{rule}-{state}{values}{master_weights}{diagnostics}{gradients}")
+        let copies = if self.copies { "+copy" } else { "" };
+        format!("{rule}-{state}{values}{master_weights}{diagnostics}{gradients}{copies}")
     }
 
     /// Bytes that a step has to read and write a parameter: parameter and state twice, the gradient once, and once more for its
-    /// norm.
+    /// norm; a copy once.
     pub fn bytes_per_parameter(self) -> f64 {
         let Self { rule, state, master_weights, .. } = self;
         let layout = BlockLayout { states: rule.states(), state, master_weights };
@@ -89,7 +93,8 @@ impl Mode {
             Gradients::AsTheyAre => 1,
             Gradients::Clipped => 2,
         };
-        (self.values.bytes() * (2 + reads)) as f64 + 2.0 * layout.bytes_per_parameter()
+        let copy = if self.copies { DType::Bf16.bytes() } else { 0 };
+        (self.values.bytes() * (2 + reads) + copy) as f64 + 2.0 * layout.bytes_per_parameter()
     }
 
     /// Whether every number that is stored is an f32.
@@ -134,6 +139,8 @@ pub struct Engine {
     mode: Mode,
     placement: Placement,
     buffers: Vec<wgpu::Buffer>,
+    /// Copies of all tensors, if there are any.
+    copies: Option<wgpu::Buffer>,
     tensors: Vec<Tensor>,
     /// Steps recorded, which decide where moving gradients lie.
     recorded: usize,
@@ -146,6 +153,8 @@ struct Tensor {
     values: Place,
     /// Where the gradient lies in even steps and in odd ones; only moving ones have two places.
     gradients: [Place; 2],
+    /// Byte offset of its copy.
+    copy: u64,
 }
 
 impl Engine {
@@ -159,18 +168,20 @@ impl Engine {
         let Machine { device, queue, .. } = machine;
         let (places, sizes) = place(placement, lengths, mode.values.bytes());
         // Whether there is room is known before minutes are spent on their contents.
-        let buffers: Vec<_> = machine.catch("tensors", || {
-            let created = sizes.iter().map(|&size| {
-                device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("adamod.bench.tensors"),
-                    size,
-                    usage: wgpu::BufferUsages::STORAGE
-                        | wgpu::BufferUsages::COPY_SRC
-                        | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            });
-            Ok(created.collect())
+        let copy_bytes = |len: u64| (DType::Bf16.bytes() * len).next_multiple_of(ALIGNMENT_BYTES);
+        let create = |size| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("adamod.bench.tensors"),
+                size,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        };
+        let (buffers, copies): (Vec<_>, _) = machine.catch("tensors", || {
+            let copies = mode.copies.then(|| create(lengths.iter().copied().map(copy_bytes).sum()));
+            Ok((sizes.iter().copied().map(create).collect(), copies))
         })?;
         fill(machine, mode.values, &buffers, &places, lengths)?;
 
@@ -187,16 +198,21 @@ impl Engine {
         let precision = Precision { state, master_weights, f32_state_below: 0 };
         let group = optimizer.add_group_with(Hyperparameters::default(), precision)?;
         let mut tensors = Vec::with_capacity(lengths.len());
+        let mut copy = 0;
         for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
             let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset).with_dtype(mode.values);
-            let views = Views::new(view(values), view(gradients[0]));
+            let mut views = Views::new(view(values), view(gradients[0]));
+            if let Some(copies) = &copies {
+                views = views.with_copy(View::new(copies, copy).with_dtype(DType::Bf16));
+            }
             let label = format!("tensor.{index}");
             let views = (placement != Placement::Moving).then_some(views);
             let parameter = Parameter { dtype: mode.values, views, ..Parameter::new(&label, len) };
             let id = optimizer.add_parameter(group, parameter)?;
-            tensors.push(Tensor { id, len, values, gradients });
+            tensors.push(Tensor { id, len, values, gradients, copy });
+            copy += copy_bytes(len);
         }
-        Ok(Self { optimizer, mode, placement, buffers, tensors, recorded: 0 })
+        Ok(Self { optimizer, mode, placement, buffers, copies, tensors, recorded: 0 })
     }
 
     pub fn mode(&self) -> Mode {
@@ -225,7 +241,7 @@ impl Engine {
     }
 
     fn verify_tensor(&self, machine: &Machine, index: usize) -> Result<u64, String> {
-        let Tensor { id, len, values: (buffer, offset), .. } = self.tensors[index];
+        let Tensor { id, len, values: (buffer, offset), copy, .. } = self.tensors[index];
         let steps = self.optimizer.step_count(id).unwrap_or(0);
         if steps != self.recorded as u64 {
             return Err(format!("tensor {index} has taken {steps} steps of {}", self.recorded));
@@ -257,6 +273,16 @@ impl Engine {
                     halves.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)).collect()
                 }
             };
+            if let Some(copies) = &self.copies {
+                let bytes = DType::Bf16.bytes();
+                let range = (copies, copy + bytes * start, (bytes * elements).next_multiple_of(4));
+                let words = machine.read(&[range]).map_err(|error| error.to_string())?;
+                let halves: &[u16] = bytemuck::cast_slice(&words);
+                let needed = rounded(DType::Bf16, &got);
+                if !needed.iter().zip(halves).all(|(value, &half)| value.to_bits() >> 16 == u32::from(half)) {
+                    return Err(format!("tensor {index}: its copy is not its values in bf16"));
+                }
+            }
             let expected = self.expected(index as u64, start..start + elements, steps);
             let context =
                 |what: &str, difference| format!("tensor {index}, step {steps}, {what}: {difference}");

@@ -140,6 +140,7 @@ fn modes() -> Vec<Mode> {
             modes.extend(masters.map(|master_weights| Mode { master_weights, ..bf16 }));
         }
         modes.push(Mode { gradients: Gradients::Clipped, ..f32 });
+        modes.push(Mode { copies: true, ..f32 });
         if rule != Rule::Sgd {
             modes.push(Mode { diagnostics: Diagnostics::LearningRates, ..f32 });
         }
