@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 
 use adamod::{
     CheckpointError, CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, WriteError,
-    wgpu,
 };
 use burn::tensor::wgpu::WgpuInitError;
 use burn::tensor::{DType, Shape};
