@@ -28,7 +28,7 @@ fn beta3_of_zero_is_adam_to_the_bit() {
             let mut of_adam = Engine::new(gpu(), &adam, Layout::TwoPools(256));
             for step in 0..20 {
                 let mut gradients = adamod.gradients(step);
-                let is_late = |index: usize| index % 3 == 0 && step < 5;
+                let is_late = |index: usize| index.is_multiple_of(3) && step < 5;
                 gradients.iter_mut().for_each(|of| {
                     of.iter_mut()
                         .enumerate()

@@ -266,6 +266,8 @@ fn a_step_of_given_views_can_be_submitted_at_once() {
         optimizer.encode_views(&mut encoder, updates).unwrap();
         gpu().submit(encoder);
     });
-    let submitted = run(|optimizer, updates| drop(optimizer.step_views(updates).unwrap()));
+    let submitted = run(|optimizer, updates| {
+        optimizer.step_views(updates).unwrap();
+    });
     assert!(recorded == submitted);
 }
