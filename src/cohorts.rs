@@ -211,6 +211,11 @@ mod tests {
                 for (counter, &is_present) in counters.iter_mut().zip(present) {
                     *counter += u64::from(is_present);
                 }
+                // No cohort is without members, and each knows how many it has.
+                let mut members = vec![0; cohorts.list().len()];
+                (0..groups.len()).for_each(|parameter| members[cohorts.of(parameter) as usize] += 1);
+                prop_assert!(cohorts.list().iter().map(|cohort| cohort.members).eq(members.iter().copied()));
+                prop_assert!(members.iter().all(|&members| members > 0));
                 for (parameter, &counter) in counters.iter().enumerate() {
                     prop_assert_eq!(cohorts.steps(parameter), counter);
                     prop_assert_eq!(cohorts.list()[cohorts.of(parameter) as usize].group, groups[parameter]);
