@@ -460,9 +460,9 @@ impl Plan {
             let alone = |piece: &Piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits);
             let mut cut = Vec::with_capacity(group.len());
             while let Some(mut piece) = group.pop() {
-                let meets = alone(&piece).binding(limits, after_use).is_none();
-                let half = if meets { piece.chunks().div_ceil(2) } else { u64::MAX };
-                match piece.split(limits.window_chunks().min(half)) {
+                let (chunks, most) = (piece.chunks(), limits.window_chunks());
+                let meets = chunks <= most && alone(&piece).binding(limits, after_use).is_none();
+                match piece.split(if meets { chunks.div_ceil(2) } else { most }) {
                     Some(rest) => group.extend([rest, piece]),
                     None => cut.push(piece),
                 }

@@ -292,6 +292,22 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
     assert_ne!(plan([0, 20_000]).segments, plan([16_000, 512]).segments);
 }
 
+/// A window's worth at a time: more pieces would be more segments, or more launches.
+#[test]
+fn tensors_past_a_window_are_cut_where_windows_end() {
+    let limits = limits(64 * 1024, 1 << 20);
+    let layout = BlockLayout { states: 1, ..F32_STATE };
+    let length = 16 * u64::from(CHUNK_ELEMENTS);
+    let (extents, _) = allocate(&[(layout, length)], &limits);
+    let location = |buffer| Location { buffer, offset: 4, dtype: DType::F32 };
+    let (values, gradients) = (location(0), location(1));
+    let tensor = Tensor { values, gradients, copies: None, extents: &extents[0], layout, key: [0; 2] };
+    let size = 4 + 4 * length;
+    let plan = Plan::new(&[tensor], &[size, size], AfterUse::Keep, &limits);
+    assert_eq!(plan.launches.iter().map(|launch| launch.chunks).collect::<Vec<_>>(), [15, 1]);
+    assert_eq!(plan.segments.len(), 2);
+}
+
 /// Values and gradients with a border within one offset's alignment, too large for one window together.
 #[test]
 fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
