@@ -92,8 +92,8 @@ fn non_finite_gradients_stay_with_their_elements_in_every_format() {
                             assert!(!value.is_finite(), "{what}");
                             continue;
                         }
-                        // All started at 0. In 8 bits the others' scale no longer counts the element that is lost.
-                        let tolerance = if state == StateFormat::Q8 { 0.2 * expected.abs() } else { 0.0 };
+                        // All started at 0. In 8 bits the others' scale no longer counts the element that is lost: measured, by 2.3%.
+                        let tolerance = if state == StateFormat::Q8 { 0.1 * expected.abs() } else { 0.0 };
                         assert!((value - expected).abs() <= tolerance, "{what}, expected {expected}");
                     }
                 }

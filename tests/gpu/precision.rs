@@ -335,9 +335,10 @@ impl Comparison {
         }
     }
 
+    /// A twin whose learning rate is off by 3e-7 has all but 5 of a million near, and those at most 0.03 of what is allowed away.
     fn finish(self) {
         let Self { is_exact, near, all } = self;
-        assert!(is_exact || 10 * near >= 9 * all, "of {all} numbers only {near} are near");
+        assert!(is_exact || 100 * near >= 99 * all, "of {all} numbers only {near} are near");
     }
 }
 
