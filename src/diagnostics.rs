@@ -1,48 +1,31 @@
-//! Histograms of the learning rates: the paper's Figures 1 and 3.
+//! What the device counts, read back: histograms of the learning rates (the paper's Figures 1 and 3), and the progress of steps that
+//! the device controls.
 
-/// What a step counts besides its update.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Diagnostics {
-    /// Nothing; the kernel has no code for it.
-    #[default]
-    Off,
-    /// Histograms of the learning rates, and the norm of the updates, in the same pass. To be read with
-    /// [`Optimizer::read_learning_rates`](crate::Optimizer::read_learning_rates).
-    LearningRates,
-}
-
-/// Bins of a histogram.
-pub const BINS: usize = 64;
-/// The first bin starts at two to this power.
-const LOWEST_EXPONENT: i32 = -40;
-// Places of the counters in the buffer, as in `shaders/diagnostics/learning_rates.wgsl`.
-const CLIPPED: usize = 2 * BINS;
-const NOT_FINITE_UPDATES: usize = CLIPPED + 1;
-const SQUARES: usize = CLIPPED + 2;
-const COUNTERS: usize = SQUARES + BINS;
-/// Bytes of the counters, each a low and a high word.
-pub const HISTOGRAM_BYTES: u64 = 8 * COUNTERS as u64;
+pub use crate::kernels::abi::BINS;
+use crate::kernels::abi::{self, CLIPPED, NOT_FINITE_UPDATES, SQUARES};
 
 /// How often each learning rate occurred, over elements and steps.
 ///
-/// Bin `i` counts rates from `2^(i - 40)` up to `2^(i - 39)`; the first and the last bin take what lies beyond.
+/// Bin `i` counts rates from `2^(i - 40)` up to `2^(i - 39)`. The first and the last bin include what lies beyond.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LearningRates {
-    /// `eta`, the rates as Adam computes them (line 8 of both algorithms).
+#[non_exhaustive]
+pub struct RateHistograms {
+    /// Rates as Adam computes them: `eta`, line 8 of both algorithms.
     pub eta: [u64; BINS],
-    /// The rates that were used: `min(eta, s)` for AdaMod, `eta` for Adam.
+    /// Rates that were used: `min(eta, s)` for AdaMod, `eta` for Adam.
     pub bounded: [u64; BINS],
-    /// In how many of them the bound was the smaller.
+    /// How many rates the bound made smaller.
     pub clipped: u64,
-    /// Root of the sum of the squares of everything that was added to parameters, weight decay included: the norm of the update
-    /// if one step was counted. To 1e-6; steps below 1e-19 an element do not count, and it is infinite if one was not finite.
+    /// Root of the sum of the squares of everything that was added to parameters, weight decay included. If one step was counted, this is
+    /// the norm of its update, with a relative error of 1e-6. Updates of an element below 1e-19 do not count. It is infinite if an update
+    /// was not finite.
     pub update_norm: f64,
 }
 
-impl LearningRates {
-    /// Least rate of a bin; its greatest is the next one's least.
+impl RateHistograms {
+    /// The smallest rate of a bin, which is the largest of the bin below.
     pub fn lower_edge(bin: usize) -> f64 {
-        f64::from(LOWEST_EXPONENT + bin as i32).exp2()
+        f64::from(abi::LOWEST_EXPONENT + bin as i32).exp2()
     }
 
     pub(crate) fn from_counters(bytes: &[u8]) -> Self {
@@ -59,5 +42,30 @@ impl LearningRates {
                 (0..BINS).map(|bin| count(SQUARES + bin) as f64 * unit(bin)).sum::<f64>().sqrt()
             },
         }
+    }
+}
+
+/// What the device has counted, as of the latest step that has finished.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Steps taken.
+    pub taken: u32,
+    /// Steps skipped.
+    pub skipped: u32,
+    /// The loss scale.
+    pub loss_scale: f32,
+    /// L2 norm of the latest step's gradients, without the loss scale and the engine's multiplier. Infinite if an element is not finite,
+    /// and 0 where no norm is computed.
+    pub norm: f32,
+}
+
+impl Progress {
+    pub(crate) const BYTES: u64 = size_of::<abi::Control>() as u64;
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let control: abi::Control = bytemuck::pod_read_unaligned(bytes);
+        let abi::Control { taken, skipped, loss_scale, norm, .. } = control;
+        Self { taken, skipped, loss_scale, norm }
     }
 }

@@ -1,527 +1,342 @@
-//! What each operation can refuse. Every message names the parameter or field, what was found and what is needed; after an
-//! error the optimizer is as it was before the call.
+//! The errors of [`Optimizer`](crate::Optimizer).
 
-use thiserror::Error;
+use std::fmt;
+use std::time::Duration;
 
-use crate::format::{DType, MasterWeights};
-use crate::scope::Refusal;
+use crate::device::error_scope::DeviceError;
+use crate::device::readback::SnapshotError;
+use crate::rules::{OutOfRange, RuleKind};
+use crate::storage::dtype::DType;
+use crate::storage::master::MasterWeights;
 
-/// [`Optimizer::new`](crate::Optimizer::new) failed.
-#[derive(Debug, Error)]
+/// An operation of an [`Optimizer`](crate::Optimizer) failed.
+///
+/// After any error the optimizer is as it was before the call. [`Error::kind`] says what is wrong, and [`Error::label`] names the
+/// parameter that it is about, if it is about one.
+///
+/// ```
+/// # use adamod::{ErrorKind, Optimizer, Options, Rule, Hyperparameters};
+/// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+/// # let (device, queue) = doc::gpu();
+/// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+/// let error = optimizer.add_group(Hyperparameters::new().with_learning_rate(-1.0)).unwrap_err();
+/// assert!(matches!(error.kind(), ErrorKind::OutOfRange(of) if of.name == "learning_rate"));
+/// # Ok::<(), adamod::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Error {
+    label: Option<String>,
+    kind: ErrorKind,
+}
+
+impl Error {
+    /// What is wrong.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+
+    /// Label of the parameter that the error is about.
+    pub fn label(&self) -> Option<&str> {
+        self.label.as_deref()
+    }
+
+    /// The same error, about the parameter with this label.
+    pub(crate) fn about(self, label: &str) -> Self {
+        Self { label: Some(label.to_owned()), ..self }
+    }
+
+    /// Whether the device is lost. Then create a new device and a new optimizer, and restore the last checkpoint.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.kind, ErrorKind::Lost)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(label) = &self.label {
+            write!(f, "parameter {label:?}: ")?;
+        }
+        self.kind.fmt(f)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self { label: None, kind }
+    }
+}
+
+impl From<DeviceError> for Error {
+    fn from(error: DeviceError) -> Self {
+        ErrorKind::from(error).into()
+    }
+}
+
+impl From<OutOfRange> for Error {
+    fn from(error: OutOfRange) -> Self {
+        ErrorKind::OutOfRange(error).into()
+    }
+}
+
+/// What is wrong with an operation.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum CreateError {
-    /// The device's limits are below what the kernels need.
-    #[error("the device allows {limit} = {found}, the kernels need {needed}")]
+pub enum ErrorKind {
+    /// A limit of the device is below what the kernels need. WebGPU's default limits suffice.
+    #[error("the device has {limit} = {found}, expected at least {expected}")]
     Limit {
         /// Name of the limit in [`wgpu::Limits`].
         limit: &'static str,
-        /// What the device was created with.
+        /// The device's limit.
         found: u64,
-        /// The least that is needed.
-        needed: u64,
+        /// The least that the kernels need.
+        expected: u64,
     },
-    /// Histograms of learning rates were asked of a rule that has none.
-    #[error("Diagnostics::LearningRates needs Rule::AdaMod or Rule::Adam: SGD has one rate for all elements")]
-    NoLearningRates,
-    /// A setting of [`DeviceControl`](crate::DeviceControl) is not finite or out of its range.
-    #[error("{name} is {found}, needed is {needed}")]
-    Control {
-        /// The field.
-        name: &'static str,
-        /// The value.
-        found: f64,
-        /// Its range.
-        needed: &'static str,
+    /// A hyperparameter or a setting of [`DeviceControl`](crate::DeviceControl) is not finite or not in its range.
+    #[error(transparent)]
+    OutOfRange(OutOfRange),
+    /// New hyperparameters have another rule than the group, whose parameters have the states of its rule.
+    #[error("the rule is {found}, expected {expected}, the rule of the group")]
+    Rule {
+        /// The given rule.
+        found: RuleKind,
+        /// The rule of the group.
+        expected: RuleKind,
     },
-    /// wgpu refused a pipeline or a buffer.
-    #[error("the device refused a resource")]
-    Device(#[source] wgpu::Error),
-    /// The device is lost: make a new one.
+    /// The group belongs to another optimizer or was removed.
+    #[error("the group belongs to another optimizer or was removed")]
+    UnknownGroup,
+    /// The parameter belongs to another optimizer or was removed.
+    #[error("the parameter belongs to another optimizer or was removed")]
+    UnknownParameter,
+    /// Another parameter has the label.
+    #[error("another parameter has this label")]
+    DuplicateLabel,
+    /// The label is empty.
+    #[error("the label is empty")]
+    EmptyLabel,
+    /// The parameter has no elements.
+    #[error("it has 0 elements, expected at least 1")]
+    Empty,
+    /// The parameter has more elements than a buffer can hold.
+    #[error("it has {len} elements of {dtype}, expected at most {most}, which is what a buffer can hold")]
+    TooLong {
+        /// Its number of elements.
+        len: u64,
+        /// Their data type.
+        dtype: DType,
+        /// The most elements: [`wgpu::Limits::max_buffer_size`] in elements, and at most 2^40 bytes.
+        most: u64,
+    },
+    /// The group's master weights do not fit the parameter's data type.
+    #[error(
+        "it is {dtype} in a group with MasterWeights::{found:?}, expected MasterWeights::F32 for f16, or a bf16 parameter"
+    )]
+    MasterWeights {
+        /// The parameter's data type.
+        dtype: DType,
+        /// The group's master weights.
+        found: MasterWeights,
+    },
+    /// The device counts the steps of this many parameters at most.
+    #[error("an optimizer with Control::Device has at most {most} parameters")]
+    TooMany {
+        /// The most parameters.
+        most: usize,
+    },
+    /// A view cannot be used.
+    #[error("the view of its {role}: {error}")]
+    View {
+        /// Which of its views.
+        role: Role,
+        /// What is wrong with it.
+        error: ViewError,
+    },
+    /// The parameter stands twice in one step.
+    #[error("it stands twice in one step")]
+    Repeated,
+    /// The parameter has no registered views.
+    #[error("it has no registered views, expected Step::at with its views, or a call of set_views")]
+    NoViews,
+    /// Half a step was asked of an optimizer that computes no norm.
+    #[error(
+        "the optimizer computes no norm, expected Control::Device with NonFinite::Skip, a max_norm or a dynamic loss scale"
+    )]
+    NoNorm,
+    /// The buffer of the parameter's values lacks a usage.
+    #[error("the buffer of its values has usages {found:?}, expected {expected:?}")]
+    Usage {
+        /// Usages of the buffer.
+        found: wgpu::BufferUsages,
+        /// The missing usage.
+        expected: wgpu::BufferUsages,
+    },
+    /// The given states are not those of the parameter's rule.
+    #[error("its states are {found:?}, expected {expected:?}")]
+    States {
+        /// The given names.
+        found: Vec<String>,
+        /// [`Rule::state_names`](crate::Rule::state_names).
+        expected: Vec<&'static str>,
+    },
+    /// Values or a state have the wrong number of elements.
+    #[error("{what} has {found} elements, expected {expected}")]
+    Length {
+        /// `values`, or the name of the state.
+        what: String,
+        /// The given number of elements.
+        found: u64,
+        /// The parameter's number of elements.
+        expected: u64,
+    },
+    /// The step count is larger than the optimizer can continue from.
+    #[error("its step count is {found}, expected at most {most}")]
+    Steps {
+        /// The given step count.
+        found: u64,
+        /// The largest step count.
+        most: u64,
+    },
+    /// Parameters were added or removed, or state was written, after the step counts were taken.
+    #[error("parameters or their state have changed since the step counts were taken")]
+    StaleCounts,
+    /// The group has parameters.
+    #[error("the group has {members} parameters, among them {label:?}; remove or move them first")]
+    GroupInUse {
+        /// The number of its parameters.
+        members: usize,
+        /// Label of one of them.
+        label: String,
+    },
+    /// The optimizer was created without [`Diagnostics::RateHistograms`](crate::Diagnostics::RateHistograms).
+    #[error("the optimizer was created without Diagnostics::RateHistograms")]
+    NoDiagnostics,
+    /// The optimizer was created with [`Control::Host`](crate::Control::Host).
+    #[error("the optimizer was created with Control::Host, expected Control::Device")]
+    NoControl,
+    /// The device did not finish within [`Options::device_timeout`](crate::Options::device_timeout).
+    #[error("the device has not finished after {limit:?}")]
+    Timeout {
+        /// The time that the call waited.
+        limit: Duration,
+    },
+    /// A read-back could not be mapped: the device may be lost.
+    #[error("the read-back could not be mapped: {0}")]
+    Map(wgpu::BufferAsyncError),
+    /// wgpu refused a buffer, pipeline, bind group or copy. Causes are a lack of memory, or a buffer of the caller's that is destroyed
+    /// or belongs to another device.
+    #[error("the device refused the operation: {0}")]
+    Device(wgpu::Error),
+    /// The device is lost. Create a new device and a new optimizer, and restore the last checkpoint.
     #[error("the device is lost")]
     Lost,
 }
 
-/// A hyperparameter, or the group it was meant for, was refused.
-#[derive(Debug, Error, PartialEq)]
-#[non_exhaustive]
-pub enum HyperparameterError {
-    /// A value is not finite or out of its range.
-    #[error("{name} is {found}, needed is {needed}")]
-    OutOfRange {
-        /// The field of [`Hyperparameters`](crate::Hyperparameters).
-        name: &'static str,
-        /// The value.
-        found: f64,
-        /// Its range.
-        needed: &'static str,
-    },
-    /// The group is not of this optimizer, or was removed.
-    #[error("the group is of another optimizer, or was removed")]
-    UnknownGroup,
+impl ErrorKind {
+    /// The error about the parameter with this label.
+    pub(crate) fn of(self, label: &str) -> Error {
+        Error { label: Some(label.to_owned()), kind: self }
+    }
+
+    /// The error of a read-back with this time limit.
+    pub(crate) fn of_snapshot(error: SnapshotError, limit: Duration) -> Self {
+        match error {
+            SnapshotError::Device(error) => error.into(),
+            SnapshotError::Map(error) => Self::Map(error),
+            #[cfg(not(target_arch = "wasm32"))]
+            SnapshotError::Timeout => Self::Timeout { limit },
+        }
+    }
 }
 
-/// What is wrong with a view of a parameter's values or gradients.
-#[derive(Debug, Error, PartialEq, Eq)]
+impl From<DeviceError> for ErrorKind {
+    fn from(error: DeviceError) -> Self {
+        match error {
+            DeviceError::Refused(error) => Self::Device(error),
+            DeviceError::Lost => Self::Lost,
+        }
+    }
+}
+
+/// What is wrong with a view.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ViewError {
     /// The buffer lacks [`wgpu::BufferUsages::STORAGE`].
-    #[error("its buffer has usages {found:?}, needed is STORAGE")]
+    #[error("its buffer has usages {found:?}, expected STORAGE")]
     Usage {
         /// Usages of the buffer.
         found: wgpu::BufferUsages,
     },
-    /// The offset is no multiple of 4 bytes, which every view starts at, whatever its type.
-    #[error("its byte offset is {found}, needed is a multiple of 4")]
+    /// The offset is not a multiple of 4 bytes.
+    #[error("its byte offset is {found}, expected a multiple of 4")]
     Alignment {
-        /// Byte offset of the view.
+        /// The offset in bytes.
         found: u64,
     },
-    /// The view reaches past its buffer.
-    #[error("it ends at byte {end}, its buffer has {size} bytes")]
+    /// The view reaches past the end of its buffer.
+    #[error("it ends at byte {end}, expected at most {size}, the size of its buffer")]
     OutOfBounds {
-        /// First byte after the view; `u64::MAX` if it is past that.
+        /// The first byte after the view; `u64::MAX` if it is larger.
         end: u64,
-        /// Bytes of the buffer.
+        /// The size of the buffer in bytes.
         size: u64,
     },
-    /// The elements are not of the type that the parameter was registered with.
-    #[error("its elements are {found}, the parameter was registered with {needed}")]
+    /// The data type of the values is not the parameter's.
+    #[error("its elements are {found}, expected {expected} as at registration")]
     DType {
-        /// Type of the view's elements.
+        /// The data type of the view.
         found: DType,
-        /// Type of the parameter.
-        needed: DType,
+        /// The data type of the parameter.
+        expected: DType,
     },
-    /// A copy is for f32 parameters, and has 16 bits.
-    #[error("a copy of {values} in {copy} was asked for, needed is one of f32 in f16 or bf16")]
-    CopyDType {
-        /// Type of the parameter.
+    /// Only f32 parameters have shadow copies, and only in 16 bits.
+    #[error("it is {shadow} for a parameter in {values}, expected f16 or bf16 for a parameter in f32")]
+    ShadowDType {
+        /// The data type of the parameter.
         values: DType,
-        /// Type of the copy.
-        copy: DType,
+        /// The data type of the shadow copy.
+        shadow: DType,
     },
-    /// A copy lies in a buffer that is bound already.
-    #[error("it lies in the buffer of the parameter or of its gradient, needed is another one")]
-    CopyBuffer,
-    /// The view shares bytes with another one. A tensor of 16-bit elements owns its last word of 4 bytes whole.
+    /// The shadow copy lies in the buffer of the parameter or of its gradient.
+    #[error("it lies in the buffer of the parameter or of its gradient, expected another buffer")]
+    ShadowBuffer,
+    /// The view shares bytes with another one. A tensor of 16-bit elements owns the whole of its last word of 4 bytes.
     #[error("it overlaps the {other_role} of parameter {other_label:?} at byte {byte}")]
     Overlap {
-        /// What the other view is.
+        /// The role of the other view.
         other_role: Role,
-        /// The other parameter.
+        /// Label of the other parameter.
         other_label: String,
-        /// First byte that both have.
+        /// The first shared byte.
         byte: u64,
     },
 }
 
 /// What a view holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Role {
     /// The parameter itself.
     Values,
     /// Its gradient.
     Gradients,
-    /// Its copy in 16 bits.
-    Copy,
+    /// Its 16-bit shadow copy.
+    Shadow,
 }
 
 impl Role {
-    pub(crate) const COUNT: usize = Self::Copy as usize + 1;
+    pub(crate) const COUNT: usize = Self::Shadow as usize + 1;
 }
 
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Role::Values => "values",
             Role::Gradients => "gradients",
-            Role::Copy => "copy",
+            Role::Shadow => "shadow copy",
         })
     }
 }
-
-/// A parameter was refused.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RegisterError {
-    /// The group is not of this optimizer, or was removed.
-    #[error("parameter {label:?}: the group is of another optimizer, or was removed")]
-    UnknownGroup {
-        /// The parameter.
-        label: String,
-    },
-    /// The parameter is not of this optimizer, or was removed.
-    #[error("the parameter is of another optimizer, or was removed")]
-    UnknownParameter,
-    /// The label is taken.
-    #[error("parameter {label:?}: there is a parameter of that label already")]
-    DuplicateLabel {
-        /// The parameter.
-        label: String,
-    },
-    /// The parameter has no elements.
-    #[error("parameter {label:?}: its length is 0, needed is at least 1")]
-    Empty {
-        /// The parameter.
-        label: String,
-    },
-    /// The parameter has more elements than a buffer can hold.
-    #[error("parameter {label:?}: {len} elements of {dtype} are more than the {most} that a buffer can hold")]
-    TooLong {
-        /// The parameter.
-        label: String,
-        /// Its elements.
-        len: u64,
-        /// Their type.
-        dtype: DType,
-        /// How many there can be: [`wgpu::Limits::max_buffer_size`] in elements, and no more than 2^40 bytes.
-        most: u64,
-    },
-    /// The group's master weights are not for parameters of this type.
-    #[error(
-        "parameter {label:?} is {dtype} in a group with MasterWeights::{found:?}: f16 needs F32; bf16 takes any"
-    )]
-    MasterWeights {
-        /// The parameter.
-        label: String,
-        /// Its type.
-        dtype: DType,
-        /// Those of the group.
-        found: MasterWeights,
-    },
-    /// The device counts the steps of so many parameters only.
-    #[error("parameter {label:?}: with Control::Device an optimizer has at most {most} parameters")]
-    TooMany {
-        /// The parameter.
-        label: String,
-        /// How many there can be.
-        most: usize,
-    },
-    /// A view cannot be used.
-    #[error("parameter {label:?}: the view of its {role} cannot be used: {source}")]
-    View {
-        /// The parameter.
-        label: String,
-        /// Which of its views.
-        role: Role,
-        /// What is wrong with it.
-        source: ViewError,
-    },
-}
-
-/// A step was not recorded; no step count has advanced.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum EncodeError {
-    /// The parameter is not of this optimizer, or was removed.
-    #[error("a parameter was passed that is of another optimizer, or was removed")]
-    UnknownParameter,
-    /// A parameter was passed twice for one step.
-    #[error("parameter {label:?} was passed twice for one step")]
-    Repeated {
-        /// The parameter.
-        label: String,
-    },
-    /// The parameter has no views of its own.
-    #[error(
-        "parameter {label:?} was registered without views: step it through encode_views, or give it views"
-    )]
-    NoViews {
-        /// The parameter.
-        label: String,
-    },
-    /// A view cannot be used.
-    #[error("parameter {label:?}: the view of its {role} cannot be used: {source}")]
-    View {
-        /// The parameter.
-        label: String,
-        /// Which of its views.
-        role: Role,
-        /// What is wrong with it.
-        source: ViewError,
-    },
-    /// A step in two parts was asked of an optimizer that has no norm.
-    #[error(
-        "encode_norm and encode_after_norm need Control::Device with a norm: skip non-finite gradients, or set max_norm"
-    )]
-    NoNorm,
-    /// wgpu refused a buffer, pipeline or bind group: out of memory, or a caller's buffer that is destroyed or of another
-    /// device.
-    #[error("the device refused a resource")]
-    Device(#[source] wgpu::Error),
-    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
-    #[error("the device is lost")]
-    Lost,
-}
-
-/// Values or state could not be loaded; nothing was written.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum WriteError {
-    /// The parameter is not of this optimizer, or was removed.
-    #[error("the parameter is of another optimizer, or was removed")]
-    UnknownParameter,
-    /// The parameter has no views of its own.
-    #[error(
-        "parameter {label:?} was registered without views: say where its values are, to the method that ends in _at"
-    )]
-    NoViews {
-        /// The parameter.
-        label: String,
-    },
-    /// The view of the values cannot be used.
-    #[error("parameter {label:?}: the view of its values cannot be used: {source}")]
-    View {
-        /// The parameter.
-        label: String,
-        /// What is wrong with it.
-        source: ViewError,
-    },
-    /// The buffer lacks [`wgpu::BufferUsages::COPY_DST`].
-    #[error("parameter {label:?}: its buffer has usages {found:?}, writing needs COPY_DST")]
-    Usage {
-        /// The parameter.
-        label: String,
-        /// Usages of the buffer.
-        found: wgpu::BufferUsages,
-    },
-    /// The states given are not exactly those of the rule.
-    #[error("parameter {label:?}: the states given are {found:?}, needed are {needed:?}")]
-    States {
-        /// The parameter.
-        label: String,
-        /// Names given.
-        found: Vec<&'static str>,
-        /// [`Rule::state_names`](crate::Rule::state_names).
-        needed: &'static [&'static str],
-    },
-    /// Another number of elements was given.
-    #[error("parameter {label:?}: {what} has {found} elements, needed are {needed}")]
-    Length {
-        /// The parameter.
-        label: String,
-        /// The values, or the name of the state.
-        what: &'static str,
-        /// Elements given.
-        found: u64,
-        /// Elements of the parameter.
-        needed: u64,
-    },
-    /// The step count is larger than the optimizer can go on from.
-    #[error("parameter {label:?}: its step count is {found}, needed is at most {most}")]
-    Steps {
-        /// The parameter.
-        label: String,
-        /// The count given.
-        found: u64,
-        /// The largest one.
-        most: u64,
-    },
-    /// Parameters were added or removed, or state was written, after the counts were taken.
-    #[error("parameters or their state have changed since the step counts were taken")]
-    StaleCounts,
-    /// wgpu refused a buffer or a write.
-    #[error("the device refused a resource")]
-    Device(#[source] wgpu::Error),
-    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
-    #[error("the device is lost")]
-    Lost,
-}
-
-/// A parameter or a group could not be removed; it is still there.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RemoveError {
-    /// The parameter is not of this optimizer, or was removed.
-    #[error("the parameter is of another optimizer, or was removed")]
-    UnknownParameter,
-    /// The group is not of this optimizer, or was removed.
-    #[error("the group is of another optimizer, or was removed")]
-    UnknownGroup,
-    /// The group has parameters.
-    #[error("the group has {members} parameters, {label:?} among them: remove them first")]
-    GroupInUse {
-        /// How many.
-        members: usize,
-        /// One of them.
-        label: String,
-    },
-    /// wgpu refused to clear the parameter's state.
-    #[error("the device refused a resource")]
-    Device(#[source] wgpu::Error),
-    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
-    #[error("the device is lost")]
-    Lost,
-}
-
-/// A checkpoint could not be written, read, or given to an optimizer; the optimizer is as it was.
-#[cfg(feature = "checkpoint")]
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum CheckpointError {
-    /// The file system refused.
-    #[error("{}: could not {action} it", path.display())]
-    Io {
-        /// The file or folder.
-        path: std::path::PathBuf,
-        /// What was being done.
-        action: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The file ends before its header does.
-    #[error("the file has {bytes} bytes and ends within its header")]
-    Truncated {
-        /// Size of the file.
-        bytes: u64,
-    },
-    /// Names and places of the tensors are longer than a safetensors header may be.
-    #[error("names and places of {parameters} parameters take more than the 100 MB of a safetensors header")]
-    HeaderTooLarge {
-        /// How many there are.
-        parameters: usize,
-    },
-    /// It is no safetensors file, or a damaged one.
-    #[error("the file is no whole safetensors file")]
-    Format(#[from] safetensors::SafeTensorError),
-    /// The metadata are missing or say what cannot be.
-    #[error("the checkpoint's metadata: {what}")]
-    Metadata {
-        /// What is wrong.
-        what: String,
-    },
-    /// The file is of another version of the format.
-    #[error("the checkpoint has version {found}, needed is {needed}")]
-    Version {
-        /// Of the file.
-        found: u32,
-        /// Of this crate.
-        needed: u32,
-    },
-    /// A tensor is missing.
-    #[error("the checkpoint has no tensor {name:?}")]
-    MissingTensor {
-        /// Its name.
-        name: String,
-    },
-    /// A tensor has another type or shape.
-    #[error("tensor {name:?} of the checkpoint is {found}, needed is {needed}")]
-    Tensor {
-        /// Its name.
-        name: String,
-        /// Type and shape in the file.
-        found: String,
-        /// What they have to be.
-        needed: String,
-    },
-    /// The file was changed since it was written.
-    #[error("the checkpoint is damaged: its checksum is {found}, written was {needed}")]
-    Checksum {
-        /// Of the content.
-        found: String,
-        /// In the file.
-        needed: String,
-    },
-    /// A hyperparameter cannot be.
-    #[error("the checkpoint's hyperparameters cannot be used")]
-    Hyperparameters(#[from] HyperparameterError),
-    /// The checkpoint is of another optimizer.
-    #[error("{what} of the checkpoint is {found}, the optimizer has {needed}")]
-    Mismatch {
-        /// What differs: the rule, the formula, a parameter's length.
-        what: String,
-        /// In the checkpoint.
-        found: String,
-        /// In the optimizer.
-        needed: String,
-    },
-    /// The optimizer has a parameter that the checkpoint lacks.
-    #[error("the checkpoint has no parameter {label:?}")]
-    MissingParameter {
-        /// The parameter.
-        label: String,
-    },
-    /// The checkpoint has a parameter that the optimizer lacks.
-    #[error("the checkpoint has a parameter {label:?}, the optimizer has none of that label")]
-    ExtraParameter {
-        /// The parameter.
-        label: String,
-    },
-    /// wgpu refused a buffer or a write.
-    #[error("the device refused a resource")]
-    Device(#[source] wgpu::Error),
-    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
-    #[error("the device is lost")]
-    Lost,
-}
-
-/// A read-back failed.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ReadError {
-    /// The parameter is not of this optimizer, or was removed.
-    #[error("the parameter is of another optimizer, or was removed")]
-    UnknownParameter,
-    /// The parameter has no views of its own.
-    #[error(
-        "parameter {label:?} was registered without views: say where its values are, to the method that ends in _at"
-    )]
-    NoViews {
-        /// The parameter.
-        label: String,
-    },
-    /// The view of the values cannot be used.
-    #[error("parameter {label:?}: the view of its values cannot be used: {source}")]
-    View {
-        /// The parameter.
-        label: String,
-        /// What is wrong with it.
-        source: ViewError,
-    },
-    /// The buffer lacks [`wgpu::BufferUsages::COPY_SRC`].
-    #[error("parameter {label:?}: its buffer has usages {found:?}, reading needs COPY_SRC")]
-    Usage {
-        /// The parameter.
-        label: String,
-        /// Usages of the buffer.
-        found: wgpu::BufferUsages,
-    },
-    /// The optimizer was made without [`Diagnostics::LearningRates`](crate::Diagnostics::LearningRates).
-    #[error("the optimizer was made without Diagnostics::LearningRates")]
-    NoDiagnostics,
-    /// The optimizer was made with [`Control::Host`](crate::Control::Host).
-    #[error("the optimizer was made with Control::Host: the device keeps no progress")]
-    NoControl,
-    /// wgpu refused the copy.
-    #[error("the device refused the copy")]
-    Device(#[source] wgpu::Error),
-    /// The copy could not be mapped: the device is lost, or the buffer was destroyed.
-    #[error("the copy could not be mapped, the device may be lost")]
-    Map(#[from] wgpu::BufferAsyncError),
-    /// The device did not finish within [`Options::device_timeout`](crate::Options::device_timeout).
-    #[error("the device has not finished after {limit:?}")]
-    Timeout {
-        /// How long was waited.
-        limit: std::time::Duration,
-    },
-    /// The device is lost: make a new one, and an optimizer on it from the last checkpoint.
-    #[error("the device is lost")]
-    Lost,
-}
-
-macro_rules! from_refusal {
-    ($($error:ty),*) => {$(
-        impl From<Refusal> for $error {
-            fn from(refusal: Refusal) -> Self {
-                match refusal {
-                    Refusal::Device(error) => Self::Device(error),
-                    Refusal::Lost => Self::Lost,
-                }
-            }
-        }
-    )*};
-}
-
-from_refusal!(CreateError, EncodeError, WriteError, RemoveError, ReadError);
-#[cfg(feature = "checkpoint")]
-from_refusal!(CheckpointError);

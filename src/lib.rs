@@ -1,52 +1,52 @@
-#![doc = include_str!("../README.md")]
+//! Fused optimizer kernels for GPU training on wgpu: AdaMod, Adam and SGD with momentum.
+//!
+//! TODO
 
 pub use wgpu;
 
-mod arena;
-mod blocks;
-#[cfg(feature = "checkpoint")]
-mod checkpoint;
-mod cohorts;
-mod control;
+mod device;
 mod diagnostics;
 mod error;
-#[doc(hidden)]
-pub mod format;
 mod hyperparameters;
-#[doc(hidden)]
-pub mod layout;
+mod kernels;
 mod optimizer;
-mod pipeline;
+mod options;
 mod plan;
-mod quantized;
-mod readback;
 pub mod reference;
-mod ring;
-mod rounding;
+mod rules;
 pub mod schedule;
-mod scope;
-#[doc(hidden)]
-pub mod shader;
-mod tables;
-mod upload;
-mod views;
+mod storage;
 
 #[cfg(feature = "checkpoint")]
-pub use checkpoint::{Checkpoint, CheckpointParameter};
-pub use control::{Control, DeviceControl, LossScale, NonFinite, Progress};
-pub use diagnostics::{BINS, Diagnostics, LearningRates};
+mod checkpoint;
+
 #[cfg(feature = "checkpoint")]
-pub use error::CheckpointError;
-pub use error::{
-    CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, RemoveError, Role, ViewError,
-    WriteError,
-};
-pub use format::{DType, MasterWeights, Precision, StateFormat};
-pub use hyperparameters::{Formula, Hyperparameters, Objective, Rule, WeightDecay};
-pub use layout::Workgroups;
+pub use checkpoint::error::CheckpointError;
+#[cfg(feature = "checkpoint")]
+pub use checkpoint::{Checkpoint, CheckpointParameter};
+pub use diagnostics::{BINS, Progress, RateHistograms};
+pub use error::{Error, ErrorKind, Role, ViewError};
+pub use hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
+pub use kernels::variant::{Access, GradientBinding};
 pub use optimizer::{
-    GroupId, LaunchInfo, Optimizer, Options, Parameter, ParameterId, State, StepCounts, Update,
+    GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, State, Step, StepCounts, Update,
 };
-pub use plan::AfterUse;
-pub use shader::{Access, GradientBinding};
-pub use views::{View, Views};
+pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Options, Workgroups};
+pub use plan::views::{View, Views};
+pub use rules::{AdaMod, Adam, Formula, OutOfRange, Rule, RuleKind, Sgd};
+pub use storage::dtype::DType;
+pub use storage::master::MasterWeights;
+pub use storage::state::{Precision, Sign, StateFormat, StateTensor};
+
+pub mod low_level {
+    //! The kernels themselves: their WGSL, the structures of their tables, and the layout of state, for tools that analyse or benchmark
+    //! them. Not needed to train. These items change without notice between minor versions.
+
+    pub use crate::kernels::abi;
+    pub use crate::kernels::bindings;
+    pub use crate::kernels::variant::{Shadow, Variant, norm_source, prepare_source};
+    pub use crate::storage::block::{
+        BlockLayout, CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess, state_words,
+    };
+    pub use crate::storage::state::{Format, MAX_STATES};
+}

@@ -3,7 +3,7 @@
 
 alias Word = u32;
 
-@group(0) @binding(3) var<storage, read_write> parameters: array<Word>;
+@group(0) @binding(PARAMETERS_BINDING) var<storage, read_write> parameters: array<Word>;
 
 // Which of the four words of 32 bits have an element of the tensor.
 fn words_held(dtype: u32, mask: vec4<bool>) -> vec4<bool> {

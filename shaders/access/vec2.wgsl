@@ -3,7 +3,7 @@
 
 alias Word = vec2<u32>;
 
-@group(0) @binding(3) var<storage, read_write> parameters: array<Word>;
+@group(0) @binding(PARAMETERS_BINDING) var<storage, read_write> parameters: array<Word>;
 
 fn load_parameters(at: Place) -> vec4<u32> {
     let i = at.parameters / 2u;

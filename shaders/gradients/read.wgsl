@@ -1,6 +1,6 @@
 // Gradients in a buffer that holds no parameters of the launch, and are not zeroed.
 
-@group(0) @binding(4) var<storage, read> gradients: array<Word>;
+@group(0) @binding(GRADIENTS_BINDING) var<storage, read> gradients: array<Word>;
 
 fn gradient_word(index: u32) -> Word {
     return gradients[index];

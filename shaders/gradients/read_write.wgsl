@@ -1,7 +1,7 @@
 // Gradients that are zeroed, or that lie in the parameters' buffer but too far away for one binding: WebGPU refuses one buffer
 // bound both `read` and `read_write`.
 
-@group(0) @binding(4) var<storage, read_write> gradients: array<Word>;
+@group(0) @binding(GRADIENTS_BINDING) var<storage, read_write> gradients: array<Word>;
 
 fn gradient_word(index: u32) -> Word {
     return gradients[index];

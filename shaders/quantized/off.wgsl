@@ -1,6 +1,7 @@
-// No state of 8 bits in this launch.
+// No 8-bit state in this launch.
 
-// No lane waits for another. Where lanes go round a loop few are past its end, and software adapters run a branch at each lane's cost.
+// No lane waits for another. Where lanes go round a loop, few of them are past its end, and software adapters execute a branch at
+// every lane's cost.
 fn is_idle(at: Place) -> bool {
     return LANES >= CHUNK_ELEMENTS / 4u && at.is_extra;
 }
@@ -13,9 +14,9 @@ fn load_quantized(at: Place, scales: u32) -> State {
     return State();
 }
 
-fn scales_of(at: Place, format: u32, lane: u32, before: u32, stepped: State) -> u32 {
+fn scales_of(at: Place, format: u32, lane: u32, before: u32, state: State) -> u32 {
     return 0u;
 }
 
-fn store_quantized(at: Place, scales: u32, stepped: State, random: Random) {
+fn store_quantized(at: Place, scales: u32, state: State, random: Random) {
 }

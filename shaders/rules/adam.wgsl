@@ -8,19 +8,28 @@
 //   8:  eta = alpha / (sqrt(v^) + epsilon)
 //   9:  theta = theta - alpha lambda theta - eta m^
 
-const STATES = 2u;
-
-struct Stepped {
-    parameters: vec4<f32>,
-    state: State,
-    eta: vec4<f32>,
-    bounded: vec4<f32>,
+struct AdamCoefficients {
+    exp_avg_weight: f32,
+    exp_avg_sq_weight: f32,
+    step_size: f32,
+    exp_avg_correction: f32,
+    exp_avg_sq_correction: f32,
+    epsilon: f32,
 }
 
-fn step(c: Coefficients, theta: vec4<f32>, gradient_bits: vec4<u32>, old: State) -> Stepped {
-    let g = limited_gradient(c, gradient_bits, theta);
-    let m = ema(old.exp_avg, g, c.exp_avg_weight);
-    let v = ema(old.exp_avg_sq, g * g, c.exp_avg_sq_weight);
-    let eta = eta_of(c, v);
-    return Stepped(moved(c, theta, eta, m), State(m, v, vec4(0.0)), eta, eta);
+// The coefficients of step t, from those with all corrections 1.
+fn adam_coefficients(base: AdamCoefficients, variant: u32, decay: Decay) -> AdamCoefficients {
+    var c = base;
+    c.exp_avg_correction = 1.0 / decay.one_minus_power[0];
+    c.exp_avg_sq_correction = 1.0 / decay.one_minus_power[1];
+    return c;
+}
+
+fn adam_step(common: Common, c: AdamCoefficients, e: Elements) -> Stepped {
+    let g = limited_gradient(common, e);
+    let m = ema(e.state[0], g, c.exp_avg_weight);
+    let v = ema(e.state[1], g * g, c.exp_avg_sq_weight);
+    let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
+    let theta = apply_step(common, e.theta, eta, m * c.exp_avg_correction);
+    return Stepped(theta, State(m, v, e.state[2]), eta, eta);
 }

@@ -1,6 +1,6 @@
 // State in words of 4 bytes: blocks may hold anything.
 
-@group(0) @binding(5) var<storage, read_write> state: array<u32>;
+@group(0) @binding(STATE_BINDING) var<storage, read_write> state: array<u32>;
 
 fn state_4(index: u32) -> vec4<u32> {
     return vec4(state[index], state[index + 1u], state[index + 2u], state[index + 3u]);

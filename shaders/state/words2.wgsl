@@ -1,6 +1,6 @@
 // State in words of 8 bytes, for launches whose blocks hold nothing below 16 bits.
 
-@group(0) @binding(5) var<storage, read_write> state: array<vec2<u32>>;
+@group(0) @binding(STATE_BINDING) var<storage, read_write> state: array<vec2<u32>>;
 
 fn state_4(index: u32) -> vec4<u32> {
     return vec4(state[index / 2u], state[index / 2u + 1u]);

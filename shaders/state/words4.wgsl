@@ -1,6 +1,6 @@
 // State in words of 16 bytes, for launches whose blocks hold nothing below 32 bits.
 
-@group(0) @binding(5) var<storage, read_write> state: array<vec4<u32>>;
+@group(0) @binding(STATE_BINDING) var<storage, read_write> state: array<vec4<u32>>;
 
 fn state_4(index: u32) -> vec4<u32> {
     return state[index / 4u];

@@ -1,4 +1,4 @@
-//! Checkpoints on a file system: written whole or not at all.
+//! Checkpoint files, which are written whole or not at all.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Checkpoint;
-use crate::error::CheckpointError;
+use super::error::CheckpointError;
 
 impl Checkpoint {
-    /// Writes it to a file. The data go to a temporary file in the same folder, which then takes the file's place: whatever
-    /// happens meanwhile, there is the old checkpoint or the new one. File and folder are synced. The file has the mode of the one
-    /// it replaces. A process that is killed meanwhile leaves the temporary file, whose name ends in `.tmp`.
+    /// Writes the checkpoint to a file. The data go to a temporary file in the same folder, which then replaces the file. Whatever happens
+    /// meanwhile, the file is the old checkpoint or the new one. File and folder are synced. The new file has the mode of the one that it
+    /// replaces. A process that is killed meanwhile leaves the temporary file, whose name ends in `.tmp`.
     ///
     /// # Errors
-    /// If the file system refuses; the path and what was being done are named.
+    /// If the file system refuses an operation. The error names the path and the operation.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), CheckpointError> {
         let path = path.as_ref();
         let bytes = self.to_bytes()?;
@@ -24,15 +24,15 @@ impl Checkpoint {
             _ => Path::new("."),
         };
         let name = path.file_name().ok_or_else(|| {
-            let source = Error::new(ErrorKind::InvalidInput, "it has no file name");
-            CheckpointError::Io { path: path.to_owned(), action: "save", source }
+            let error = Error::new(ErrorKind::InvalidInput, "it has no file name");
+            CheckpointError::Io { path: path.to_owned(), action: "save", error }
         })?;
         let io = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| CheckpointError::Io { path, action, source }
+            move |error| CheckpointError::Io { path, action, error }
         };
         let (temporary, mut file) =
-            Temporary::create(folder, name).map_err(|(path, source)| io("create", &path)(source))?;
+            Temporary::create(folder, name).map_err(|(path, error)| io("create", &path)(error))?;
         file.write_all(&bytes).map_err(io("write", &temporary.path))?;
         if let Ok(replaced) = std::fs::metadata(path) {
             file.set_permissions(replaced.permissions()).map_err(io("set the mode of", &temporary.path))?;
@@ -41,7 +41,7 @@ impl Checkpoint {
         drop(file);
         std::fs::rename(&temporary.path, path).map_err(io("replace", path))?;
         temporary.forget();
-        // The new name lasts once the folder is on disk; only Unix can open one for that.
+        // The new name is durable once the folder is synced. Only Unix can open a folder for that.
         if cfg!(unix) {
             let folder_file = File::open(folder).map_err(io("open", folder))?;
             folder_file.sync_all().map_err(io("sync", folder))?;
@@ -55,10 +55,10 @@ impl Checkpoint {
     /// As [`Checkpoint::from_bytes`], or if the file cannot be read.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| CheckpointError::Io {
+        let bytes = std::fs::read(path).map_err(|error| CheckpointError::Io {
             path: path.to_owned(),
             action: "read",
-            source,
+            error,
         })?;
         Self::from_bytes(&bytes)
     }
@@ -70,8 +70,8 @@ struct Temporary {
 }
 
 impl Temporary {
-    /// A new file with a name that no other save uses: by process, and by save within it. A process that was killed may have left
-    /// one of the same name, and another one with the same number may run elsewhere: so what is there is left alone.
+    /// Creates a file with a name that no other save uses, from the number of the process and of the save. An existing file is left alone:
+    /// a killed process may have left it, or a process with the same number elsewhere may be writing it.
     fn create(folder: &Path, name: &OsStr) -> Result<(Self, File), (PathBuf, Error)> {
         static SAVES: AtomicU64 = AtomicU64::new(0);
         loop {
@@ -88,7 +88,7 @@ impl Temporary {
         }
     }
 
-    /// It was renamed: what has its name from now on is another save's.
+    /// Keeps the file, because it was renamed.
     fn forget(mut self) {
         self.path.clear();
     }
@@ -99,7 +99,7 @@ impl Drop for Temporary {
         if self.path.as_os_str().is_empty() {
             return;
         }
-        // The error that led here is the one to be told.
+        // The caller already has an error to report.
         let _ = std::fs::remove_file(&self.path);
     }
 }

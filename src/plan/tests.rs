@@ -1,6 +1,12 @@
 use super::*;
-use crate::format::{MasterWeights, StateFormat};
+use crate::plan::allocator::Allocator;
+use crate::plan::limits::grid;
+use crate::storage::block::state_words;
+use crate::storage::master::MasterWeights;
+use crate::storage::state::{Sign, StateFormat, StateTensor};
 use proptest::prelude::*;
+
+const STATES: [StateTensor; 3] = [StateTensor::new("state", Sign::Signed); 3];
 
 /// Tensors as a caller has them, that do not overlap, in buffers of these sizes.
 #[derive(Clone, Debug)]
@@ -14,7 +20,7 @@ struct Placed {
     length: u64,
     values: Location,
     gradients: Location,
-    copies: Option<Location>,
+    shadow: Option<Location>,
     layout: BlockLayout,
 }
 
@@ -23,29 +29,29 @@ fn dtype() -> impl Strategy<Value = DType> {
 }
 
 fn layout() -> impl Strategy<Value = BlockLayout> {
-    let state = prop::sample::select(vec![StateFormat::F32, StateFormat::Bf16, StateFormat::Q8]);
+    let state = prop::sample::select(StateFormat::ALL.to_vec());
     let master = prop::sample::select(vec![
         MasterWeights::None,
         MasterWeights::Split24,
         MasterWeights::Split32,
         MasterWeights::F32,
     ]);
-    (1_u32..4, state, master).prop_map(|(states, state, master_weights)| BlockLayout {
-        states,
+    (1_usize..4, state, master).prop_map(|(states, state, master_weights)| BlockLayout {
+        states: &STATES[..states],
         state,
         master_weights,
     })
 }
 
-/// The buffer that holds nothing but copies.
-const COPIES: usize = 3;
+/// The buffer that holds nothing but shadow.
+const SHADOW: usize = 3;
 
 fn scene() -> impl Strategy<Value = Scene> {
     let length = prop_oneof![1_u64..5, 1020_u64..1030, 1_u64..60_000];
     let place = || (0_usize..3, 0_u64..9, dtype());
     let tensor = (length, place(), place(), any::<bool>(), layout());
     prop::collection::vec(tensor, 1..12).prop_map(|tensors| {
-        let mut sizes = vec![0; COPIES + 1];
+        let mut sizes = vec![0; SHADOW + 1];
         let mut place = |(buffer, gap, dtype): (usize, u64, DType), length: u64| {
             let offset = sizes[buffer] + gap * WORD_BYTES;
             sizes[buffer] = (offset + length * dtype.bytes()).next_multiple_of(WORD_BYTES);
@@ -57,7 +63,7 @@ fn scene() -> impl Strategy<Value = Scene> {
                 length,
                 values: place(values, length),
                 gradients: place(gradients, length),
-                copies: is_copied.then(|| place((COPIES, 1, DType::Bf16), length)),
+                shadow: is_copied.then(|| place((SHADOW, 1, DType::Bf16), length)),
                 layout,
             })
             .collect();
@@ -69,7 +75,7 @@ fn limits(binding_bytes: u64, launch_chunks: u64) -> PlanLimits {
     PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks }
 }
 
-/// Extents of all tensors, and words of each page.
+/// Extents of all tensors, and words of each buffer.
 fn allocate(tensors: &[(BlockLayout, u64)], limits: &PlanLimits) -> (Vec<Vec<Extent>>, Vec<u64>) {
     let mut allocator = Allocator::new(limits);
     let mut pending: u64 = tensors.iter().map(|&(layout, length)| state_words(layout, length)).sum();
@@ -98,28 +104,28 @@ proptest! {
     #[test]
     fn launches_cover_every_element_once_within_the_limits(
         scene in scene(),
-        after_use in prop::sample::select(vec![AfterUse::Keep, AfterUse::Zero]),
+        zeroes_gradients in prop::sample::select(vec![false, true]),
         binding_bytes in prop::sample::select(vec![16 * 1024, 64 * 1024, 1 << 20]),
         launch_chunks in prop::sample::select(vec![9_u64, 100, 1 << 20]),
     ) {
         let limits = limits(binding_bytes, launch_chunks);
         let sizes: Vec<_> = scene.tensors.iter().map(|tensor| (tensor.layout, tensor.length)).collect();
-        let (extents, pages) = allocate(&sizes, &limits);
+        let (extents, buffers) = allocate(&sizes, &limits);
         let tensors: Vec<_> = scene
             .tensors
             .iter()
             .zip(&extents)
-            .map(|(&Placed { values, gradients, copies, layout, .. }, extents)| {
-                Tensor { values, gradients, copies, extents, layout, key: [0; 2] }
+            .map(|(&Placed { values, gradients, shadow, layout, .. }, extents)| {
+                Tensor { values, gradients, shadow, extents, layout, key: [0; 2], rule: RuleKind::AdaMod }
             })
             .collect();
-        let plan = Plan::new(&tensors, &scene.sizes, after_use, &limits);
+        let plan = Plan::new(&tensors, &scene.sizes, zeroes_gradients, &limits);
         let table = plan.chunk_table();
         // Halves of words of 4 bytes that launches read or write.
         let mut taken: Vec<_> = scene.sizes.iter().map(|&size| vec![false; size as usize / 2]).collect();
-        let mut state: Vec<_> = pages.iter().map(|&words| vec![false; words as usize]).collect();
+        let mut state: Vec<_> = buffers.iter().map(|&words| vec![false; words as usize]).collect();
         for launch in &plan.launches {
-            for window in [Some(&launch.values), Some(&launch.gradients), launch.copies.as_ref()].into_iter().flatten() {
+            for window in [Some(&launch.values), Some(&launch.gradients), launch.shadow.as_ref()].into_iter().flatten() {
                 prop_assert_eq!(window.offset % limits.offset_alignment, 0);
                 prop_assert!(window.bytes <= limits.binding_bytes && window.bytes > 0);
                 prop_assert!(window.end() <= scene.sizes[window.buffer as usize]);
@@ -129,11 +135,11 @@ proptest! {
             match launch.binding {
                 GradientBinding::Read => {
                     prop_assert_ne!(launch.values.buffer, launch.gradients.buffer);
-                    prop_assert_eq!(after_use, AfterUse::Keep);
+                    prop_assert_eq!(zeroes_gradients, false);
                 }
                 GradientBinding::Shared => prop_assert_eq!(launch.values, launch.gradients),
                 GradientBinding::ReadWrite => {
-                    prop_assert!(launch.values.buffer == launch.gradients.buffer || after_use == AfterUse::Zero);
+                    prop_assert!(launch.values.buffer == launch.gradients.buffer || zeroes_gradients);
                     // Browsers refuse two writable bindings that overlap.
                     prop_assert!(!launch.values.overlaps(&launch.gradients));
                 }
@@ -151,12 +157,12 @@ proptest! {
                 prop_assert!(launch.format.is_none_or(|format| format == segment.format));
                 prop_assert!(tensor.layout.access() >= launch.state_access);
                 let elements = u64::from(chunk.elements);
-                let copies = launch.copies.as_ref().zip(tensor.copies);
-                prop_assert_eq!(copies.is_some(), tensor.copies.is_some());
+                let shadow = launch.shadow.as_ref().zip(tensor.shadow);
+                prop_assert_eq!(shadow.is_some(), tensor.shadow.is_some());
                 for (window, start, view, is_in_words) in [
                     Some((&launch.values, segment.parameters, tensor.values, true)),
                     Some((&launch.gradients, segment.gradients, tensor.gradients, true)),
-                    copies.map(|(window, view)| (window, segment.copies, view, false)),
+                    shadow.map(|(window, view)| (window, segment.shadow, view, false)),
                 ]
                 .into_iter()
                 .flatten()
@@ -174,11 +180,11 @@ proptest! {
                 }
                 let block = tensor.layout.words(elements);
                 prop_assert!(chunk.state.is_multiple_of(4));
-                mark(&mut state[launch.page as usize], chunk.state.into(), block);
+                mark(&mut state[launch.state_buffer as usize], chunk.state.into(), block);
             }
         }
         for tensor in &scene.tensors {
-            for view in [Some(tensor.values), Some(tensor.gradients), tensor.copies].into_iter().flatten() {
+            for view in [Some(tensor.values), Some(tensor.gradients), tensor.shadow].into_iter().flatten() {
                 let start = view.offset as usize / 2;
                 let end = start + (tensor.length * view.dtype.bytes() / 2) as usize;
                 let range = &taken[view.buffer as usize][start..end];
@@ -192,22 +198,22 @@ proptest! {
 }
 
 const F32_STATE: BlockLayout =
-    BlockLayout { states: 3, state: StateFormat::F32, master_weights: MasterWeights::None };
+    BlockLayout { states: &STATES, state: StateFormat::F32, master_weights: MasterWeights::None };
 
 #[test]
-fn the_first_page_is_as_large_as_its_tensors() {
-    let (_, pages) = allocate(&[1000, 24, 5].map(|length| (F32_STATE, length)), &limits(1 << 20, 1 << 20));
-    assert_eq!(pages, [3 * (1000 + 24 + 8)]);
+fn the_first_buffer_is_as_large_as_its_tensors() {
+    let (_, buffers) = allocate(&[1000, 24, 5].map(|length| (F32_STATE, length)), &limits(1 << 20, 1 << 20));
+    assert_eq!(buffers, [3 * (1000 + 24 + 8)]);
 }
 
 #[test]
-fn pools_have_pages_of_their_own() {
+fn pools_have_buffers_of_their_own() {
     let mut allocator = Allocator::new(&limits(1 << 20, 1 << 20));
     let words = state_words(F32_STATE, 1000);
-    let pages: Vec<_> = [(0, 2 * words), (7, words), (0, words)]
-        .map(|(pool, pending)| allocator.allocate(pool, F32_STATE, 1000, pending)[0].page)
+    let buffers: Vec<_> = [(0, 2 * words), (7, words), (0, words)]
+        .map(|(pool, pending)| allocator.allocate(pool, F32_STATE, 1000, pending)[0].buffer)
         .into();
-    assert_eq!(pages, [0, 1, 0]);
+    assert_eq!(buffers, [0, 1, 0]);
     assert_eq!(allocator.capacities().collect::<Vec<_>>(), [2 * words, words]);
 }
 
@@ -221,9 +227,9 @@ fn blocks_that_were_given_back_are_used_again() {
     let third = place(&mut allocator, 2000);
     let capacities: Vec<_> = allocator.capacities().collect();
     allocator.release(F32_STATE, &second);
-    // The gap is too short for this one, the page's end as well: a page of its own.
+    // The gap is too short for this one, the buffer's end as well: a buffer of its own.
     let fourth = place(&mut allocator, 700);
-    assert_eq!(fourth[0].page, 1);
+    assert_eq!(fourth[0].buffer, 1);
     assert_eq!(place(&mut allocator, 500), second);
     allocator.release(F32_STATE, &first);
     allocator.release(F32_STATE, &second);
@@ -233,13 +239,13 @@ fn blocks_that_were_given_back_are_used_again() {
     allocator.release(F32_STATE, &joined);
     allocator.release(F32_STATE, &third);
     allocator.release(F32_STATE, &fourth);
-    assert_eq!(allocator.capacities().collect::<Vec<_>>(), [0, 0], "pages without tensors are vacant");
-    assert_eq!(place(&mut allocator, 5)[0].page, 0);
+    assert_eq!(allocator.capacities().collect::<Vec<_>>(), [0, 0], "buffers without tensors are vacant");
+    assert_eq!(place(&mut allocator, 5)[0].buffer, 0);
     assert_eq!(capacities, [words(3000) + words(500) + words(2000)]);
 }
 
 proptest! {
-    /// However tensors come and go, no two live ones share a word, and pages do not add up.
+    /// However tensors come and go, no two live ones share a word, and buffers do not add up.
     #[test]
     fn blocks_of_live_tensors_never_overlap(
         actions in prop::collection::vec((0_u32..3, layout(), 1_u64..9000, any::<prop::sample::Index>()), 1..80),
@@ -258,7 +264,7 @@ proptest! {
                 prop_assert_eq!(extents.iter().map(|extent| extent.elements).sum::<u64>(), *length);
                 for extent in extents {
                     let words = state_words(*layout, extent.elements);
-                    mark(&mut taken[extent.page as usize], extent.state.into(), words);
+                    mark(&mut taken[extent.buffer as usize], extent.state.into(), words);
                 }
             }
         }
@@ -280,13 +286,13 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
             .map(|(extents, offset)| Tensor {
                 values: Location { buffer: 0, offset, dtype: DType::F32 },
                 gradients: Location { buffer: 1, offset: 0, dtype: DType::F32 },
-                copies: None,
+                shadow: None,
                 extents,
                 layout: F32_STATE,
                 key: [0; 2],
             })
             .collect();
-        Plan::new(&tensors, &[40_000, 40_000], AfterUse::Keep, &limits)
+        Plan::new(&tensors, &[40_000, 40_000], false, &limits)
     };
     assert!(plan([0, 20_000]).has_chunks_of(&plan([16_000, 512])));
     assert_ne!(plan([0, 20_000]).segments, plan([16_000, 512]).segments);
@@ -301,9 +307,17 @@ fn tensors_past_a_window_are_cut_where_windows_end() {
     let (extents, _) = allocate(&[(layout, length)], &limits);
     let location = |buffer| Location { buffer, offset: 4, dtype: DType::F32 };
     let (values, gradients) = (location(0), location(1));
-    let tensor = Tensor { values, gradients, copies: None, extents: &extents[0], layout, key: [0; 2] };
+    let tensor = Tensor {
+        values,
+        gradients,
+        shadow: None,
+        extents: &extents[0],
+        layout,
+        key: [0; 2],
+        rule: RuleKind::AdaMod,
+    };
     let size = 4 + 4 * length;
-    let plan = Plan::new(&[tensor], &[size, size], AfterUse::Keep, &limits);
+    let plan = Plan::new(&[tensor], &[size, size], false, &limits);
     assert_eq!(plan.launches.iter().map(|launch| launch.chunks).collect::<Vec<_>>(), [15, 1]);
     assert_eq!(plan.segments.len(), 2);
 }
@@ -317,8 +331,16 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
         let (extents, _) = allocate(&[(layout, length)], &limits);
         let location = |offset| Location { buffer: 0, offset, dtype: DType::F32 };
         let (values, gradients) = (location(0), location(4 * length));
-        let tensor = Tensor { values, gradients, copies: None, extents: &extents[0], layout, key: [0; 2] };
-        let plan = Plan::new(&[tensor], &[8 * length], AfterUse::Keep, &limits);
+        let tensor = Tensor {
+            values,
+            gradients,
+            shadow: None,
+            extents: &extents[0],
+            layout,
+            key: [0; 2],
+            rule: RuleKind::AdaMod,
+        };
+        let plan = Plan::new(&[tensor], &[8 * length], false, &limits);
         assert_eq!(plan.launches.len(), 2, "{length}");
         for launch in plan.launches {
             let is_shared = launch.binding == GradientBinding::Shared;
@@ -334,12 +356,12 @@ fn partial_sums_are_few_however_many_chunks_there_are() {
     let tensor = Tensor {
         values: location(0),
         gradients: location(1),
-        copies: None,
+        shadow: None,
         extents: &extents[0],
         layout: F32_STATE,
         key: [0; 2],
     };
-    let plan = Plan::new(&[tensor], &[40, 40], AfterUse::Keep, &limits(1 << 20, 1 << 20));
+    let plan = Plan::new(&[tensor], &[40, 40], false, &limits(1 << 20, 1 << 20));
     for chunks in [&[1][..], &[1, 300, 4000], &[4096], &[4097], &[1, 8_000_000, 70_000]] {
         let launches: Vec<_> =
             chunks.iter().map(|&chunks| Launch { chunks, ..plan.launches[0].clone() }).collect();

@@ -1,0 +1,12 @@
+// Preparation of a step that looks at no gradients.
+
+// A step without gradients has norm 0.
+@compute @workgroup_size(1)
+fn no_norm() {
+    kept.control.norm = 0.0;
+}
+
+@compute @workgroup_size(LANES)
+fn prepare(@builtin(local_invocation_index) lane: u32) {
+    prepare_rows(lane);
+}

@@ -1,0 +1,36 @@
+// Arithmetic that the rules share. No bindings. src/rules/arithmetic.rs mirrors it line by line.
+
+// 2^63. The square of a larger gradient would make exp_avg_sq infinite in f32, and the next step infinity - infinity. With this
+// clamp, finite gradients never make a parameter non-finite.
+const GRADIENT_LIMIT: f32 = 0x1p63;
+
+fn scaled_gradient(common: Common, e: Elements) -> vec4<f32> {
+    return common.gradient_scale * bitcast<vec4<f32>>(e.gradient) + common.coupled_decay * e.theta;
+}
+
+// The scaled gradient, clamped. Infinity and NaN pass, in the gradient as in the parameter. They are recognized by their bits, since
+// WGSL lets a compiler fold `x != x` to false. A gradient that only the scale makes infinite is clamped.
+fn limited_gradient(common: Common, e: Elements) -> vec4<f32> {
+    let scaled = scaled_gradient(common, e);
+    let limited = clamp(scaled, vec4(-GRADIENT_LIMIT), vec4(GRADIENT_LIMIT));
+    let largest = max(e.gradient & MAGNITUDE, bitcast<vec4<u32>>(e.theta) & MAGNITUDE);
+    return select(scaled, limited, largest < INFINITY);
+}
+
+// Exponential moving average with decay rate beta: weight is 1 - beta for beta >= 1/2, else -beta. A step from the nearer end has its
+// fixed point exactly at `latest`, and beta = 0 gives `latest` exactly.
+fn ema(old: vec4<f32>, latest: vec4<f32>, weight: f32) -> vec4<f32> {
+    let base = select(latest, old, weight > 0.0);
+    return base + weight * (latest - old);
+}
+
+// Algorithms 1 and 2, lines 7 and 8: the learning rate of each element.
+fn eta_of(step_size: f32, v: vec4<f32>, correction: f32, epsilon: f32) -> vec4<f32> {
+    return step_size / (sqrt(v * correction) + epsilon);
+}
+
+// Decoupled weight decay of the old theta, then Algorithm 1, line 9, or Algorithm 2, line 11.
+fn apply_step(common: Common, theta: vec4<f32>, rate: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
+    let decayed = theta - common.decoupled_decay * theta;
+    return decayed - rate * direction;
+}

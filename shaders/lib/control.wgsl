@@ -1,0 +1,162 @@
+// What a step needs that the host does not know with Control::Device: whether it takes place, the factor of its gradients, and the step
+// count and coefficients of each parameter. One workgroup computes them: the only one of `prepare`, or the last one of the norm.
+
+// The hyperparameters of a group. `one_minus_powers` has 1 - beta^(2^k) of each decay rate, whose products give 1 - beta^t in f32 without
+// cancellation.
+struct Group {
+    // 1, or -1 to maximize.
+    sign: f32,
+    coupled_decay: f32,
+    decoupled_decay: f32,
+    rule: u32,
+    // Which of the rule's formulas is computed.
+    variant: u32,
+    // The rule's coefficients with all bias corrections 1.
+    coefficients: array<f32, MAX_COEFFICIENTS>,
+    one_minus_betas: array<f32, 3>,
+    one_minus_powers: array<array<f32, 32>, 3>,
+}
+
+const NO_GROUP = 0xffffffffu;
+
+// A parameter in this step.
+struct Row {
+    group: u32,
+    activity: u32,
+}
+
+// Engines read the loss scale. They may write the multiplier and, between the two halves of a step, the norm.
+struct Control {
+    loss_scale: f32,
+    // An additional factor of the gradients, besides the loss scale and the clip.
+    multiplier: f32,
+    // Norm of the gradients of the last step, without the loss scale. Infinite if one of them is not finite.
+    norm: f32,
+    // Steps since the loss scale last changed.
+    growth_tracker: u32,
+    taken: u32,
+    skipped: u32,
+}
+
+// What the device keeps from step to step.
+struct ControlBuffer {
+    control: Control,
+    // The number of workgroups that have summed their gradients; zero between steps.
+    arrived: atomic<u32>,
+    step_counts: array<u32>,
+}
+
+override USES_NORM: bool = false;
+override SKIPS: bool = false;
+override IS_DYNAMIC: bool = false;
+override GROWTH_FACTOR: f32 = 2.0;
+override BACKOFF_FACTOR: f32 = 0.5;
+override GROWTH_INTERVAL: u32 = 2000u;
+// The smallest normal number.
+const LEAST_LOSS_SCALE: f32 = 0x1p-126;
+// 0: no clip.
+override MAX_NORM: f32 = 0.0;
+
+@group(0) @binding(ROWS_BINDING) var<storage, read> rows: array<Row>;
+@group(0) @binding(GROUPS_BINDING) var<storage, read> groups: array<Group>;
+@group(0) @binding(CONTROL_BINDING) var<storage, read_write> kept: ControlBuffer;
+@group(0) @binding(PREPARED_BINDING) var<storage, read_write> prepared: array<Coefficients>;
+
+var<workgroup> is_skipped: u32;
+var<workgroup> gradient_multiplier: f32;
+
+fn is_finite_number(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+fn decide() {
+    let loss_scale = kept.control.loss_scale;
+    var clip = 1.0;
+    var finite = true;
+    if USES_NORM {
+        finite = is_finite_number(kept.control.norm);
+        // The norm of the gradients as the step uses them.
+        let norm = kept.control.norm * abs(kept.control.multiplier);
+        if MAX_NORM > 0.0 && finite && norm > MAX_NORM {
+            clip = MAX_NORM / norm;
+        }
+    }
+    let skips = SKIPS && !finite;
+    is_skipped = u32(skips);
+    gradient_multiplier = kept.control.multiplier * clip / loss_scale;
+    kept.control.skipped += u32(skips);
+    kept.control.taken += u32(!skips);
+    if IS_DYNAMIC {
+        if finite {
+            kept.control.growth_tracker += 1u;
+            // It may be past it after a checkpoint with another interval.
+            if kept.control.growth_tracker >= GROWTH_INTERVAL {
+                kept.control.growth_tracker = 0u;
+                let grown = loss_scale * GROWTH_FACTOR;
+                kept.control.loss_scale = select(loss_scale, grown, is_finite_number(grown));
+            }
+        } else {
+            kept.control.growth_tracker = 0u;
+            // A scale of zero could never grow again.
+            kept.control.loss_scale = max(loss_scale * BACKOFF_FACTOR, LEAST_LOSS_SCALE);
+        }
+    }
+}
+
+// 1 - beta^t from the binary digits of t, since 1 - ab = (1 - a) + (1 - b) a. All terms are positive.
+fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
+    var result = 0.0;
+    var k = 0u;
+    for (var digits = t; digits != 0u; digits >>= 1u) {
+        if (digits & 1u) == 1u {
+            result += groups[group].one_minus_powers[beta][k] * (1.0 - result);
+        }
+        k++;
+    }
+    return result;
+}
+
+fn coefficients_of(group: u32, t: u32) -> Coefficients {
+    var decay: Decay;
+    for (var beta = 0u; beta < 3u; beta++) {
+        decay.one_minus_beta[beta] = groups[group].one_minus_betas[beta];
+        decay.one_minus_power[beta] = one_minus_power(group, beta, t);
+    }
+    var c: Coefficients;
+    c.gradient_scale = groups[group].sign * gradient_multiplier;
+    c.coupled_decay = groups[group].coupled_decay;
+    c.decoupled_decay = groups[group].decoupled_decay;
+    c.of_rule = coefficients_of_rule(groups[group].rule, groups[group].coefficients, groups[group].variant, decay);
+    c.step = t;
+    c.activity = ACTIVE;
+    return c;
+}
+
+// To be called in uniform control flow.
+fn prepare_rows(lane: u32) {
+    if lane == 0u {
+        decide();
+    }
+    workgroupBarrier();
+    // Most parameters of a group have the same step count, so the coefficients of the last one often serve the next.
+    var known: Coefficients;
+    var group_of_known = NO_GROUP;
+    // `prepared` has as many entries as `rows`. The length of `rows` is not used: it is bound with a dynamic offset, and Direct3D 12 then
+    // counts what lies behind its slot.
+    for (var i = lane; i < arrayLength(&prepared); i += LANES) {
+        let row = rows[i];
+        if row.activity != ACTIVE {
+            prepared[i].activity = INACTIVE;
+        } else if is_skipped == 1u {
+            prepared[i].activity = SKIPPED;
+        } else {
+            let t = kept.step_counts[i] + 1u;
+            kept.step_counts[i] = t;
+            if row.group != group_of_known || t != known.step {
+                known = coefficients_of(row.group, t);
+                group_of_known = row.group;
+            }
+            prepared[i] = known;
+        }
+    }
+}

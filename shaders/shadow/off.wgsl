@@ -1,0 +1,4 @@
+// No shadow copies.
+
+fn store_shadow(at: Place, theta: vec4<u32>) {
+}

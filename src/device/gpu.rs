@@ -1,0 +1,73 @@
+//! The caller's device and queue.
+
+use super::error_scope::{DeviceError, catch, is_lost, submit};
+
+/// Handles to the caller's device and queue.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+}
+
+impl Gpu {
+    /// Runs `make` and returns the error that wgpu raised in it, if any.
+    pub fn catch<T>(&self, make: impl FnOnce() -> T) -> Result<T, DeviceError> {
+        catch(&self.device, make)
+    }
+
+    /// Whether the device is lost.
+    pub fn is_lost(&self) -> bool {
+        is_lost(&self.device)
+    }
+
+    /// Submits commands and checks that the device accepted them.
+    pub fn submit(&self, commands: wgpu::CommandBuffer) -> Result<wgpu::SubmissionIndex, DeviceError> {
+        submit(&self.device, &self.queue, commands)
+    }
+
+    /// A command encoder. To be called within [`Gpu::catch`].
+    pub fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
+    }
+
+    /// A buffer of zeros. To be called within [`Gpu::catch`].
+    pub fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes,
+            usage,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// A buffer of at least `contents.len()` bytes that starts with `contents`. To be called within [`Gpu::catch`].
+    pub fn buffer_with(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        contents: &[u8],
+    ) -> wgpu::Buffer {
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes,
+            usage,
+            mapped_at_creation: true,
+        });
+        // If there was no memory for the buffer, the error scope has the error.
+        if let Ok(mut view) = buffer.get_mapped_range_mut(..contents.len() as u64) {
+            view.copy_from_slice(contents);
+        }
+        buffer.unmap();
+        buffer
+    }
+}
+
+/// The binding of a range of a buffer.
+pub fn binding(buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> wgpu::BindingResource<'_> {
+    wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+        buffer,
+        offset,
+        size: std::num::NonZeroU64::new(bytes),
+    })
+}

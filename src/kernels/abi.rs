@@ -1,0 +1,158 @@
+//! Structures shared with WGSL, byte for byte. `tests/shaders.rs` compares sizes and offsets with naga's reflection of
+//! `shaders/lib/abi.wgsl` and `shaders/lib/control.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::rules::{MAX_COEFFICIENTS, MAX_DECAY_RATES};
+pub use crate::storage::block::CHUNK_ELEMENTS;
+
+/// Elements of a quad, which a thread works on at a time.
+pub const QUAD_ELEMENTS: u32 = 4;
+
+/// Threads of a workgroup on a GPU: each has one quad of a whole chunk.
+pub const GPU_LANES: u32 = CHUNK_ELEMENTS / QUAD_ELEMENTS;
+
+/// Threads of a workgroup on a CPU: as many as a vector register holds. Software adapters run a workgroup's threads one vector at a
+/// time and set each of them up anew, which costs more than a loop (on llvmpipe the step is 1.8 times as fast).
+pub const CPU_LANES: u32 = 8;
+
+/// Coefficients of one step, for parameters that share a group and a step count; WGSL `Coefficients`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct Coefficients {
+    /// Factor of the gradient: 1 or -1 (maximize), times what a clip and a loss scale make of it.
+    pub gradient_scale: f32,
+    /// L2 regularisation: added to the gradient, times the parameter.
+    pub coupled_decay: f32,
+    /// alpha * lambda: subtracted from the parameter, times the parameter.
+    pub decoupled_decay: f32,
+    /// One of [`INACTIVE`], [`ACTIVE`] and [`SKIPPED`].
+    pub activity: u32,
+    /// t modulo 2^32, for random numbers.
+    pub step: u32,
+    /// The rule's own coefficients.
+    pub of_rule: [f32; MAX_COEFFICIENTS],
+}
+
+/// The parameter has no gradient in this step and stays as it is.
+pub const INACTIVE: u32 = 0;
+/// The parameter steps.
+pub const ACTIVE: u32 = 1;
+/// The device skipped the step.
+pub const SKIPPED: u32 = 2;
+
+impl Coefficients {
+    /// The coefficients of parameters without a gradient.
+    pub fn inactive() -> Self {
+        Self::zeroed()
+    }
+}
+
+/// A run of a tensor's chunks that one launch updates; WGSL `Segment`. Rewritten when a tensor moves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Segment {
+    /// Word of 32 bits in the bound window of parameters where the segment starts.
+    pub parameters: u32,
+    /// Word in the bound window of gradients where it starts.
+    pub gradients: u32,
+    /// Index into the coefficients.
+    pub coefficients: u32,
+    /// [`Format::bits`](crate::storage::state::Format::bits).
+    pub format: u32,
+    /// Key of the tensor's random numbers.
+    pub key: [u32; 2],
+    /// The first quad, counted from the start of the tensor, modulo 2^32; for random numbers.
+    pub first_quad: u32,
+    /// Word in the bound window of shadow copies where it starts.
+    pub shadow: u32,
+}
+
+/// What one workgroup updates; WGSL `Chunk`. Written when tensors are registered or regrouped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Chunk {
+    /// Index into the segments.
+    pub segment: u32,
+    /// First element, counted from the start of the segment.
+    pub first: u32,
+    /// Number of elements: [`CHUNK_ELEMENTS`], or fewer at the end of a tensor.
+    pub elements: u32,
+    /// Word of 32 bits in the bound state buffer where the chunk's block starts.
+    pub state: u32,
+}
+
+/// A workgroup's sum of squared gradients, `sum * 2^(2 exponent)`; WGSL `Partial`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+pub struct Partial {
+    /// The sum.
+    pub sum: f32,
+    /// Its exponent, or `i32::MAX` where an element is not finite.
+    pub exponent: i32,
+}
+
+/// A parameter in a step that the device prepares; WGSL `Row`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Row {
+    /// Index into the groups.
+    pub group: u32,
+    /// [`INACTIVE`] or [`ACTIVE`].
+    pub activity: u32,
+}
+
+/// A group's hyperparameters for steps that the device prepares; WGSL `Group`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct Group {
+    /// 1 or -1 (maximize).
+    pub sign: f32,
+    /// L2 regularisation: added to the gradient, times the parameter.
+    pub coupled_decay: f32,
+    /// alpha * lambda: subtracted from the parameter, times the parameter.
+    pub decoupled_decay: f32,
+    /// Code of the rule.
+    pub rule: u32,
+    /// Which of the rule's formulas is computed.
+    pub variant: u32,
+    /// The rule's own coefficients with all bias corrections 1.
+    pub coefficients: [f32; MAX_COEFFICIENTS],
+    /// 1 - beta of each decay rate.
+    pub one_minus_betas: [f32; MAX_DECAY_RATES],
+    /// 1 - beta^(2^k) of each decay rate.
+    pub one_minus_powers: [[f32; 32]; MAX_DECAY_RATES],
+}
+
+/// The start of the control buffer; WGSL `Control`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct Control {
+    /// The factor by which the engine has multiplied its loss.
+    pub loss_scale: f32,
+    /// An additional factor of the gradients.
+    pub multiplier: f32,
+    /// Norm of the last step's gradients, without the loss scale.
+    pub norm: f32,
+    /// Steps since the loss scale last changed.
+    pub growth_tracker: u32,
+    /// Steps taken.
+    pub taken: u32,
+    /// Steps skipped.
+    pub skipped: u32,
+}
+
+/// Number of bins of a histogram.
+pub const BINS: usize = 64;
+/// The first bin starts at two to this power.
+pub const LOWEST_EXPONENT: i32 = -40;
+/// Index of the counter of rates that the bound made smaller. Indices as in `shaders/diagnostics/rate_histograms.wgsl`.
+pub const CLIPPED: usize = 2 * BINS;
+/// Index of the counter of updates that are not finite.
+pub const NOT_FINITE_UPDATES: usize = CLIPPED + 1;
+/// Index of the first sum of squares.
+pub const SQUARES: usize = CLIPPED + 2;
+/// Number of counters.
+pub const COUNTERS: usize = SQUARES + BINS;
+/// Bytes of the counters, each of which has a low and a high word.
+pub const HISTOGRAM_BYTES: u64 = 8 * COUNTERS as u64;

@@ -1,0 +1,286 @@
+//! Pipelines and bind groups of all kernels.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+
+use super::abi::{Chunk, Coefficients, Group, HISTOGRAM_BYTES, Partial, Row, Segment};
+use super::bindings;
+use super::variant::{Access, GradientBinding, Shadow, Variant, norm_source, prepare_source};
+use crate::device::error_scope::DeviceError;
+use crate::device::gpu::Gpu;
+use crate::options::Diagnostics;
+
+/// A kernel with all its variants and overrides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// The step.
+    Update {
+        /// Its variant.
+        variant: Variant,
+        /// The format of all tensors, if they have the same one.
+        format: Option<u32>,
+    },
+    /// The norm of the gradients of one launch.
+    Norm {
+        /// How gradients are read.
+        access: Access,
+        /// How they are bound.
+        gradients: GradientBinding,
+        /// The format of all tensors, if they have the same one.
+        format: Option<u32>,
+        /// What comes after it.
+        end: NormEnd,
+    },
+    /// The preparation of a step by itself.
+    Prepare,
+    /// The norm of a step without gradients.
+    NoNorm,
+}
+
+/// What comes after the norm of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormEnd {
+    /// The norm of another launch.
+    Launch,
+    /// The sum of all partial sums, and the preparation of the step.
+    Prepare,
+    /// The sum of all partial sums. The step is recorded in two halves.
+    Norm,
+}
+
+/// A compiled kernel.
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    layout: wgpu::BindGroupLayout,
+    pipeline: wgpu::ComputePipeline,
+}
+
+/// All pipelines of an optimizer. They are kept for its life, because some drivers leak dropped ones.
+#[derive(Debug)]
+pub struct Pipelines {
+    label: String,
+    /// Overrides that all kernels share, or that a kernel without them ignores.
+    lanes: u32,
+    zero_gradients: bool,
+    control: Vec<(&'static str, f64)>,
+    control_bytes: u64,
+    cache: Option<wgpu::PipelineCache>,
+    made: HashMap<Kernel, Pipeline>,
+}
+
+/// What all pipelines of an optimizer have in common.
+pub struct PipelineSettings {
+    /// Stands in front of labels.
+    pub label: String,
+    /// Threads per workgroup.
+    pub lanes: u32,
+    /// Whether the step zeroes gradients.
+    pub zero_gradients: bool,
+    /// Overrides of the kernels that prepare steps.
+    pub control: Vec<(&'static str, f64)>,
+    /// Size of the control buffer in bytes.
+    pub control_bytes: u64,
+    /// The caller's cache.
+    pub cache: Option<wgpu::PipelineCache>,
+}
+
+impl Pipelines {
+    /// No pipelines yet.
+    pub fn new(settings: PipelineSettings) -> Self {
+        let PipelineSettings { label, lanes, zero_gradients, control, control_bytes, cache } = settings;
+        Self { label, lanes, zero_gradients, control, control_bytes, cache, made: HashMap::new() }
+    }
+
+    /// Compiles a kernel, unless it is compiled already.
+    pub fn make(&mut self, gpu: &Gpu, kernel: Kernel) -> Result<(), DeviceError> {
+        if !self.made.contains_key(&kernel) {
+            let made = gpu.catch(|| self.compile(gpu, kernel))?;
+            self.made.insert(kernel, made);
+        }
+        Ok(())
+    }
+
+    /// A kernel that [`Pipelines::make`] has compiled.
+    pub fn get(&self, kernel: &Kernel) -> &wgpu::ComputePipeline {
+        &self.made[kernel].pipeline
+    }
+
+    /// A bind group for a kernel that [`Pipelines::make`] has compiled. To be called within [`Gpu::catch`].
+    pub fn bind_group<'a>(
+        &self,
+        gpu: &Gpu,
+        kernel: &Kernel,
+        entries: impl IntoIterator<Item = (u32, wgpu::BindingResource<'a>)>,
+    ) -> wgpu::BindGroup {
+        let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
+        gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&format!("{}.{}", self.label, kernel.name())),
+            layout: &self.made[kernel].layout,
+            entries: &entries.into_iter().map(entry).collect::<Vec<_>>(),
+        })
+    }
+
+    fn compile(&self, gpu: &Gpu, kernel: Kernel) -> Pipeline {
+        let label = match kernel {
+            Kernel::Update { variant, .. } => format!("{}.update.{}", self.label, variant.name()),
+            _ => format!("{}.{}", self.label, kernel.name()),
+        };
+        let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(&label),
+            entries: &kernel.layout_entries(self.control_bytes),
+        });
+        let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+        });
+        let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(kernel.entry_point()),
+            // No kernel reads workgroup memory that it has not written. Where a driver cannot zero it, one lane does so, word by
+            // word: half of the instructions of the kernel for 8-bit state.
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &self.constants(kernel),
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.cache.as_ref(),
+        });
+        Pipeline { layout, pipeline }
+    }
+
+    fn constants(&self, kernel: Kernel) -> Vec<(&'static str, f64)> {
+        let mut constants = match kernel {
+            Kernel::Update { .. } => vec![("ZERO_GRADIENTS", f64::from(u8::from(self.zero_gradients)))],
+            Kernel::Norm { .. } | Kernel::Prepare | Kernel::NoNorm => self.control.clone(),
+        };
+        constants.push(("LANES", self.lanes.into()));
+        if let Kernel::Update { format, .. } | Kernel::Norm { format, .. } = kernel {
+            constants.extend(format.map(|format| ("FORMAT", f64::from(format))));
+        }
+        if let Kernel::Norm { end: NormEnd::Norm, .. } = kernel {
+            constants.push(("NORM_ONLY", 1.0));
+        }
+        constants
+    }
+}
+
+impl Kernel {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Update { .. } => "update",
+            Self::Norm { .. } => "norm",
+            Self::Prepare => "prepare",
+            Self::NoNorm => "no_norm",
+        }
+    }
+
+    const fn entry_point(&self) -> &'static str {
+        match self {
+            Self::Norm { end: NormEnd::Launch, .. } => "norm_of_chunks",
+            Self::Norm { .. } => "norm_and_prepare",
+            _ => self.name(),
+        }
+    }
+
+    fn source(&self) -> String {
+        match self {
+            Self::Update { variant, .. } => variant.source(),
+            Self::Norm { access, gradients, .. } => norm_source(*access, *gradients),
+            Self::Prepare | Self::NoNorm => prepare_source(),
+        }
+    }
+
+    fn layout_entries(&self, control_bytes: u64) -> Vec<wgpu::BindGroupLayoutEntry> {
+        let segments = dynamic(bindings::SEGMENTS, size_of::<Segment>());
+        let chunks = read(bindings::CHUNKS, size_of::<Chunk>() as u64);
+        match self {
+            Self::Update { variant, .. } => {
+                let word_bytes = variant.access.word_bytes();
+                let mut entries = vec![
+                    dynamic(bindings::COEFFICIENTS, size_of::<Coefficients>()),
+                    segments,
+                    chunks,
+                    read_write(bindings::PARAMETERS, word_bytes),
+                    read_write(bindings::STATE, variant.state.word_bytes()),
+                ];
+                match variant.gradients {
+                    GradientBinding::Read => entries.push(read(bindings::GRADIENTS, word_bytes)),
+                    GradientBinding::ReadWrite => entries.push(read_write(bindings::GRADIENTS, word_bytes)),
+                    GradientBinding::Shared => {}
+                }
+                if variant.diagnostics == Diagnostics::RateHistograms {
+                    entries.push(read_write(bindings::HISTOGRAM, HISTOGRAM_BYTES));
+                }
+                if variant.shadow == Shadow::On {
+                    entries.push(read_write(bindings::SHADOW, 4));
+                }
+                entries
+            }
+            Self::Norm { access, gradients, end, .. } => {
+                let word_bytes = access.word_bytes();
+                let mut entries = vec![
+                    segments,
+                    chunks,
+                    match gradients {
+                        GradientBinding::Read => read(bindings::GRADIENTS, word_bytes),
+                        GradientBinding::ReadWrite => read_write(bindings::GRADIENTS, word_bytes),
+                        GradientBinding::Shared => read_write(bindings::PARAMETERS, word_bytes),
+                    },
+                    read_write(bindings::PARTIALS, size_of::<Partial>() as u64),
+                ];
+                match end {
+                    NormEnd::Launch => entries.push(dynamic(bindings::ROWS, size_of::<Row>())),
+                    NormEnd::Prepare | NormEnd::Norm => entries.extend(prepare_entries(control_bytes)),
+                }
+                entries
+            }
+            Self::Prepare | Self::NoNorm => prepare_entries(control_bytes).to_vec(),
+        }
+    }
+}
+
+fn prepare_entries(control_bytes: u64) -> [wgpu::BindGroupLayoutEntry; 4] {
+    [
+        dynamic(bindings::ROWS, size_of::<Row>()),
+        dynamic(bindings::GROUPS, size_of::<Group>()),
+        read_write(bindings::CONTROL, control_bytes),
+        read_write(bindings::PREPARED, size_of::<Coefficients>() as u64),
+    ]
+}
+
+/// A read-only storage buffer with a dynamic offset.
+fn dynamic(binding: u32, bytes: usize) -> wgpu::BindGroupLayoutEntry {
+    storage_entry(binding, true, true, bytes as u64)
+}
+
+fn read(binding: u32, bytes: u64) -> wgpu::BindGroupLayoutEntry {
+    storage_entry(binding, true, false, bytes)
+}
+
+fn read_write(binding: u32, bytes: u64) -> wgpu::BindGroupLayoutEntry {
+    storage_entry(binding, false, false, bytes)
+}
+
+fn storage_entry(
+    binding: u32,
+    read_only: bool,
+    has_dynamic_offset: bool,
+    bytes: u64,
+) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only },
+            has_dynamic_offset,
+            min_binding_size: NonZeroU64::new(bytes),
+        },
+        count: None,
+    }
+}

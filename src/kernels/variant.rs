@@ -1,0 +1,305 @@
+//! From a variant of a kernel to its WGSL: files of `shaders/` joined in one order. No file is written twice for a variant.
+//!
+//! Each folder of variants is an axis; exactly one of its files is linked. `shaders/README.md` says which functions each axis defines.
+
+use std::fmt::Write as _;
+
+use super::bindings;
+use crate::options::Diagnostics;
+use crate::rules::{MAX_COEFFICIENTS, RuleKind};
+use crate::storage::block::StateAccess;
+use crate::storage::state::{MAX_STATES, Sign};
+
+/// How a launch reads and writes parameters and gradients, four elements at a time. Depends on how they lie in their buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Access {
+    /// In words of 16 bytes: all tensors are f32 and start at multiples of 16 bytes, and the buffers hold the last quads whole.
+    Vec4,
+    /// In words of 8 bytes: some tensors have 16-bit elements, all start at multiples of 8 bytes, and the buffers hold the last quads
+    /// whole.
+    Vec2,
+    /// In words of 4 bytes.
+    Scalar,
+}
+
+impl Access {
+    /// All accesses.
+    pub const ALL: [Self; 3] = [Access::Vec4, Access::Vec2, Access::Scalar];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Access::Vec4 => "vec4",
+            Access::Vec2 => "vec2",
+            Access::Scalar => "scalar",
+        }
+    }
+
+    /// Bytes per word.
+    pub const fn word_bytes(self) -> u64 {
+        match self {
+            Access::Vec4 => 16,
+            Access::Vec2 => 8,
+            Access::Scalar => 4,
+        }
+    }
+
+    const fn wgsl(self) -> &'static str {
+        match self {
+            Access::Vec4 => include_str!("../../shaders/access/vec4.wgsl"),
+            Access::Vec2 => include_str!("../../shaders/access/vec2.wgsl"),
+            Access::Scalar => include_str!("../../shaders/access/scalar.wgsl"),
+        }
+    }
+}
+
+/// How a launch binds its gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GradientBinding {
+    /// Read-only: they lie in a buffer without parameters of the launch, and are not zeroed.
+    Read,
+    /// `read_write`: they are zeroed, or lie in the parameters' buffer too far away for one binding.
+    ReadWrite,
+    /// None: they lie in the parameters' buffer and are read through its binding.
+    Shared,
+}
+
+impl GradientBinding {
+    /// All bindings.
+    pub const ALL: [Self; 3] = [GradientBinding::Read, GradientBinding::ReadWrite, GradientBinding::Shared];
+
+    const fn name(self) -> &'static str {
+        match self {
+            GradientBinding::Read => "read",
+            GradientBinding::ReadWrite => "read_write",
+            GradientBinding::Shared => "shared",
+        }
+    }
+
+    const fn wgsl(self) -> &'static str {
+        match self {
+            GradientBinding::Read => include_str!("../../shaders/gradients/read.wgsl"),
+            GradientBinding::ReadWrite => include_str!("../../shaders/gradients/read_write.wgsl"),
+            GradientBinding::Shared => include_str!("../../shaders/gradients/shared.wgsl"),
+        }
+    }
+}
+
+/// Whether a launch writes 16-bit shadow copies of f32 parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shadow {
+    /// No tensor has one.
+    Off,
+    /// Some tensors have one.
+    On,
+}
+
+/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT` and `ZERO_GRADIENTS` vary besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// The update rule.
+    pub rule: RuleKind,
+    /// How parameters and gradients are read and written.
+    pub access: Access,
+    /// How gradients are bound.
+    pub gradients: GradientBinding,
+    /// How state is read and written.
+    pub state: StateAccess,
+    /// Whether shadow copies are written.
+    pub shadow: Shadow,
+    /// Whether learning rates are counted.
+    pub diagnostics: Diagnostics,
+}
+
+impl Variant {
+    /// Every variant that can be built.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for &rule in RuleKind::ALL {
+            for access in Access::ALL {
+                for gradients in GradientBinding::ALL {
+                    for state in StateAccess::ALL {
+                        for shadow in [Shadow::Off, Shadow::On] {
+                            for diagnostics in [Diagnostics::Off, Diagnostics::RateHistograms] {
+                                all.push(Self { rule, access, gradients, state, shadow, diagnostics });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        all.retain(|variant| variant.rule.has_element_rates() || variant.diagnostics == Diagnostics::Off);
+        all
+    }
+
+    /// The variant's name, for labels: `adamod.vec4.read.words4`.
+    pub fn name(&self) -> String {
+        let shadow = match self.shadow {
+            Shadow::Off => "",
+            Shadow::On => ".shadow",
+        };
+        let diagnostics = match self.diagnostics {
+            Diagnostics::Off => "",
+            Diagnostics::RateHistograms => ".rate_histograms",
+        };
+        let (rule, access, gradients) = (self.rule.name(), self.access.name(), self.gradients.name());
+        format!("{rule}.{access}.{gradients}.{}{shadow}{diagnostics}", self.state.name())
+    }
+
+    /// The WGSL of the update kernel; its entry point is `update`.
+    pub fn source(&self) -> String {
+        let (state, quantized) = match self.state {
+            StateAccess::Words4 => (
+                include_str!("../../shaders/state/words4.wgsl"),
+                include_str!("../../shaders/quantized/off.wgsl"),
+            ),
+            StateAccess::Words2 => (
+                include_str!("../../shaders/state/words2.wgsl"),
+                include_str!("../../shaders/quantized/off.wgsl"),
+            ),
+            StateAccess::Words1 => (
+                include_str!("../../shaders/state/words1.wgsl"),
+                include_str!("../../shaders/quantized/q8.wgsl"),
+            ),
+        };
+        let tensors = tensor_files(self.access, self.gradients);
+        let rule = [
+            include_str!("../../shaders/lib/step.wgsl"),
+            include_str!("../../shaders/lib/arithmetic.wgsl"),
+            self.rule.wgsl(),
+        ];
+        let state = [
+            include_str!("../../shaders/lib/random.wgsl"),
+            state,
+            include_str!("../../shaders/lib/state.wgsl"),
+            quantized,
+            include_str!("../../shaders/lib/master.wgsl"),
+        ];
+        let kernel = [
+            match self.shadow {
+                Shadow::Off => include_str!("../../shaders/shadow/off.wgsl"),
+                Shadow::On => include_str!("../../shaders/shadow/on.wgsl"),
+            },
+            match self.diagnostics {
+                Diagnostics::Off => include_str!("../../shaders/diagnostics/off.wgsl"),
+                Diagnostics::RateHistograms => include_str!("../../shaders/diagnostics/rate_histograms.wgsl"),
+            },
+            include_str!("../../shaders/kernels/update.wgsl"),
+        ];
+        let files = tensors.iter().chain(&rule).chain(&state).chain(&kernel);
+        linked(files.copied(), &update_glue(self.rule))
+    }
+}
+
+/// The files that read and write parameters and gradients.
+fn tensor_files(access: Access, gradients: GradientBinding) -> [&'static str; 7] {
+    [
+        include_str!("../../shaders/lib/abi.wgsl"),
+        include_str!("../../shaders/lib/format.wgsl"),
+        include_str!("../../shaders/lib/rounding.wgsl"),
+        include_str!("../../shaders/lib/place.wgsl"),
+        access.wgsl(),
+        gradients.wgsl(),
+        include_str!("../../shaders/lib/gradient.wgsl"),
+    ]
+}
+
+/// The files that prepare a step on the device, without entry points. Every rule has its coefficients there.
+fn control_files() -> Vec<&'static str> {
+    let mut files =
+        vec![include_str!("../../shaders/lib/step.wgsl"), include_str!("../../shaders/lib/arithmetic.wgsl")];
+    files.extend(RuleKind::ALL.iter().map(|rule| rule.wgsl()));
+    files.push(include_str!("../../shaders/lib/control.wgsl"));
+    files
+}
+
+/// The WGSL of the kernels that sum the squares of gradients. Their entry points are `norm_of_chunks` and, for the last launch of a
+/// step, `norm_and_prepare`.
+pub fn norm_source(access: Access, gradients: GradientBinding) -> String {
+    let mut files = tensor_files(access, gradients).to_vec();
+    files.push(include_str!("../../shaders/lib/sums.wgsl"));
+    files.extend(control_files());
+    files.push(include_str!("../../shaders/kernels/norm.wgsl"));
+    linked(files.into_iter(), &control_glue())
+}
+
+/// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare` and `no_norm`.
+pub fn prepare_source() -> String {
+    let mut files = vec![
+        include_str!("../../shaders/lib/abi.wgsl"),
+        include_str!("../../shaders/lib/format.wgsl"),
+        include_str!("../../shaders/lib/rounding.wgsl"),
+    ];
+    files.extend(control_files());
+    files.push(include_str!("../../shaders/kernels/prepare.wgsl"));
+    linked(files.into_iter(), &control_glue())
+}
+
+fn linked(files: impl Iterator<Item = &'static str>, glue: &str) -> String {
+    let mut source = bindings::wgsl();
+    for file in files {
+        source.push('\n');
+        source.push_str(file);
+    }
+    source.push('\n');
+    source.push_str(glue);
+    source
+}
+
+/// `AdaModCoefficients(array[0], array[1], ...)`.
+fn from_array(rule: RuleKind, array: &str) -> String {
+    let count = rule.coefficients().len();
+    let members: Vec<_> = (0..count).map(|index| format!("{array}[{index}]")).collect();
+    format!("{}Coefficients({})", rule.type_name(), members.join(", "))
+}
+
+/// The rule's states, and its step under the name `step`.
+fn update_glue(rule: RuleKind) -> String {
+    let mut glue = format!("const STATES = {}u;\n", rule.states().len());
+    let signs = rule.states().iter().map(|state| state.sign).chain(std::iter::repeat(Sign::Signed));
+    for (index, sign) in signs.take(MAX_STATES).enumerate() {
+        let sign = match sign {
+            Sign::Signed => "SIGNED",
+            Sign::NonNegative => "NON_NEGATIVE",
+            Sign::Positive => "POSITIVE",
+        };
+        let _ = writeln!(glue, "const SIGN_{index} = {sign};");
+    }
+    let (name, coefficients) = (rule.name(), from_array(rule, "c.of_rule"));
+    let _ = write!(
+        glue,
+        "fn step(common: Common, c: Coefficients, e: Elements) -> Stepped {{
+    return {name}_step(common, {coefficients}, e);
+}}
+"
+    );
+    glue
+}
+
+/// `coefficients_of_rule`, which calls the function of each rule.
+fn control_glue() -> String {
+    let mut glue = format!(
+        "fn coefficients_of_rule(rule: u32, base: array<f32, {MAX_COEFFICIENTS}>, variant: u32, decay: Decay) -> array<f32, {MAX_COEFFICIENTS}> {{
+    switch rule {{
+"
+    );
+    for &rule in RuleKind::ALL {
+        let members = rule.coefficients().iter().map(|name| format!("c.{name}"));
+        let members = members.chain(std::iter::repeat("0.0".to_owned())).take(MAX_COEFFICIENTS);
+        let _ = write!(
+            glue,
+            "        case {}u: {{
+            let c = {}_coefficients({}, variant, decay);
+            return array<f32, {MAX_COEFFICIENTS}>({});
+        }}
+",
+            rule.code(),
+            rule.name(),
+            from_array(rule, "base"),
+            members.collect::<Vec<_>>().join(", ")
+        );
+    }
+    glue.push_str("        default: {\n            return base;\n        }\n    }\n}\n");
+    glue
+}

@@ -1,0 +1,342 @@
+//! Steps that the device counts: its control buffer, the tables of parameters and groups, and the dispatches before an update.
+
+use std::ops::Range;
+
+use bytemuck::Zeroable;
+
+use super::registry::{Registry, Selection};
+use super::step::Part;
+use crate::device::error_scope::DeviceError;
+use crate::device::gpu::{Gpu, binding};
+use crate::device::ring::{Lease, Ring};
+use crate::kernels::abi::{self, Partial, Row};
+use crate::kernels::bindings;
+use crate::kernels::pipeline::{Kernel, NormEnd, Pipelines};
+use crate::kernels::rows::group_row;
+use crate::kernels::variant::GradientBinding;
+use crate::options::{DeviceControl, LossScale};
+use crate::plan::launches::{Launch, Plan};
+
+/// What the device keeps of its steps, and what it needs to prepare one.
+#[derive(Debug)]
+pub struct DeviceSteps {
+    settings: DeviceControl,
+    most_partials: u32,
+    control: wgpu::Buffer,
+    prepared: wgpu::Buffer,
+    generation: u64,
+    rows: Ring,
+    groups: Ring,
+    /// The selection and the revision of the parameters that the slot of rows has.
+    rows_written: Option<(Option<Vec<bool>>, u64)>,
+    rows_slot: Option<Lease>,
+    /// The revision of the groups that the slot of groups has.
+    groups_written: Option<u64>,
+    groups_slot: Option<Lease>,
+}
+
+const USAGES: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+impl DeviceSteps {
+    /// The most parameters of an optimizer whose steps the device counts, each in a word of the control buffer.
+    pub const MOST_PARAMETERS: usize = 1 << 18;
+    /// Where the step counts start in the control buffer: after the control and the number of workgroups that are done.
+    const STEP_COUNTS_OFFSET: u64 = size_of::<abi::Control>() as u64 + 4;
+    /// Size of the control buffer.
+    pub const CONTROL_BYTES: u64 = Self::STEP_COUNTS_OFFSET + 4 * Self::MOST_PARAMETERS as u64;
+
+    pub fn new(
+        gpu: &Gpu,
+        label: &str,
+        settings: DeviceControl,
+        most_partials: u32,
+    ) -> Result<Self, DeviceError> {
+        let initial = abi::Control {
+            loss_scale: settings.loss_scale.initial() as f32,
+            multiplier: 1.0,
+            norm: 0.0,
+            growth_tracker: 0,
+            taken: 0,
+            skipped: 0,
+        };
+        let (control, prepared) = gpu.catch(|| {
+            let name = format!("{label}.control");
+            let control = gpu.buffer_with(&name, Self::CONTROL_BYTES, USAGES, bytemuck::bytes_of(&initial));
+            (control, prepared_buffer(gpu, size_of::<abi::Coefficients>() as u64))
+        })?;
+        Ok(Self {
+            settings,
+            most_partials,
+            control,
+            prepared,
+            generation: 0,
+            rows: Ring::new(gpu, "adamod.rows", 2, size_of::<Row>() as u64)?,
+            groups: Ring::new(gpu, "adamod.groups", 4, size_of::<abi::Group>() as u64)?,
+            rows_written: None,
+            rows_slot: None,
+            groups_written: None,
+            groups_slot: None,
+        })
+    }
+
+    pub fn uses_norm(&self) -> bool {
+        self.settings.uses_norm()
+    }
+
+    /// [`abi::Control`] at its start, and the step counts of all parameters.
+    pub fn control(&self) -> &wgpu::Buffer {
+        &self.control
+    }
+
+    /// Byte offset of a parameter's step count in the control buffer, a u32.
+    pub fn step_count_offset(index: usize) -> u64 {
+        Self::STEP_COUNTS_OFFSET + 4 * index as u64
+    }
+
+    /// The control to continue with after a checkpoint. A constant loss scale stays this optimizer's.
+    #[cfg(feature = "checkpoint")]
+    pub fn continued(&self, saved: &abi::Control) -> abi::Control {
+        match self.settings.loss_scale {
+            LossScale::Constant(scale) => abi::Control { loss_scale: scale as f32, ..*saved },
+            LossScale::Dynamic { .. } => *saved,
+        }
+    }
+
+    /// The prepared coefficients.
+    pub fn prepared(&self) -> wgpu::BindingResource<'_> {
+        self.prepared.as_entire_binding()
+    }
+
+    /// Changes whenever the prepared coefficients lie in another buffer.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Uploads which parameters step, the group of each, and each group's hyperparameters, if any of them has changed.
+    pub fn update(
+        &mut self,
+        gpu: &Gpu,
+        registry: &Registry,
+        selection: &Selection,
+    ) -> Result<(), DeviceError> {
+        // Nothing may be uploaded below, so that a lost device would not show.
+        if gpu.is_lost() {
+            return Err(DeviceError::Lost);
+        }
+        let revisions = registry.revisions();
+        let is_written = self.rows_written.as_ref().is_some_and(|(present, parameters)| {
+            *present == selection.present && *parameters == revisions.parameters
+        });
+        if !is_written {
+            self.rows_written = None;
+            let rows: Vec<Row> = (0..registry.end())
+                .map(|index| match registry.at(index) {
+                    Some(record) if selection.present.as_ref().is_none_or(|present| present[index]) => {
+                        Row { group: record.group.key.index() as u32, activity: abi::ACTIVE }
+                    }
+                    _ => Row { group: 0, activity: abi::INACTIVE },
+                })
+                .collect();
+            self.rows_slot = Some(self.rows.write(gpu, bytemuck::cast_slice(&rows))?);
+            self.rows_written = Some((selection.present.clone(), revisions.parameters));
+        }
+        if self.groups_written != Some(revisions.groups) {
+            let row = |index| match registry.group_at(index) {
+                Some(group) => group_row(&group.hyperparameters),
+                None => abi::Group::zeroed(),
+            };
+            let groups: Vec<_> = (0..registry.groups_end()).map(row).collect();
+            self.groups_slot = Some(self.groups.write(gpu, bytemuck::cast_slice(&groups))?);
+            self.groups_written = Some(revisions.groups);
+        }
+        // As many rows as the slot has room for, because the kernel takes their number from the buffer.
+        let rows = self.rows.slot_bytes() / size_of::<Row>() as u64;
+        let bytes = rows * size_of::<abi::Coefficients>() as u64;
+        if self.prepared.size() < bytes {
+            self.prepared = gpu.catch(|| prepared_buffer(gpu, bytes))?;
+            self.generation += 1;
+        }
+        Ok(())
+    }
+
+    fn bindings(&self) -> [(u32, wgpu::BindingResource<'_>); 4] {
+        [
+            (bindings::ROWS, self.rows.binding()),
+            (bindings::GROUPS, self.groups.binding()),
+            (bindings::CONTROL, self.control.as_entire_binding()),
+            (bindings::PREPARED, self.prepared.as_entire_binding()),
+        ]
+    }
+
+    fn generations(&self) -> [u64; 3] {
+        [self.rows.generation(), self.groups.generation(), self.generation]
+    }
+}
+
+/// Overrides of the kernels that prepare steps.
+pub fn control_constants(settings: &DeviceControl) -> Vec<(&'static str, f64)> {
+    let flag = |value: bool| f64::from(u8::from(value));
+    let mut constants = vec![
+        ("USES_NORM", flag(settings.uses_norm())),
+        ("SKIPS", flag(settings.skips())),
+        ("MAX_NORM", settings.max_norm.unwrap_or(0.0)),
+    ];
+    if let LossScale::Dynamic { growth_factor, backoff_factor, growth_interval, .. } = settings.loss_scale {
+        constants.extend([
+            ("IS_DYNAMIC", 1.0),
+            ("GROWTH_FACTOR", growth_factor),
+            ("BACKOFF_FACTOR", backoff_factor),
+            ("GROWTH_INTERVAL", growth_interval.into()),
+        ]);
+    }
+    constants
+}
+
+fn prepared_buffer(gpu: &Gpu, bytes: u64) -> wgpu::Buffer {
+    gpu.buffer("adamod.prepared", bytes, USAGES)
+}
+
+const PARTIAL_BYTES: u64 = size_of::<Partial>() as u64;
+
+/// The dispatches before the update of one plan.
+#[derive(Debug)]
+pub struct Preparation {
+    /// Partial sums of the norm. Those between launches stay zero.
+    partials: wgpu::Buffer,
+    /// The partial sums of each launch.
+    of_launches: Vec<Range<u64>>,
+    /// The dispatches of each part of a step, with the generations of the rings and of the segments that they bind.
+    parts: [Option<(Vec<Dispatch>, Generations)>; 3],
+}
+
+/// Generations of the buffers of rows, groups and coefficients, and of the ring of segments.
+type Generations = ([u64; 3], u64);
+
+#[derive(Debug)]
+struct Dispatch {
+    kernel: Kernel,
+    bind_group: wgpu::BindGroup,
+    workgroups: u32,
+    /// Which of the slots of segments, rows and groups it binds.
+    slots: Range<usize>,
+}
+
+/// How a launch's gradients and chunks are bound.
+pub struct LaunchBindings<'a> {
+    pub segments: wgpu::BindingResource<'a>,
+    pub chunks: wgpu::BindingResource<'a>,
+    pub gradients: wgpu::BindingResource<'a>,
+}
+
+impl Preparation {
+    pub fn new(gpu: &Gpu, plan: &Plan, steps: &DeviceSteps) -> Result<Self, DeviceError> {
+        let alignment = gpu.device.limits().min_storage_buffer_offset_alignment;
+        let of_launches = plan.partials(alignment.into(), steps.most_partials);
+        let entries = of_launches.last().map_or(1, |last| last.end);
+        let partials = gpu
+            .catch(|| gpu.buffer("adamod.partials", entries * PARTIAL_BYTES, wgpu::BufferUsages::STORAGE))?;
+        Ok(Self { partials, of_launches, parts: [const { None }; 3] })
+    }
+
+    /// Brings the dispatches up to date for a part of a step.
+    pub fn update<'a>(
+        &mut self,
+        gpu: &Gpu,
+        pipelines: &mut Pipelines,
+        steps: &DeviceSteps,
+        launches: &[Launch],
+        part: Part,
+        segments_generation: u64,
+        bindings_of: impl Fn(&Launch) -> LaunchBindings<'a>,
+    ) -> Result<(), DeviceError> {
+        let generations = (steps.generations(), segments_generation);
+        if self.parts[part as usize].as_ref().is_some_and(|(_, bound)| *bound == generations) {
+            return Ok(());
+        }
+        let mut dispatches = Vec::new();
+        let looks_at_gradients = steps.uses_norm() && part != Part::AfterNorm;
+        if looks_at_gradients && !launches.is_empty() {
+            for (index, launch) in launches.iter().enumerate() {
+                let end = match part {
+                    _ if index + 1 < launches.len() => NormEnd::Launch,
+                    Part::Norm => NormEnd::Norm,
+                    Part::Whole | Part::AfterNorm => NormEnd::Prepare,
+                };
+                let kernel = launch.norm_kernel(end);
+                pipelines.make(gpu, kernel)?;
+                let partials = &self.of_launches[index];
+                // The last launch binds the partial sums of all launches.
+                let first = if end == NormEnd::Launch { partials.start } else { 0 };
+                let LaunchBindings { segments, chunks, gradients } = bindings_of(launch);
+                let gradients_binding = match launch.binding {
+                    GradientBinding::Shared => bindings::PARAMETERS,
+                    GradientBinding::Read | GradientBinding::ReadWrite => bindings::GRADIENTS,
+                };
+                let mut entries = vec![
+                    (bindings::SEGMENTS, segments),
+                    (bindings::CHUNKS, chunks),
+                    (gradients_binding, gradients),
+                    (
+                        bindings::PARTIALS,
+                        binding(
+                            &self.partials,
+                            first * PARTIAL_BYTES,
+                            (partials.end - first) * PARTIAL_BYTES,
+                        ),
+                    ),
+                ];
+                let slots = match end {
+                    NormEnd::Launch => {
+                        entries.push((bindings::ROWS, steps.rows.binding()));
+                        0..2
+                    }
+                    NormEnd::Prepare | NormEnd::Norm => {
+                        entries.extend(steps.bindings());
+                        0..3
+                    }
+                };
+                let bind_group = gpu.catch(|| pipelines.bind_group(gpu, &kernel, entries))?;
+                let workgroups = (partials.end - partials.start) as u32;
+                dispatches.push(Dispatch { kernel, bind_group, workgroups, slots });
+            }
+        } else {
+            let no_norm = looks_at_gradients.then_some(Kernel::NoNorm);
+            let prepare = (part != Part::Norm).then_some(Kernel::Prepare);
+            for kernel in no_norm.into_iter().chain(prepare) {
+                pipelines.make(gpu, kernel)?;
+                let bind_group = gpu.catch(|| pipelines.bind_group(gpu, &kernel, steps.bindings()))?;
+                dispatches.push(Dispatch { kernel, bind_group, workgroups: 1, slots: 1..3 });
+            }
+        }
+        self.parts[part as usize] = Some((dispatches, generations));
+        Ok(())
+    }
+
+    /// Records the dispatches of a part of a step.
+    pub fn record(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        pipelines: &Pipelines,
+        steps: &DeviceSteps,
+        segments: &Lease,
+        part: Part,
+    ) {
+        let Some((dispatches, _)) = &self.parts[part as usize] else { return };
+        let Some((rows, groups)) = steps.rows_slot.clone().zip(steps.groups_slot.clone()) else { return };
+        // In the order of their bindings.
+        let offsets = [segments.offset, rows.offset, groups.offset];
+        for dispatch in dispatches {
+            pass.set_pipeline(pipelines.get(&dispatch.kernel));
+            pass.set_bind_group(0, &dispatch.bind_group, &offsets[dispatch.slots.clone()]);
+            pass.dispatch_workgroups(dispatch.workgroups, 1, 1);
+        }
+        let segments = segments.clone();
+        pass.on_submitted_work_done(move || drop((segments, rows, groups)));
+    }
+
+    /// Drops everything that refers to the caller's buffers.
+    pub fn release(&mut self) {
+        self.parts = [const { None }; 3];
+    }
+}

@@ -1,0 +1,244 @@
+//! State on the device: where each parameter's blocks lie, and the buffers that hold them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::ParameterId;
+use super::registry::{Record, Registry};
+use super::slots::Key;
+use crate::device::error_scope::DeviceError;
+use crate::device::gpu::Gpu;
+use crate::device::readback::Source;
+use crate::device::staged_write::Write;
+use crate::kernels::abi::HISTOGRAM_BYTES;
+use crate::plan::allocator::{Allocator, Extent};
+use crate::plan::limits::PlanLimits;
+use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, WORD_BYTES, state_words};
+
+/// The buffers that an optimizer owns for good.
+#[derive(Debug)]
+pub struct Memory {
+    label: String,
+    allocator: Allocator,
+    /// By number. Vacant numbers have none.
+    buffers: BTreeMap<u32, wgpu::Buffer>,
+    /// By index of the parameter.
+    placements: Vec<Option<Placement>>,
+    histogram: Option<wgpu::Buffer>,
+    /// The revision of the parameters that all have their state.
+    seen: Option<u64>,
+    revision: u64,
+}
+
+/// Where a parameter's state lies.
+#[derive(Debug)]
+struct Placement {
+    key: Key,
+    pool: u32,
+    extents: Vec<Extent>,
+}
+
+/// A part of a parameter's blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockPart {
+    Whole,
+    States,
+    Master,
+}
+
+const USAGES: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+impl Memory {
+    pub fn new(
+        gpu: &Gpu,
+        label: &str,
+        limits: &PlanLimits,
+        has_histogram: bool,
+    ) -> Result<Self, DeviceError> {
+        let name = format!("{label}.histogram");
+        let histogram = has_histogram.then(|| gpu.catch(|| gpu.buffer(&name, HISTOGRAM_BYTES, USAGES)));
+        Ok(Self {
+            label: format!("{label}.state"),
+            allocator: Allocator::new(limits),
+            buffers: BTreeMap::new(),
+            placements: Vec::new(),
+            histogram: histogram.transpose()?,
+            seen: None,
+            revision: 0,
+        })
+    }
+
+    /// Changes whenever blocks lie elsewhere.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Counters of the learning rates.
+    pub fn histogram(&self) -> Option<&wgpu::Buffer> {
+        self.histogram.as_ref()
+    }
+
+    /// A state buffer.
+    pub fn buffer(&self, number: u32) -> &wgpu::Buffer {
+        &self.buffers[&number]
+    }
+
+    /// All state buffers with their numbers.
+    #[cfg(feature = "checkpoint")]
+    pub fn buffers(&self) -> impl ExactSizeIterator<Item = (u32, &wgpu::Buffer)> {
+        self.buffers.iter().map(|(&number, buffer)| (number, buffer))
+    }
+
+    /// Bytes of all state buffers.
+    pub fn bytes(&self) -> u64 {
+        self.buffers.values().map(wgpu::Buffer::size).sum()
+    }
+
+    /// Where the blocks of the parameter with this index lie. Nowhere before its first step.
+    pub fn extents(&self, index: usize) -> &[Extent] {
+        self.placements.get(index).and_then(Option::as_ref).map_or(&[], |placement| &placement.extents)
+    }
+
+    /// Allocates zeroed state for every parameter that has none. On an error nothing has changed.
+    pub fn update(&mut self, gpu: &Gpu, registry: &Registry) -> Result<(), DeviceError> {
+        if self.seen == Some(registry.revisions().parameters) {
+            return Ok(());
+        }
+        // A pool for each buffer of values. Pool 0 is for values without a registered buffer.
+        #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by identity")]
+        let mut pools: HashMap<wgpu::Buffer, u32> = HashMap::new();
+        let buffer_of =
+            |record: &Record| record.views.as_ref().map(|views| views.borrow().values.buffer.clone());
+        let placed = |id: ParameterId| {
+            self.placements.get(id.key.index()).and_then(Option::as_ref).filter(|of| of.key == id.key)
+        };
+        let mut count = 0;
+        for (id, record) in registry.parameters() {
+            if let Some(placement) = placed(id) {
+                count = count.max(placement.pool);
+                if let Some(buffer) = buffer_of(record) {
+                    pools.entry(buffer).or_insert(placement.pool);
+                }
+            }
+        }
+        let mut keys = Vec::new();
+        let mut tensors = Vec::new();
+        for (id, record) in registry.parameters().filter(|&(id, _)| placed(id).is_none()) {
+            let pool = buffer_of(record).map_or(0, |buffer| {
+                *pools.entry(buffer).or_insert_with(|| {
+                    count += 1;
+                    count
+                })
+            });
+            keys.push(id.key);
+            tensors.push((pool, record.layout, record.len));
+        }
+        let extents = self.allocate(gpu, &tensors)?;
+        self.placements.resize_with(registry.end().max(self.placements.len()), || None);
+        for ((key, extents), (pool, ..)) in keys.into_iter().zip(extents).zip(tensors) {
+            self.placements[key.index()] = Some(Placement { key, pool, extents });
+        }
+        self.seen = Some(registry.revisions().parameters);
+        self.revision += 1;
+        Ok(())
+    }
+
+    /// Places tensors of these pools, layouts and lengths.
+    fn allocate(
+        &mut self,
+        gpu: &Gpu,
+        tensors: &[(u32, BlockLayout, u64)],
+    ) -> Result<Vec<Vec<Extent>>, DeviceError> {
+        let mut allocator = self.allocator.clone();
+        let mut pending: HashMap<u32, u64> = HashMap::new();
+        for &(pool, layout, elements) in tensors {
+            *pending.entry(pool).or_default() += state_words(layout, elements);
+        }
+        let mut extents = Vec::with_capacity(tensors.len());
+        for &(pool, layout, elements) in tensors {
+            let pending = pending.entry(pool).or_default();
+            extents.push(allocator.allocate(pool, layout, elements, *pending));
+            *pending -= state_words(layout, elements);
+        }
+        // wgpu zeroes new buffers, and zero is where every state starts.
+        let new_buffers = (0..)
+            .zip(allocator.capacities())
+            .filter(|(number, words)| *words > 0 && !self.buffers.contains_key(number))
+            .map(|(number, words)| {
+                let buffer = gpu.catch(|| gpu.buffer(&self.label, words * WORD_BYTES, USAGES))?;
+                Ok((number, buffer))
+            })
+            .collect::<Result<Vec<_>, DeviceError>>()?;
+        self.buffers.extend(new_buffers);
+        self.allocator = allocator;
+        Ok(extents)
+    }
+
+    /// Records that a parameter's blocks are zeroed, as all free blocks are.
+    pub fn clear(&self, encoder: &mut wgpu::CommandEncoder, index: usize, layout: BlockLayout) {
+        for source in self.sources(index, layout) {
+            encoder.clear_buffer(&source.buffer, source.offset, Some(source.bytes));
+        }
+    }
+
+    /// Takes a parameter's blocks back, which have to be zero.
+    pub fn release(&mut self, index: usize, layout: BlockLayout) {
+        let Some(placement) = self.placements.get_mut(index).and_then(Option::take) else { return };
+        self.allocator.release(layout, &placement.extents);
+        for (number, words) in (0..).zip(self.allocator.capacities()) {
+            if words == 0 {
+                self.buffers.remove(&number);
+            }
+        }
+        self.revision += 1;
+    }
+
+    /// The ranges of a parameter's blocks.
+    pub fn sources(&self, index: usize, layout: BlockLayout) -> Vec<Source> {
+        self.extents(index)
+            .iter()
+            .map(|extent| Source {
+                buffer: self.buffer(extent.buffer).clone(),
+                offset: u64::from(extent.state) * WORD_BYTES,
+                bytes: state_words(layout, extent.elements) * WORD_BYTES,
+            })
+            .collect()
+    }
+
+    /// Writes of one part of a parameter's blocks, given the words of all of them.
+    pub fn writes<'a>(
+        &'a self,
+        index: usize,
+        layout: BlockLayout,
+        words: &'a [u32],
+        part: BlockPart,
+    ) -> Vec<Write<'a>> {
+        let mut writes = Vec::new();
+        let mut block_start = 0;
+        for extent in self.extents(index) {
+            let mut place = u64::from(extent.state);
+            let mut left = extent.elements;
+            while left > 0 {
+                // Whole blocks of an extent follow each other without a gap.
+                let elements = if part == BlockPart::Whole { left } else { left.min(CHUNK_ELEMENTS.into()) };
+                let range = match part {
+                    BlockPart::Whole => 0..state_words(layout, elements),
+                    BlockPart::States => 0..layout.master_start(elements),
+                    BlockPart::Master => layout.master_start(elements)..layout.words(elements),
+                };
+                writes.push(Write {
+                    buffer: self.buffer(extent.buffer),
+                    offset: (place + range.start) * WORD_BYTES,
+                    bytes: bytemuck::cast_slice(
+                        &words[(block_start + range.start) as usize..(block_start + range.end) as usize],
+                    ),
+                });
+                let size = state_words(layout, elements);
+                block_start += size;
+                place += size;
+                left -= elements;
+            }
+        }
+        writes
+    }
+}

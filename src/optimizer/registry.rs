@@ -1,0 +1,495 @@
+//! What is registered: groups, parameters, the bytes that their views occupy, and step counts. Uses no GPU.
+//!
+//! A change bumps a revision and does nothing else. Whatever is derived from the registry compares revisions where it is used.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::slots::{Key, Slots};
+use super::step::{Step, Targets, Update};
+use super::{GroupId, Parameter, ParameterId, StepCounts};
+use crate::error::{Error, ErrorKind, ViewError};
+use crate::hyperparameters::{Group, Hyperparameters};
+use crate::plan::cohorts::Cohorts;
+use crate::plan::overlap::{Occupied, Overlap, first_overlap, sorted_ranges};
+use crate::plan::places::{Buffers, Places};
+use crate::plan::views::{OwnedViews, Views};
+use crate::storage::block::BlockLayout;
+use crate::storage::dtype::DType;
+use crate::storage::master::MasterWeights;
+use crate::storage::random::key_of;
+use crate::storage::state::{Precision, StateFormat};
+
+/// A number for each kind of change, bumped by every change of the kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revisions {
+    /// Parameters were added or removed.
+    pub parameters: u64,
+    /// Registered views were added, removed or moved.
+    pub views: u64,
+    /// Groups were added, or hyperparameters changed.
+    pub groups: u64,
+    /// Parameters changed their cohorts.
+    pub cohorts: u64,
+    /// Step counts were set, other than by steps.
+    pub counts: u64,
+}
+
+/// Groups, parameters and step counts of one optimizer.
+#[derive(Debug)]
+pub struct Registry {
+    id: u64,
+    settings: Settings,
+    groups: Slots<GroupRecord>,
+    parameters: Slots<Record>,
+    by_label: HashMap<String, Key>,
+    occupied: Occupied,
+    cohorts: Cohorts,
+    /// The number of parameters without registered views.
+    without_views: usize,
+    /// The number of groups that were ever added.
+    groups_added: u64,
+    revisions: Revisions,
+}
+
+/// What a registry has to know about its optimizer.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Seed of stochastic rounding.
+    pub seed: u64,
+    /// The most bytes of a parameter.
+    pub most_bytes: u64,
+    /// The most parameters.
+    pub most_parameters: usize,
+    /// The largest step count that a parameter can continue from.
+    pub most_steps: u64,
+    /// Whether a step writes gradients.
+    pub zero_gradients: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct GroupRecord {
+    group: Group,
+    /// Groups keep the order in which they were added.
+    order: u64,
+}
+
+/// A registered parameter.
+#[derive(Debug)]
+pub struct Record {
+    pub label: String,
+    /// Its number of elements.
+    pub len: u64,
+    pub dtype: DType,
+    pub group: GroupId,
+    pub layout: BlockLayout,
+    /// Key of its random numbers.
+    pub random_key: [u32; 2],
+    pub views: Option<OwnedViews>,
+}
+
+/// The parameters of one step.
+#[derive(Debug)]
+pub struct Selection {
+    /// Which parameters step, by index; `None` means all.
+    pub present: Option<Vec<bool>>,
+    /// Which cohorts step; `None` means all.
+    stepping: Option<Vec<bool>>,
+    /// Where they lie, if not at their registered views.
+    pub located: Option<Located>,
+}
+
+/// Parameters at the views of one step.
+#[derive(Debug)]
+pub struct Located {
+    /// Index and places of each parameter.
+    pub parameters: Vec<(usize, Places)>,
+    pub buffers: Buffers,
+}
+
+impl Selection {
+    /// Whether a cohort steps.
+    pub fn steps(&self, cohort: usize) -> bool {
+        self.stepping.as_ref().is_none_or(|stepping| stepping[cohort])
+    }
+}
+
+impl Registry {
+    pub fn new(settings: Settings) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            settings,
+            groups: Slots::default(),
+            parameters: Slots::default(),
+            by_label: HashMap::new(),
+            occupied: Occupied::default(),
+            cohorts: Cohorts::default(),
+            without_views: 0,
+            groups_added: 0,
+            revisions: Revisions::default(),
+        }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn revisions(&self) -> Revisions {
+        self.revisions
+    }
+
+    // Groups.
+
+    pub fn add_group(&mut self, group: Group) -> Result<GroupId, Error> {
+        group.hyperparameters.validate()?;
+        let key = self.groups.insert(GroupRecord { group, order: self.groups_added });
+        self.groups_added += 1;
+        self.revisions.groups += 1;
+        Ok(GroupId { optimizer: self.id, key })
+    }
+
+    pub fn remove_group(&mut self, id: GroupId) -> Result<(), Error> {
+        self.group(id)?;
+        let mut members = self.parameters.iter().filter(|(_, record)| record.group == id);
+        if let Some((_, first)) = members.next() {
+            let (members, label) = (1 + members.count(), first.label.clone());
+            return Err(ErrorKind::GroupInUse { members, label }.into());
+        }
+        self.groups.remove(id.key);
+        Ok(())
+    }
+
+    pub fn group(&self, id: GroupId) -> Result<&Group, Error> {
+        let found = self.groups.get(id.key).filter(|_| id.optimizer == self.id);
+        found.map(|record| &record.group).ok_or_else(|| ErrorKind::UnknownGroup.into())
+    }
+
+    /// The group of a registered parameter.
+    pub fn group_of(&self, record: &Record) -> &Group {
+        // A group with parameters cannot be removed.
+        &self.groups[record.group.key].group
+    }
+
+    /// The group with this index.
+    pub fn group_at(&self, index: usize) -> Option<&Group> {
+        self.groups.at(index).map(|record| &record.group)
+    }
+
+    /// One more than the largest index of a group.
+    pub fn groups_end(&self) -> usize {
+        self.groups.end()
+    }
+
+    /// All groups in the order in which they were added.
+    pub fn groups_in_order(&self) -> Vec<(GroupId, &Group)> {
+        let mut groups: Vec<_> = self.groups.iter().collect();
+        groups.sort_by_key(|(_, record)| record.order);
+        groups.into_iter().map(|(key, record)| (GroupId { optimizer: self.id, key }, &record.group)).collect()
+    }
+
+    pub fn set_hyperparameters(
+        &mut self,
+        id: GroupId,
+        hyperparameters: Hyperparameters,
+    ) -> Result<(), Error> {
+        hyperparameters.validate()?;
+        let old = self.group(id)?.hyperparameters;
+        let (found, expected) = (hyperparameters.rule.kind(), old.rule.kind());
+        if found != expected {
+            return Err(ErrorKind::Rule { found, expected }.into());
+        }
+        if old != hyperparameters
+            && let Some(record) = self.groups.get_mut(id.key)
+        {
+            record.group.hyperparameters = hyperparameters;
+            self.revisions.groups += 1;
+        }
+        Ok(())
+    }
+
+    // Parameters.
+
+    pub fn add_parameter(&mut self, group: GroupId, parameter: Parameter<'_>) -> Result<ParameterId, Error> {
+        let Parameter { label, len, dtype, state, views } = parameter;
+        let group_settings = *self.group(group).map_err(|error| error.about(label))?;
+        if label.is_empty() {
+            return Err(ErrorKind::EmptyLabel.into());
+        }
+        if self.by_label.contains_key(label) {
+            return Err(ErrorKind::DuplicateLabel.of(label));
+        }
+        if len == 0 {
+            return Err(ErrorKind::Empty.of(label));
+        }
+        let most = self.settings.most_bytes / dtype.bytes();
+        if views.is_none() && len > most {
+            return Err(ErrorKind::TooLong { len, dtype, most }.of(label));
+        }
+        let most = self.settings.most_parameters;
+        if self.parameters.len() >= most {
+            return Err(ErrorKind::TooMany { most }.of(label));
+        }
+        let states = group_settings.hyperparameters.rule.kind().states();
+        let layout = layout_of(label, len, dtype, state, group_settings.precision)?;
+        let layout = BlockLayout { states, ..layout };
+        let index = self.parameters.next_index();
+        if let Some(views) = &views {
+            self.occupy(index, label, len, dtype, views)?;
+            self.revisions.views += 1;
+        } else {
+            self.without_views += 1;
+        }
+        let key = self.parameters.insert(Record {
+            label: label.to_owned(),
+            len,
+            dtype,
+            group,
+            layout,
+            random_key: key_of(self.settings.seed, label),
+            views: views.as_ref().map(OwnedViews::new),
+        });
+        self.by_label.insert(label.to_owned(), key);
+        self.cohorts.add_parameter(index, group.key.index() as u32);
+        self.revisions.parameters += 1;
+        self.revisions.counts += 1;
+        Ok(ParameterId { optimizer: self.id, key })
+    }
+
+    pub fn remove_parameter(&mut self, id: ParameterId) -> Result<(), Error> {
+        self.record(id)?;
+        let Some(record) = self.parameters.remove(id.key) else { return Ok(()) };
+        self.by_label.remove(&record.label);
+        match &record.views {
+            Some(views) => self.vacate(record.dtype, &views.borrow()),
+            None => self.without_views -= 1,
+        }
+        self.cohorts.remove_parameter(id.key.index());
+        self.revisions.parameters += 1;
+        self.revisions.views += 1;
+        self.revisions.cohorts += 1;
+        self.revisions.counts += 1;
+        Ok(())
+    }
+
+    pub fn set_views(&mut self, id: ParameterId, views: Views<'_>) -> Result<(), Error> {
+        let record = self.record(id)?;
+        let (label, len, dtype) = (record.label.clone(), record.len, record.dtype);
+        let (index, old) = (id.key.index(), record.views.clone());
+        if let Some(old) = &old {
+            self.vacate(dtype, &old.borrow());
+        }
+        if let Err(error) = self.occupy(index, &label, len, dtype, &views) {
+            if let Some(old) = &old {
+                self.occupy(index, &label, len, dtype, &old.borrow())?;
+            }
+            return Err(error);
+        }
+        self.without_views -= usize::from(old.is_none());
+        if let Some(record) = self.parameters.get_mut(id.key) {
+            record.views = Some(OwnedViews::new(&views));
+        }
+        self.revisions.views += 1;
+        Ok(())
+    }
+
+    pub fn record(&self, id: ParameterId) -> Result<&Record, Error> {
+        let found = self.parameters.get(id.key).filter(|_| id.optimizer == self.id);
+        found.ok_or_else(|| ErrorKind::UnknownParameter.into())
+    }
+
+    pub fn parameter(&self, label: &str) -> Option<ParameterId> {
+        self.by_label.get(label).map(|&key| ParameterId { optimizer: self.id, key })
+    }
+
+    /// The parameter with this index.
+    pub fn at(&self, index: usize) -> Option<&Record> {
+        self.parameters.at(index)
+    }
+
+    /// All parameters, in the order of their indices.
+    pub fn parameters(&self) -> impl Iterator<Item = (ParameterId, &Record)> {
+        self.parameters.iter().map(|(key, record)| (ParameterId { optimizer: self.id, key }, record))
+    }
+
+    /// The number of parameters.
+    pub fn len(&self) -> usize {
+        self.parameters.len()
+    }
+
+    /// One more than the largest index of a parameter.
+    pub fn end(&self) -> usize {
+        self.parameters.end()
+    }
+
+    /// Checks a parameter's views and occupies their bytes; none on an error.
+    fn occupy(
+        &mut self,
+        index: usize,
+        label: &str,
+        len: u64,
+        dtype: DType,
+        views: &Views<'_>,
+    ) -> Result<(), Error> {
+        let refused = |(role, error)| ErrorKind::View { role, error }.of(label);
+        let ends = views.check(len, dtype).map_err(refused)?;
+        for (taken, ((role, view, _), end)) in views.each(dtype).zip(ends).enumerate() {
+            if let Err(Overlap { parameter, role: other_role, byte }) =
+                self.occupied.take(&view, end, index, role)
+            {
+                for (_, earlier, _) in views.each(dtype).take(taken) {
+                    self.occupied.release(&earlier);
+                }
+                // A parameter may overlap itself, and has no record yet when it is added.
+                let other = self.parameters.at(parameter).filter(|_| parameter != index);
+                let other_label = other.map_or(label, |record| &record.label).to_owned();
+                return Err(refused((role, ViewError::Overlap { other_role, other_label, byte })));
+            }
+        }
+        Ok(())
+    }
+
+    fn vacate(&mut self, dtype: DType, views: &Views<'_>) {
+        for (_, view, _) in views.each(dtype) {
+            self.occupied.release(&view);
+        }
+    }
+
+    // Steps.
+
+    /// The parameters that a step names, checked. Regroups cohorts so that each steps as a whole or not at all.
+    pub fn select(&mut self, step: &Step<'_>) -> Result<Selection, Error> {
+        match step.targets {
+            Targets::All => {
+                let mut records = self.parameters.iter().filter(|_| self.without_views > 0);
+                match records.find(|(_, record)| record.views.is_none()) {
+                    Some((_, record)) => Err(ErrorKind::NoViews.of(&record.label)),
+                    None => Ok(Selection { present: None, stepping: None, located: None }),
+                }
+            }
+            Targets::Of(ids) => {
+                let present = self.marked(ids.iter().copied())?;
+                let mut records = ids.iter().filter_map(|&id| self.record(id).ok());
+                if let Some(record) = records.find(|record| record.views.is_none()) {
+                    return Err(ErrorKind::NoViews.of(&record.label));
+                }
+                Ok(self.split(present, None))
+            }
+            Targets::At(updates) => {
+                let present = self.marked(updates.iter().map(|update| update.parameter))?;
+                let located = self.locate(updates)?;
+                Ok(self.split(present, Some(located)))
+            }
+        }
+    }
+
+    /// Marks parameters by index.
+    fn marked(&self, ids: impl Iterator<Item = ParameterId>) -> Result<Vec<bool>, Error> {
+        let mut present = vec![false; self.parameters.end()];
+        for id in ids {
+            let record = self.record(id)?;
+            if std::mem::replace(&mut present[id.key.index()], true) {
+                return Err(ErrorKind::Repeated.of(&record.label));
+            }
+        }
+        Ok(present)
+    }
+
+    fn split(&mut self, present: Vec<bool>, located: Option<Located>) -> Selection {
+        if self.cohorts.split(&present) {
+            self.revisions.cohorts += 1;
+        }
+        let mut stepping = vec![false; self.cohorts.list().len()];
+        for (index, _) in present.iter().enumerate().filter(|(_, is_present)| **is_present) {
+            stepping[self.cohorts.of(index) as usize] = true;
+        }
+        Selection { present: Some(present), stepping: Some(stepping), located }
+    }
+
+    /// Checks the views of a step and numbers their buffers.
+    fn locate(&self, updates: &[Update<'_>]) -> Result<Located, Error> {
+        let mut buffers = Buffers::default();
+        let mut parameters = Vec::with_capacity(updates.len());
+        let mut ends = Vec::with_capacity(updates.len());
+        for update in updates {
+            let record = self.record(update.parameter)?;
+            let checked = update.views.check(record.len, record.dtype);
+            ends.push(checked.map_err(|(role, error)| ErrorKind::View { role, error }.of(&record.label))?);
+            let places = buffers.locate(&update.views, record.dtype);
+            parameters.push((update.parameter.key.index(), places));
+        }
+        let ranges = sorted_ranges(parameters.iter().map(|(_, places)| places).zip(ends));
+        if let Some((range, other)) = first_overlap(&ranges, self.settings.zero_gradients) {
+            let label = |update: usize| self.record(updates[update].parameter).map(|record| &record.label);
+            let (other_role, other_label) = (other.role, label(other.update)?.clone());
+            let error = ViewError::Overlap { other_role, other_label, byte: range.start };
+            return Err(ErrorKind::View { role: range.role, error }.of(label(range.update)?));
+        }
+        Ok(Located { parameters, buffers })
+    }
+
+    /// Where all registered views lie.
+    pub fn locate_registered(&self) -> Located {
+        let mut buffers = Buffers::default();
+        let parameters = self.parameters.iter().filter_map(|(key, record)| {
+            let views = record.views.as_ref()?;
+            Some((key.index(), buffers.locate(&views.borrow(), record.dtype)))
+        });
+        Located { parameters: parameters.collect(), buffers }
+    }
+
+    /// Counts a step of the selected parameters.
+    pub fn advance(&mut self, selection: &Selection) {
+        self.cohorts.advance(|cohort| selection.steps(cohort));
+    }
+
+    pub fn cohorts(&self) -> &Cohorts {
+        &self.cohorts
+    }
+
+    /// Steps recorded for a parameter.
+    pub fn steps(&self, id: ParameterId) -> u64 {
+        self.cohorts.steps(id.key.index())
+    }
+
+    /// Sets the step counts of parameters.
+    pub fn set_steps(&mut self, counts: impl IntoIterator<Item = (ParameterId, u64)>) {
+        if self.cohorts.set_steps(counts.into_iter().map(|(id, steps)| (id.key.index(), steps))) {
+            self.revisions.cohorts += 1;
+        }
+        self.revisions.counts += 1;
+    }
+
+    pub fn step_counts(&self) -> StepCounts {
+        StepCounts { optimizer: self.id, revision: self.revisions.counts, cohorts: self.cohorts.clone() }
+    }
+
+    pub fn rewind(&mut self, counts: &StepCounts) -> Result<(), Error> {
+        if counts.optimizer != self.id || counts.revision != self.revisions.counts {
+            return Err(ErrorKind::StaleCounts.into());
+        }
+        self.cohorts.clone_from(&counts.cohorts);
+        self.revisions.cohorts += 1;
+        Ok(())
+    }
+}
+
+/// How a parameter is stored. The states are those of its rule.
+fn layout_of(
+    label: &str,
+    len: u64,
+    dtype: DType,
+    state: Option<StateFormat>,
+    precision: Precision,
+) -> Result<BlockLayout, Error> {
+    let master_weights = match dtype {
+        DType::F32 => MasterWeights::None,
+        DType::F16 | DType::Bf16 => precision.master_weights,
+    };
+    if !master_weights.fit(dtype) {
+        return Err(ErrorKind::MasterWeights { dtype, found: precision.master_weights }.of(label));
+    }
+    let is_small = len < precision.f32_state_below;
+    let state = state.unwrap_or(if is_small { StateFormat::F32 } else { precision.state });
+    Ok(BlockLayout { states: &[], state, master_weights })
+}

@@ -1,0 +1,247 @@
+//! What holds for all groups of an optimizer.
+
+use std::time::Duration;
+
+use crate::rules::{OutOfRange, in_range};
+
+/// Settings of an [`Optimizer`](crate::Optimizer).
+///
+/// ```
+/// use adamod::{Control, DeviceControl, Options};
+///
+/// let options = Options::new()
+///     .with_label("generator")
+///     .with_seed(7)
+///     .with_control(Control::Device(DeviceControl::new().with_max_norm(1.0)));
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// A name that stands in front of the labels of all wgpu objects of the optimizer. `adamod` by default.
+    pub label: String,
+    /// What a step counts besides its update.
+    pub diagnostics: Diagnostics,
+    /// Whether a step sets gradients to zero once it has read them, which saves the engine a pass over them. PyTorch's `zero_grad`.
+    pub zero_gradients: bool,
+    /// Whether the host or the device counts steps, and what happens to gradients before a step.
+    pub control: Control,
+    /// Seed of stochastic rounding. The same seed, labels and gradients give the same bits, whatever the order of registration.
+    pub seed: u64,
+    /// How long methods that block wait for the device.
+    pub device_timeout: Duration,
+    /// How a step is divided among the device's threads.
+    pub workgroups: Workgroups,
+    /// A cache of compiled pipelines, for devices with [`wgpu::Features::PIPELINE_CACHE`].
+    pub pipeline_cache: Option<wgpu::PipelineCache>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            label: "adamod".to_owned(),
+            diagnostics: Diagnostics::default(),
+            zero_gradients: false,
+            control: Control::default(),
+            seed: 0,
+            device_timeout: Duration::from_secs(60),
+            workgroups: Workgroups::default(),
+            pipeline_cache: None,
+        }
+    }
+}
+
+impl Options {
+    /// The defaults: steps counted on the host, no diagnostics, gradients kept, seed 0, one minute.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`Options::label`].
+    pub fn with_label(self, label: impl Into<String>) -> Self {
+        Self { label: label.into(), ..self }
+    }
+
+    /// Sets [`Options::diagnostics`].
+    pub fn with_diagnostics(self, diagnostics: Diagnostics) -> Self {
+        Self { diagnostics, ..self }
+    }
+
+    /// Sets [`Options::zero_gradients`].
+    pub fn with_zero_gradients(self, zero_gradients: bool) -> Self {
+        Self { zero_gradients, ..self }
+    }
+
+    /// Sets [`Options::control`].
+    pub fn with_control(self, control: Control) -> Self {
+        Self { control, ..self }
+    }
+
+    /// Sets [`Options::seed`].
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Sets [`Options::device_timeout`].
+    pub fn with_device_timeout(self, device_timeout: Duration) -> Self {
+        Self { device_timeout, ..self }
+    }
+
+    /// Sets [`Options::workgroups`].
+    pub fn with_workgroups(self, workgroups: Workgroups) -> Self {
+        Self { workgroups, ..self }
+    }
+
+    /// Sets [`Options::pipeline_cache`].
+    pub fn with_pipeline_cache(self, pipeline_cache: wgpu::PipelineCache) -> Self {
+        Self { pipeline_cache: Some(pipeline_cache), ..self }
+    }
+}
+
+/// What a step counts besides its update.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Diagnostics {
+    /// Nothing. The kernel has no code for it.
+    #[default]
+    Off,
+    /// Histograms of the learning rates and the norm of the updates, in the same pass, for groups whose rule has a learning rate for
+    /// each element (AdaMod and Adam; SGD has one for all). [`Optimizer::take_rate_histograms`](crate::Optimizer::take_rate_histograms)
+    /// reads them.
+    RateHistograms,
+}
+
+/// How a step is divided among the device's threads. The results have the same bits, apart from the last digits of a norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Workgroups {
+    /// As suits the device.
+    #[default]
+    Auto,
+    /// As on a GPU: 256 threads, one for each four elements of a chunk. On a software adapter this tests what a GPU runs.
+    Gpu,
+    /// As on a software adapter: 8 threads, as many as a vector register holds.
+    Cpu,
+}
+
+/// Whether the host or the device counts steps and computes their coefficients.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Control {
+    /// The host, in f64. It uploads one small table per step. Gradients are used as they are, so infinity and NaN propagate.
+    #[default]
+    Host,
+    /// The device, in f32 with relative errors of 1e-6: PyTorch's `capturable`. Any number of steps can be recorded ahead, and only
+    /// what the caller changes is uploaded. The device can skip steps and rescale gradients without a read-back.
+    Device(DeviceControl),
+}
+
+/// What the device does with gradients before a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct DeviceControl {
+    /// The factor by which the engine multiplies its loss. Gradients are divided by it.
+    pub loss_scale: LossScale,
+    /// The largest norm (L2, over all gradients of a step together), without the loss scale and times the engine's multiplier
+    /// ([`Optimizer::MULTIPLIER_OFFSET`](crate::Optimizer::MULTIPLIER_OFFSET)). Gradients with a larger norm are scaled down to it.
+    /// PyTorch's `clip_grad_norm_`, but without its 1e-6 in the denominator. Above 0; `None` means no clip.
+    pub max_norm: Option<f64>,
+    /// What happens to a step with infinite or NaN gradients.
+    pub non_finite: NonFinite,
+}
+
+impl Default for DeviceControl {
+    fn default() -> Self {
+        Self { loss_scale: LossScale::Constant(1.0), max_norm: None, non_finite: NonFinite::Skip }
+    }
+}
+
+/// The factor by which the engine multiplies its loss, so that small gradients survive in 16 bits. The engine reads it from
+/// [`Optimizer::control_buffer`](crate::Optimizer::control_buffer).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum LossScale {
+    /// A constant, above 0. It stays after a checkpoint with another one was restored.
+    Constant(f64),
+    /// As `torch.amp.GradScaler`. A step with non-finite gradients is skipped, whatever [`DeviceControl::non_finite`] says, and the
+    /// scale is multiplied by `backoff_factor`, down to 2^-126. After `growth_interval` steps in a row without one, it is multiplied by
+    /// `growth_factor`. A restored checkpoint sets the scale.
+    Dynamic {
+        /// The first scale, above 0. 65,536 in PyTorch.
+        initial: f64,
+        /// At least 1. 2 in PyTorch.
+        growth_factor: f64,
+        /// In (0, 1). 0.5 in PyTorch.
+        backoff_factor: f64,
+        /// In steps, at least 1. 2,000 in PyTorch.
+        growth_interval: u32,
+    },
+}
+
+impl LossScale {
+    /// PyTorch's defaults.
+    pub const DYNAMIC: Self =
+        Self::Dynamic { initial: 65_536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 };
+
+    pub(crate) fn initial(self) -> f64 {
+        match self {
+            Self::Constant(scale) | Self::Dynamic { initial: scale, .. } => scale,
+        }
+    }
+}
+
+/// What happens to a step with infinite or NaN gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NonFinite {
+    /// The whole step is skipped: no parameter, state or step count of any group changes. Costs a pass over the gradients.
+    #[default]
+    Skip,
+    /// Non-finite gradients propagate, only to their own elements. Nothing looks for them unless a norm is computed.
+    Propagate,
+}
+
+impl DeviceControl {
+    /// The defaults: loss scale 1, no clip, steps with non-finite gradients are skipped.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`DeviceControl::loss_scale`].
+    pub fn with_loss_scale(self, loss_scale: LossScale) -> Self {
+        Self { loss_scale, ..self }
+    }
+
+    /// Sets [`DeviceControl::max_norm`].
+    pub fn with_max_norm(self, max_norm: f64) -> Self {
+        Self { max_norm: Some(max_norm), ..self }
+    }
+
+    /// Sets [`DeviceControl::non_finite`].
+    pub fn with_non_finite(self, non_finite: NonFinite) -> Self {
+        Self { non_finite, ..self }
+    }
+
+    /// Whether a step computes the norm of all gradients first.
+    pub fn uses_norm(&self) -> bool {
+        self.max_norm.is_some() || self.skips()
+    }
+
+    pub(crate) fn skips(&self) -> bool {
+        self.non_finite == NonFinite::Skip || matches!(self.loss_scale, LossScale::Dynamic { .. })
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), OutOfRange> {
+        let positive = |value: f64| (value as f32).is_normal() && value > 0.0;
+        let expected = "a number above 0 and normal in f32";
+        let initial = self.loss_scale.initial();
+        in_range("loss_scale", initial, expected, positive(initial))?;
+        if let LossScale::Dynamic { growth_factor, backoff_factor, growth_interval, .. } = self.loss_scale {
+            let is_growth = growth_factor >= 1.0 && (growth_factor as f32).is_finite();
+            in_range("growth_factor", growth_factor, "at least 1 and finite in f32", is_growth)?;
+            let is_backoff = positive(backoff_factor) && (backoff_factor as f32) < 1.0;
+            in_range("backoff_factor", backoff_factor, "a number in (0, 1), normal in f32", is_backoff)?;
+            in_range("growth_interval", growth_interval.into(), "at least 1", growth_interval >= 1)?;
+        }
+        let max_norm = self.max_norm.unwrap_or(1.0);
+        in_range("max_norm", max_norm, expected, positive(max_norm))
+    }
+}

@@ -1,0 +1,475 @@
+//! From tensors to launches: pure arithmetic, no GPU.
+//!
+//! A *chunk* of [`CHUNK_ELEMENTS`] elements is what one workgroup updates. Its state is one *block* in a *state buffer*. An [`Extent`] is a
+//! run of a tensor's chunks whose blocks follow each other in one state buffer. A [`Launch`] is one dispatch: one update rule, one window
+//! of a buffer of values, one of a buffer of gradients, one state buffer, and all chunks that lie within them. Tensors that share buffers
+//! and a rule share a launch. A tensor that reaches past the end of a window is cut between two chunks.
+//!
+//! The chunk table depends on which tensors share a launch, not on where they lie. An engine whose tensors move within their pools
+//! rewrites only the segments.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::allocator::Extent;
+use super::limits::PlanLimits;
+use crate::kernels::abi::{Chunk, Partial, QUAD_ELEMENTS, Segment};
+use crate::kernels::pipeline::{Kernel, NormEnd};
+use crate::kernels::variant::{Access, GradientBinding, Shadow, Variant};
+use crate::options::Diagnostics;
+use crate::rules::RuleKind;
+use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, StateAccess, WORD_BYTES};
+use crate::storage::dtype::DType;
+use crate::storage::state::Format;
+
+/// Where a view lies: a buffer, numbered by the caller, a byte offset, and the data type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Index into the caller's buffers.
+    pub buffer: u32,
+    /// Byte offset in it.
+    pub offset: u64,
+    /// Type of the elements.
+    pub dtype: DType,
+}
+
+/// A tensor to be updated.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    /// Its values.
+    pub values: Location,
+    /// Its gradient.
+    pub gradients: Location,
+    /// Its shadow copy, in a buffer that holds neither.
+    pub shadow: Option<Location>,
+    /// Its blocks of state, which together cover it.
+    pub extents: &'a [Extent],
+    /// The layout of a block.
+    pub layout: BlockLayout,
+    /// Key of its random numbers.
+    pub key: [u32; 2],
+    /// Its update rule.
+    pub rule: RuleKind,
+}
+
+impl Tensor<'_> {
+    fn format(&self) -> Format {
+        Format {
+            values: self.values.dtype,
+            gradients: self.gradients.dtype,
+            state: self.layout.state,
+            master_weights: self.layout.master_weights,
+            shadow: self.shadow.map_or(DType::F32, |shadow| shadow.dtype),
+        }
+    }
+}
+
+/// A bound range of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Index into the caller's buffers.
+    pub buffer: u32,
+    /// Byte offset, aligned for a binding.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Window {
+    fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
+
+    fn union(self, other: Self) -> Self {
+        let offset = self.offset.min(other.offset);
+        Self { buffer: self.buffer, offset, bytes: self.end().max(other.end()) - offset }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.buffer == other.buffer && self.offset < other.end() && other.offset < self.end()
+    }
+}
+
+/// One dispatch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// The update rule.
+    pub rule: RuleKind,
+    /// The window of values.
+    pub values: Window,
+    /// The window of gradients; the same as that of values with [`GradientBinding::Shared`].
+    pub gradients: Window,
+    /// The window of shadow copies, if there are any.
+    pub shadow: Option<Window>,
+    /// How gradients are bound.
+    pub binding: GradientBinding,
+    /// How tensors are read and written.
+    pub access: Access,
+    /// How state is read and written.
+    pub state_access: StateAccess,
+    /// [`Format::bits`] of all tensors, if they have the same format.
+    pub format: Option<u32>,
+    /// Number of the state buffer.
+    pub state_buffer: u32,
+    /// First entry in the chunk table, aligned for a binding.
+    pub first_chunk: u32,
+    /// Entries in the chunk table.
+    pub chunks: u32,
+    /// Its segments.
+    pub segments: Range<u32>,
+}
+
+impl Launch {
+    /// The kernel of the step. Rules without a learning rate for each element have no histograms.
+    pub fn update_kernel(&self, diagnostics: Diagnostics) -> Kernel {
+        let diagnostics = if self.rule.has_element_rates() { diagnostics } else { Diagnostics::Off };
+        let variant = Variant {
+            rule: self.rule,
+            access: self.access,
+            gradients: self.binding,
+            state: self.state_access,
+            shadow: self.shadow_variant(),
+            diagnostics,
+        };
+        Kernel::Update { variant, format: self.format }
+    }
+
+    /// The kernel of the norm of its gradients.
+    pub fn norm_kernel(&self, end: NormEnd) -> Kernel {
+        Kernel::Norm { access: self.access, gradients: self.binding, format: self.format, end }
+    }
+
+    fn shadow_variant(&self) -> Shadow {
+        if self.shadow.is_some() { Shadow::On } else { Shadow::Off }
+    }
+}
+
+/// A run of a tensor's chunks in one launch. The chunk table depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    tensor: u32,
+    state_buffer: u32,
+    state: u32,
+    first_chunk: u64,
+    elements: u64,
+    layout: BlockLayout,
+}
+
+impl Piece {
+    fn chunks(&self) -> u64 {
+        self.elements.div_ceil(CHUNK_ELEMENTS.into())
+    }
+
+    /// Bytes that the piece covers in a view at `offset`: start and end.
+    fn span(&self, view: Location) -> (u64, u64) {
+        let start = view.offset + self.first_chunk * u64::from(CHUNK_ELEMENTS) * view.dtype.bytes();
+        (start, start + self.elements * view.dtype.bytes())
+    }
+
+    /// Shortens the piece to its first `chunks` chunks and returns the rest.
+    fn split(&mut self, chunks: u64) -> Option<Self> {
+        if self.chunks() <= chunks {
+            return None;
+        }
+        let elements = chunks * u64::from(CHUNK_ELEMENTS);
+        let rest = Self {
+            state: self.state + (chunks * self.layout.words(CHUNK_ELEMENTS.into())) as u32,
+            first_chunk: self.first_chunk + chunks,
+            elements: self.elements - elements,
+            ..*self
+        };
+        self.elements = elements;
+        Some(rest)
+    }
+}
+
+/// All launches of a step and their segment table.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pieces: Vec<Piece>,
+    /// The dispatches, in order.
+    pub launches: Vec<Launch>,
+    /// The segment table.
+    pub segments: Vec<Segment>,
+}
+
+/// The windows and the size of a launch under construction.
+#[derive(Clone, Copy)]
+struct Bounds {
+    values: Window,
+    gradients: Window,
+    shadow: Option<Window>,
+    chunks: u64,
+}
+
+impl Bounds {
+    fn of(piece: &Piece, tensor: &Tensor<'_>, sizes: &[u64], limits: &PlanLimits) -> Self {
+        let window = |view: Location| {
+            let (start, _) = piece.span(view);
+            let offset = start / limits.offset_alignment * limits.offset_alignment;
+            // The last quad is accessed whole where the buffer has it.
+            let end = (start + piece.elements.next_multiple_of(4) * view.dtype.bytes())
+                .min(sizes[view.buffer as usize] / WORD_BYTES * WORD_BYTES);
+            Window { buffer: view.buffer, offset, bytes: end - offset }
+        };
+        Self {
+            values: window(tensor.values),
+            gradients: window(tensor.gradients),
+            shadow: tensor.shadow.map(window),
+            chunks: piece.chunks(),
+        }
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self {
+            values: self.values.union(other.values),
+            gradients: self.gradients.union(other.gradients),
+            shadow: self.shadow.zip(other.shadow).map(|(one, other)| one.union(other)),
+            chunks: self.chunks + other.chunks,
+        }
+    }
+
+    /// How a launch over these windows binds its gradients; `None` if a binding or the grid is too small.
+    fn binding(&self, limits: &PlanLimits, zeroes_gradients: bool) -> Option<GradientBinding> {
+        let fits = |window: &Window| window.bytes <= limits.binding_bytes;
+        let all_fit = fits(&self.values) && fits(&self.gradients) && self.shadow.as_ref().is_none_or(fits);
+        if !all_fit || self.chunks > limits.launch_chunks {
+            None
+        } else if self.values.buffer != self.gradients.buffer {
+            Some(if zeroes_gradients { GradientBinding::ReadWrite } else { GradientBinding::Read })
+        } else if fits(&self.values.union(self.gradients)) {
+            Some(GradientBinding::Shared)
+        } else if !self.values.overlaps(&self.gradients) {
+            Some(GradientBinding::ReadWrite)
+        } else {
+            None
+        }
+    }
+}
+
+impl Plan {
+    /// Plans a step over `tensors`. `sizes` are the bytes of the buffers that their locations name.
+    pub fn new(tensors: &[Tensor<'_>], sizes: &[u64], zeroes_gradients: bool, limits: &PlanLimits) -> Self {
+        let mut plan = Self::default();
+        for mut group in groups(tensors) {
+            let everything = group
+                .iter()
+                .map(|piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits))
+                .reduce(Bounds::union);
+            if let Some(bounds) = everything
+                && let Some(binding) = bounds.binding(limits, zeroes_gradients)
+            {
+                plan.push(&group, bounds, binding, tensors, sizes, limits);
+                continue;
+            }
+            // Too large for one window: cut, and fill windows in the order of addresses. Values and gradients that meet within the alignment
+            // of an offset, and are too large for a window together, are cut in half. Then a half lies between them.
+            let alone = |piece: &Piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits);
+            let mut cut = Vec::with_capacity(group.len());
+            while let Some(mut piece) = group.pop() {
+                let (chunks, most) = (piece.chunks(), limits.window_chunks());
+                let meets = chunks <= most && alone(&piece).binding(limits, zeroes_gradients).is_none();
+                match piece.split(if meets { chunks.div_ceil(2) } else { most }) {
+                    Some(rest) => group.extend([rest, piece]),
+                    None => cut.push(piece),
+                }
+            }
+            cut.sort_by_key(|piece| piece.span(tensors[piece.tensor as usize].values).0);
+            let mut open: Option<(Vec<Piece>, Bounds, GradientBinding)> = None;
+            for piece in cut {
+                let alone = alone(&piece);
+                match &mut open {
+                    Some((pieces, bounds, binding))
+                        if bounds.union(alone).binding(limits, zeroes_gradients).is_some() =>
+                    {
+                        *bounds = bounds.union(alone);
+                        *binding = bounds.binding(limits, zeroes_gradients).unwrap_or(*binding);
+                        pieces.push(piece);
+                    }
+                    _ => {
+                        if let Some((pieces, bounds, binding)) = open.take() {
+                            plan.push(&pieces, bounds, binding, tensors, sizes, limits);
+                        }
+                        // A piece that was cut has a binding.
+                        let binding =
+                            alone.binding(limits, zeroes_gradients).unwrap_or(GradientBinding::ReadWrite);
+                        open = Some((vec![piece], alone, binding));
+                    }
+                }
+            }
+            if let Some((pieces, bounds, binding)) = open {
+                plan.push(&pieces, bounds, binding, tensors, sizes, limits);
+            }
+        }
+        plan
+    }
+
+    fn push(
+        &mut self,
+        pieces: &[Piece],
+        bounds: Bounds,
+        binding: GradientBinding,
+        tensors: &[Tensor<'_>],
+        sizes: &[u64],
+        limits: &PlanLimits,
+    ) {
+        let (values, gradients) = match binding {
+            GradientBinding::Shared => {
+                let both = bounds.values.union(bounds.gradients);
+                (both, both)
+            }
+            GradientBinding::Read | GradientBinding::ReadWrite => (bounds.values, bounds.gradients),
+        };
+        let tensor_of = |piece: &Piece| &tensors[piece.tensor as usize];
+        // Whether the launch can read and write all its tensors in words of `bytes` bytes, four elements at a time.
+        let holds_words = |bytes: u64| {
+            pieces.iter().all(|piece| {
+                let tensor = tensor_of(piece);
+                [tensor.values, tensor.gradients].into_iter().all(|view| {
+                    let (start, _) = piece.span(view);
+                    let end = start + piece.elements.next_multiple_of(4) * view.dtype.bytes();
+                    start.is_multiple_of(bytes)
+                        && 4 * view.dtype.bytes() >= bytes
+                        && end <= sizes[view.buffer as usize]
+                })
+            })
+        };
+        let access = match () {
+            () if holds_words(16) => Access::Vec4,
+            () if holds_words(8) => Access::Vec2,
+            () => Access::Scalar,
+        };
+        let formats = || pieces.iter().map(|piece| tensor_of(piece).format().bits());
+        let first_format = tensor_of(&pieces[0]).format().bits();
+        let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
+        let first_chunk = self
+            .launches
+            .last()
+            .map_or(0, |launch| (launch.first_chunk + launch.chunks).next_multiple_of(entries_per_alignment));
+        let first_segment = self.segments.len() as u32;
+        let word_in = |window: &Window, (start, _)| ((start - window.offset) / WORD_BYTES) as u32;
+        self.segments.extend(pieces.iter().map(|piece| {
+            let tensor = tensor_of(piece);
+            Segment {
+                parameters: word_in(&values, piece.span(tensor.values)),
+                gradients: word_in(&gradients, piece.span(tensor.gradients)),
+                coefficients: 0,
+                format: tensor.format().bits(),
+                key: tensor.key,
+                first_quad: (piece.first_chunk * u64::from(CHUNK_ELEMENTS / QUAD_ELEMENTS)) as u32,
+                shadow: bounds
+                    .shadow
+                    .zip(tensor.shadow)
+                    .map_or(0, |(window, view)| word_in(&window, piece.span(view))),
+            }
+        }));
+        self.pieces.extend_from_slice(pieces);
+        self.launches.push(Launch {
+            rule: tensor_of(&pieces[0]).rule,
+            values,
+            gradients,
+            binding,
+            shadow: bounds.shadow,
+            access,
+            state_access: pieces
+                .iter()
+                .map(|piece| piece.layout.access())
+                .min()
+                .unwrap_or(StateAccess::Words4),
+            format: formats().all(|format| format == first_format).then_some(first_format),
+            state_buffer: pieces[0].state_buffer,
+            first_chunk,
+            chunks: pieces.iter().map(|piece| piece.chunks() as u32).sum(),
+            segments: first_segment..self.segments.len() as u32,
+        });
+    }
+
+    /// Sets the index of each segment's coefficients; `row` gives it for the index of a tensor.
+    pub fn set_coefficients(&mut self, row: impl Fn(usize) -> u32) {
+        for (segment, piece) in self.segments.iter_mut().zip(&self.pieces) {
+            segment.coefficients = row(piece.tensor as usize);
+        }
+    }
+
+    /// The partial sums of the gradients' norm that each launch has, one per workgroup. Bindings start at multiples of `alignment` bytes.
+    /// Without padding there are at most `most`, plus one per launch; a launch has at most `most`.
+    pub fn partials(&self, alignment: u64, most: u32) -> Vec<Range<u64>> {
+        let chunks: u64 = self.launches.iter().map(|launch| u64::from(launch.chunks)).sum();
+        let chunks_per_partial = chunks.div_ceil(most.into()).max(1);
+        let mut next = 0_u64;
+        let mut partials = Vec::with_capacity(self.launches.len());
+        for launch in &self.launches {
+            let first = next.next_multiple_of((alignment / size_of::<Partial>() as u64).max(1));
+            next = first + u64::from(launch.chunks).div_ceil(chunks_per_partial);
+            partials.push(first..next);
+        }
+        partials
+    }
+
+    /// Whether this plan has the chunk table of `other`.
+    pub fn has_chunks_of(&self, other: &Self) -> bool {
+        let ranges = |plan: &Self| {
+            plan.launches
+                .iter()
+                .map(|launch| (launch.first_chunk, launch.segments.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.pieces == other.pieces && ranges(self) == ranges(other)
+    }
+
+    /// The chunk table. Entries between launches are never bound.
+    pub fn chunk_table(&self) -> Vec<Chunk> {
+        let mut table = Vec::new();
+        for launch in &self.launches {
+            table.resize(launch.first_chunk as usize, Chunk::default());
+            for segment in launch.segments.clone() {
+                let piece = &self.pieces[segment as usize];
+                for chunk in 0..piece.chunks() {
+                    let first = chunk * u64::from(CHUNK_ELEMENTS);
+                    table.push(Chunk {
+                        segment,
+                        first: first as u32,
+                        elements: (piece.elements - first).min(CHUNK_ELEMENTS.into()) as u32,
+                        state: piece.state + (chunk * piece.layout.words(CHUNK_ELEMENTS.into())) as u32,
+                    });
+                }
+            }
+        }
+        table
+    }
+}
+
+/// Pieces that may share a launch, in order of first appearance: same buffers, state buffer and rule.
+fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
+    let mut index = HashMap::new();
+    let mut groups: Vec<Vec<Piece>> = Vec::new();
+    // Tensors of one pool often follow each other, so look at the last group first.
+    let mut recent = None;
+    for (number, tensor) in tensors.iter().enumerate() {
+        for extent in tensor.extents {
+            let shadow = tensor.shadow.map(|shadow| shadow.buffer);
+            let key = (tensor.values.buffer, tensor.gradients.buffer, shadow, extent.buffer, tensor.rule);
+            let group = match recent {
+                Some((recent, group)) if recent == key => group,
+                _ => *index.entry(key).or_insert_with(|| {
+                    groups.push(Vec::new());
+                    groups.len() - 1
+                }),
+            };
+            recent = Some((key, group));
+            groups[group].push(Piece {
+                tensor: number as u32,
+                state_buffer: extent.buffer,
+                state: extent.state,
+                first_chunk: extent.first_chunk,
+                elements: extent.elements,
+                layout: tensor.layout,
+            });
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+//! Views that share bytes.
+
+use std::collections::BTreeMap;
+
+use super::launches::Location;
+use super::places::Places;
+use super::views::View;
+use crate::error::Role;
+
+/// The byte ranges of all registered views.
+#[derive(Debug, Default)]
+pub struct Occupied {
+    ranges: BTreeMap<(wgpu::Buffer, u64), Owner>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    end: u64,
+    parameter: usize,
+    role: Role,
+}
+
+/// The registered view that another one overlaps, and the first shared byte.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Overlap {
+    pub parameter: usize,
+    pub role: Role,
+    pub byte: u64,
+}
+
+impl Occupied {
+    /// Occupies a range, or returns the view that has a part of it.
+    pub fn take(&mut self, view: &View<'_>, end: u64, parameter: usize, role: Role) -> Result<(), Overlap> {
+        let key = |offset| (view.buffer.clone(), offset);
+        let neighbour = self.ranges.range(..key(end)).next_back();
+        if let Some(((buffer, start), owner)) = neighbour
+            && buffer == view.buffer
+            && owner.end > view.offset
+        {
+            let byte = view.offset.max(*start);
+            return Err(Overlap { parameter: owner.parameter, role: owner.role, byte });
+        }
+        self.ranges.insert(key(view.offset), Owner { end, parameter, role });
+        Ok(())
+    }
+
+    /// Gives a range back.
+    pub fn release(&mut self, view: &View<'_>) {
+        self.ranges.remove(&(view.buffer.clone(), view.offset));
+    }
+}
+
+/// A view of a step that is not registered.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    buffer: u32,
+    /// Index of the parameter in the step.
+    pub update: usize,
+    pub role: Role,
+    pub start: u64,
+    end: u64,
+}
+
+/// The ranges of all views of a step, sorted by address. `ends` are the bytes at which the views of each parameter end.
+pub fn sorted_ranges<'a>(places: impl Iterator<Item = (&'a Places, [u64; Role::COUNT])>) -> Vec<Range> {
+    // Engines mostly name tensors in the order of their addresses. By role, ranges are then runs that a merge sort finds sorted.
+    let mut ranges = [const { Vec::new() }; Role::COUNT];
+    for (update, (places, ends)) in places.enumerate() {
+        for ((role, location), end) in places.each().zip(ends) {
+            let Location { buffer, offset: start, .. } = location;
+            ranges[role as usize].push(Range { buffer, update, role, start, end });
+        }
+    }
+    let mut ranges: Vec<Range> = ranges.into_iter().flatten().collect();
+    ranges.sort_by_key(|range| (range.buffer, range.start));
+    ranges
+}
+
+/// The first range that overlaps an earlier one, and that one. Gradients may overlap each other unless they are written.
+pub fn first_overlap(ranges: &[Range], writes_gradients: bool) -> Option<(&Range, &Range)> {
+    // The range that ends last, of all ranges so far and of those that are written.
+    let [mut last, mut last_written]: [Option<&Range>; 2] = [None; 2];
+    for range in ranges {
+        let is_written = range.role != Role::Gradients || writes_gradients;
+        let earlier = if is_written { last } else { last_written };
+        if let Some(other) = earlier.filter(|of| of.buffer == range.buffer && range.start < of.end) {
+            return Some((range, other));
+        }
+        let ends_last =
+            |of: Option<&Range>| of.is_none_or(|of| of.buffer != range.buffer || of.end < range.end);
+        if ends_last(last) {
+            last = Some(range);
+        }
+        if is_written && ends_last(last_written) {
+            last_written = Some(range);
+        }
+    }
+    None
+}
