@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::device::error_scope::DeviceError;
 use crate::device::readback::SnapshotError;
-use crate::rules::{OutOfRange, RuleKind};
+use crate::rules::RuleKind;
+use crate::rules::range::OutOfRange;
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
 

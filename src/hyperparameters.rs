@@ -4,9 +4,11 @@
 //! that differ in them share one dispatch. The numbers are computed in f64 and rounded once, because `1 - 0.9999` in f32 is off by
 //! 1.7e-4, and `powf` on an f32 base makes `1 - beta^t` wrong by 1e-4.
 
-use crate::rules::arithmetic::Common;
+use crate::rules::Rule;
+use crate::rules::arithmetic::General;
+use crate::rules::range::{OutOfRange, in_range};
 use crate::rules::real::Real;
-use crate::rules::{CoefficientArray, OutOfRange, Rule, in_range};
+use crate::rules::update_rule::CoefficientArray;
 use crate::storage::state::Precision;
 
 /// Weight decay. The value is the lambda of the paper and PyTorch's `weight_decay`.
@@ -117,7 +119,7 @@ impl Hyperparameters {
     }
 
     /// The coefficients that do not depend on the rule, in f64.
-    pub(crate) fn common(&self) -> [f64; 3] {
+    pub(crate) fn general(&self) -> [f64; 3] {
         let gradient_scale = match self.objective {
             Objective::Minimize => 1.0,
             Objective::Maximize => -1.0,
@@ -135,10 +137,10 @@ impl Hyperparameters {
         &self,
         t: u64,
         is_debiased: bool,
-    ) -> (Common<T>, CoefficientArray<T>) {
-        let [gradient_scale, coupled_decay, decoupled_decay] = self.common().map(T::from_f64);
-        let common = Common { gradient_scale, coupled_decay, decoupled_decay, is_debiased };
-        (common, self.rule.coefficients(self.learning_rate, t).map(T::from_f64))
+    ) -> (General<T>, CoefficientArray<T>) {
+        let [gradient_scale, coupled_decay, decoupled_decay] = self.general().map(T::from_f64);
+        let general = General { gradient_scale, coupled_decay, decoupled_decay, is_debiased };
+        (general, self.rule.coefficients(self.learning_rate, t).map(T::from_f64))
     }
 }
 
@@ -259,10 +261,10 @@ mod tests {
                         prop_assert!(!name.is_empty());
                         continue;
                     }
-                    let (common, of_rule) = given.coefficients::<f32>(t, false);
-                    let common = [common.gradient_scale, common.coupled_decay, common.decoupled_decay];
-                    for coefficient in of_rule.iter().chain(&common) {
-                        prop_assert!(coefficient.is_finite(), "{given:?}, t {t}: {common:?} {of_rule:?}");
+                    let (general, of_rule) = given.coefficients::<f32>(t, false);
+                    let general = [general.gradient_scale, general.coupled_decay, general.decoupled_decay];
+                    for coefficient in of_rule.iter().chain(&general) {
+                        prop_assert!(coefficient.is_finite(), "{given:?}, t {t}: {general:?} {of_rule:?}");
                     }
                     let names = given.rule.kind().coefficients();
                     if let Some(epsilon) = names.iter().position(|&name| name == "epsilon") {

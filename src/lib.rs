@@ -33,7 +33,8 @@ pub use optimizer::{
 };
 pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Options, Workgroups};
 pub use plan::views::{View, Views};
-pub use rules::{AdaMod, Adam, Formula, OutOfRange, Rule, RuleKind, Sgd};
+pub use rules::range::OutOfRange;
+pub use rules::{AdaMod, Adam, Formula, Rule, RuleKind, Sgd};
 pub use storage::dtype::DType;
 pub use storage::master::MasterWeights;
 pub use storage::state::{Precision, Sign, StateFormat, StateTensor};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::rules::{OutOfRange, in_range};
+use crate::rules::range::{OutOfRange, in_range};
 
 /// Settings of an [`Optimizer`](crate::Optimizer).
 ///

@@ -153,9 +153,9 @@ impl<T: Real> Reference<T> {
             parameter.steps += 1;
             let hyperparameters = &self.groups[parameter.group];
             let is_debiased = T::IS_STORED && parameter.layout.state.is_debiased();
-            let (common, coefficients) = hyperparameters.coefficients(parameter.steps, is_debiased);
+            let (general, coefficients) = hyperparameters.coefficients(parameter.steps, is_debiased);
             let Parameter { values, states, .. } = parameter;
-            hyperparameters.rule.step_elements(&common, &coefficients, values, gradient, states);
+            hyperparameters.rule.step_elements(&general, &coefficients, values, gradient, states);
             if T::IS_STORED {
                 parameter.store();
             }

@@ -8,7 +8,7 @@ fn needs_random(format: u32) -> bool {
     return state_format(format) != STATE_F32 || is_rounded_stochastically(format);
 }
 
-fn update_quad(c: Coefficients, common: Common, at: Place, format: u32, lane: u32) {
+fn update_quad(c: Coefficients, general: General, at: Place, format: u32, lane: u32) {
     if is_idle(at) {
         return;
     }
@@ -22,7 +22,7 @@ fn update_quad(c: Coefficients, common: Common, at: Place, format: u32, lane: u3
         theta = select(vec4(0.0), theta, at.mask);
         gradient = select(vec4(0u), gradient, at.mask);
     }
-    var stepped = step(common, c, Elements(theta, gradient, old));
+    var stepped = step(general, c, Elements(theta, gradient, old));
     if !at.mask.w {
         if SIGN_0 == POSITIVE {
             stepped.state[0] = select(vec4(0.0), stepped.state[0], at.mask);
@@ -70,7 +70,7 @@ fn update(
     }
     let format = format_of(segment);
     let is_debiased = state_format(format) != STATE_F32;
-    let common = Common(c.gradient_scale, c.coupled_decay, c.decoupled_decay, is_debiased);
+    let general = General(c.gradient_scale, c.coupled_decay, c.decoupled_decay, is_debiased);
     begin_observation(lane);
     // All lanes go round together, because lanes that share a quant block work together. With a lane for each quad the compiler sees no
     // loop.
@@ -78,7 +78,7 @@ fn update(
     loop {
         let at = place(segment, chunk, first + lane);
         if c.activity == ACTIVE {
-            update_quad(c, common, at, format, lane);
+            update_quad(c, general, at, format, lane);
         } else if ZERO_GRADIENTS && !at.is_extra {
             zero_gradients(at);
         }

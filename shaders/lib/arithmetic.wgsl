@@ -4,14 +4,14 @@
 // clamp, finite gradients never make a parameter non-finite.
 const GRADIENT_LIMIT: f32 = 0x1p63;
 
-fn scaled_gradient(common: Common, e: Elements) -> vec4<f32> {
-    return common.gradient_scale * bitcast<vec4<f32>>(e.gradient) + common.coupled_decay * e.theta;
+fn scaled_gradient(general: General, e: Elements) -> vec4<f32> {
+    return general.gradient_scale * bitcast<vec4<f32>>(e.gradient) + general.coupled_decay * e.theta;
 }
 
 // The scaled gradient, clamped. Infinity and NaN pass, in the gradient as in the parameter. They are recognized by their bits, since
 // WGSL lets a compiler fold `x != x` to false. A gradient that only the scale makes infinite is clamped.
-fn limited_gradient(common: Common, e: Elements) -> vec4<f32> {
-    let scaled = scaled_gradient(common, e);
+fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
+    let scaled = scaled_gradient(general, e);
     let limited = clamp(scaled, vec4(-GRADIENT_LIMIT), vec4(GRADIENT_LIMIT));
     let largest = max(e.gradient & MAGNITUDE, bitcast<vec4<u32>>(e.theta) & MAGNITUDE);
     return select(scaled, limited, largest < INFINITY);
@@ -30,7 +30,7 @@ fn eta_of(step_size: f32, v: vec4<f32>, correction: f32, epsilon: f32) -> vec4<f
 }
 
 // Decoupled weight decay of the old theta, then Algorithm 1, line 9, or Algorithm 2, line 11.
-fn apply_step(common: Common, theta: vec4<f32>, rate: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
-    let decayed = theta - common.decoupled_decay * theta;
+fn apply_step(general: General, theta: vec4<f32>, rate: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
+    let decayed = theta - general.decoupled_decay * theta;
     return decayed - rate * direction;
 }

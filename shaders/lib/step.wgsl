@@ -4,7 +4,7 @@
 alias State = array<vec4<f32>, MAX_STATES>;
 
 // The coefficients that do not depend on the rule.
-struct Common {
+struct General {
     gradient_scale: f32,
     coupled_decay: f32,
     decoupled_decay: f32,

@@ -25,11 +25,11 @@ fn adam_coefficients(base: AdamCoefficients, variant: u32, decay: Decay) -> Adam
     return c;
 }
 
-fn adam_step(common: Common, c: AdamCoefficients, e: Elements) -> Stepped {
-    let g = limited_gradient(common, e);
+fn adam_step(general: General, c: AdamCoefficients, e: Elements) -> Stepped {
+    let g = limited_gradient(general, e);
     let m = ema(e.state[0], g, c.exp_avg_weight);
     let v = ema(e.state[1], g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
-    let theta = apply_step(common, e.theta, eta, m * c.exp_avg_correction);
+    let theta = apply_step(general, e.theta, eta, m * c.exp_avg_correction);
     return Stepped(theta, State(m, v, e.state[2]), eta, eta);
 }

@@ -48,19 +48,19 @@ fn adamod_coefficients(base: AdaModCoefficients, variant: u32, decay: Decay) -> 
     return c;
 }
 
-fn adamod_step(common: Common, coefficients: AdaModCoefficients, e: Elements) -> Stepped {
+fn adamod_step(general: General, coefficients: AdaModCoefficients, e: Elements) -> Stepped {
     var c = coefficients;
-    if common.is_debiased {
+    if general.is_debiased {
         c.exp_avg_lr_weight = c.debiased_lr_weight;
     } else {
         c.debiased_lr_scale = 1.0;
     }
-    let g = limited_gradient(common, e);
+    let g = limited_gradient(general, e);
     let m = ema(e.state[0], g, c.exp_avg_weight);
     let v = ema(e.state[1], g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
     let s = ema(e.state[2], eta, c.exp_avg_lr_weight);
     let bounded = min(eta, s * c.debiased_lr_scale);
-    let theta = apply_step(common, e.theta, bounded, m * c.exp_avg_correction);
+    let theta = apply_step(general, e.theta, bounded, m * c.exp_avg_correction);
     return Stepped(theta, State(m, v, s), eta, bounded);
 }

@@ -14,9 +14,9 @@ fn sgd_coefficients(base: SgdCoefficients, variant: u32, decay: Decay) -> SgdCoe
     return base;
 }
 
-fn sgd_step(common: Common, c: SgdCoefficients, e: Elements) -> Stepped {
-    let buffer = c.momentum * e.state[0] + scaled_gradient(common, e);
+fn sgd_step(general: General, c: SgdCoefficients, e: Elements) -> Stepped {
+    let buffer = c.momentum * e.state[0] + scaled_gradient(general, e);
     let rate = vec4(c.step_size);
-    let theta = apply_step(common, e.theta, rate, buffer);
+    let theta = apply_step(general, e.theta, rate, buffer);
     return Stepped(theta, State(buffer, e.state[1], e.state[2]), rate, rate);
 }

@@ -3,7 +3,7 @@
 use safetensors::SafeTensorError;
 
 use crate::error::Error;
-use crate::rules::OutOfRange;
+use crate::rules::range::OutOfRange;
 
 /// A checkpoint could not be written, read or restored. The optimizer is as it was before the call.
 #[derive(Debug, thiserror::Error)]

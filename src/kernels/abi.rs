@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::rules::{MAX_COEFFICIENTS, MAX_DECAY_RATES};
+use crate::rules::update_rule::{MAX_COEFFICIENTS, MAX_DECAY_RATES};
 pub use crate::storage::block::CHUNK_ELEMENTS;
 
 /// Elements of a quad, which a thread works on at a time.

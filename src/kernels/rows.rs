@@ -6,11 +6,11 @@ use crate::rules::arithmetic::one_minus_power;
 
 /// The coefficients of step `t`.
 pub fn coefficient_row(hyperparameters: &Hyperparameters, t: u64) -> abi::Coefficients {
-    let (common, of_rule) = hyperparameters.coefficients::<f32>(t, false);
+    let (general, of_rule) = hyperparameters.coefficients::<f32>(t, false);
     abi::Coefficients {
-        gradient_scale: common.gradient_scale,
-        coupled_decay: common.coupled_decay,
-        decoupled_decay: common.decoupled_decay,
+        gradient_scale: general.gradient_scale,
+        coupled_decay: general.coupled_decay,
+        decoupled_decay: general.decoupled_decay,
         activity: abi::ACTIVE,
         step: t as u32,
         of_rule,
@@ -20,13 +20,13 @@ pub fn coefficient_row(hyperparameters: &Hyperparameters, t: u64) -> abi::Coeffi
 /// What the device needs to compute the coefficients of any step.
 pub fn group_row(hyperparameters: &Hyperparameters) -> abi::Group {
     // In the limit of many steps, all bias corrections are 1.
-    let (common, coefficients) = hyperparameters.coefficients::<f32>(u64::MAX, false);
+    let (general, coefficients) = hyperparameters.coefficients::<f32>(u64::MAX, false);
     let rule = &hyperparameters.rule;
     let decay_rates = rule.decay_rates();
     abi::Group {
-        sign: common.gradient_scale,
-        coupled_decay: common.coupled_decay,
-        decoupled_decay: common.decoupled_decay,
+        sign: general.gradient_scale,
+        coupled_decay: general.coupled_decay,
+        decoupled_decay: general.decoupled_decay,
         rule: rule.kind().code(),
         variant: rule.variant(),
         coefficients,

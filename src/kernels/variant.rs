@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use super::bindings;
 use crate::options::Diagnostics;
-use crate::rules::{MAX_COEFFICIENTS, RuleKind};
+use crate::rules::RuleKind;
+use crate::rules::update_rule::MAX_COEFFICIENTS;
 use crate::storage::block::StateAccess;
 use crate::storage::state::{MAX_STATES, Sign};
 
@@ -269,8 +270,8 @@ fn update_glue(rule: RuleKind) -> String {
     let (name, coefficients) = (rule.name(), from_array(rule, "c.of_rule"));
     let _ = write!(
         glue,
-        "fn step(common: Common, c: Coefficients, e: Elements) -> Stepped {{
-    return {name}_step(common, {coefficients}, e);
+        "fn step(general: General, c: Coefficients, e: Elements) -> Stepped {{
+    return {name}_step(general, {coefficients}, e);
 }}
 "
     );

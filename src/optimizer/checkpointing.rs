@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use super::Optimizer;
 use super::device_steps::DeviceSteps;
+use super::handles::{GroupId, ParameterId};
 use super::memory::BlockPart;
 use super::readback::Readback;
 use super::registry::Record;
-use super::{GroupId, Optimizer, ParameterId};
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::{Checkpoint, SavedParameter};
 use crate::device::readback::Source;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::ParameterId;
+use super::handles::ParameterId;
 use super::registry::{Record, Registry};
 use super::slots::Key;
 use crate::device::error_scope::DeviceError;

@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::handles::{GroupId, Parameter, ParameterId, StepCounts};
 use super::slots::{Key, Slots};
 use super::step::{Step, Targets, Update};
-use super::{GroupId, Parameter, ParameterId, StepCounts};
 use crate::error::{Error, ErrorKind, ViewError};
 use crate::hyperparameters::{Group, Hyperparameters};
 use crate::plan::cohorts::Cohorts;

@@ -1,6 +1,6 @@
 //! What a step covers: which parameters, where they lie, and which half of it.
 
-use super::ParameterId;
+use super::handles::ParameterId;
 use crate::plan::views::Views;
 
 /// A step to be recorded or submitted.

@@ -1,10 +1,11 @@
 //! Values, state and counters, read back and written.
 
+use super::Optimizer;
 use super::device_steps::DeviceSteps;
+use super::handles::{ParameterId, State};
 use super::memory::BlockPart;
 use super::readback::Readback;
 use super::registry::Record;
-use super::{Optimizer, ParameterId, State};
 use crate::device::readback::{Snapshot, Source};
 use crate::device::staged_write::{Write, write_staged};
 use crate::error::{Error, ErrorKind, Role};

@@ -471,5 +471,4 @@ fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

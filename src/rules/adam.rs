@@ -1,11 +1,12 @@
 //! Adam, Algorithm 1 of the AdaMod paper. `shaders/rules/adam.wgsl` has the pseudo-code.
 
 use super::arithmetic::{
-    Common, Element, Stepped, apply_step, check_beta, check_epsilon, ema, ema_weight, eta_of, limited_gradient,
+    General, Element, Stepped, apply_step, check_beta, check_epsilon, ema, ema_weight, eta_of, limited_gradient,
     one_minus_power,
 };
 use super::real::Real;
-use super::{CoefficientArray, MAX_DECAY_RATES, OutOfRange, UpdateRule};
+use super::range::OutOfRange;
+use super::update_rule::{CoefficientArray, MAX_DECAY_RATES, UpdateRule, coefficients};
 use crate::storage::state::{Sign, StateTensor};
 
 /// Hyperparameters of Adam. The defaults are PyTorch's.
@@ -106,14 +107,14 @@ impl UpdateRule for Adam {
         .to_array()
     }
 
-    fn step<T: Real>(common: &Common<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
+    fn step<T: Real>(general: &General<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
         let c = Coefficients::of_array(c);
         let [m, v, unused] = element.state;
-        let g = limited_gradient(common, &element);
+        let g = limited_gradient(general, &element);
         let m = ema(m, g, c.exp_avg_weight);
         let v = ema(v, g * g, c.exp_avg_sq_weight);
         let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
-        let theta = apply_step(common, element.theta, eta, m * c.exp_avg_correction);
+        let theta = apply_step(general, element.theta, eta, m * c.exp_avg_correction);
         Stepped { theta, state: [m, v, unused] }
     }
 }

@@ -2,11 +2,12 @@
 //! pseudo-code.
 
 use super::arithmetic::{
-    Common, Element, Stepped, apply_step, check_beta, check_epsilon, debiased_weight, ema, ema_weight,
+    General, Element, Stepped, apply_step, check_beta, check_epsilon, debiased_weight, ema, ema_weight,
     eta_of, limited_gradient, one_minus_power,
 };
 use super::real::Real;
-use super::{CoefficientArray, MAX_DECAY_RATES, OutOfRange, UpdateRule};
+use super::range::OutOfRange;
+use super::update_rule::{CoefficientArray, MAX_DECAY_RATES, UpdateRule, coefficients};
 use crate::storage::state::{Sign, StateTensor};
 
 /// Hyperparameters of AdaMod. The defaults are those of the authors' code.
@@ -179,22 +180,22 @@ impl UpdateRule for AdaMod {
         .to_array()
     }
 
-    fn step<T: Real>(common: &Common<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
+    fn step<T: Real>(general: &General<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
         let mut c = Coefficients::of_array(c);
-        if common.is_debiased {
+        if general.is_debiased {
             c.exp_avg_lr_weight = c.debiased_lr_weight;
         } else {
             c.debiased_lr_scale = T::from_f64(1.0);
         }
         let [m, v, s] = element.state;
-        let g = limited_gradient(common, &element);
+        let g = limited_gradient(general, &element);
         let m = ema(m, g, c.exp_avg_weight);
         let v = ema(v, g * g, c.exp_avg_sq_weight);
         let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
         let s = ema(s, eta, c.exp_avg_lr_weight);
         let bound = s * c.debiased_lr_scale;
         let bounded = if bound < eta { bound } else { eta };
-        let theta = apply_step(common, element.theta, bounded, m * c.exp_avg_correction);
+        let theta = apply_step(general, element.theta, bounded, m * c.exp_avg_correction);
         Stepped { theta, state: [m, v, s] }
     }
 }

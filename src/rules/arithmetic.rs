@@ -1,7 +1,6 @@
 //! Arithmetic that the rules share. The functions of `Real` numbers mirror `shaders/lib/arithmetic.wgsl` line by line.
 
-use super::OutOfRange;
-use super::in_range;
+use super::range::{OutOfRange, in_range};
 use super::real::Real;
 use crate::storage::state::MAX_STATES;
 
@@ -11,7 +10,7 @@ pub const GRADIENT_LIMIT: f64 = 9_223_372_036_854_775_808.0;
 
 /// Coefficients that do not depend on the rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Common<T> {
+pub struct General<T> {
     /// Factor of the gradient: 1 or -1 (maximize), times what a clip and a loss scale make of it.
     pub gradient_scale: T,
     /// L2 regularisation: added to the gradient, times the parameter.
@@ -43,13 +42,13 @@ pub struct Stepped<T> {
 }
 
 /// The scaled gradient, with coupled weight decay.
-pub fn scaled_gradient<T: Real>(common: &Common<T>, element: &Element<T>) -> T {
-    common.gradient_scale * element.gradient + common.coupled_decay * element.theta
+pub fn scaled_gradient<T: Real>(general: &General<T>, element: &Element<T>) -> T {
+    general.gradient_scale * element.gradient + general.coupled_decay * element.theta
 }
 
 /// The same, clamped. Infinity and NaN in the gradient or the parameter pass.
-pub fn limited_gradient<T: Real>(common: &Common<T>, element: &Element<T>) -> T {
-    let scaled = scaled_gradient(common, element);
+pub fn limited_gradient<T: Real>(general: &General<T>, element: &Element<T>) -> T {
+    let scaled = scaled_gradient(general, element);
     let limit = T::from_f64(GRADIENT_LIMIT);
     let negative_limit = T::from_f64(-GRADIENT_LIMIT);
     if !(element.gradient.is_finite() && element.theta.is_finite()) {
@@ -75,8 +74,8 @@ pub fn eta_of<T: Real>(step_size: T, v: T, correction: T, epsilon: T) -> T {
 }
 
 /// The new parameter: decoupled weight decay of the old one, then the step.
-pub fn apply_step<T: Real>(common: &Common<T>, theta: T, rate: T, direction: T) -> T {
-    let decayed = theta - common.decoupled_decay * theta;
+pub fn apply_step<T: Real>(general: &General<T>, theta: T, rate: T, direction: T) -> T {
+    let decayed = theta - general.decoupled_decay * theta;
     decayed - rate * direction
 }
 

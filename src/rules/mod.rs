@@ -6,119 +6,15 @@
 //! follows from it.
 
 pub mod arithmetic;
+pub mod range;
 pub mod real;
-
-use std::fmt::Debug;
+pub mod update_rule;
 
 use crate::storage::state::{MAX_STATES, StateTensor};
-use arithmetic::{Common, Element, Stepped};
+use arithmetic::{Element, General};
+use range::OutOfRange;
 use real::Real;
-
-/// The most coefficients of its own that a rule can have.
-pub const MAX_COEFFICIENTS: usize = 11;
-
-/// The most decay rates that a rule can have.
-pub const MAX_DECAY_RATES: usize = 3;
-
-/// Coefficients of one step, in the order of the rule's `Coefficients`; those that the rule does not have are 0.
-pub type CoefficientArray<T> = [T; MAX_COEFFICIENTS];
-
-/// A number is not finite or not in its range.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{name} is {found}, expected {expected}")]
-#[non_exhaustive]
-pub struct OutOfRange {
-    /// The hyperparameter, or the expression of several: `betas[0]`, `learning_rate * weight_decay`.
-    pub name: &'static str,
-    /// The value.
-    pub found: f64,
-    /// The accepted range.
-    pub expected: &'static str,
-}
-
-/// Checks a number; `holds` says whether it is in its range.
-pub(crate) fn in_range(
-    name: &'static str,
-    found: f64,
-    expected: &'static str,
-    holds: bool,
-) -> Result<(), OutOfRange> {
-    if found.is_finite() && holds { Ok(()) } else { Err(OutOfRange { name, found, expected }) }
-}
-
-/// What a rule's file defines.
-pub(crate) trait UpdateRule: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
-    /// The rule's name in checkpoints, on the command line and in WGSL.
-    const NAME: &'static str;
-    /// Its states, in the order in which a block holds them.
-    const STATES: &'static [StateTensor];
-    /// Names of its coefficients, in the order of the WGSL structure.
-    const COEFFICIENTS: &'static [&'static str];
-    /// Whether every element has a learning rate of its own, so that there is something to count in histograms.
-    const HAS_ELEMENT_RATES: bool;
-
-    /// Names and values of the hyperparameters, as checkpoints store them.
-    fn hyperparameters(&self) -> Vec<(&'static str, f64)>;
-
-    /// Sets a hyperparameter by its name in a checkpoint. False if there is none of that name or the value is not one of its.
-    fn set_hyperparameter(&mut self, name: &str, value: f64) -> bool;
-
-    /// Checks the hyperparameters, together with the learning rate.
-    fn validate(&self, learning_rate: f64) -> Result<(), OutOfRange>;
-
-    /// Decay rates of moving averages, whose `1 - beta^t` the device computes itself with
-    /// [`Control::Device`](crate::Control::Device); 0 for those that the rule does not have.
-    fn decay_rates(&self) -> [f64; MAX_DECAY_RATES] {
-        [0.0; MAX_DECAY_RATES]
-    }
-
-    /// Which of several formulas is computed, for the WGSL function that computes coefficients.
-    fn variant(&self) -> u32 {
-        0
-    }
-
-    /// Coefficients of step `t`, from 1, in f64. With `t = u64::MAX` all bias corrections are 1.
-    fn coefficients(&self, learning_rate: f64, t: u64) -> CoefficientArray<f64>;
-
-    /// The step of one element, in the same order of operations as the WGSL function.
-    fn step<T: Real>(
-        common: &Common<T>,
-        coefficients: &CoefficientArray<T>,
-        element: Element<T>,
-    ) -> Stepped<T>;
-}
-
-/// Defines a rule's `Coefficients<T>` once: as a structure for the step, and as an array for tables.
-macro_rules! coefficients {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// Coefficients of one step.
-        #[derive(Clone, Copy, Debug, PartialEq)]
-        struct Coefficients<T> {
-            $($(#[$doc])* $name: T,)*
-        }
-
-        impl Coefficients<f64> {
-            const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
-
-            fn to_array(self) -> $crate::rules::CoefficientArray<f64> {
-                let mut array = [0.0; $crate::rules::MAX_COEFFICIENTS];
-                for (place, value) in array.iter_mut().zip([$(self.$name),*]) {
-                    *place = value;
-                }
-                array
-            }
-        }
-
-        impl<T: Copy> Coefficients<T> {
-            fn of_array(array: &$crate::rules::CoefficientArray<T>) -> Self {
-                let mut values = array.iter().copied();
-                // An array has room for every rule's coefficients.
-                Self { $($name: values.next().unwrap_or(array[0]),)* }
-            }
-        }
-    };
-}
-use coefficients;
+use update_rule::{CoefficientArray, MAX_DECAY_RATES, UpdateRule};
 
 /// Defines [`Rule`] from the list of rules.
 macro_rules! rules {
@@ -246,14 +142,14 @@ macro_rules! rules {
             /// Steps all elements of a tensor on the CPU.
             pub(crate) fn step_elements<T: Real>(
                 &self,
-                common: &Common<T>,
+                general: &General<T>,
                 coefficients: &CoefficientArray<T>,
                 values: &mut [T],
                 gradient: &[T],
                 states: &mut [Vec<T>],
             ) {
                 match self {
-                    $(Self::$rule(_) => step_elements::<$rule, T>(common, coefficients, values, gradient, states),)*
+                    $(Self::$rule(_) => step_elements::<$rule, T>(general, coefficients, values, gradient, states),)*
                 }
             }
         }
@@ -261,7 +157,7 @@ macro_rules! rules {
 }
 
 fn step_elements<R: UpdateRule, T: Real>(
-    common: &Common<T>,
+    general: &General<T>,
     coefficients: &CoefficientArray<T>,
     values: &mut [T],
     gradient: &[T],
@@ -272,7 +168,7 @@ fn step_elements<R: UpdateRule, T: Real>(
         for (of, states) in state.iter_mut().zip(&*states) {
             *of = states[i];
         }
-        let stepped = R::step(common, coefficients, Element { theta: *theta, gradient, state });
+        let stepped = R::step(general, coefficients, Element { theta: *theta, gradient, state });
         *theta = stepped.theta;
         for (states, of) in states.iter_mut().zip(stepped.state) {
             states[i] = of;
@@ -337,7 +233,7 @@ impl Rule {
     }
 }
 
-pub use adamod::Formula;
+pub use self::adamod::Formula;
 
 rules! {
     /// AdaMod, Algorithm 2 of the paper. States `exp_avg`, `exp_avg_sq` and `exp_avg_lr`; 36 bytes per element and step in f32.

@@ -1,8 +1,9 @@
 //! SGD with momentum, the paper's SGDM. `shaders/rules/sgd.wgsl` has the pseudo-code.
 
-use super::arithmetic::{Common, Element, Stepped, apply_step, check_beta, scaled_gradient};
+use super::arithmetic::{General, Element, Stepped, apply_step, check_beta, scaled_gradient};
 use super::real::Real;
-use super::{CoefficientArray, OutOfRange, UpdateRule};
+use super::range::OutOfRange;
+use super::update_rule::{CoefficientArray, UpdateRule, coefficients};
 use crate::storage::state::{Sign, StateTensor};
 
 /// Hyperparameters of SGD with momentum, as in `torch.optim.SGD` without dampening and Nesterov momentum.
@@ -63,11 +64,11 @@ impl UpdateRule for Sgd {
         Coefficients { momentum: self.momentum, step_size: learning_rate }.to_array()
     }
 
-    fn step<T: Real>(common: &Common<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
+    fn step<T: Real>(general: &General<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
         let c = Coefficients::of_array(c);
         let [buffer, unused1, unused2] = element.state;
-        let buffer = c.momentum * buffer + scaled_gradient(common, &element);
-        let theta = apply_step(common, element.theta, c.step_size, buffer);
+        let buffer = c.momentum * buffer + scaled_gradient(general, &element);
+        let theta = apply_step(general, element.theta, c.step_size, buffer);
         Stepped { theta, state: [buffer, unused1, unused2] }
     }
 }

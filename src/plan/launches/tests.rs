@@ -290,6 +290,7 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
                 extents,
                 layout: F32_STATE,
                 key: [0; 2],
+                rule: RuleKind::AdaMod,
             })
             .collect();
         Plan::new(&tensors, &[40_000, 40_000], false, &limits)
@@ -302,7 +303,7 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
 #[test]
 fn tensors_past_a_window_are_cut_where_windows_end() {
     let limits = limits(64 * 1024, 1 << 20);
-    let layout = BlockLayout { states: 1, ..F32_STATE };
+    let layout = BlockLayout { states: &STATES[..1], ..F32_STATE };
     let length = 16 * u64::from(CHUNK_ELEMENTS);
     let (extents, _) = allocate(&[(layout, length)], &limits);
     let location = |buffer| Location { buffer, offset: 4, dtype: DType::F32 };
@@ -326,7 +327,7 @@ fn tensors_past_a_window_are_cut_where_windows_end() {
 #[test]
 fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
     let limits = limits(64 * 1024, 1 << 20);
-    let layout = BlockLayout { states: 1, ..F32_STATE };
+    let layout = BlockLayout { states: &STATES[..1], ..F32_STATE };
     for length in [8_193, 10_001, 15_999] {
         let (extents, _) = allocate(&[(layout, length)], &limits);
         let location = |offset| Location { buffer: 0, offset, dtype: DType::F32 };
@@ -360,6 +361,7 @@ fn partial_sums_are_few_however_many_chunks_there_are() {
         extents: &extents[0],
         layout: F32_STATE,
         key: [0; 2],
+        rule: RuleKind::AdaMod,
     };
     let plan = Plan::new(&[tensor], &[40, 40], false, &limits(1 << 20, 1 << 20));
     for chunks in [&[1][..], &[1, 300, 4000], &[4096], &[4097], &[1, 8_000_000, 70_000]] {

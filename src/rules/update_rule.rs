@@ -1,0 +1,91 @@
+//! What the file of a rule defines.
+
+use std::fmt::Debug;
+
+use super::arithmetic::{Element, General, Stepped};
+use super::range::OutOfRange;
+use super::real::Real;
+use crate::storage::state::StateTensor;
+
+/// The most coefficients of its own that a rule can have.
+pub const MAX_COEFFICIENTS: usize = 11;
+
+/// The most decay rates that a rule can have.
+pub const MAX_DECAY_RATES: usize = 3;
+
+/// Coefficients of one step, in the order of the rule's `Coefficients`; those that the rule does not have are 0.
+pub type CoefficientArray<T> = [T; MAX_COEFFICIENTS];
+
+/// What a rule's file defines.
+pub(crate) trait UpdateRule: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
+    /// The rule's name in checkpoints, on the command line and in WGSL.
+    const NAME: &'static str;
+    /// Its states, in the order in which a block holds them.
+    const STATES: &'static [StateTensor];
+    /// Names of its coefficients, in the order of the WGSL structure.
+    const COEFFICIENTS: &'static [&'static str];
+    /// Whether every element has a learning rate of its own, so that there is something to count in histograms.
+    const HAS_ELEMENT_RATES: bool;
+
+    /// Names and values of the hyperparameters, as checkpoints store them.
+    fn hyperparameters(&self) -> Vec<(&'static str, f64)>;
+
+    /// Sets a hyperparameter by its name in a checkpoint. False if there is none of that name or the value is not one of its.
+    fn set_hyperparameter(&mut self, name: &str, value: f64) -> bool;
+
+    /// Checks the hyperparameters, together with the learning rate.
+    fn validate(&self, learning_rate: f64) -> Result<(), OutOfRange>;
+
+    /// Decay rates of moving averages, whose `1 - beta^t` the device computes itself with
+    /// [`Control::Device`](crate::Control::Device); 0 for those that the rule does not have.
+    fn decay_rates(&self) -> [f64; MAX_DECAY_RATES] {
+        [0.0; MAX_DECAY_RATES]
+    }
+
+    /// Which of several formulas is computed, for the WGSL function that computes coefficients.
+    fn variant(&self) -> u32 {
+        0
+    }
+
+    /// Coefficients of step `t`, from 1, in f64. With `t = u64::MAX` all bias corrections are 1.
+    fn coefficients(&self, learning_rate: f64, t: u64) -> CoefficientArray<f64>;
+
+    /// The step of one element, in the same order of operations as the WGSL function.
+    fn step<T: Real>(
+        general: &General<T>,
+        coefficients: &CoefficientArray<T>,
+        element: Element<T>,
+    ) -> Stepped<T>;
+}
+
+/// Defines a rule's `Coefficients<T>` once: as a structure for the step, and as an array for tables.
+macro_rules! coefficients {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Coefficients of one step.
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        struct Coefficients<T> {
+            $($(#[$doc])* $name: T,)*
+        }
+
+        impl Coefficients<f64> {
+            const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            fn to_array(self) -> $crate::rules::update_rule::CoefficientArray<f64> {
+                let mut array = [0.0; $crate::rules::update_rule::MAX_COEFFICIENTS];
+                for (place, value) in array.iter_mut().zip([$(self.$name),*]) {
+                    *place = value;
+                }
+                array
+            }
+        }
+
+        impl<T: Copy> Coefficients<T> {
+            fn of_array(array: &$crate::rules::update_rule::CoefficientArray<T>) -> Self {
+                let mut values = array.iter().copied();
+                // An array has room for every rule's coefficients.
+                Self { $($name: values.next().unwrap_or(array[0]),)* }
+            }
+        }
+    };
+}
+pub(crate) use coefficients;
