@@ -1,8 +1,68 @@
-//! Fused optimizer kernels for GPU training on wgpu: AdaMod, Adam and SGD with momentum.
+//! Fused optimizer kernels for GPU training on [wgpu](https://wgpu.rs): AdaMod, Adam and SGD with momentum.
 //!
-//! TODO
+//! An [`Optimizer`] keeps the state of an engine's parameters on the GPU and records its steps into the engine's encoders. One dispatch
+//! updates every tensor that shares buffers and an update rule. It reads parameters, gradients and state once and writes them once.
+//!
+//! # A first step
+//!
+//! ```
+//! # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+//! use adamod::{AdaMod, Hyperparameters, Optimizer, Options, Parameter, Step, View, Views};
+//!
+//! # let (device, queue) = doc::gpu();
+//! # let (weights, gradients) = (doc::buffer(&device, 4096), doc::buffer(&device, 4096));
+//! # queue.write_buffer(&gradients, 0, &vec![63; 4096]);
+//! // `device` and `queue` are wgpu's; `weights` and `gradients` are buffers of 1,024 f32 numbers.
+//! let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+//! let group = optimizer.add_group(Hyperparameters::from(AdaMod::new()).with_learning_rate(1e-3))?;
+//! let views = Views::new(View::new(&weights, 0), View::new(&gradients, 0));
+//! let weight = optimizer.add_parameter(group, Parameter::new("layer.weight", 1024).with_views(views))?;
+//!
+//! let mut encoder = device.create_command_encoder(&Default::default());
+//! // ... record the forward and backward passes ...
+//! optimizer.encode(&mut encoder, &Step::all())?;
+//! queue.submit([encoder.finish()]);
+//!
+//! let values = optimizer.read_parameter(weight).wait()?;
+//! assert!(values.iter().all(|value| *value < 0.0));
+//! # Ok::<(), adamod::Error>(())
+//! ```
+//!
+//! # Where to look
+//!
+//! | task | item |
+//! | --- | --- |
+//! | rules and their hyperparameters | [`AdaMod`], [`Adam`], [`Sgd`], [`Hyperparameters`], [`Group`] |
+//! | learning rates that change | [`schedule`], [`Optimizer::set_learning_rate`] |
+//! | parameters without a gradient, tensors that move, sharded norms | [`Step`] |
+//! | 16-bit parameters, low-bit state, master weights | [`Precision`], [`DType`], [`StateFormat`], [`MasterWeights`] |
+//! | clip, loss scale and skipping on the device | [`DeviceControl`] |
+//! | reading values, state and counters | [`Readback`] |
+//! | saving and resuming | `Checkpoint`, with the feature `checkpoint` |
+//! | the same arithmetic on the CPU | [`mod@reference`] |
+//!
+//! # Numerics
+//!
+//! The host computes all coefficients in f64 and rounds them once. With [`Control::Device`] the device computes them in f32, with relative
+//! errors of 1e-6. Finite gradients of AdaMod and Adam are clamped to plus or minus 2^63, so that their squares stay finite in f32.
+//! Non-finite gradients propagate only to their own elements. Stochastic rounding takes its random numbers from the seed, the label, the
+//! element and the step, so that a run can be repeated bit for bit.
+//!
+//! # Features
+//!
+//! - `checkpoint` (default): checkpoints as safetensors files.
+//! - `cli`: the tool `adamod` with the commands `info`, `bench` and `replay`.
+//!
+//! # Browsers
+//!
+//! The crate runs on wgpu's WebGPU backend with the default limits. Errors of wgpu arrive there after a call has returned, and go to the
+//! device's own error handler. Read-backs are futures there; nothing blocks.
 
 pub use wgpu;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod device;
 mod diagnostics;
@@ -34,7 +94,8 @@ pub use optimizer::{
 pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Options, Workgroups};
 pub use plan::views::{View, Views};
 pub use rules::range::OutOfRange;
-pub use rules::{AdaMod, Adam, Formula, Rule, RuleKind, Sgd};
+pub use rules::types::*;
+pub use rules::{Formula, Rule, RuleKind};
 pub use storage::dtype::DType;
 pub use storage::master::MasterWeights;
 pub use storage::state::{Precision, Sign, StateFormat, StateTensor};

@@ -136,6 +136,26 @@ pub enum Control {
 }
 
 /// What the device does with gradients before a step.
+///
+/// ```
+/// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+/// use adamod::{AdaMod, Control, DeviceControl, LossScale, Optimizer, Options, Parameter, Step, View, Views};
+///
+/// # let (device, queue) = doc::gpu();
+/// # let buffer = doc::buffer(&device, 8192);
+/// let control = DeviceControl::new().with_max_norm(1.0).with_loss_scale(LossScale::DYNAMIC);
+/// let mut optimizer =
+///     Optimizer::new(&device, &queue, Options::new().with_control(Control::Device(control)))?;
+/// # let group = optimizer.add_group(AdaMod::new())?;
+/// # let views = Views::new(View::new(&buffer, 0), View::new(&buffer, 4096));
+/// # optimizer.add_parameter(group, Parameter::new("weight", 1024).with_views(views))?;
+/// // A gradient of infinity: the step is skipped, and the loss scale is halved.
+/// queue.write_buffer(&buffer, 4096, &f32::INFINITY.to_le_bytes());
+/// optimizer.submit(&Step::all())?;
+/// let progress = optimizer.read_progress().wait()?;
+/// assert_eq!((progress.taken, progress.skipped, progress.loss_scale), (0, 1, 32_768.0));
+/// # Ok::<(), adamod::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DeviceControl {

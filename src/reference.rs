@@ -226,7 +226,8 @@ pub fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::hyperparameters::{Objective, WeightDecay};
-    use crate::rules::{AdaMod, Formula, RuleKind};
+    use crate::rules::types::AdaMod;
+    use crate::rules::{Formula, RuleKind};
 
     fn one_parameter(h: impl Into<Hyperparameters>) -> Reference<f64> {
         let mut reference = Reference::new();

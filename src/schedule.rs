@@ -1,14 +1,21 @@
-//! Learning-rate schedules: pure functions of the step, to be handed to
+//! Learning-rate schedules: pure functions of the step, for
 //! [`Optimizer::set_learning_rate`](crate::Optimizer::set_learning_rate) before each step.
 //!
-//! `step` counts from 1, as `t` does in the paper. All are finite for every argument that is.
+//! `step` counts from 1, as `t` does in the paper. Every function is finite for finite arguments.
+//!
+//! ```
+//! use adamod::schedule;
+//!
+//! let rates: Vec<f64> = (1..=4).map(|step| schedule::linear_warmup(1e-3, 0.0, 4, step)).collect();
+//! assert_eq!(rates, [0.25e-3, 0.5e-3, 0.75e-3, 1e-3]);
+//! ```
 
 /// The same rate at every step.
 pub fn constant(learning_rate: f64, _step: u64) -> f64 {
     learning_rate
 }
 
-/// Rises in a straight line from `start` at step 0 to `learning_rate` at step `warmup_steps`, then stays: the paper's
+/// Rises linearly from `start` at step 0 to `learning_rate` at step `warmup_steps`, then stays there: the paper's
 /// `alpha_t = alpha_0 + (alpha_w - alpha_0) / T_w * t` for `t < T_w`.
 pub fn linear_warmup(learning_rate: f64, start: f64, warmup_steps: u64, step: u64) -> f64 {
     if step >= warmup_steps {
@@ -18,15 +25,15 @@ pub fn linear_warmup(learning_rate: f64, start: f64, warmup_steps: u64, step: u6
     }
 }
 
-/// Rises in a straight line to `learning_rate` at step `warmup_steps`, then falls with the inverse square root of the step
-/// (Vaswani et al. 2017, fairseq's `inverse_sqrt`). Zero `warmup_steps` count as one.
+/// Rises linearly to `learning_rate` at step `warmup_steps`, then falls with the inverse square root of the step
+/// (Vaswani et al. 2017, fairseq's `inverse_sqrt`). Zero `warmup_steps` are treated as one.
 pub fn inverse_square_root(learning_rate: f64, warmup_steps: u64, step: u64) -> f64 {
     let warmup = warmup_steps.max(1) as f64;
     let step = step.max(1) as f64;
     learning_rate * (step / warmup).min((warmup / step).sqrt())
 }
 
-/// `learning_rate` times `factor` for every milestone that lies before `step` (PyTorch's `MultiStepLR`: a milestone of 150
+/// `learning_rate` times `factor` for every milestone before `step` (PyTorch's `MultiStepLR`: a milestone of 150
 /// lets steps 1 to 150 run at the old rate).
 pub fn step_decay(learning_rate: f64, milestones: &[u64], factor: f64, step: u64) -> f64 {
     let passed = milestones.iter().filter(|&&milestone| step > milestone).count();

@@ -14,6 +14,32 @@ use crate::plan::views::Views;
 /// | [`Step::at`] | some parameters at views of this step, for engines whose tensors move |
 ///
 /// Parameters without a gradient stay as they are: no weight decay, and their step counts do not advance.
+///
+/// A subset, and a step of parameters whose tensors have moved within a pool:
+///
+/// ```
+/// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+/// use adamod::{AdaMod, Optimizer, Options, Parameter, Step, Update, View, Views};
+///
+/// # let (device, queue) = doc::gpu();
+/// # let pool = doc::buffer(&device, 1 << 16);
+/// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+/// # let group = optimizer.add_group(AdaMod::new())?;
+/// let views = Views::new(View::new(&pool, 0), View::new(&pool, 4096));
+/// let router = optimizer.add_parameter(group, Parameter::new("router", 1024).with_views(views))?;
+/// let expert = optimizer.add_parameter(group, Parameter::new("expert", 512))?;
+///
+/// // Only the router has a gradient.
+/// optimizer.submit(&Step::of(&[router]))?;
+/// // Both have one, at places that hold for this step only.
+/// let updates = [
+///     Update::new(router, Views::new(View::new(&pool, 8192), View::new(&pool, 12288))),
+///     Update::new(expert, Views::new(View::new(&pool, 16384), View::new(&pool, 18432))),
+/// ];
+/// optimizer.submit(&Step::at(&updates))?;
+/// assert_eq!((optimizer.step_count(router), optimizer.step_count(expert)), (Some(2), Some(1)));
+/// # Ok::<(), adamod::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
     pub(crate) targets: Targets<'a>,
@@ -62,6 +88,30 @@ impl<'a> Step<'a> {
     /// [`Optimizer::NORM_OFFSET`](crate::Optimizer::NORM_OFFSET), without the loss scale, and is infinite if a gradient is not finite.
     /// The engine sums the squares of all devices' norms, writes the root back, and records [`Step::after_norm`] of the same parameters.
     /// Step counts advance with the second half.
+    ///
+    /// ```
+    /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+    /// use adamod::{AdaMod, Control, DeviceControl, Optimizer, Options, Parameter, Step, View, Views};
+    ///
+    /// # let (device, queue) = doc::gpu();
+    /// # let buffer = doc::buffer(&device, 8192);
+    /// let control = Control::Device(DeviceControl::new().with_max_norm(1.0));
+    /// let mut optimizer = Optimizer::new(&device, &queue, Options::new().with_control(control))?;
+    /// # let group = optimizer.add_group(AdaMod::new())?;
+    /// # let views = Views::new(View::new(&buffer, 0), View::new(&buffer, 4096));
+    /// # let weight = optimizer.add_parameter(group, Parameter::new("weight", 1024).with_views(views))?;
+    /// // This rank's norm of its own shard.
+    /// optimizer.submit(&Step::all().norm())?;
+    /// let norm = optimizer.read_progress().wait()?.norm;
+    /// // ... the ranks sum the squares of their norms ...
+    /// let norm_of_all_ranks = (norm * norm).sqrt();
+    /// if let Some(control) = optimizer.control_buffer() {
+    ///     queue.write_buffer(control, Optimizer::NORM_OFFSET, &norm_of_all_ranks.to_le_bytes());
+    /// }
+    /// optimizer.submit(&Step::all().after_norm())?;
+    /// # assert_eq!(optimizer.step_count(weight), Some(1));
+    /// # Ok::<(), adamod::Error>(())
+    /// ```
     pub const fn norm(self) -> Self {
         Self { part: Part::Norm, ..self }
     }

@@ -20,7 +20,12 @@ use update_rule::{CoefficientArray, MAX_DECAY_RATES, UpdateRule};
 macro_rules! rules {
     ($($(#[$doc:meta])* $rule:ident in $module:ident),* $(,)?) => {
         $(mod $module;)*
-        $(pub use $module::$rule;)*
+        $(use $module::$rule;)*
+
+        /// The types of all rules.
+        pub mod types {
+            $(pub use super::$module::$rule;)*
+        }
 
         /// An update rule with its hyperparameters.
         #[derive(Clone, Copy, Debug, PartialEq)]

@@ -39,7 +39,7 @@ impl StateFormat {
         }
     }
 
-    /// Whether states that declare a decay rate ([`StateTensor::debiased_by`]) are stored debiased.
+    /// Whether states that declare a decay rate ([`StateTensor`]) are stored debiased.
     pub const fn is_debiased(self) -> bool {
         !matches!(self, StateFormat::F32)
     }
@@ -83,6 +83,21 @@ impl StateTensor {
 pub const MAX_STATES: usize = 3;
 
 /// How the tensors of a group are stored. Fixed for the life of the group.
+///
+/// ```
+/// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+/// use adamod::{AdaMod, DType, Group, MasterWeights, Optimizer, Options, Parameter, Precision, StateFormat};
+///
+/// # let (device, queue) = doc::gpu();
+/// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+/// let precision = Precision::new(StateFormat::Q8).with_master_weights(MasterWeights::Split24);
+/// let group = optimizer.add_group(Group::from(AdaMod::new()).with_precision(precision))?;
+/// let parameter = Parameter::new("wte.weight", 1 << 20).with_dtype(DType::Bf16);
+/// let weight = optimizer.add_parameter(group, parameter)?;
+/// // 3.125 bytes of state and 1 byte of master weights per element.
+/// assert_eq!(optimizer.state_bytes_of(weight), Some((1 << 20) * 33 / 8));
+/// # Ok::<(), adamod::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Precision {
