@@ -95,6 +95,9 @@ pub enum ErrorKind {
         /// The least that the kernels need.
         expected: u64,
     },
+    /// The queue does not belong to the device.
+    #[error("the queue belongs to another device: {0}")]
+    Queue(wgpu::Error),
     /// A hyperparameter or a setting of [`DeviceControl`](crate::DeviceControl) is not finite or not in its range.
     #[error(transparent)]
     OutOfRange(OutOfRange),
@@ -130,6 +133,26 @@ pub enum ErrorKind {
         dtype: DType,
         /// The most elements: [`wgpu::Limits::max_buffer_size`] in elements, and at most 2^40 bytes.
         most: u64,
+    },
+    /// The shard is not a part of its tensor.
+    #[error("it is elements {first} to {end} of a tensor of {whole}, expected a range within the tensor")]
+    Shard {
+        /// The first element.
+        first: u64,
+        /// The element after the last one.
+        end: u64,
+        /// Number of elements of the whole tensor.
+        whole: u64,
+    },
+    /// The shard starts or ends within elements that share random numbers or scales.
+    #[error(
+        "its shard has a boundary at element {found}, expected a multiple of {expected} or the end of the tensor"
+    )]
+    ShardAlignment {
+        /// The first element, or the element after the last one.
+        found: u64,
+        /// The unit of shards in the parameter's formats, in elements.
+        expected: u64,
     },
     /// The group's master weights do not fit the parameter's data type.
     #[error(

@@ -9,6 +9,8 @@ use crate::rules::arithmetic::General;
 use crate::rules::range::{OutOfRange, in_range};
 use crate::rules::real::Real;
 use crate::rules::update_rule::CoefficientArray;
+use crate::storage::block::{BlockLayout, WORD_BYTES, state_words};
+use crate::storage::dtype::DType;
 use crate::storage::state::Precision;
 
 /// Weight decay. The value is the lambda of the paper and PyTorch's `weight_decay`.
@@ -178,6 +180,26 @@ impl Group {
     /// Sets [`Group::precision`].
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// Bytes of state of a parameter of `len` elements in this group, including its master weights. Nothing is allocated.
+    ///
+    /// ```
+    /// use adamod::{AdaMod, DType, Group, Precision, StateFormat};
+    ///
+    /// let group = Group::from(AdaMod::new()).with_precision(Precision::new(StateFormat::Q8));
+    /// assert_eq!(group.state_bytes(DType::F32, 1 << 20), (1 << 20) * 25 / 8);
+    /// // Biases stay in f32.
+    /// assert_eq!(group.state_bytes(DType::F32, 1024), 1024 * 12);
+    /// ```
+    pub fn state_bytes(&self, dtype: DType, len: u64) -> u64 {
+        let state = self.precision.state_format(len);
+        let layout = BlockLayout {
+            states: self.hyperparameters.rule.kind().states(),
+            state,
+            master_weights: self.precision.master_weights_of(dtype),
+        };
+        state_words(layout, len) * WORD_BYTES
     }
 }
 

@@ -89,7 +89,7 @@ pub use error::{Error, ErrorKind, Role, ViewError};
 pub use hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
 pub use kernels::variant::{Access, GradientBinding};
 pub use optimizer::{
-    GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, State, Step, StepCounts, Update,
+    GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, Shard, State, Step, StepCounts, Update,
 };
 pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Options, Workgroups};
 pub use plan::views::{View, Views};

@@ -39,6 +39,8 @@ struct Parameter<T> {
     dtype: DType,
     layout: BlockLayout,
     key: [u32; 2],
+    /// Its first quad in the tensor.
+    first_quad: u64,
     /// Bits of the values in `dtype`.
     narrowed: Vec<u32>,
     /// The blocks of state as the GPU has them.
@@ -59,6 +61,8 @@ pub struct Storage<'a> {
     pub label: &'a str,
     /// The optimizer's seed.
     pub seed: u64,
+    /// Its first element in the tensor that it is a part of, a multiple of 4.
+    pub first: u64,
 }
 
 impl<'a> Storage<'a> {
@@ -91,6 +95,11 @@ impl<'a> Storage<'a> {
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
+
+    /// Sets [`Storage::first`].
+    pub fn with_first(self, first: u64) -> Self {
+        Self { first, ..self }
+    }
 }
 
 impl<T: Real> Reference<T> {
@@ -122,7 +131,7 @@ impl<T: Real> Reference<T> {
     pub fn add_stored_parameter(&mut self, group: usize, values: Vec<T>, storage: Storage<'_>) -> usize {
         assert!(group < self.groups.len(), "group {group} does not exist");
         let zero = vec![T::from_f64(0.0); values.len()];
-        let Storage { dtype, state, master_weights, label, seed } = storage;
+        let Storage { dtype, state, master_weights, label, seed, first } = storage;
         let states = self.groups[group].rule.kind().states();
         let layout = BlockLayout { states, state, master_weights };
         let words = if T::IS_STORED { state_words(layout, values.len() as u64) } else { 0 };
@@ -133,6 +142,7 @@ impl<T: Real> Reference<T> {
             dtype,
             layout,
             key: key_of(seed, label),
+            first_quad: first / 4,
             narrowed: Vec::new(),
             words: vec![0; words as usize],
             values,
@@ -192,8 +202,8 @@ impl<T: Real> Reference<T> {
 impl<T: Real> Parameter<T> {
     /// Stores values and states as the kernel does at its end, and continues with what was stored.
     fn store(&mut self) {
-        let (key, step) = (self.key, self.steps as u32);
-        let random = |i: u64| random_of(key, step, (i / 4) as u32)[(i % 4) as usize];
+        let (key, step, first_quad) = (self.key, self.steps as u32, self.first_quad);
+        let random = |i: u64| random_of(key, step, (first_quad + i / 4) as u32)[(i % 4) as usize];
         let (dtype, master) = (self.dtype, self.layout.master_weights);
         let split = self
             .values

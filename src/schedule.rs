@@ -50,6 +50,55 @@ pub fn cosine(learning_rate: f64, final_learning_rate: f64, steps: u64, step: u6
         + (learning_rate - final_learning_rate) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
 }
 
+/// Falls from `learning_rate` by `factor` at every step: `learning_rate * factor^(step - 1)`, PyTorch's `ExponentialLR`.
+pub fn exponential(learning_rate: f64, factor: f64, step: u64) -> f64 {
+    learning_rate * factor.powf(step.saturating_sub(1) as f64)
+}
+
+/// Falls from `learning_rate` before the first step to `final_learning_rate` at step `steps` and after, with the given power of what is
+/// left: PyTorch's `PolynomialLR`. A power of 1 is a line.
+pub fn polynomial(learning_rate: f64, final_learning_rate: f64, steps: u64, power: f64, step: u64) -> f64 {
+    if step >= steps {
+        return final_learning_rate;
+    }
+    let left = 1.0 - step as f64 / steps as f64;
+    final_learning_rate + (learning_rate - final_learning_rate) * left.powf(power)
+}
+
+/// One cycle over `steps` steps: half a cosine up from `start` to `learning_rate` during the first `rising_steps`, then half a cosine
+/// down to `final_learning_rate` (PyTorch's `OneCycleLR` with `anneal_strategy="cos"`).
+pub fn one_cycle(
+    learning_rate: f64,
+    start: f64,
+    final_learning_rate: f64,
+    rising_steps: u64,
+    steps: u64,
+    step: u64,
+) -> f64 {
+    if step < rising_steps {
+        cosine(start, learning_rate, rising_steps, step)
+    } else {
+        cosine(learning_rate, final_learning_rate, steps.saturating_sub(rising_steps), step - rising_steps)
+    }
+}
+
+/// A linear warmup over `warmup_steps` before another schedule, which sees the steps after the warmup counted from 1.
+///
+/// ```
+/// use adamod::schedule::{after_warmup, cosine};
+///
+/// let rate = |step| after_warmup(100, step, |step| cosine(1e-3, 1e-5, 900, step));
+/// assert_eq!(rate(50), 0.5e-3);
+/// assert_eq!(rate(1000), 1e-5);
+/// ```
+pub fn after_warmup(warmup_steps: u64, step: u64, schedule: impl Fn(u64) -> f64) -> f64 {
+    if step < warmup_steps {
+        linear_warmup(schedule(0), 0.0, warmup_steps, step)
+    } else {
+        schedule(step - warmup_steps)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +135,33 @@ mod tests {
         assert!((cosine(1.0, 0.2, 100, 50) - 0.6).abs() < 1e-15);
         assert_eq!(cosine(1.0, 0.2, 100, 100), 0.2);
         assert_eq!(cosine(1.0, 0.2, 0, 0), 0.2);
+    }
+
+    #[test]
+    fn exponential_and_polynomial_are_pytorchs() {
+        assert_eq!(exponential(1.0, 0.5, 1), 1.0);
+        assert_eq!(exponential(1.0, 0.5, 4), 0.125);
+        assert_eq!(polynomial(1.0, 0.0, 10, 2.0, 5), 0.25);
+        assert_eq!(polynomial(1.0, 0.5, 10, 1.0, 5), 0.75);
+        assert_eq!(polynomial(1.0, 0.5, 10, 3.0, 10), 0.5);
+    }
+
+    #[test]
+    fn one_cycle_rises_and_falls() {
+        let at = |step| one_cycle(1.0, 0.1, 0.0, 30, 100, step);
+        assert!((at(0) - 0.1).abs() < 1e-15);
+        assert!((at(15) - 0.55).abs() < 1e-15);
+        assert!((at(30) - 1.0).abs() < 1e-15);
+        assert!((at(65) - 0.5).abs() < 1e-15);
+        assert_eq!((at(100), at(1000)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn a_warmup_meets_the_schedule_that_follows_it() {
+        let at = |step| after_warmup(10, step, |step| cosine(1.0, 0.0, 90, step));
+        assert_eq!((at(0), at(5), at(10)), (0.0, 0.5, 1.0));
+        assert!((at(55) - 0.5).abs() < 1e-15);
+        assert_eq!(at(100), 0.0);
+        assert_eq!(after_warmup(0, 1, |_| 0.25), 0.25);
     }
 }

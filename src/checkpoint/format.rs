@@ -68,6 +68,9 @@ struct ParameterHeader {
     step: u64,
     state: String,
     master_weights: String,
+    /// The first element and the length of the tensor that it is a part of, if it is not a whole one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shard: Option<(u64, u64)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -397,6 +400,7 @@ impl Checkpoint {
                     step: parameter.step,
                     state: parameter.layout.state.name().to_owned(),
                     master_weights: parameter.layout.master_weights.name().to_owned(),
+                    shard: (parameter.whole != parameter.len).then_some((parameter.first, parameter.whole)),
                 })
                 .collect(),
             control: self.control.map(|control| ControlHeader {
@@ -494,12 +498,18 @@ impl ParameterHeader {
         if self.len == 0 || self.len > 1 << 48 {
             return Err(wrong(format!("its length is {}", self.len)));
         }
+        let (first, whole) = self.shard.unwrap_or((0, self.len));
+        if first.checked_add(self.len).is_none_or(|end| end > whole) {
+            return Err(wrong(format!("its shard is {:?}, expected a range within the tensor", self.shard)));
+        }
         let mut parameter = SavedParameter {
             label: self.name.clone(),
             len: self.len,
             dtype,
             group: self.group,
             step: self.step,
+            first,
+            whole,
             layout,
             words: Vec::new(),
         };

@@ -57,6 +57,10 @@ pub struct CheckpointParameter<'a> {
     pub group: usize,
     /// Steps taken.
     pub step: u64,
+    /// Its first element in the tensor that it is a part of; 0 for a whole tensor.
+    pub first: u64,
+    /// Number of elements of that tensor.
+    pub whole: u64,
 }
 
 /// A parameter of a checkpoint with its state.
@@ -67,6 +71,9 @@ pub(crate) struct SavedParameter {
     pub dtype: DType,
     pub group: u32,
     pub step: u64,
+    /// Its first element in a tensor of `whole` elements.
+    pub first: u64,
+    pub whole: u64,
     pub layout: BlockLayout,
     /// The words of its blocks.
     pub words: Vec<u32>,
@@ -91,6 +98,8 @@ impl Checkpoint {
             dtype: parameter.dtype,
             group: parameter.group as usize,
             step: parameter.step,
+            first: parameter.first,
+            whole: parameter.whole,
         })
     }
 

@@ -53,6 +53,8 @@ impl Optimizer {
             dtype: record.dtype,
             group: numbers[&record.group],
             step: self.registry.steps(id),
+            first: record.shard.first,
+            whole: record.shard.whole,
             layout: record.layout,
             words: Vec::new(),
         }));
@@ -166,6 +168,9 @@ impl Optimizer {
             };
             let of = |what: &str| format!("the {what} of parameter {label:?}");
             same(&of("length"), &saved.len, &record.len)?;
+            let shard = |first: u64, whole: u64| format!("{first} of {whole}");
+            let found = shard(saved.first, saved.whole);
+            same(&of("first element"), &found, &shard(record.shard.first, record.shard.whole))?;
             same(&of("data type"), &saved.dtype, &record.dtype)?;
             same(&of("group"), &saved.group, &numbers[&record.group])?;
             let most = self.registry.settings().most_steps;

@@ -34,6 +34,8 @@ pub struct Parameter<'a> {
     pub dtype: DType,
     /// Format of its state, if not that of its group's [`Precision`](crate::Precision).
     pub state: Option<StateFormat>,
+    /// Which part of a tensor it is, if it is not a whole one.
+    pub shard: Option<Shard>,
     /// Where values and gradients lie at every step. `None` if each step gives them ([`Step::at`](crate::Step::at)).
     pub views: Option<Views<'a>>,
 }
@@ -41,7 +43,7 @@ pub struct Parameter<'a> {
 impl<'a> Parameter<'a> {
     /// A parameter of `len` elements in f32, with its group's state format and without registered views.
     pub const fn new(label: &'a str, len: u64) -> Self {
-        Self { label, len, dtype: DType::F32, state: None, views: None }
+        Self { label, len, dtype: DType::F32, state: None, shard: None, views: None }
     }
 
     /// Sets [`Parameter::dtype`], which is also the data type of its views.
@@ -54,9 +56,50 @@ impl<'a> Parameter<'a> {
         Self { state: Some(state), ..self }
     }
 
+    /// Sets [`Parameter::shard`].
+    pub const fn with_shard(self, shard: Shard) -> Self {
+        Self { shard: Some(shard), ..self }
+    }
+
     /// Sets [`Parameter::views`].
     pub const fn with_views(self, views: Views<'a>) -> Self {
         Self { views: Some(views), ..self }
+    }
+}
+
+/// The part of a tensor that a parameter is, for engines that shard tensors over devices.
+///
+/// A parameter of `len` elements is then elements `first..first + len` of a tensor of `whole` elements. The parameters that shard a tensor
+/// have its label, and optimizers with the same seed and options. Together they take the same steps as the whole tensor would, bit for bit:
+/// [`Precision::f32_state_below`](crate::Precision::f32_state_below) applies to the whole tensor, and random numbers and the quant blocks of
+/// 8-bit state are the whole tensor's.
+///
+/// ```
+/// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+/// use adamod::{AdaMod, Optimizer, Options, Parameter, Shard};
+///
+/// # let (device, queue) = doc::gpu();
+/// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+/// # let group = optimizer.add_group(AdaMod::new())?;
+/// // The second of two ranks.
+/// let parameter = Parameter::new("wte.weight", 3072).with_shard(Shard::new(3072, 6144));
+/// optimizer.add_parameter(group, parameter)?;
+/// # Ok::<(), adamod::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Shard {
+    /// The first element. A multiple of 32 with 8-bit state, and of 4 where anything is rounded stochastically (16-bit state, or bf16
+    /// parameters without master weights).
+    pub first: u64,
+    /// Number of elements of the whole tensor.
+    pub whole: u64,
+}
+
+impl Shard {
+    /// The part that starts at element `first` of a tensor of `whole` elements.
+    pub const fn new(first: u64, whole: u64) -> Self {
+        Self { first, whole }
     }
 }
 

@@ -15,6 +15,7 @@ mod step;
 mod tables;
 mod transfer;
 
+use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
 use crate::diagnostics::{Progress, RateHistograms};
 use crate::error::{Error, ErrorKind};
@@ -27,7 +28,7 @@ use crate::plan::limits::PlanLimits;
 use crate::plan::views::{View, Views};
 use crate::storage::block::{WORD_BYTES, state_words};
 use device_steps::{DeviceSteps, control_constants};
-pub use handles::{GroupId, LaunchInfo, Parameter, ParameterId, State, StepCounts};
+pub use handles::{GroupId, LaunchInfo, Parameter, ParameterId, Shard, State, StepCounts};
 use memory::Memory;
 pub use readback::Readback;
 use recorder::Recorder;
@@ -88,13 +89,14 @@ impl Optimizer {
     /// Creates an optimizer without groups and parameters. Clones the handles of device and queue.
     ///
     /// # Errors
-    /// If a limit of the device is below what the kernels need (WebGPU's default limits suffice), a setting of
+    /// If the queue belongs to another device, a limit of the device is below what the kernels need (WebGPU's default limits suffice), a setting of
     /// [`DeviceControl`](crate::DeviceControl) is not in its range, or the device is lost or out of memory.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, options: Options) -> Result<Self, Error> {
         let gpu = Gpu { device: device.clone(), queue: queue.clone() };
         if gpu.is_lost() {
             return Err(ErrorKind::Lost.into());
         }
+        check_queue(&gpu)?;
         let limits = device.limits();
         let plan_limits = PlanLimits::new(&limits);
         check_limits(&limits, &options)?;
@@ -218,6 +220,15 @@ impl Optimizer {
     /// As [`Optimizer::add_parameter`]. The old views stay.
     pub fn set_views(&mut self, parameter: ParameterId, views: Views<'_>) -> Result<(), Error> {
         self.registry.set_views(parameter, views)
+    }
+
+    /// Moves a parameter to another group of the same rule from the next recorded step on, with its state and step count: to unfreeze
+    /// layers, or to give them other hyperparameters. It keeps its formats, whatever the precision of the new group.
+    ///
+    /// # Errors
+    /// If the parameter or the group belongs to another optimizer or was removed, or the rules differ. The parameter stays where it is.
+    pub fn set_group(&mut self, parameter: ParameterId, group: GroupId) -> Result<(), Error> {
+        self.registry.set_group(parameter, group)
     }
 
     /// Removes a parameter. Its id is refused from then on, its label and the bytes of its views are free, and its state is given back.
@@ -488,6 +499,16 @@ fn begin_pass(encoder: &mut wgpu::CommandEncoder) -> wgpu::ComputePass<'_> {
         label: Some("adamod.update"),
         timestamp_writes: None,
     })
+}
+
+/// Checks that the queue is the device's. wgpu 30 crashes when a write goes to a buffer of another device; a submit is refused.
+fn check_queue(gpu: &Gpu) -> Result<(), Error> {
+    let commands = gpu.catch(|| gpu.encoder("adamod.check_queue").finish())?;
+    match gpu.submit(commands) {
+        Ok(_) => Ok(()),
+        Err(DeviceError::Lost) => Err(ErrorKind::Lost.into()),
+        Err(DeviceError::Refused(error)) => Err(ErrorKind::Queue(error).into()),
+    }
 }
 
 fn check_limits(limits: &wgpu::Limits, options: &Options) -> Result<(), Error> {

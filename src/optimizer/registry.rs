@@ -5,16 +5,17 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::handles::{GroupId, Parameter, ParameterId, StepCounts};
+use super::handles::{GroupId, Parameter, ParameterId, Shard, StepCounts};
 use super::slots::{Key, Slots};
 use super::step::{Step, Targets, Update};
 use crate::error::{Error, ErrorKind, ViewError};
 use crate::hyperparameters::{Group, Hyperparameters};
+use crate::kernels::abi::QUAD_ELEMENTS;
 use crate::plan::cohorts::Cohorts;
 use crate::plan::overlap::{Occupied, Overlap, first_overlap, sorted_ranges};
 use crate::plan::places::{Buffers, Places};
 use crate::plan::views::{OwnedViews, Views};
-use crate::storage::block::BlockLayout;
+use crate::storage::block::{BlockLayout, QUANT_BLOCK_ELEMENTS};
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
 use crate::storage::random::key_of;
@@ -83,6 +84,8 @@ pub struct Record {
     pub dtype: DType,
     pub group: GroupId,
     pub layout: BlockLayout,
+    /// The part of a tensor that it is; the whole tensor if it is not sharded.
+    pub shard: Shard,
     /// Key of its random numbers.
     pub random_key: [u32; 2],
     pub views: Option<OwnedViews>,
@@ -211,7 +214,7 @@ impl Registry {
     // Parameters.
 
     pub fn add_parameter(&mut self, group: GroupId, parameter: Parameter<'_>) -> Result<ParameterId, Error> {
-        let Parameter { label, len, dtype, state, views } = parameter;
+        let Parameter { label, len, dtype, state, shard, views } = parameter;
         let group_settings = *self.group(group).map_err(|error| error.about(label))?;
         if label.is_empty() {
             return Err(ErrorKind::EmptyLabel.into());
@@ -231,7 +234,9 @@ impl Registry {
             return Err(ErrorKind::TooMany { most }.of(label));
         }
         let states = group_settings.hyperparameters.rule.kind().states();
-        let layout = layout_of(label, len, dtype, state, group_settings.precision)?;
+        let shard = shard.unwrap_or(Shard::new(0, len));
+        let layout = layout_of(label, shard.whole, dtype, state, group_settings.precision)?;
+        check_shard(shard, len, dtype, layout).map_err(|error| error.of(label))?;
         let layout = BlockLayout { states, ..layout };
         let index = self.parameters.next_index();
         if let Some(views) = &views {
@@ -246,6 +251,7 @@ impl Registry {
             dtype,
             group,
             layout,
+            shard,
             random_key: key_of(self.settings.seed, label),
             views: views.as_ref().map(OwnedViews::new),
         });
@@ -290,6 +296,27 @@ impl Registry {
             record.views = Some(OwnedViews::new(&views));
         }
         self.revisions.views += 1;
+        Ok(())
+    }
+
+    /// Moves a parameter to another group.
+    pub fn set_group(&mut self, id: ParameterId, group: GroupId) -> Result<(), Error> {
+        let record = self.record(id)?;
+        let of = |error: Error| error.about(&record.label);
+        let to = self.group(group).map_err(of)?;
+        let (found, expected) =
+            (to.hyperparameters.rule.kind(), self.group_of(record).hyperparameters.rule.kind());
+        if found != expected {
+            return Err(ErrorKind::Rule { found, expected }.of(&record.label));
+        }
+        if let Some(record) = self.parameters.get_mut(id.key) {
+            record.group = group;
+        }
+        self.cohorts.set_group(id.key.index(), group.key.index() as u32);
+        // The device's rows name the group of each parameter.
+        self.revisions.parameters += 1;
+        self.revisions.cohorts += 1;
+        self.revisions.counts += 1;
         Ok(())
     }
 
@@ -474,22 +501,38 @@ impl Registry {
     }
 }
 
-/// How a parameter is stored. The states are those of its rule.
+/// Checks that a shard lies within its tensor, and starts and ends where its formats allow.
+fn check_shard(shard: Shard, len: u64, dtype: DType, layout: BlockLayout) -> Result<(), ErrorKind> {
+    let Shard { first, whole } = shard;
+    let end = first.checked_add(len).filter(|&end| end <= whole);
+    let Some(end) = end else {
+        return Err(ErrorKind::Shard { first, end: first.saturating_add(len), whole });
+    };
+    let is_rounded_stochastically = layout.state != StateFormat::F32
+        || dtype == DType::Bf16 && layout.master_weights == MasterWeights::None;
+    let expected = match layout.state {
+        StateFormat::Q8 => QUANT_BLOCK_ELEMENTS,
+        _ if is_rounded_stochastically => QUAD_ELEMENTS.into(),
+        _ => 1,
+    };
+    match [first, end].into_iter().find(|&found| found != whole && !found.is_multiple_of(expected)) {
+        Some(found) => Err(ErrorKind::ShardAlignment { found, expected }),
+        None => Ok(()),
+    }
+}
+
+/// How a parameter of a tensor of `whole` elements is stored. The states are those of its rule.
 fn layout_of(
     label: &str,
-    len: u64,
+    whole: u64,
     dtype: DType,
     state: Option<StateFormat>,
     precision: Precision,
 ) -> Result<BlockLayout, Error> {
-    let master_weights = match dtype {
-        DType::F32 => MasterWeights::None,
-        DType::F16 | DType::Bf16 => precision.master_weights,
-    };
+    let master_weights = precision.master_weights_of(dtype);
     if !master_weights.fit(dtype) {
         return Err(ErrorKind::MasterWeights { dtype, found: precision.master_weights }.of(label));
     }
-    let is_small = len < precision.f32_state_below;
-    let state = state.unwrap_or(if is_small { StateFormat::F32 } else { precision.state });
+    let state = state.unwrap_or(precision.state_format(whole));
     Ok(BlockLayout { states: &[], state, master_weights })
 }

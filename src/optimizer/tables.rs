@@ -8,7 +8,7 @@ use super::step::Part;
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::{Gpu, binding};
 use crate::device::ring::{Lease, Ring};
-use crate::kernels::abi::Chunk;
+use crate::kernels::abi::{Chunk, QUAD_ELEMENTS};
 use crate::kernels::bindings;
 use crate::kernels::pipeline::{Kernel, Pipelines};
 use crate::kernels::variant::GradientBinding;
@@ -62,6 +62,7 @@ impl Tables {
                     extents: of.memory.extents(index),
                     layout: record.layout,
                     key: record.random_key,
+                    first_quad: record.shard.first / u64::from(QUAD_ELEMENTS),
                     rule: of.registry.group_of(record).hyperparameters.rule.kind(),
                 })
             })

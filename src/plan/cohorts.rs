@@ -62,6 +62,17 @@ impl Cohorts {
         self.compact();
     }
 
+    /// Moves a parameter to another group with its step count; others keep their index, cohorts do not.
+    pub fn set_group(&mut self, parameter: usize, group: u32) {
+        let steps = self.steps(parameter);
+        let old = self.of_parameter[parameter] as usize;
+        self.list[old].members -= 1;
+        let new = self.cohort(group, steps);
+        self.list[new].members += 1;
+        self.of_parameter[parameter] = new as u32;
+        self.compact();
+    }
+
     /// Drops cohorts without members.
     fn compact(&mut self) {
         let mut kept = 0;
@@ -186,6 +197,7 @@ mod tests {
             groups in prop::collection::vec(0_u32..3, 1..8),
             presence in prop::collection::vec(prop::collection::vec(any::<bool>(), 8), 0..30),
         ) {
+            let mut groups = groups;
             let mut cohorts = Cohorts::default();
             for (parameter, &group) in groups.iter().enumerate() {
                 cohorts.add_parameter(parameter, group);
@@ -199,6 +211,12 @@ mod tests {
                     cohorts.remove_parameter(parameter);
                     cohorts.add_parameter(parameter, groups[parameter]);
                     counters[parameter] = 0;
+                }
+                // Or one moves to another group.
+                if number % 6 == 5 {
+                    let parameter = number % groups.len();
+                    groups[parameter] = (groups[parameter] + 1) % 3;
+                    cohorts.set_group(parameter, groups[parameter]);
                 }
                 // Or several get the counts of others.
                 if number % 7 == 6 {

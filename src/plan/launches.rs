@@ -48,6 +48,8 @@ pub struct Tensor<'a> {
     pub layout: BlockLayout,
     /// Key of its random numbers.
     pub key: [u32; 2],
+    /// Its first quad in the tensor that it is a part of.
+    pub first_quad: u64,
     /// Its update rule.
     pub rule: RuleKind,
 }
@@ -356,7 +358,9 @@ impl Plan {
                 coefficients: 0,
                 format: tensor.format().bits(),
                 key: tensor.key,
-                first_quad: (piece.first_chunk * u64::from(CHUNK_ELEMENTS / QUAD_ELEMENTS)) as u32,
+                first_quad: (tensor.first_quad
+                    + piece.first_chunk * u64::from(CHUNK_ELEMENTS / QUAD_ELEMENTS))
+                    as u32,
                 shadow: bounds
                     .shadow
                     .zip(tensor.shadow)

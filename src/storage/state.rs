@@ -127,6 +127,19 @@ impl Precision {
         Self { master_weights, ..self }
     }
 
+    /// The state format of a tensor of `len` elements.
+    pub(crate) fn state_format(&self, len: u64) -> StateFormat {
+        if len < self.f32_state_below { StateFormat::F32 } else { self.state }
+    }
+
+    /// The master weights of parameters of a data type.
+    pub(crate) fn master_weights_of(&self, dtype: DType) -> MasterWeights {
+        match dtype {
+            DType::F32 => MasterWeights::None,
+            DType::F16 | DType::Bf16 => self.master_weights,
+        }
+    }
+
     /// Sets [`Precision::f32_state_below`], in elements.
     pub fn with_f32_state_below(self, elements: u64) -> Self {
         Self { f32_state_below: elements, ..self }

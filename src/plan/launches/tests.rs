@@ -116,7 +116,8 @@ proptest! {
             .iter()
             .zip(&extents)
             .map(|(&Placed { values, gradients, shadow, layout, .. }, extents)| {
-                Tensor { values, gradients, shadow, extents, layout, key: [0; 2], rule: RuleKind::AdaMod }
+                Tensor { values, gradients, shadow, extents, layout, key: [0; 2],
+                first_quad: 0, rule: RuleKind::AdaMod }
             })
             .collect();
         let plan = Plan::new(&tensors, &scene.sizes, zeroes_gradients, &limits);
@@ -290,6 +291,7 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
                 extents,
                 layout: F32_STATE,
                 key: [0; 2],
+                first_quad: 0,
                 rule: RuleKind::AdaMod,
             })
             .collect();
@@ -315,6 +317,7 @@ fn tensors_past_a_window_are_cut_where_windows_end() {
         extents: &extents[0],
         layout,
         key: [0; 2],
+        first_quad: 0,
         rule: RuleKind::AdaMod,
     };
     let size = 4 + 4 * length;
@@ -339,6 +342,7 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
             extents: &extents[0],
             layout,
             key: [0; 2],
+            first_quad: 0,
             rule: RuleKind::AdaMod,
         };
         let plan = Plan::new(&[tensor], &[8 * length], false, &limits);
@@ -361,6 +365,7 @@ fn partial_sums_are_few_however_many_chunks_there_are() {
         extents: &extents[0],
         layout: F32_STATE,
         key: [0; 2],
+        first_quad: 0,
         rule: RuleKind::AdaMod,
     };
     let plan = Plan::new(&[tensor], &[40, 40], false, &limits(1 << 20, 1 << 20));
