@@ -12,7 +12,7 @@ use crate::device::ring::{Lease, Ring};
 use crate::kernels::abi::{self, Partial, Row};
 use crate::kernels::bindings;
 use crate::kernels::pipeline::{Kernel, NormEnd, Pipelines};
-use crate::kernels::rows::group_row;
+use crate::kernels::rows::GroupRow;
 use crate::kernels::variant::GradientBinding;
 use crate::options::{DeviceControl, LossScale};
 use crate::plan::launches::{Launch, Plan};
@@ -33,6 +33,8 @@ pub struct DeviceSteps {
     /// The revision of the groups that the slot of groups has.
     groups_written: Option<u64>,
     groups_slot: Option<Lease>,
+    /// The rows of the groups as they were last uploaded.
+    group_rows: Vec<Option<GroupRow>>,
 }
 
 const USAGES: wgpu::BufferUsages =
@@ -77,6 +79,7 @@ impl DeviceSteps {
             rows_slot: None,
             groups_written: None,
             groups_slot: None,
+            group_rows: Vec::new(),
         })
     }
 
@@ -142,11 +145,14 @@ impl DeviceSteps {
             self.rows_written = Some((selection.present.clone(), revisions.parameters));
         }
         if self.groups_written != Some(revisions.groups) {
-            let row = |index| match registry.group_at(index) {
-                Some(group) => group_row(&group.hyperparameters),
-                None => abi::Group::zeroed(),
-            };
-            let groups: Vec<_> = (0..registry.groups_end()).map(row).collect();
+            let mut groups = vec![abi::Group::zeroed(); registry.groups_end()];
+            self.group_rows.resize_with(registry.groups_end(), || None);
+            for (index, (row, cached)) in groups.iter_mut().zip(&mut self.group_rows).enumerate() {
+                let Some(group) = registry.group_at(index) else { continue };
+                let cached = cached.get_or_insert_with(|| GroupRow::new(&group.hyperparameters));
+                cached.update(&group.hyperparameters);
+                *row = cached.row;
+            }
             self.groups_slot = Some(self.groups.write(gpu, bytemuck::cast_slice(&groups))?);
             self.groups_written = Some(revisions.groups);
         }
