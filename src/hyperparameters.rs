@@ -107,7 +107,7 @@ impl Hyperparameters {
     ///
     /// # Errors
     /// The first field that is not finite or not in its range. Also a learning rate so large, or so much larger than epsilon, that the
-    /// size of the first step or the rate of an element without gradients, `learning_rate / epsilon`, overflows f32.
+    /// size of the first step, or the step of an element whose second moment is zero, could overflow f32.
     pub fn validate(&self) -> Result<(), OutOfRange> {
         let non_negative = "a finite number, at least 0 and representable in f32";
         let fits_f32 = |value: f64| value >= 0.0 && (value as f32).is_finite();

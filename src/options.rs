@@ -180,13 +180,13 @@ impl Default for DeviceControl {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum LossScale {
-    /// A constant, above 0. It stays after a checkpoint with another one was restored.
+    /// A constant, from 2^-126 to 2^126. It stays after a checkpoint with another one was restored.
     Constant(f64),
     /// As `torch.amp.GradScaler`. A step with non-finite gradients is skipped, whatever [`DeviceControl::non_finite`] says, and the
     /// scale is multiplied by `backoff_factor`, down to 2^-126. After `growth_interval` steps in a row without one, it is multiplied by
-    /// `growth_factor`. A restored checkpoint sets the scale.
+    /// `growth_factor`, up to 2^126. A restored checkpoint sets the scale.
     Dynamic {
-        /// The first scale, above 0. 65,536 in PyTorch.
+        /// The first scale, from 2^-126 to 2^126. 65,536 in PyTorch.
         initial: f64,
         /// At least 1. 2 in PyTorch.
         growth_factor: f64,
@@ -196,6 +196,11 @@ pub enum LossScale {
         growth_interval: u32,
     },
 }
+
+/// The smallest loss scale, 2^-126.
+pub(crate) const LEAST_LOSS_SCALE: f32 = f32::MIN_POSITIVE;
+/// The largest loss scale, 2^126: the reciprocal of a larger one is subnormal, and some devices flush it to zero.
+pub(crate) const MOST_LOSS_SCALE: f32 = 1.0 / f32::MIN_POSITIVE;
 
 impl LossScale {
     /// PyTorch's defaults.
@@ -212,7 +217,8 @@ impl LossScale {
 /// What happens to a step with infinite or NaN gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NonFinite {
-    /// The whole step is skipped: no parameter, state or step count of any group changes. Costs a pass over the gradients.
+    /// The whole step is skipped: no parameter, state or step count of any group changes. So is a step whose multiplier or norm, written by
+    /// the engine, is not finite. Costs a pass over the gradients.
     #[default]
     Skip,
     /// Non-finite gradients propagate, only to their own elements. Nothing looks for them unless a norm is computed.
@@ -253,7 +259,8 @@ impl DeviceControl {
         let positive = |value: f64| (value as f32).is_normal() && value > 0.0;
         let expected = "a number above 0 and normal in f32";
         let initial = self.loss_scale.initial();
-        in_range("loss_scale", initial, expected, positive(initial))?;
+        let is_scale = (LEAST_LOSS_SCALE..=MOST_LOSS_SCALE).contains(&(initial as f32));
+        in_range("loss_scale", initial, "a number from 2^-126 to 2^126", is_scale)?;
         if let LossScale::Dynamic { growth_factor, backoff_factor, growth_interval, .. } = self.loss_scale {
             let is_growth = growth_factor >= 1.0 && (growth_factor as f32).is_finite();
             in_range("growth_factor", growth_factor, "at least 1 and finite in f32", is_growth)?;

@@ -1,29 +1,29 @@
-// A plain copy in words of four elements: the measure of what a device's memory can move. Half of its bytes are read, half
-// written.
+// A plain copy, one quad at a time: the measure of what a device's memory can move. It reads half of its bytes and writes the other
+// half.
 
-// Threads of a workgroup, as many as the step has there. A workgroup copies as many words as a whole chunk has.
+// Threads per workgroup, as many as the step has on the device. A workgroup copies as many quads as a chunk has.
 override LANES: u32 = 256u;
-const WORDS = 256u;
+const QUADS = 256u;
 
 @group(0) @binding(0) var<storage, read> source: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> destination: array<vec4<u32>>;
 
-// The grid has two dimensions where one is too short, so its last row may reach past the end.
+// The grid has two dimensions if one is too short, so its last row may reach past the end.
 @compute @workgroup_size(LANES)
 fn copy(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let first = (workgroup.y * workgroups.x + workgroup.x) * WORDS;
-    var word = lane;
+    let first = (workgroup.y * workgroups.x + workgroup.x) * QUADS;
+    var quad = lane;
     loop {
-        if first + word < arrayLength(&destination) {
-            destination[first + word] = source[first + word];
+        if first + quad < arrayLength(&destination) {
+            destination[first + quad] = source[first + quad];
         }
         continuing {
-            word += LANES;
-            break if LANES >= WORDS || word >= WORDS;
+            quad += LANES;
+            break if LANES >= QUADS || quad >= QUADS;
         }
     }
 }

@@ -1,9 +1,9 @@
-// The memory traffic of a step without its tables and arithmetic: gradients are read, parameters and STATES states are read,
-// increased by the gradient and written back. Whole chunks of one tensor, and blocks of state as the step has them.
+// The memory traffic of a step without its tables and arithmetic: it reads gradients, parameters and STATES states, adds the gradient to
+// the others and writes them back. The tensor has whole chunks, and blocks of state as in the step.
 
-// Threads of a workgroup, as many as the step has there. A workgroup has a chunk.
+// Threads per workgroup, as many as the step has on the device. A workgroup has one chunk.
 override LANES: u32 = 256u;
-const WORDS = 256u;
+const QUADS = 256u;
 
 override STATES: u32 = 3u;
 
@@ -18,25 +18,25 @@ fn stream(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let chunk = workgroup.y * workgroups.x + workgroup.x;
-    if chunk * WORDS >= arrayLength(&parameters) {
+    if chunk * QUADS >= arrayLength(&parameters) {
         return;
     }
-    var word = lane;
+    var quad = lane;
     loop {
-        let index = chunk * WORDS + word;
+        let index = chunk * QUADS + quad;
         let gradient = gradients[index];
         parameters[index] += gradient;
-        let block = chunk * STATES * WORDS + word;
+        let block = chunk * STATES * QUADS + quad;
         state[block] += gradient;
         if STATES > 1u {
-            state[block + WORDS] += gradient;
+            state[block + QUADS] += gradient;
         }
         if STATES > 2u {
-            state[block + 2u * WORDS] += gradient;
+            state[block + 2u * QUADS] += gradient;
         }
         continuing {
-            word += LANES;
-            break if LANES >= WORDS || word >= WORDS;
+            quad += LANES;
+            break if LANES >= QUADS || quad >= QUADS;
         }
     }
 }

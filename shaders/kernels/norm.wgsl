@@ -120,7 +120,12 @@ fn norm_and_prepare(
     let sum = sum_of_partials(first, lane);
     if lane == 0u {
         atomicStore(&kept.arrived, 0u);
-        kept.control.norm = norm_of(sum, kept.control.loss_scale);
+        let loss_scale = kept.control.loss_scale;
+        kept.control.norm = norm_of(sum, loss_scale);
+        if sum.exponent != NOT_FINITE && !is_finite_number(kept.control.norm) {
+            kept.control.norm = LARGEST;
+            kept.norm_excess = excess_of(sum, loss_scale);
+        }
     }
     if !NORM_ONLY {
         prepare_rows(lane);

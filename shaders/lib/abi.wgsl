@@ -8,11 +8,13 @@ const CHUNK_ELEMENTS = 1024u;
 
 // The most states and coefficients of its own that a rule can have.
 const MAX_STATES = 3u;
-const MAX_COEFFICIENTS = 11u;
+const MAX_COEFFICIENTS = 10u;
 
 // Coefficients of one step, for parameters that share a group and a step count.
 struct Coefficients {
+    // The factor of the gradient is gradient_scale * gradient_prescale. The second is 1 unless the product would leave f32's normal range.
     gradient_scale: f32,
+    gradient_prescale: f32,
     coupled_decay: f32,
     decoupled_decay: f32,
     // INACTIVE, ACTIVE or SKIPPED.

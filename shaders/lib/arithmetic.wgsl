@@ -5,13 +5,23 @@
 const GRADIENT_LIMIT: f32 = 0x1p63;
 
 fn scaled_gradient(general: General, e: Elements) -> vec4<f32> {
-    return general.gradient_scale * bitcast<vec4<f32>>(e.gradient) + general.coupled_decay * e.theta;
+    var gradient = bitcast<vec4<f32>>(e.gradient);
+    // Uniform, and rarely true.
+    if general.gradient_prescale != 1.0 {
+        gradient *= general.gradient_prescale;
+    }
+    return general.gradient_scale * gradient + general.coupled_decay * e.theta;
 }
 
 // The scaled gradient, clamped. Infinity and NaN pass, in the gradient as in the parameter. They are recognized by their bits, since
 // WGSL lets a compiler fold `x != x` to false. A gradient that only the scale makes infinite is clamped.
 fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
     let scaled = scaled_gradient(general, e);
+    // One look at four numbers: none is clamped, infinite or NaN if the sum of their magnitudes is at most the limit.
+    let sizes = abs(scaled);
+    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) <= bitcast<u32>(GRADIENT_LIMIT) {
+        return scaled;
+    }
     let limited = clamp(scaled, vec4(-GRADIENT_LIMIT), vec4(GRADIENT_LIMIT));
     let largest = max(e.gradient & MAGNITUDE, bitcast<vec4<u32>>(e.theta) & MAGNITUDE);
     return select(scaled, limited, largest < INFINITY);

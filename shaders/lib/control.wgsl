@@ -30,7 +30,8 @@ struct Control {
     loss_scale: f32,
     // An additional factor of the gradients, besides the loss scale and the clip.
     multiplier: f32,
-    // Norm of the gradients of the last step, without the loss scale. Infinite if one of them is not finite.
+    // Norm of the gradients of the last step, without the loss scale. Infinite if one of them is not finite; the largest finite number if
+    // all are finite and the norm is larger.
     norm: f32,
     // Steps since the loss scale last changed.
     growth_tracker: u32,
@@ -43,6 +44,8 @@ struct ControlBuffer {
     control: Control,
     // The number of workgroups that have summed their gradients; zero between steps.
     arrived: atomic<u32>,
+    // How many times the norm is larger than `control.norm`, if that is the largest finite number.
+    norm_excess: f32,
     step_counts: array<u32>,
 }
 
@@ -52,8 +55,10 @@ override IS_DYNAMIC: bool = false;
 override GROWTH_FACTOR: f32 = 2.0;
 override BACKOFF_FACTOR: f32 = 0.5;
 override GROWTH_INTERVAL: u32 = 2000u;
-// The smallest normal number.
+// The smallest and the largest number whose reciprocal is a normal number.
 const LEAST_LOSS_SCALE: f32 = 0x1p-126;
+const MOST_LOSS_SCALE: f32 = 0x1p126;
+const LARGEST: f32 = 0x1.fffffep127;
 // 0: no clip.
 override MAX_NORM: f32 = 0.0;
 
@@ -64,26 +69,76 @@ override MAX_NORM: f32 = 0.0;
 
 var<workgroup> is_skipped: u32;
 var<workgroup> gradient_multiplier: f32;
+var<workgroup> gradient_prescale: f32;
 
 fn is_finite_number(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
 }
 
+fn is_normal_number(x: f32) -> bool {
+    return is_finite_number(x) && abs(x) >= 0x1p-126;
+}
+
+// A positive normal number as mantissa * 2^exponent, with a mantissa from 1 to 2.
+struct Wide {
+    mantissa: f32,
+    exponent: i32,
+}
+
+fn wide(x: f32) -> Wide {
+    let bits = bitcast<u32>(x);
+    return Wide(bitcast<f32>((bits & 0x7fffffu) | 0x3f800000u), i32((bits >> 23u) & 0xffu) - 127);
+}
+
+fn over(one: Wide, other: Wide) -> Wide {
+    return Wide(one.mantissa / other.mantissa, one.exponent - other.exponent);
+}
+
+fn two_to_the(exponent: i32) -> f32 {
+    return bitcast<f32>(u32(clamp(exponent, -126, 127) + 127) << 23u);
+}
+
+// A factor that is not a normal number, or comes from numbers that are not, as the product of two normal numbers.
+fn set_wide_multiplier(is_clipped: bool) {
+    let multiplier = kept.control.multiplier;
+    var factor: Wide;
+    if is_clipped {
+        factor = over(wide(MAX_NORM), wide(kept.control.norm));
+        if kept.control.norm == LARGEST {
+            factor = over(factor, wide(kept.norm_excess));
+        }
+    } else {
+        factor = wide(abs(multiplier));
+    }
+    factor = over(factor, wide(kept.control.loss_scale));
+    let half = factor.exponent / 2;
+    gradient_multiplier = sign(multiplier) * factor.mantissa * two_to_the(factor.exponent - half);
+    gradient_prescale = two_to_the(half);
+}
+
 fn decide() {
     let loss_scale = kept.control.loss_scale;
+    let multiplier = kept.control.multiplier;
     var clip = 1.0;
-    var finite = true;
+    var finite = is_finite_number(multiplier);
     if USES_NORM {
-        finite = is_finite_number(kept.control.norm);
+        finite = finite && is_finite_number(kept.control.norm);
         // The norm of the gradients as the step uses them.
-        let norm = kept.control.norm * abs(kept.control.multiplier);
+        let norm = kept.control.norm * abs(multiplier);
         if MAX_NORM > 0.0 && finite && norm > MAX_NORM {
             clip = MAX_NORM / norm;
         }
     }
     let skips = SKIPS && !finite;
     is_skipped = u32(skips);
-    gradient_multiplier = kept.control.multiplier * clip / loss_scale;
+    gradient_multiplier = multiplier * clip / loss_scale;
+    gradient_prescale = 1.0;
+    let is_clipped = clip != 1.0;
+    let is_saturated = USES_NORM && kept.control.norm == LARGEST;
+    let is_plain = is_normal_number(gradient_multiplier) && is_normal_number(clip) && !(is_clipped && is_saturated);
+    if finite && is_normal_number(multiplier) && !is_plain {
+        set_wide_multiplier(is_clipped);
+    }
     kept.control.skipped += u32(skips);
     kept.control.taken += u32(!skips);
     if IS_DYNAMIC {
@@ -92,8 +147,7 @@ fn decide() {
             // It may be past it after a checkpoint with another interval.
             if kept.control.growth_tracker >= GROWTH_INTERVAL {
                 kept.control.growth_tracker = 0u;
-                let grown = loss_scale * GROWTH_FACTOR;
-                kept.control.loss_scale = select(loss_scale, grown, is_finite_number(grown));
+                kept.control.loss_scale = min(loss_scale * GROWTH_FACTOR, MOST_LOSS_SCALE);
             }
         } else {
             kept.control.growth_tracker = 0u;
@@ -124,6 +178,7 @@ fn coefficients_of(group: u32, t: u32) -> Coefficients {
     }
     var c: Coefficients;
     c.gradient_scale = groups[group].sign * gradient_multiplier;
+    c.gradient_prescale = gradient_prescale;
     c.coupled_decay = groups[group].coupled_decay;
     c.decoupled_decay = groups[group].decoupled_decay;
     c.of_rule = coefficients_of_rule(groups[group].rule, groups[group].coefficients, groups[group].variant, decay);
@@ -150,7 +205,8 @@ fn prepare_rows(lane: u32) {
         } else if is_skipped == 1u {
             prepared[i].activity = SKIPPED;
         } else {
-            let t = kept.step_counts[i] + 1u;
+            // The count stops at the largest number.
+            let t = max(kept.step_counts[i] + 1u, kept.step_counts[i]);
             kept.step_counts[i] = t;
             if row.group != group_of_known || t != known.step {
                 known = coefficients_of(row.group, t);

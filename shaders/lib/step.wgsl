@@ -6,6 +6,7 @@ alias State = array<vec4<f32>, MAX_STATES>;
 // The coefficients that do not depend on the rule.
 struct General {
     gradient_scale: f32,
+    gradient_prescale: f32,
     coupled_decay: f32,
     decoupled_decay: f32,
     // Whether averages that declare a decay rate are stored debiased.

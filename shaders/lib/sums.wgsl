@@ -43,6 +43,11 @@ fn norm_of(sum: Partial, loss_scale: f32) -> f32 {
     return sqrt(sum.sum) * power_of_two(half) / loss_scale * power_of_two(sum.exponent - half);
 }
 
+// How many times the norm is larger than the largest finite number.
+fn excess_of(sum: Partial, loss_scale: f32) -> f32 {
+    return sqrt(sum.sum) * power_of_two(sum.exponent - 127) / (loss_scale * (2.0 - 0x1p-23));
+}
+
 const ZERO = Partial(0.0, LEAST_EXPONENT);
 
 // A sum of many numbers one after the other would lose their last digits: some are added up at first.

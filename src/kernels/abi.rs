@@ -22,6 +22,8 @@ pub const CPU_LANES: u32 = 8;
 pub struct Coefficients {
     /// Factor of the gradient: 1 or -1 (maximize), times what a clip and a loss scale make of it.
     pub gradient_scale: f32,
+    /// A second factor of the gradient: 1, unless the product of both would leave f32's normal range.
+    pub gradient_prescale: f32,
     /// L2 regularisation: added to the gradient, times the parameter.
     pub coupled_decay: f32,
     /// alpha * lambda: subtracted from the parameter, times the parameter.

@@ -10,6 +10,7 @@ pub fn coefficient_row(hyperparameters: &Hyperparameters, t: u64) -> abi::Coeffi
     let (general, of_rule) = hyperparameters.coefficients::<f32>(t, false);
     abi::Coefficients {
         gradient_scale: general.gradient_scale,
+        gradient_prescale: 1.0,
         coupled_decay: general.coupled_decay,
         decoupled_decay: general.decoupled_decay,
         activity: abi::ACTIVE,

@@ -43,8 +43,9 @@ const USAGES: wgpu::BufferUsages =
 impl DeviceSteps {
     /// The most parameters of an optimizer whose steps the device counts, each in a word of the control buffer.
     pub const MOST_PARAMETERS: usize = 1 << 18;
-    /// Where the step counts start in the control buffer: after the control and the number of workgroups that are done.
-    const STEP_COUNTS_OFFSET: u64 = size_of::<abi::Control>() as u64 + 4;
+    /// Where the step counts start in the control buffer: after the control, the number of workgroups that are done, and the excess of the
+    /// norm.
+    const STEP_COUNTS_OFFSET: u64 = size_of::<abi::Control>() as u64 + 8;
     /// Size of the control buffer.
     pub const CONTROL_BYTES: u64 = Self::STEP_COUNTS_OFFSET + 4 * Self::MOST_PARAMETERS as u64;
 
@@ -54,14 +55,7 @@ impl DeviceSteps {
         settings: DeviceControl,
         most_partials: u32,
     ) -> Result<Self, DeviceError> {
-        let initial = abi::Control {
-            loss_scale: settings.loss_scale.initial() as f32,
-            multiplier: 1.0,
-            norm: 0.0,
-            growth_tracker: 0,
-            taken: 0,
-            skipped: 0,
-        };
+        let initial = initial(&settings);
         let (control, prepared) = gpu.catch(|| {
             let name = format!("{label}.control");
             let control = gpu.buffer_with(&name, Self::CONTROL_BYTES, USAGES, bytemuck::bytes_of(&initial));
@@ -104,6 +98,12 @@ impl DeviceSteps {
             LossScale::Constant(scale) => abi::Control { loss_scale: scale as f32, ..*saved },
             LossScale::Dynamic { .. } => *saved,
         }
+    }
+
+    /// The control of a new optimizer.
+    #[cfg(feature = "checkpoint")]
+    pub fn initial(&self) -> abi::Control {
+        initial(&self.settings)
     }
 
     /// The prepared coefficients.
@@ -177,6 +177,18 @@ impl DeviceSteps {
 
     fn generations(&self) -> [u64; 3] {
         [self.rows.generation(), self.groups.generation(), self.generation]
+    }
+}
+
+/// The control before the first step.
+fn initial(settings: &DeviceControl) -> abi::Control {
+    abi::Control {
+        loss_scale: settings.loss_scale.initial() as f32,
+        multiplier: 1.0,
+        norm: 0.0,
+        growth_tracker: 0,
+        taken: 0,
+        skipped: 0,
     }
 }
 

@@ -103,7 +103,8 @@ pub fn check_beta(name: &'static str, beta: f64) -> Result<(), OutOfRange> {
     in_range(name, beta, "a number in [0, 1)", (0.0..1.0).contains(&beta))
 }
 
-/// The epsilon of Adam and of rules like it, and the rates that it leads to. `largest_step_size` is the numerator of eta at most.
+/// The epsilon of Adam and of rules like it, and the rates that it leads to. `largest_step_size` is the numerator of eta at most. The first
+/// moment is at most [`GRADIENT_LIMIT`], so that a rate of up to 2^64 gives a finite step.
 pub fn check_epsilon(epsilon: f64, largest_step_size: f64) -> Result<(), OutOfRange> {
     // A GPU may flush a subnormal epsilon to zero, and zero would give 0 / 0.
     in_range(
@@ -122,8 +123,8 @@ pub fn check_epsilon(epsilon: f64, largest_step_size: f64) -> Result<(), OutOfRa
     in_range(
         "learning_rate / (1 - betas[0]) / epsilon",
         largest_rate,
-        "at most 1.7e38 (2^127), so that the rate of an element without gradients is finite however it is rounded",
-        largest_rate <= 2_f64.powi(127),
+        "at most 1.8e19 (2^64), so that the largest step of an element whose second moment is zero is finite",
+        largest_rate <= 2_f64.powi(64),
     )
 }
 

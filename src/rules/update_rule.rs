@@ -8,7 +8,7 @@ use super::real::Real;
 use crate::storage::state::StateTensor;
 
 /// The most coefficients of its own that a rule can have.
-pub const MAX_COEFFICIENTS: usize = 11;
+pub const MAX_COEFFICIENTS: usize = 10;
 
 /// The most decay rates that a rule can have.
 pub const MAX_DECAY_RATES: usize = 3;
