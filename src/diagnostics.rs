@@ -53,6 +53,8 @@ pub struct Progress {
     pub taken: u32,
     /// Steps skipped.
     pub skipped: u32,
+    /// Steps skipped since the last step that was taken.
+    pub skipped_in_a_row: u32,
     /// The loss scale.
     pub loss_scale: f32,
     /// L2 norm of the latest step's gradients, without the loss scale and the engine's multiplier. Infinite if an element is not finite,
@@ -65,7 +67,7 @@ impl Progress {
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         let control: abi::Control = bytemuck::pod_read_unaligned(bytes);
-        let abi::Control { taken, skipped, loss_scale, norm, .. } = control;
-        Self { taken, skipped, loss_scale, norm }
+        let abi::Control { taken, skipped, skipped_in_a_row, loss_scale, norm, .. } = control;
+        Self { taken, skipped, skipped_in_a_row, loss_scale, norm }
     }
 }

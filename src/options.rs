@@ -167,11 +167,18 @@ pub struct DeviceControl {
     pub max_norm: Option<f64>,
     /// What happens to a step with infinite or NaN gradients.
     pub non_finite: NonFinite,
+    /// The smallest loss scale that [`LossScale::Dynamic`] falls to, from 2^-126 (the default) to 2^126.
+    pub least_loss_scale: f64,
 }
 
 impl Default for DeviceControl {
     fn default() -> Self {
-        Self { loss_scale: LossScale::Constant(1.0), max_norm: None, non_finite: NonFinite::Skip }
+        Self {
+            loss_scale: LossScale::Constant(1.0),
+            max_norm: None,
+            non_finite: NonFinite::Skip,
+            least_loss_scale: LEAST_LOSS_SCALE.into(),
+        }
     }
 }
 
@@ -183,7 +190,7 @@ pub enum LossScale {
     /// A constant, from 2^-126 to 2^126. It stays after a checkpoint with another one was restored.
     Constant(f64),
     /// As `torch.amp.GradScaler`. A step with non-finite gradients is skipped, whatever [`DeviceControl::non_finite`] says, and the
-    /// scale is multiplied by `backoff_factor`, down to 2^-126. After `growth_interval` steps in a row without one, it is multiplied by
+    /// scale is multiplied by `backoff_factor`, down to [`DeviceControl::least_loss_scale`]. After `growth_interval` steps in a row without one, it is multiplied by
     /// `growth_factor`, up to 2^126. A restored checkpoint sets the scale.
     Dynamic {
         /// The first scale, from 2^-126 to 2^126. 65,536 in PyTorch.
@@ -246,6 +253,11 @@ impl DeviceControl {
         Self { non_finite, ..self }
     }
 
+    /// Sets [`DeviceControl::least_loss_scale`].
+    pub fn with_least_loss_scale(self, least_loss_scale: f64) -> Self {
+        Self { least_loss_scale, ..self }
+    }
+
     /// Whether a step computes the norm of all gradients first.
     pub fn uses_norm(&self) -> bool {
         self.max_norm.is_some() || self.skips()
@@ -257,10 +269,11 @@ impl DeviceControl {
 
     pub(crate) fn validate(&self) -> Result<(), OutOfRange> {
         let positive = |value: f64| (value as f32).is_normal() && value > 0.0;
-        let expected = "a number above 0 and normal in f32";
         let initial = self.loss_scale.initial();
-        let is_scale = (LEAST_LOSS_SCALE..=MOST_LOSS_SCALE).contains(&(initial as f32));
-        in_range("loss_scale", initial, "a number from 2^-126 to 2^126", is_scale)?;
+        let is_scale = |scale: f64| (LEAST_LOSS_SCALE..=MOST_LOSS_SCALE).contains(&(scale as f32));
+        in_range("loss_scale", initial, "a number from 2^-126 to 2^126", is_scale(initial))?;
+        let least = self.least_loss_scale;
+        in_range("least_loss_scale", least, "a number from 2^-126 to 2^126", is_scale(least))?;
         if let LossScale::Dynamic { growth_factor, backoff_factor, growth_interval, .. } = self.loss_scale {
             let is_growth = growth_factor >= 1.0 && (growth_factor as f32).is_finite();
             in_range("growth_factor", growth_factor, "at least 1 and finite in f32", is_growth)?;
@@ -268,7 +281,12 @@ impl DeviceControl {
             in_range("backoff_factor", backoff_factor, "a number in (0, 1), normal in f32", is_backoff)?;
             in_range("growth_interval", growth_interval.into(), "at least 1", growth_interval >= 1)?;
         }
+        self.check_max_norm()
+    }
+
+    pub(crate) fn check_max_norm(&self) -> Result<(), OutOfRange> {
         let max_norm = self.max_norm.unwrap_or(1.0);
-        in_range("max_norm", max_norm, expected, positive(max_norm))
+        let is_normal = (max_norm as f32).is_normal() && max_norm > 0.0;
+        in_range("max_norm", max_norm, "a number above 0 and normal in f32", is_normal)
     }
 }

@@ -17,6 +17,13 @@ struct Group {
     one_minus_powers: array<array<f32, 32>, 3>,
 }
 
+// What a step reads of the host's settings.
+struct GroupTable {
+    // The largest norm; 0 for no clip.
+    max_norm: f32,
+    groups: array<Group>,
+}
+
 const NO_GROUP = 0xffffffffu;
 
 // A parameter in this step.
@@ -37,6 +44,7 @@ struct Control {
     growth_tracker: u32,
     taken: u32,
     skipped: u32,
+    skipped_in_a_row: u32,
 }
 
 // What the device keeps from step to step.
@@ -55,15 +63,13 @@ override IS_DYNAMIC: bool = false;
 override GROWTH_FACTOR: f32 = 2.0;
 override BACKOFF_FACTOR: f32 = 0.5;
 override GROWTH_INTERVAL: u32 = 2000u;
-// The smallest and the largest number whose reciprocal is a normal number.
-const LEAST_LOSS_SCALE: f32 = 0x1p-126;
+override LEAST_LOSS_SCALE: f32 = 0x1p-126;
+// The largest number whose reciprocal is a normal number.
 const MOST_LOSS_SCALE: f32 = 0x1p126;
 const LARGEST: f32 = 0x1.fffffep127;
-// 0: no clip.
-override MAX_NORM: f32 = 0.0;
 
 @group(0) @binding(ROWS_BINDING) var<storage, read> rows: array<Row>;
-@group(0) @binding(GROUPS_BINDING) var<storage, read> groups: array<Group>;
+@group(0) @binding(GROUPS_BINDING) var<storage, read> table: GroupTable;
 @group(0) @binding(CONTROL_BINDING) var<storage, read_write> kept: ControlBuffer;
 @group(0) @binding(PREPARED_BINDING) var<storage, read_write> prepared: array<Coefficients>;
 
@@ -103,7 +109,7 @@ fn set_wide_multiplier(is_clipped: bool) {
     let multiplier = kept.control.multiplier;
     var factor: Wide;
     if is_clipped {
-        factor = over(wide(MAX_NORM), wide(kept.control.norm));
+        factor = over(wide(table.max_norm), wide(kept.control.norm));
         if kept.control.norm == LARGEST {
             factor = over(factor, wide(kept.norm_excess));
         }
@@ -125,8 +131,8 @@ fn decide() {
         finite = finite && is_finite_number(kept.control.norm);
         // The norm of the gradients as the step uses them.
         let norm = kept.control.norm * abs(multiplier);
-        if MAX_NORM > 0.0 && finite && norm > MAX_NORM {
-            clip = MAX_NORM / norm;
+        if table.max_norm > 0.0 && finite && norm > table.max_norm {
+            clip = table.max_norm / norm;
         }
     }
     let skips = SKIPS && !finite;
@@ -140,6 +146,7 @@ fn decide() {
         set_wide_multiplier(is_clipped);
     }
     kept.control.skipped += u32(skips);
+    kept.control.skipped_in_a_row = select(0u, kept.control.skipped_in_a_row + 1u, skips);
     kept.control.taken += u32(!skips);
     if IS_DYNAMIC {
         if finite {
@@ -163,7 +170,7 @@ fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
     var k = 0u;
     for (var digits = t; digits != 0u; digits >>= 1u) {
         if (digits & 1u) == 1u {
-            result += groups[group].one_minus_powers[beta][k] * (1.0 - result);
+            result += table.groups[group].one_minus_powers[beta][k] * (1.0 - result);
         }
         k++;
     }
@@ -173,15 +180,15 @@ fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
 fn coefficients_of(group: u32, t: u32) -> Coefficients {
     var decay: Decay;
     for (var beta = 0u; beta < 3u; beta++) {
-        decay.one_minus_beta[beta] = groups[group].one_minus_betas[beta];
+        decay.one_minus_beta[beta] = table.groups[group].one_minus_betas[beta];
         decay.one_minus_power[beta] = one_minus_power(group, beta, t);
     }
     var c: Coefficients;
-    c.gradient_scale = groups[group].sign * gradient_multiplier;
+    c.gradient_scale = table.groups[group].sign * gradient_multiplier;
     c.gradient_prescale = gradient_prescale;
-    c.coupled_decay = groups[group].coupled_decay;
-    c.decoupled_decay = groups[group].decoupled_decay;
-    c.of_rule = coefficients_of_rule(groups[group].rule, groups[group].coefficients, groups[group].variant, decay);
+    c.coupled_decay = table.groups[group].coupled_decay;
+    c.decoupled_decay = table.groups[group].decoupled_decay;
+    c.of_rule = coefficients_of_rule(table.groups[group].rule, table.groups[group].coefficients, table.groups[group].variant, decay);
     c.step = t;
     c.activity = ACTIVE;
     return c;

@@ -104,6 +104,9 @@ pub struct Row {
     pub activity: u32,
 }
 
+/// Where the groups start in the table of groups; WGSL `GroupTable`. Before them is the largest norm, an f32.
+pub const GROUPS_OFFSET: usize = 4;
+
 /// A group's hyperparameters for steps that the device prepares; WGSL `Group`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
@@ -142,6 +145,8 @@ pub struct Control {
     pub taken: u32,
     /// Steps skipped.
     pub skipped: u32,
+    /// Steps skipped since the last step that was taken.
+    pub skipped_in_a_row: u32,
 }
 
 /// Number of bins of a histogram.

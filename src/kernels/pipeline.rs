@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 
-use super::abi::{Chunk, Coefficients, Group, HISTOGRAM_BYTES, Partial, Row, Segment};
+use super::abi::{Chunk, Coefficients, GROUPS_OFFSET, Group, HISTOGRAM_BYTES, Partial, Row, Segment};
 use super::bindings;
 use super::variant::{Access, GradientBinding, Shadow, Variant, norm_source, prepare_source};
 use crate::device::error_scope::DeviceError;
@@ -248,7 +248,7 @@ impl Kernel {
 fn prepare_entries(control_bytes: u64) -> [wgpu::BindGroupLayoutEntry; 4] {
     [
         dynamic(bindings::ROWS, size_of::<Row>()),
-        dynamic(bindings::GROUPS, size_of::<Group>()),
+        dynamic(bindings::GROUPS, GROUPS_OFFSET + size_of::<Group>()),
         read_write(bindings::CONTROL, control_bytes),
         read_write(bindings::PREPARED, size_of::<Coefficients>() as u64),
     ]

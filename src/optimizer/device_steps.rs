@@ -16,11 +16,13 @@ use crate::kernels::rows::GroupRow;
 use crate::kernels::variant::GradientBinding;
 use crate::options::{DeviceControl, LossScale};
 use crate::plan::launches::{Launch, Plan};
+use crate::rules::range::OutOfRange;
 
 /// What the device keeps of its steps, and what it needs to prepare one.
 #[derive(Debug)]
 pub struct DeviceSteps {
     settings: DeviceControl,
+    uses_norm: bool,
     most_partials: u32,
     control: wgpu::Buffer,
     prepared: wgpu::Buffer,
@@ -30,8 +32,8 @@ pub struct DeviceSteps {
     /// The selection and the revision of the parameters that the slot of rows has.
     rows_written: Option<(Option<Vec<bool>>, u64)>,
     rows_slot: Option<Lease>,
-    /// The revision of the groups that the slot of groups has.
-    groups_written: Option<u64>,
+    /// The revision of the groups and the largest norm that the slot of groups has.
+    groups_written: Option<(u64, f32)>,
     groups_slot: Option<Lease>,
     /// The rows of the groups as they were last uploaded.
     group_rows: Vec<Option<GroupRow>>,
@@ -62,13 +64,19 @@ impl DeviceSteps {
             (control, prepared_buffer(gpu, size_of::<abi::Coefficients>() as u64))
         })?;
         Ok(Self {
+            uses_norm: settings.uses_norm(),
             settings,
             most_partials,
             control,
             prepared,
             generation: 0,
             rows: Ring::new(gpu, "adamod.rows", 2, size_of::<Row>() as u64)?,
-            groups: Ring::new(gpu, "adamod.groups", 4, size_of::<abi::Group>() as u64)?,
+            groups: Ring::new(
+                gpu,
+                "adamod.groups",
+                4,
+                (abi::GROUPS_OFFSET + size_of::<abi::Group>()) as u64,
+            )?,
             rows_written: None,
             rows_slot: None,
             groups_written: None,
@@ -77,8 +85,17 @@ impl DeviceSteps {
         })
     }
 
+    /// Whether steps compute a norm, as decided when the optimizer was created.
     pub fn uses_norm(&self) -> bool {
-        self.settings.uses_norm()
+        self.uses_norm
+    }
+
+    /// Sets the largest norm from the next recorded step on.
+    pub fn set_max_norm(&mut self, max_norm: Option<f64>) -> Result<(), OutOfRange> {
+        let settings = DeviceControl { max_norm, ..self.settings };
+        settings.check_max_norm()?;
+        self.settings = settings;
+        Ok(())
     }
 
     /// [`abi::Control`] at its start, and the step counts of all parameters.
@@ -144,7 +161,8 @@ impl DeviceSteps {
             self.rows_slot = Some(self.rows.write(gpu, bytemuck::cast_slice(&rows))?);
             self.rows_written = Some((selection.present.clone(), revisions.parameters));
         }
-        if self.groups_written != Some(revisions.groups) {
+        let max_norm = self.settings.max_norm.unwrap_or(0.0) as f32;
+        if self.groups_written != Some((revisions.groups, max_norm)) {
             let mut groups = vec![abi::Group::zeroed(); registry.groups_end()];
             self.group_rows.resize_with(registry.groups_end(), || None);
             for (index, (row, cached)) in groups.iter_mut().zip(&mut self.group_rows).enumerate() {
@@ -153,8 +171,11 @@ impl DeviceSteps {
                 cached.update(&group.hyperparameters);
                 *row = cached.row;
             }
-            self.groups_slot = Some(self.groups.write(gpu, bytemuck::cast_slice(&groups))?);
-            self.groups_written = Some(revisions.groups);
+            let mut table = vec![0; abi::GROUPS_OFFSET];
+            table.copy_from_slice(&max_norm.to_le_bytes());
+            table.extend_from_slice(bytemuck::cast_slice(&groups));
+            self.groups_slot = Some(self.groups.write(gpu, &table)?);
+            self.groups_written = Some((revisions.groups, max_norm));
         }
         // As many rows as the slot has room for, because the kernel takes their number from the buffer.
         let rows = self.rows.slot_bytes() / size_of::<Row>() as u64;
@@ -189,6 +210,7 @@ fn initial(settings: &DeviceControl) -> abi::Control {
         growth_tracker: 0,
         taken: 0,
         skipped: 0,
+        skipped_in_a_row: 0,
     }
 }
 
@@ -198,7 +220,7 @@ pub fn control_constants(settings: &DeviceControl) -> Vec<(&'static str, f64)> {
     let mut constants = vec![
         ("USES_NORM", flag(settings.uses_norm())),
         ("SKIPS", flag(settings.skips())),
-        ("MAX_NORM", settings.max_norm.unwrap_or(0.0)),
+        ("LEAST_LOSS_SCALE", settings.least_loss_scale),
     ];
     if let LossScale::Dynamic { growth_factor, backoff_factor, growth_interval, .. } = settings.loss_scale {
         constants.extend([

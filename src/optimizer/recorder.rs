@@ -52,6 +52,10 @@ impl Recorder {
         &self.source
     }
 
+    pub fn source_mut(&mut self) -> &mut CoefficientSource {
+        &mut self.source
+    }
+
     /// The launches of the last step that was recorded or prepared.
     pub fn launches(&self) -> &[Launch] {
         let registered = self.registered.as_ref().map(|(tables, _)| tables);

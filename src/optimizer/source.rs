@@ -105,6 +105,14 @@ impl CoefficientSource {
         }
     }
 
+    /// Steps that the device counts, to change their settings.
+    pub fn device_mut(&mut self) -> Option<&mut DeviceSteps> {
+        match self {
+            Self::Host(_) => None,
+            Self::Device(steps) => Some(steps),
+        }
+    }
+
     /// Steps that the device counts.
     pub fn device(&self) -> Option<&DeviceSteps> {
         match self {

@@ -1,8 +1,8 @@
 //! Numbers at the edges of f32 in steps that the device prepares: loss scales, clips, norms, multipliers and step counts.
 
 use adamod::{
-    Adam, AdaMod, Control, DeviceControl, ErrorKind, Hyperparameters, LossScale, NonFinite, Optimizer, Options,
-    Parameter, ParameterId, Progress, Sgd, State, Step, View, Views, reference::Reference,
+    AdaMod, Adam, Control, DeviceControl, ErrorKind, Hyperparameters, LossScale, NonFinite, Optimizer,
+    Options, Parameter, ParameterId, Progress, Sgd, State, Step, View, Views, reference::Reference,
 };
 
 use crate::common::gpu;
@@ -74,8 +74,12 @@ fn a_loss_scale_stays_where_its_reciprocal_is_normal() {
         assert!(matches!(error.kind(), ErrorKind::OutOfRange(of) if of.name == "loss_scale"), "{error}");
     }
     let (initial, most) = (2_f32.powi(124), 2_f32.powi(126));
-    let growing =
-        LossScale::Dynamic { initial: initial.into(), growth_factor: 8.0, backoff_factor: 0.5, growth_interval: 1 };
+    let growing = LossScale::Dynamic {
+        initial: initial.into(),
+        growth_factor: 8.0,
+        backoff_factor: 0.5,
+        growth_interval: 1,
+    };
     let mut one = One::new(DeviceControl::new().with_loss_scale(growing), plain(), &[1.0, 2.0]);
     // Each gradient is 1 and -0.5 times the scale.
     assert_eq!(one.step(&[initial, -0.5 * initial]), [0.0, 2.5]);
@@ -185,4 +189,46 @@ fn step_counts_stop_at_the_largest_number() {
         before = values[0];
         assert_eq!(one.optimizer.read_state(one.id).wait().unwrap().step, u64::from(u32::MAX));
     }
+}
+
+#[test]
+fn the_largest_norm_may_change_and_be_off() {
+    let mut one = One::new(DeviceControl::new(), plain(), &[0.0, 0.0]);
+    assert_eq!(one.step(&[3.0, 4.0]), [-3.0, -4.0]);
+    // Steps recorded before one submit each have the norm of their moment.
+    one.write_gradient(&[3.0, 4.0]);
+    let mut encoder = gpu().encoder();
+    for max_norm in [Some(2.5), None, Some(10.0), Some(1.25)] {
+        one.optimizer.set_max_norm(max_norm).unwrap();
+        one.optimizer.encode(&mut encoder, &Step::all()).unwrap();
+    }
+    gpu().submit(encoder);
+    let steps = 1.0 + 0.5 + 1.0 + 1.0 + 0.25;
+    assert_eq!(one.values(), [-3.0 * steps, -4.0 * steps]);
+    let error = one.optimizer.set_max_norm(Some(0.0)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::OutOfRange(of) if of.name == "max_norm"), "{error}");
+    let control = DeviceControl::new().with_non_finite(NonFinite::Propagate);
+    let mut without = One::new(control, plain(), &[0.0]);
+    let error = without.optimizer.set_max_norm(Some(1.0)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NoNorm), "{error}");
+    assert_eq!(without.step(&[1.0]), [-1.0]);
+}
+
+#[test]
+fn skipped_steps_in_a_row_are_counted_and_the_scale_stays_above_its_least() {
+    let control =
+        DeviceControl::new().with_loss_scale(LossScale::DYNAMIC).with_least_loss_scale(16_384.0);
+    let mut one = One::new(control, plain(), &[0.0]);
+    for (gradient, in_a_row, scale) in [
+        (f32::NAN, 1, 32_768.0),
+        (f32::INFINITY, 2, 16_384.0),
+        (f32::NAN, 3, 16_384.0),
+        (1.0, 0, 16_384.0),
+        (f32::NAN, 1, 16_384.0),
+    ] {
+        one.step(&[gradient]);
+        let progress = one.progress();
+        assert_eq!((progress.skipped_in_a_row, progress.loss_scale), (in_a_row, scale));
+    }
+    assert_eq!((one.progress().taken, one.progress().skipped), (1, 4));
 }
