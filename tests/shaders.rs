@@ -1,10 +1,13 @@
 //! Every kernel that can be built is valid WGSL for naga, and the structures that Rust and WGSL share have one layout. Needs no
 //! GPU.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
+use std::path::Path;
 
-use adamod::layout::{CHUNK_ELEMENTS, Chunk, Coefficients, Control, Group, Partial, Row, Segment};
-use adamod::shader::{Access, Copies, GradientBinding, Variant, norm_source, prepare_source};
+use adamod::low_level::abi::{self, Chunk, Coefficients, Control, Group, Partial, Row, Segment};
+use adamod::low_level::{MAX_STATES, Shadow, StateAccess, Variant, bindings, norm_source, prepare_source};
+use adamod::{Access, Diagnostics, GradientBinding, RuleKind};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn parse(variant: &Variant) -> naga::Module {
@@ -49,8 +52,10 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
         assert!(entry.workgroup_size_overrides.is_some(), "{}: the host chooses", variant.name());
         count += 1;
     }
-    // 2 rules with diagnostics on and off, SGD without; accesses, gradient bindings, accesses of state, copies.
-    assert_eq!(count, 5 * 3 * 3 * 3 * 2);
+    // Rules without a learning rate for each element have no diagnostics. With and without shadow copies.
+    let of_rules: usize = RuleKind::ALL.iter().map(|rule| 1 + usize::from(rule.has_element_rates())).sum();
+    let tensors = Access::ALL.len() * GradientBinding::ALL.len();
+    assert_eq!(count, of_rules * tensors * StateAccess::ALL.len() * 2);
 }
 
 fn validated(source: &str) -> naga::Module {
@@ -62,11 +67,11 @@ fn validated(source: &str) -> naga::Module {
 
 #[test]
 fn kernels_that_prepare_steps_are_valid_too() {
-    for access in [Access::Vec4, Access::Vec2, Access::Scalar] {
-        for binding in [GradientBinding::Read, GradientBinding::ReadWrite, GradientBinding::Shared] {
+    for access in Access::ALL {
+        for binding in GradientBinding::ALL {
             let module = validated(&norm_source(access, binding));
             let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
-            assert_eq!(entry_points, ["no_norm", "prepare", "norm_of_chunks", "norm_and_prepare"]);
+            assert_eq!(entry_points, ["norm_of_chunks", "norm_and_prepare"]);
             assert_same_layout!(&module, Partial { sum, exponent });
         }
     }
@@ -74,20 +79,22 @@ fn kernels_that_prepare_steps_are_valid_too() {
     let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(entry_points, ["no_norm", "prepare"]);
     assert_same_layout!(&module, Row { group, activity });
-    assert_same_layout!(&module, Control { loss_scale, multiplier, norm, growth_tracker, taken, skipped });
+    let (members, _) = reflect(&module, "GroupTable");
+    assert_eq!(members, [("max_norm".to_owned(), 0), ("groups".to_owned(), abi::GROUPS_OFFSET as u32)]);
+    assert_same_layout!(
+        &module,
+        Control { loss_scale, multiplier, norm, growth_tracker, taken, skipped, skipped_in_a_row }
+    );
     assert_same_layout!(
         &module,
         Group {
-            learning_rate,
-            epsilon,
+            sign,
             coupled_decay,
             decoupled_decay,
-            momentum,
-            sign,
-            exp_avg_weight,
-            exp_avg_sq_weight,
-            exp_avg_lr_weight,
-            one_minus_beta3,
+            rule,
+            variant,
+            coefficients,
+            one_minus_betas,
             one_minus_powers,
         }
     );
@@ -120,15 +127,21 @@ fn bindings_are_as_the_host_lays_them_out() {
             .map(|binding| (binding.group, binding.binding))
             .collect();
         bindings.sort_unstable();
-        let mut expected: Vec<_> = (0..6).map(|binding| (0, binding)).collect();
-        if variant.gradients == GradientBinding::Shared {
-            expected.remove(4);
+        let mut expected = vec![
+            (0, bindings::COEFFICIENTS),
+            (0, bindings::SEGMENTS),
+            (0, bindings::CHUNKS),
+            (0, bindings::PARAMETERS),
+        ];
+        if variant.gradients != GradientBinding::Shared {
+            expected.push((0, bindings::GRADIENTS));
         }
-        if variant.diagnostics != adamod::Diagnostics::Off {
-            expected.push((0, 6));
+        expected.push((0, bindings::STATE));
+        if variant.diagnostics != Diagnostics::Off {
+            expected.push((0, bindings::HISTOGRAM));
         }
-        if variant.copies == Copies::On {
-            expected.push((0, 7));
+        if variant.shadow == Shadow::On {
+            expected.push((0, bindings::SHADOW));
         }
         assert_eq!(bindings, expected, "{}", variant.name());
     }
@@ -141,33 +154,25 @@ fn shared_structures_have_one_layout() {
         &module,
         Coefficients {
             gradient_scale,
+            gradient_prescale,
             coupled_decay,
             decoupled_decay,
-            momentum,
-            exp_avg_weight,
-            exp_avg_sq_weight,
-            exp_avg_lr_weight,
-            step_size,
-            exp_avg_correction,
-            exp_avg_sq_correction,
-            epsilon,
             activity,
-            debiased_lr_weight,
-            debiased_lr_scale,
             step,
-            padding,
+            of_rule,
         }
     );
     assert_same_layout!(
         &module,
-        Segment { parameters, gradients, coefficients, format, key, first_word, copies }
+        Segment { parameters, gradients, coefficients, format, key, first_quad, shadow }
     );
     assert_same_layout!(&module, Chunk { segment, first, elements, state });
 }
 
 #[test]
 fn shared_constants_are_equal() {
-    let module = parse(&Variant::all()[0]);
+    let is_counting = |variant: &Variant| variant.diagnostics != Diagnostics::Off;
+    let module = parse(&Variant::all().into_iter().find(is_counting).unwrap());
     let constant = |name: &str| {
         let (_, constant) = module
             .constants
@@ -180,6 +185,170 @@ fn shared_constants_are_equal() {
             ref other => panic!("{name} is {other:?}"),
         }
     };
-    assert_eq!(constant("CHUNK_ELEMENTS"), f64::from(CHUNK_ELEMENTS));
     assert_eq!(constant("GRADIENT_LIMIT"), adamod::reference::GRADIENT_LIMIT);
+    for (name, expected) in [
+        ("CHUNK_ELEMENTS", abi::CHUNK_ELEMENTS as usize),
+        ("MAX_STATES", MAX_STATES),
+        ("MAX_COEFFICIENTS", Coefficients::inactive().of_rule.len()),
+        ("INACTIVE", abi::INACTIVE as usize),
+        ("ACTIVE", abi::ACTIVE as usize),
+        ("SKIPPED", abi::SKIPPED as usize),
+        ("BINS", abi::BINS),
+        ("CLIPPED", abi::CLIPPED),
+        ("NOT_FINITE_UPDATES", abi::NOT_FINITE_UPDATES),
+        ("SQUARES", abi::SQUARES),
+        ("COUNTERS", abi::COUNTERS),
+    ] {
+        assert_eq!(constant(name), expected as f64, "{name}");
+    }
+    // naga drops constants without a type of their own.
+    let source = Variant::all().into_iter().find(is_counting).unwrap().source();
+    let lowest: i32 = between(&source, "const LOWEST_EXPONENT = ", ";").parse().unwrap();
+    assert_eq!(lowest, abi::LOWEST_EXPONENT);
+}
+
+/// The text between `start` and the next `end`.
+fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+    let (_, rest) = text.split_once(start).unwrap_or_else(|| panic!("{start:?} exists"));
+    rest.split_once(end).unwrap_or_else(|| panic!("{start:?} ends with {end:?}")).0
+}
+
+/// The linker takes coefficients from an array and puts them back by the names in the rule's Rust file. Members of the WGSL structure
+/// that are in another order would be mixed up, and nothing else would notice.
+#[test]
+fn coefficients_of_rules_have_the_same_members_in_the_same_order_in_rust_and_in_wgsl() {
+    let prepare = prepare_source();
+    let of_rules = between(&prepare, "fn coefficients_of_rule(", "        default: {");
+    let cases: Vec<_> = of_rules.split("        case ").skip(1).collect();
+    assert_eq!(cases.len(), RuleKind::ALL.len());
+    for (code, (rule, case)) in RuleKind::ALL.iter().zip(cases).enumerate() {
+        assert!(case.starts_with(&format!("{code}u: {{")), "{rule}: {case}");
+        // As `let c = adamod_coefficients(AdaModCoefficients(base[0], base[1]), variant, decay);`.
+        let call = between(case, "let c = ", ";");
+        let constructed = between(call, &format!("{}_coefficients(", rule.name()), ")");
+        let (structure, arguments) = constructed.split_once('(').unwrap();
+        let variant = Variant::all().into_iter().find(|variant| variant.rule == *rule).unwrap();
+        let (members, span) = reflect(&parse(&variant), structure);
+        let expected: Vec<_> = (0..members.len()).map(|index| format!("base[{index}]")).collect();
+        assert_eq!(arguments, expected.join(", "), "{rule}");
+        assert_eq!(span as usize, 4 * members.len(), "{rule}");
+        // As `return array<f32, 11>(c.exp_avg_weight, c.exp_avg_sq_weight, 0.0);`, in the order of Rust.
+        let returned = between(case, "return array<f32, ", ");").split_once(">(").unwrap().1;
+        let returned: Vec<_> = returned.split(", ").collect();
+        assert_eq!(returned.len(), Coefficients::inactive().of_rule.len(), "{rule}");
+        let (own, unused) = returned.split_at(members.len());
+        let names: Vec<_> = members.iter().map(|(name, _)| format!("c.{name}")).collect();
+        assert_eq!(own, names, "{rule}");
+        assert!(unused.iter().all(|zero| *zero == "0.0"), "{rule}: {unused:?}");
+        // As `return adamod_step(general, AdaModCoefficients(c.of_rule[0], c.of_rule[1]), e);`.
+        let source = variant.source();
+        let step =
+            between(&source, "fn step(general: General, c: Coefficients, e: Elements) -> Stepped {", "}");
+        let arguments = between(step, &format!("{}_step(general, {structure}(", rule.name()), "), e);");
+        let expected: Vec<_> = (0..members.len()).map(|index| format!("c.of_rule[{index}]")).collect();
+        assert_eq!(arguments, expected.join(", "), "{rule}");
+    }
+}
+
+/// Folders of which exactly one file is linked into a kernel.
+const AXES: [&str; 6] = ["access", "gradients", "state", "quantized", "shadow", "diagnostics"];
+
+/// The text of each file of a folder of `shaders/`.
+fn files(folder: &str) -> BTreeMap<String, String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders").join(folder);
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.display().to_string(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// WGSL without comments and with single spaces.
+fn code(text: &str) -> String {
+    let lines = text.lines().map(|line| line.split("//").next().unwrap());
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
+
+/// Name and signature of each function: `load(Place, u32) -> vec4<u32>`.
+fn functions(code: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for text in code.split("fn ").skip(1) {
+        let (name, rest) = text.split_once('(').unwrap();
+        let (parameters, rest) = rest.split_once(')').unwrap();
+        let (result, _) = rest.split_once('{').unwrap();
+        let types: Vec<_> = parameters
+            .split(',')
+            .filter_map(|parameter| parameter.split_once(':'))
+            .map(|(_, of)| of.trim())
+            .collect();
+        let signature = format!("{name}({}) {}", types.join(", "), result.trim());
+        assert_eq!(found.insert(name.to_owned(), signature), None, "{name} is defined once");
+    }
+    found
+}
+
+/// Names of type aliases.
+fn aliases(code: &str) -> BTreeSet<String> {
+    code.split("alias ").skip(1).map(|text| text.split(' ').next().unwrap().to_owned()).collect()
+}
+
+fn words(code: &str) -> BTreeSet<&str> {
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').collect()
+}
+
+/// The other files call the functions of an axis without knowing which of its files is linked. Functions that only their own file calls
+/// are its own affair.
+#[test]
+fn all_files_of_an_axis_define_the_same_functions() {
+    let folders = AXES.iter().chain(&["lib", "rules", "kernels"]);
+    let all: Vec<_> = folders
+        .map(|folder| (*folder, files(folder).into_values().map(|text| code(&text)).collect::<Vec<_>>()))
+        .collect();
+    for axis in AXES {
+        let others: Vec<_> =
+            all.iter().filter(|(folder, _)| *folder != axis).flat_map(|(_, of)| of).collect();
+        let used: BTreeSet<_> = others.iter().flat_map(|code| words(code)).collect();
+        let (_, own) = all.iter().find(|(folder, _)| *folder == axis).unwrap();
+        assert!(own.len() > 1, "{axis} has variants");
+        let interface = |code: &String| {
+            let mut functions = functions(code);
+            functions.retain(|name, _| used.contains(name.as_str()));
+            let mut aliases = aliases(code);
+            aliases.retain(|name| used.contains(name.as_str()));
+            (functions, aliases)
+        };
+        let expected = interface(&own[0]);
+        assert!(!expected.0.is_empty(), "{axis} has functions");
+        for code in own {
+            assert_eq!(interface(code), expected, "{axis}");
+        }
+        // Helpers of one file have the names of no others, whatever is linked.
+        for (_, of) in all.iter().filter(|(folder, _)| *folder != axis) {
+            for (code, own) in of.iter().flat_map(|code| own.iter().map(move |own| (code, own))) {
+                let (functions, own) = (functions(code), functions(own));
+                let twice: Vec<_> = own.keys().filter(|name| functions.contains_key(*name)).collect();
+                assert!(twice.is_empty(), "{axis}: {twice:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_file_of_each_axis_is_linked_and_every_file_in_some_kernel() {
+    let mut linked = BTreeSet::new();
+    let mut check = |name: &str, source: &str, axes: &[&str]| {
+        for axis in axes {
+            let files = files(axis);
+            let of_source: Vec<_> = files.iter().filter(|(_, text)| source.contains(text.as_str())).collect();
+            assert_eq!(of_source.len(), 1, "{axis} of {name}");
+            linked.insert(of_source[0].0.clone());
+        }
+    };
+    for variant in Variant::all() {
+        check(&variant.name(), &variant.source(), &AXES);
+    }
+    for access in Access::ALL {
+        for binding in GradientBinding::ALL {
+            check("norm", &norm_source(access, binding), &["access", "gradients"]);
+        }
+    }
+    let all: BTreeSet<_> = AXES.iter().flat_map(|axis| files(axis).into_keys()).collect();
+    assert_eq!(linked, all);
 }

@@ -2,19 +2,19 @@
 
 mod common;
 
-use adamod::{Control, DeviceControl, Hyperparameters, Rule};
+use adamod::{AdaMod, Control, DeviceControl, Step};
 
 use common::{Engine, Layout, Model, all, gpu};
 
 /// Least allocations over several steady steps; containers within wgpu grow now and then.
 fn steady_allocations(tensors: usize, control: Control) -> u64 {
-    let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &vec![256; tensors]);
+    let mut model = Model::new(AdaMod::new(), &vec![256; tensors]);
     model.options.control = control;
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
     engine.step(&all(&model.gradients(1)));
     let counts = (0..50).map(|_| {
         let measured = allocation_counter::measure(|| {
-            engine.optimizer.step().unwrap();
+            engine.optimizer.submit(&Step::all()).unwrap();
         });
         gpu().device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
         measured.count_total

@@ -3,10 +3,12 @@
 
 use std::sync::OnceLock;
 
+use adamod::reference::{Real, Reference, Storage, rounded};
 use adamod::{
-    Formula, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Precision, Rule, State, View,
-    Views, reference::Reference,
+    DType, Formula, Group, GroupId, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
+    ParameterId, Precision, Rule, RuleKind, State, StateFormat, Step, Update, View, Views,
 };
+use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, StudentT};
 
@@ -108,18 +110,38 @@ pub enum Layout {
     Mixed,
 }
 
-/// Where a tensor lies: buffer and byte offset of values, then of gradients.
+/// Where a tensor lies: buffer and byte offset of its values, of its gradients and of its shadow copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Location {
     pub values: (usize, u64),
     pub gradients: (usize, u64),
+    pub shadow: Option<(usize, u64)>,
 }
 
 impl Location {
-    /// The two views at this location.
+    /// Values and gradients at these places, without a shadow copy.
+    pub fn new(values: (usize, u64), gradients: (usize, u64)) -> Self {
+        Self { values, gradients, shadow: None }
+    }
+
+    /// The views of an f32 tensor at this location.
     pub fn views<'a>(&self, buffers: &'a [wgpu::Buffer]) -> Views<'a> {
+        self.views_of(&Kind::f32(), buffers)
+    }
+
+    /// The views of a tensor of this kind at this location.
+    pub fn views_of<'a>(&self, kind: &Kind, buffers: &'a [wgpu::Buffer]) -> Views<'a> {
         let view = |(buffer, offset): (usize, u64)| View::new(&buffers[buffer], offset);
-        Views::new(view(self.values), view(self.gradients))
+        let gradients = view(self.gradients);
+        let gradients = match kind.gradients == kind.values {
+            true => gradients,
+            false => gradients.with_dtype(kind.gradients),
+        };
+        let views = Views::new(view(self.values), gradients);
+        match self.shadow.zip(kind.shadow) {
+            Some((place, dtype)) => views.with_shadow(view(place).with_dtype(dtype)),
+            None => views,
+        }
     }
 }
 
@@ -129,21 +151,27 @@ pub const SENTINEL: u32 = 0x7fa5_a5a5;
 /// Bytes around tensors, at the least.
 const GAP_BYTES: u64 = 8;
 
-/// Lays tensors out, and gives the size of each buffer.
+/// Lays f32 tensors out, and gives the size of each buffer.
 pub fn lay_out(lengths: &[usize], layout: Layout) -> (Vec<Location>, Vec<u64>) {
+    let tensors: Vec<_> = lengths.iter().map(|&len| (Kind::f32(), len)).collect();
+    lay_out_kinds(&tensors, layout)
+}
+
+/// Lays tensors out, and gives the size of each buffer. Shadow copies have a pool of their own, the last buffer.
+pub fn lay_out_kinds(tensors: &[(Kind, usize)], layout: Layout) -> (Vec<Location>, Vec<u64>) {
     let mut sizes: Vec<u64> = Vec::new();
-    let mut place = |buffer: usize, len: usize, alignment: u64| {
+    let mut place = |buffer: usize, dtype: DType, len: usize, alignment: u64| {
         if sizes.len() <= buffer {
             sizes.resize(buffer + 1, 0);
         }
         let offset = (sizes[buffer] + GAP_BYTES).next_multiple_of(alignment);
-        sizes[buffer] = offset + 4 * len as u64;
+        sizes[buffer] = (offset + dtype.bytes() * len as u64).next_multiple_of(4);
         (buffer, offset)
     };
-    let locations = lengths
+    let places: Vec<_> = tensors
         .iter()
         .enumerate()
-        .map(|(index, &len)| {
+        .map(|(index, &(kind, len))| {
             let (values, gradients, alignment) = match layout {
                 Layout::TwoPools(alignment) => (0, 1, alignment),
                 Layout::OnePool(alignment) => (0, 0, alignment),
@@ -151,7 +179,18 @@ pub fn lay_out(lengths: &[usize], layout: Layout) -> (Vec<Location>, Vec<u64>) {
                 Layout::Mixed if index == 0 => (0, 0, 16),
                 Layout::Mixed => (index + 1, 1, 4),
             };
-            Location { values: place(values, len, alignment), gradients: place(gradients, len, alignment) }
+            let values = place(values, kind.values, len, alignment);
+            (values, place(gradients, kind.gradients, len, alignment), alignment)
+        })
+        .collect();
+    let pool_of_shadows = places.iter().map(|(values, gradients, _)| values.0.max(gradients.0) + 1).max();
+    let locations = places
+        .into_iter()
+        .zip(tensors)
+        .map(|((values, gradients, alignment), &(kind, len))| {
+            let buffer = pool_of_shadows.unwrap_or(0);
+            let shadow = kind.shadow.map(|dtype| place(buffer, dtype, len, alignment));
+            Location { values, gradients, shadow }
         })
         .collect();
     for size in &mut sizes {
@@ -160,52 +199,221 @@ pub fn lay_out(lengths: &[usize], layout: Layout) -> (Vec<Location>, Vec<u64>) {
     (locations, sizes)
 }
 
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    pub values: DType,
+    pub gradients: DType,
+    pub shadow: Option<DType>,
+    pub state: StateFormat,
+    pub master_weights: MasterWeights,
+}
+
+impl Kind {
+    /// Every kind without a shadow copy.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for values in DType::ALL {
+            for gradients in DType::ALL {
+                for master_weights in MasterWeights::ALL.into_iter().filter(|master| master.fit(values)) {
+                    for state in StateFormat::ALL {
+                        all.push(Self { values, gradients, shadow: None, state, master_weights });
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// f32 in everything.
+    pub fn f32() -> Self {
+        Self {
+            values: DType::F32,
+            gradients: DType::F32,
+            shadow: None,
+            state: StateFormat::F32,
+            master_weights: MasterWeights::None,
+        }
+    }
+
+    /// The precision of a group of such tensors, whatever their lengths.
+    pub fn precision(&self) -> Precision {
+        precision(self.state).with_master_weights(self.master_weights)
+    }
+}
+
+/// The precision of a group whose tensors all have state of this format, whatever their lengths.
+pub fn precision(state: StateFormat) -> Precision {
+    Precision::new(state).with_f32_state_below(0)
+}
+
+/// The format of state that a tensor of this length has in a group of this precision.
+fn state_of(precision: &Precision, len: usize) -> StateFormat {
+    if (len as u64) < precision.f32_state_below { StateFormat::F32 } else { precision.state }
+}
+
+/// Bytes of numbers in a data type.
+pub fn bytes_of(dtype: DType, numbers: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::F32 => bytemuck::cast_slice(numbers).to_vec(),
+        DType::F16 => numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        DType::Bf16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        dtype => panic!("the tests do not know {dtype}"),
+    }
+}
+
+/// The bits of each element of a tensor.
+pub fn bits_of(dtype: DType, bytes: &[u8]) -> Vec<u32> {
+    match dtype.bytes() {
+        4 => bytemuck::pod_collect_to_vec(bytes),
+        _ => bytes.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]]).into()).collect(),
+    }
+}
+
+/// The number whose bits in a data type these are.
+pub fn number_of(dtype: DType, bits: u32) -> f32 {
+    match dtype {
+        DType::F32 => f32::from_bits(bits),
+        DType::F16 => f16::from_bits(bits as u16).to_f32(),
+        DType::Bf16 => bf16::from_bits(bits as u16).to_f32(),
+        dtype => panic!("the tests do not know {dtype}"),
+    }
+}
+
+/// A tensor of a model.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub label: String,
+    /// Index of its group.
+    pub group: usize,
+    /// Initial values, which are numbers of its data type.
+    pub values: Vec<f32>,
+    pub kind: Kind,
+}
+
+impl Tensor {
+    /// Its number of elements.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// What is to be registered.
+    pub fn parameter(&self) -> Parameter<'_> {
+        Parameter::new(&self.label, self.len() as u64).with_dtype(self.kind.values)
+    }
+
+    /// How the CPU twin stores it.
+    pub fn storage(&self, seed: u64) -> Storage<'_> {
+        Storage::new()
+            .with_dtype(self.kind.values)
+            .with_state(self.kind.state)
+            .with_master_weights(self.kind.master_weights)
+            .with_label(&self.label)
+            .with_seed(seed)
+    }
+}
+
 /// A model to train: options, groups, tensors.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub options: Options,
-    pub groups: Vec<Hyperparameters>,
-    /// Of all groups; the twin's is f32.
-    pub precision: Precision,
-    /// Group and initial values of each tensor.
-    pub tensors: Vec<(usize, Vec<f32>)>,
+    pub groups: Vec<Group>,
+    pub tensors: Vec<Tensor>,
 }
 
 impl Model {
-    /// One group, tensors of these lengths with normal-sized values.
-    pub fn new(rule: Rule, hyperparameters: Hyperparameters, lengths: &[usize]) -> Self {
-        let mut rng = StdRng::seed_from_u64(7);
-        Self {
-            options: Options { rule, ..Options::default() },
-            groups: vec![hyperparameters],
-            precision: Precision::default(),
-            tensors: lengths
-                .iter()
-                .map(|&len| (0, (0..len).map(|_| rng.random_range(-2.0..2.0)).collect()))
-                .collect(),
+    /// One group, f32 tensors of these lengths with values in [-2, 2). The format of their state is the group's.
+    pub fn new(group: impl Into<Group>, lengths: &[usize]) -> Self {
+        let mut model = Self { options: Options::new(), groups: Vec::new(), tensors: Vec::new() };
+        model.add_group(group, lengths);
+        model
+    }
+
+    /// Adds a group with f32 tensors of these lengths. The format of their state is the group's.
+    pub fn add_group(&mut self, group: impl Into<Group>, lengths: &[usize]) {
+        let group = group.into();
+        self.groups.push(group);
+        for &len in lengths {
+            let state = state_of(&group.precision, len);
+            self.add_tensor(self.groups.len() - 1, Kind { state, ..Kind::f32() }, len);
         }
+    }
+
+    /// Tensors of these kinds and lengths, with one group for each format of state and master weights.
+    pub fn of_kinds(hyperparameters: impl Into<Hyperparameters>, tensors: &[(Kind, usize)]) -> Self {
+        let hyperparameters = hyperparameters.into();
+        let mut model = Self { options: Options::new(), groups: Vec::new(), tensors: Vec::new() };
+        for &(kind, len) in tensors {
+            let group = Group::new(hyperparameters).with_precision(kind.precision());
+            let found = model.groups.iter().position(|of| of.precision == group.precision);
+            let index = found.unwrap_or_else(|| {
+                model.groups.push(group);
+                model.groups.len() - 1
+            });
+            model.add_tensor(index, kind, len);
+        }
+        model
+    }
+
+    fn add_tensor(&mut self, group: usize, kind: Kind, len: usize) {
+        let index = self.tensors.len();
+        let mut rng = StdRng::seed_from_u64(7 + index as u64);
+        let values: Vec<f32> = (0..len).map(|_| rng.random_range(-2.0..2.0)).collect();
+        let values = rounded(kind.values, &values);
+        self.tensors.push(Tensor { label: format!("tensor.{index}"), group, values, kind });
+    }
+
+    /// The same model with other options.
+    pub fn with_options(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// The rule of the first group.
+    pub fn rule(&self) -> Rule {
+        self.groups[0].hyperparameters.rule
     }
 
     pub fn lengths(&self) -> Vec<usize> {
-        self.tensors.iter().map(|(_, values)| values.len()).collect()
+        self.tensors.iter().map(Tensor::len).collect()
     }
 
-    /// Heavy-tailed gradients (Student's t, 2 degrees of freedom) of one step.
+    /// Kind and length of each tensor.
+    pub fn kinds(&self) -> Vec<(Kind, usize)> {
+        self.tensors.iter().map(|tensor| (tensor.kind, tensor.len())).collect()
+    }
+
+    /// Heavy-tailed gradients (Student's t, 2 degrees of freedom) of one step, as numbers of each tensor's type.
     pub fn gradients(&self, seed: u64) -> Vec<Vec<f32>> {
+        self.scaled_gradients(seed, 1.0)
+    }
+
+    /// The same gradients times a factor, before they are rounded.
+    pub fn scaled_gradients(&self, seed: u64, scale: f32) -> Vec<Vec<f32>> {
         let mut rng = StdRng::seed_from_u64(seed);
         let heavy_tailed = StudentT::new(2.0).unwrap();
-        self.lengths().iter().map(|&len| (0..len).map(|_| heavy_tailed.sample(&mut rng)).collect()).collect()
+        self.tensors
+            .iter()
+            .map(|tensor| {
+                let exact: Vec<f32> = (0..tensor.len())
+                    .map(|_| {
+                        let number: f32 = heavy_tailed.sample(&mut rng);
+                        scale * number
+                    })
+                    .collect();
+                rounded(tensor.kind.gradients, &exact)
+            })
+            .collect()
     }
 
-    /// The CPU twin.
-    pub fn twin<T: adamod::reference::Real>(&self) -> Reference<T> {
-        let mut reference = Reference::new(self.options.rule, self.options.formula);
-        for &group in &self.groups {
-            reference.add_group(group);
+    /// The CPU twin, which stores tensors as the optimizer does. In f64 it stores everything whole.
+    pub fn twin<T: Real>(&self) -> Reference<T> {
+        let mut reference = Reference::new();
+        for group in &self.groups {
+            reference.add_group(group.hyperparameters);
         }
-        for (group, values) in &self.tensors {
-            let values = values.iter().map(|&v| T::from_f64(v.into())).collect();
-            reference.add_parameter(*group, values);
+        for tensor in &self.tensors {
+            let values = tensor.values.iter().map(|&v| T::from_f64(v.into())).collect();
+            reference.add_stored_parameter(tensor.group, values, tensor.storage(self.options.seed));
         }
         reference
     }
@@ -215,17 +423,17 @@ impl Model {
 pub struct Engine<'g> {
     pub gpu: &'g Gpu,
     pub optimizer: Optimizer,
+    pub groups: Vec<GroupId>,
     pub ids: Vec<ParameterId>,
-    pub groups: Vec<adamod::GroupId>,
-    pub buffers: Vec<wgpu::Buffer>,
+    pub tensors: Vec<Tensor>,
     pub locations: Vec<Location>,
-    lengths: Vec<usize>,
+    pub buffers: Vec<wgpu::Buffer>,
 }
 
 impl<'g> Engine<'g> {
     pub fn new(gpu: &'g Gpu, model: &Model, layout: Layout) -> Self {
         let order: Vec<usize> = (0..model.tensors.len()).collect();
-        let (locations, sizes) = lay_out(&model.lengths(), layout);
+        let (locations, sizes) = lay_out_kinds(&model.kinds(), layout);
         Self::with_order(gpu, model, locations, &sizes, &order)
     }
 
@@ -237,115 +445,209 @@ impl<'g> Engine<'g> {
         sizes: &[u64],
         order: &[usize],
     ) -> Self {
-        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, model.options).unwrap();
+        let mut engine = Self::empty(gpu, model.options.clone(), sizes);
+        for &group in &model.groups {
+            engine.add_group(group);
+        }
+        let mut ids = vec![None; order.len()];
+        for &index in order {
+            ids[index] = Some(engine.register(&model.tensors[index], &locations[index]));
+        }
+        engine.ids = ids.into_iter().map(Option::unwrap).collect();
+        engine.tensors = model.tensors.clone();
+        engine.locations = locations;
+        engine
+    }
+
+    /// An engine with buffers of these sizes, without groups and tensors.
+    pub fn empty(gpu: &'g Gpu, options: Options, sizes: &[u64]) -> Self {
+        let optimizer = Optimizer::new(&gpu.device, &gpu.queue, options).unwrap();
         let buffers: Vec<_> = sizes.iter().map(|&size| gpu.buffer(size)).collect();
         for buffer in &buffers {
             let words = vec![SENTINEL; buffer.size() as usize / 4];
             gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&words));
         }
-        let groups: Vec<_> = model
-            .groups
-            .iter()
-            .map(|&group| optimizer.add_group_with(group, model.precision).unwrap())
-            .collect();
-        let mut ids = vec![None; order.len()];
-        for &index in order {
-            let (group, values) = &model.tensors[index];
-            let views = locations[index].views(&buffers);
-            let View { buffer, offset, .. } = views.values;
-            gpu.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values));
-            let id = optimizer
-                .add_parameter(
-                    groups[*group],
-                    Parameter {
-                        views: Some(views),
-                        ..Parameter::new(&format!("tensor.{index}"), values.len() as u64)
-                    },
-                )
-                .unwrap();
-            ids[index] = Some(id);
+        let (groups, ids, tensors, locations) = Default::default();
+        Self { gpu, optimizer, groups, ids, tensors, locations, buffers }
+    }
+
+    /// Adds a group and returns its index.
+    pub fn add_group(&mut self, group: impl Into<Group>) -> usize {
+        self.groups.push(self.optimizer.add_group(group).unwrap());
+        self.groups.len() - 1
+    }
+
+    /// Adds a tensor at this location and returns its index.
+    pub fn add_tensor(&mut self, tensor: Tensor, location: Location) -> usize {
+        let id = self.register(&tensor, &location);
+        self.ids.push(id);
+        self.tensors.push(tensor);
+        self.locations.push(location);
+        self.ids.len() - 1
+    }
+
+    /// Removes a tensor from the optimizer. The last tensor has its index from then on.
+    pub fn remove_tensor(&mut self, index: usize) {
+        self.optimizer.remove_parameter(self.ids[index]).unwrap();
+        self.ids.swap_remove(index);
+        self.tensors.swap_remove(index);
+        self.locations.swap_remove(index);
+    }
+
+    /// Writes a tensor's initial values to their place and registers it.
+    fn register(&mut self, tensor: &Tensor, location: &Location) -> ParameterId {
+        self.write(location.values, &bytes_of(tensor.kind.values, &tensor.values));
+        let views = location.views_of(&tensor.kind, &self.buffers);
+        let group = self.groups[tensor.group];
+        let mut parameter = tensor.parameter().with_views(views);
+        let state = tensor.kind.state;
+        if state != state_of(&self.optimizer.group(group).unwrap().precision, tensor.len()) {
+            parameter = parameter.with_state(state);
         }
-        Self {
-            gpu,
-            optimizer,
-            ids: ids.into_iter().map(Option::unwrap).collect(),
-            groups,
-            buffers,
-            locations,
-            lengths: model.lengths(),
+        self.optimizer.add_parameter(group, parameter).unwrap()
+    }
+
+    /// Writes a tensor's bytes; the other half of its last word is left as it was at first.
+    fn write(&self, (buffer, offset): (usize, u64), bytes: &[u8]) {
+        let mut words = vec![SENTINEL; bytes.len().div_ceil(4)];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        self.gpu.queue.write_buffer(&self.buffers[buffer], offset, bytemuck::cast_slice(&words));
+    }
+
+    /// Writes gradients, which are rounded to each tensor's type.
+    pub fn write_gradients(&self, gradients: &[Option<&[f32]>]) {
+        for (index, gradient) in gradients.iter().enumerate() {
+            if let Some(gradient) = gradient {
+                assert_eq!(gradient.len(), self.tensors[index].len(), "the gradient of tensor {index}");
+                self.write_gradient_bytes(index, &bytes_of(self.tensors[index].kind.gradients, gradient));
+            }
         }
     }
 
-    pub fn write_gradients(&self, gradients: &[Option<&[f32]>]) {
-        for (location, gradient) in self.locations.iter().zip(gradients) {
-            if let Some(gradient) = gradient {
-                let (buffer, offset) = location.gradients;
-                self.gpu.queue.write_buffer(&self.buffers[buffer], offset, bytemuck::cast_slice(gradient));
-            }
-        }
+    /// Writes a gradient as the bytes that it has in its type.
+    pub fn write_gradient_bytes(&self, index: usize, bytes: &[u8]) {
+        self.write(self.locations[index].gradients, bytes);
     }
 
     /// Writes gradients, records a step of those that are there, and submits it.
     pub fn step(&mut self, gradients: &[Option<&[f32]>]) {
         self.write_gradients(gradients);
-        let mut encoder = self.gpu.encoder();
         let present: Vec<_> =
             self.ids.iter().zip(gradients).filter_map(|(&id, gradient)| gradient.map(|_| id)).collect();
         if present.len() == self.ids.len() {
-            self.optimizer.encode(&mut encoder).unwrap();
+            self.record(&Step::all());
         } else {
-            self.optimizer.encode_present(&mut encoder, &present).unwrap();
+            self.record(&Step::of(&present));
         }
+    }
+
+    /// Records a step into an encoder and submits it.
+    pub fn record(&mut self, step: &Step<'_>) {
+        let mut encoder = self.gpu.encoder();
+        self.optimizer.encode(&mut encoder, step).unwrap();
         self.gpu.submit(encoder);
     }
 
-    pub fn values(&self, index: usize) -> Vec<f32> {
+    /// The views of a tensor. Its buffers are the caller's clones of [`Engine::buffers`], so that the optimizer can be used meanwhile.
+    pub fn views<'a>(&self, index: usize, buffers: &'a [wgpu::Buffer]) -> Views<'a> {
+        self.locations[index].views_of(&self.tensors[index].kind, buffers)
+    }
+
+    /// All tensors at their places, for [`Step::at`].
+    pub fn updates<'a>(&self, buffers: &'a [wgpu::Buffer]) -> Vec<Update<'a>> {
+        (0..self.ids.len()).map(|index| Update::new(self.ids[index], self.views(index, buffers))).collect()
+    }
+
+    /// The bits of each value in its data type.
+    pub fn value_bits(&self, index: usize) -> Vec<u32> {
         let (buffer, offset) = self.locations[index].values;
+        self.bits_at(buffer, offset, self.tensors[index].kind.values, self.tensors[index].len())
+    }
+
+    /// The bits of each element of a tensor's shadow copy.
+    pub fn shadow_bits(&self, index: usize) -> Option<Vec<u32>> {
+        let (buffer, offset) = self.locations[index].shadow?;
+        Some(self.bits_at(buffer, offset, self.tensors[index].kind.shadow?, self.tensors[index].len()))
+    }
+
+    fn bits_at(&self, buffer: usize, offset: u64, dtype: DType, len: usize) -> Vec<u32> {
         let words = self.gpu.read(&self.buffers[buffer]);
-        let start = offset as usize / 4;
-        bytemuck::cast_slice(&words[start..start + self.lengths[index]]).to_vec()
+        let start = offset as usize;
+        let end = start + len * dtype.bytes() as usize;
+        bits_of(dtype, &bytemuck::cast_slice(&words)[start..end])
+    }
+
+    /// Values as they lie in their buffer, without master weights.
+    pub fn values(&self, index: usize) -> Vec<f32> {
+        let dtype = self.tensors[index].kind.values;
+        self.value_bits(index).into_iter().map(|bits| number_of(dtype, bits)).collect()
+    }
+
+    /// Values as the optimizer reads them, with master weights.
+    pub fn read_values(&self, index: usize) -> Vec<f32> {
+        self.optimizer.read_parameter(self.ids[index]).wait().unwrap()
     }
 
     pub fn state(&self, index: usize) -> State {
-        self.optimizer.read_state_blocking(self.ids[index]).unwrap()
+        self.optimizer.read_state(self.ids[index]).wait().unwrap()
     }
 
-    /// Values and states of all tensors, as bits: to be compared between engines.
+    /// Values and states of all tensors, as bits: to be compared between engines. Master weights are the last state.
     pub fn bits(&self) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
-        let bits = |elements: &[f32]| elements.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         (0..self.ids.len())
             .map(|index| {
-                let states = self.state(index).tensors;
-                let states = states.iter().map(|(_, state)| bits(state)).collect();
-                (bits(&self.values(index)), states)
+                let mut states: Vec<_> =
+                    self.state(index).tensors.iter().map(|(_, state)| float_bits(state)).collect();
+                if self.tensors[index].kind.master_weights != MasterWeights::None {
+                    states.push(float_bits(&self.read_values(index)));
+                }
+                (self.value_bits(index), states)
             })
             .collect()
     }
 
-    /// Everything outside of the tensors is as it was, and gradients are what was written.
+    /// Everything outside of the tensors is as it was, and gradients are what was written, or zero after a step that zeroes them.
     pub fn assert_neighbours_untouched(&self, gradients: &[Option<&[f32]>]) {
+        let is_zeroed = self.optimizer.options().zero_gradients;
         for (number, buffer) in self.buffers.iter().enumerate() {
             let words = self.gpu.read(buffer);
-            let mut is_tensor = vec![false; words.len()];
+            let bytes: &[u8] = bytemuck::cast_slice(&words);
+            let mut is_tensor = vec![false; bytes.len()];
             for (index, location) in self.locations.iter().enumerate() {
-                for (role, (of, offset)) in [("values", location.values), ("gradients", location.gradients)] {
+                let Tensor { kind, .. } = self.tensors[index];
+                let roles = [
+                    (Some(location.values), Some(kind.values)),
+                    (Some(location.gradients), Some(kind.gradients)),
+                    (location.shadow, kind.shadow),
+                ];
+                for (role, (place, dtype)) in roles.into_iter().enumerate() {
+                    let Some(((of, offset), dtype)) = place.zip(dtype) else { continue };
                     if of != number {
                         continue;
                     }
-                    let start = offset as usize / 4;
-                    let range = start..start + self.lengths[index];
+                    let start = offset as usize;
+                    let range = start..start + self.tensors[index].len() * dtype.bytes() as usize;
                     is_tensor[range.clone()].fill(true);
-                    if let (Some(gradient), "gradients") = (gradients[index], role) {
-                        let written: &[u32] = bytemuck::cast_slice(gradient);
-                        assert_eq!(&words[range], written, "gradients of tensor {index}");
+                    if let (Some(gradient), 1) = (gradients[index], role) {
+                        let mut expected = bytes_of(dtype, gradient);
+                        if is_zeroed {
+                            expected.fill(0);
+                        }
+                        assert!(bytes[range] == expected, "gradients of tensor {index}");
                     }
                 }
             }
-            for (word, (&bits, is_tensor)) in words.iter().zip(is_tensor).enumerate() {
-                assert!(is_tensor || bits == SENTINEL, "word {word} of buffer {number} is {bits:08x}");
+            let sentinel = SENTINEL.to_le_bytes();
+            for (at, (&byte, is_tensor)) in bytes.iter().zip(is_tensor).enumerate() {
+                assert!(is_tensor || byte == sentinel[at % 4], "byte {at} of buffer {number} is {byte:02x}");
             }
         }
     }
+}
+
+/// The bits of each number.
+pub fn float_bits(numbers: &[f32]) -> Vec<u32> {
+    numbers.iter().map(|x| x.to_bits()).collect()
 }
 
 /// Largest allowed difference: `absolute + relative * |expected|`.
@@ -375,19 +677,18 @@ impl Tolerance {
     }
 }
 
-/// Every combination of rule and formula.
-pub fn rules() -> [(Rule, Formula); 4] {
-    [
-        (Rule::AdaMod, Formula::Paper),
-        (Rule::AdaMod, Formula::AuthorsCode),
-        (Rule::Adam, Formula::Paper),
-        (Rule::Sgd, Formula::Paper),
-    ]
-}
-
-/// Options with diagnostics off.
-pub fn options(rule: Rule, formula: Formula) -> Options {
-    Options { rule, formula, ..Options::default() }
+/// Every rule in every variant of its formula, with its default hyperparameters.
+pub fn rules() -> Vec<Rule> {
+    RuleKind::ALL
+        .iter()
+        .flat_map(|kind| match kind.with_defaults() {
+            Rule::AdaMod(rule) => {
+                Formula::ALL.iter().map(|&formula| rule.with_formula(formula).into()).collect()
+            }
+            rule @ (Rule::Adam(_) | Rule::Sgd(_)) => vec![rule],
+            rule => panic!("the tests do not know the variants of {rule:?}"),
+        })
+        .collect()
 }
 
 /// Gradients as `step` takes them, all there.

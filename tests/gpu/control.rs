@@ -1,45 +1,77 @@
 //! Steps that the device prepares: step counts, clip, loss scale and skipping, without a word from the host.
 
-use adamod::layout::{ACTIVE, Coefficients, Control as ControlWords, Group, Row};
-use adamod::shader::prepare_source;
+use adamod::low_level::abi::{
+    ACTIVE, Coefficients, Control as ControlWords, GROUPS_OFFSET, Group as GroupWords, Row,
+};
+use adamod::low_level::prepare_source;
 use adamod::{
-    Control, CreateError, DeviceControl, EncodeError, Formula, Hyperparameters, LossScale, NonFinite,
-    Optimizer, Options, Precision, ReadError, Rule, StateFormat, WeightDecay, Workgroups,
+    AdaMod, Control, DeviceControl, ErrorKind, Formula, Group, Hyperparameters, LossScale, NonFinite,
+    Optimizer, Options, Progress, Rule, RuleKind, Sgd, StateFormat, Step, WeightDecay, Workgroups,
 };
 
-use crate::common::{Engine, Gpu, Layout, Model, Tolerance, all, gpu, rules, to_f64};
+use bytemuck::Zeroable;
+
+use crate::common::{Engine, Gpu, Layout, Model, Tolerance, all, gpu, precision, rules, to_f64};
 
 const VALUES: Tolerance = Tolerance { absolute: 1e-6, relative: 1e-5 };
 
-fn model(rule: Rule, formula: Formula, settings: DeviceControl, lengths: &[usize]) -> Model {
-    let hyperparameters =
-        Hyperparameters { weight_decay: WeightDecay::Decoupled(0.01), ..Hyperparameters::default() };
-    let mut model = Model::new(rule, hyperparameters, lengths);
-    model.options = Options { rule, formula, control: Control::Device(settings), ..Options::default() };
+fn options(settings: DeviceControl) -> Options {
+    Options::new().with_control(Control::Device(settings))
+}
+
+fn model(rule: impl Into<Rule>, settings: DeviceControl, lengths: &[usize]) -> Model {
+    let hyperparameters = Hyperparameters::from(rule).with_weight_decay(WeightDecay::Decoupled(0.01));
+    Model::new(hyperparameters, lengths).with_options(options(settings))
+}
+
+/// A model whose steps subtract just the gradient, from zero.
+fn subtracting(settings: DeviceControl, lengths: &[usize]) -> Model {
+    let hyperparameters = Hyperparameters::from(Sgd::new().with_momentum(0.0)).with_learning_rate(1.0);
+    let mut model = Model::new(hyperparameters, lengths).with_options(options(settings));
+    model.tensors.iter_mut().for_each(|tensor| tensor.values.fill(0.0));
     model
 }
 
 fn propagating() -> DeviceControl {
-    DeviceControl { non_finite: NonFinite::Propagate, ..DeviceControl::default() }
+    DeviceControl::new().with_non_finite(NonFinite::Propagate)
+}
+
+fn dynamic(initial: f64, growth_factor: f64, backoff_factor: f64, growth_interval: u32) -> DeviceControl {
+    let scale = LossScale::Dynamic { initial, growth_factor, backoff_factor, growth_interval };
+    DeviceControl::new().with_loss_scale(scale)
+}
+
+fn progress(optimizer: &Optimizer) -> Progress {
+    optimizer.read_progress().wait().unwrap()
+}
+
+/// The same rule with other decay rates or another momentum.
+fn varied(rule: Rule) -> Rule {
+    match rule {
+        Rule::AdaMod(rule) => rule.with_betas([0.8, 0.98, 0.0]).into(),
+        Rule::Adam(rule) => rule.with_betas([0.8, 0.98]).into(),
+        Rule::Sgd(rule) => rule.with_momentum(0.8).into(),
+        rule => panic!("the test does not know {rule:?}"),
+    }
 }
 
 #[test]
 fn steps_agree_with_the_f64_reference_with_missing_gradients_and_schedules() {
-    for (rule, formula) in rules() {
+    for rule in rules() {
         for (settings, workgroups) in
-            [(propagating(), Workgroups::Cpu), (DeviceControl::default(), Workgroups::Gpu)]
+            [(propagating(), Workgroups::Cpu), (DeviceControl::new(), Workgroups::Gpu)]
         {
-            let mut model = model(rule, formula, settings, &[300, 5, 1025, 40]);
+            let mut model = model(rule, settings, &[300, 5, 1025, 40]);
             model.options.workgroups = workgroups;
-            model.groups.push(Hyperparameters { betas: [0.8, 0.98, 0.0], ..model.groups[0] });
-            model.tensors[1].0 = 1;
+            let hyperparameters = model.groups[0].hyperparameters;
+            model.groups.push(hyperparameters.with_rule(varied(rule)).into());
+            model.tensors[1].group = 1;
             let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(4));
             let mut twin = model.twin::<f64>();
             for step in 0..30_u32 {
                 let learning_rate = 1e-3 * f64::from(step + 1);
-                let hyperparameters = Hyperparameters { learning_rate, ..model.groups[0] };
                 engine.optimizer.set_learning_rate(engine.groups[0], learning_rate).unwrap();
-                twin.set_hyperparameters(0, hyperparameters);
+                twin.set_hyperparameters(0, hyperparameters.with_learning_rate(learning_rate));
                 let gradients = model.gradients(step.into());
                 let mut given = all(&gradients);
                 if step % 3 == 1 {
@@ -64,32 +96,31 @@ fn steps_agree_with_the_f64_reference_with_missing_gradients_and_schedules() {
 /// Recorded into one encoder, or ahead of time into many: the same bits.
 #[test]
 fn steps_recorded_ahead_give_the_same_bits() {
-    let settings = DeviceControl { max_norm: Some(0.5), ..DeviceControl::default() };
-    let model = model(Rule::AdaMod, Formula::Paper, settings, &[700, 33]);
+    let model = model(AdaMod::new(), DeviceControl::new().with_max_norm(0.5), &[700, 33]);
     let gradients = model.gradients(1);
     let run = |record: &dyn Fn(&mut Engine<'_>)| {
         let mut engine = Engine::new(gpu(), &model, Layout::OnePool(16));
         engine.write_gradients(&all(&gradients));
         record(&mut engine);
-        assert_eq!(engine.optimizer.read_progress_blocking().unwrap().taken, 40);
+        assert_eq!(progress(&engine.optimizer).taken, 40);
         engine.bits()
     };
     let one_by_one = run(&|engine| {
         for _ in 0..40 {
-            engine.optimizer.step().unwrap();
+            engine.optimizer.submit(&Step::all()).unwrap();
         }
     });
     let in_one = run(&|engine| {
         let mut encoder = gpu().encoder();
         for _ in 0..40 {
-            engine.optimizer.encode(&mut encoder).unwrap();
+            engine.optimizer.encode(&mut encoder, &Step::all()).unwrap();
         }
         gpu().submit(encoder);
     });
     let in_many = run(&|engine| {
         let mut encoders: Vec<_> = (0..40).map(|_| gpu().encoder()).collect();
         for encoder in &mut encoders {
-            engine.optimizer.encode(encoder).unwrap();
+            engine.optimizer.encode(encoder, &Step::all()).unwrap();
         }
         gpu().queue.submit(encoders.into_iter().map(wgpu::CommandEncoder::finish));
     });
@@ -99,7 +130,7 @@ fn steps_recorded_ahead_give_the_same_bits() {
 /// A norm over many launches finds what is not finite in any of them.
 #[test]
 fn tensors_in_buffers_of_their_own_step_as_pooled_ones_do() {
-    let model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &[700, 33, 1025, 4]);
+    let model = model(AdaMod::new(), DeviceControl::new(), &[700, 33, 1025, 4]);
     let run = |layout| {
         let mut engine = Engine::new(gpu(), &model, layout);
         for step in 0..4 {
@@ -109,7 +140,7 @@ fn tensors_in_buffers_of_their_own_step_as_pooled_ones_do() {
             }
             engine.step(&all(&gradients));
         }
-        assert_eq!(engine.optimizer.read_progress_blocking().unwrap().skipped, 1);
+        assert_eq!(progress(&engine.optimizer).skipped, 1);
         engine.bits()
     };
     let pooled = run(Layout::TwoPools(16));
@@ -122,18 +153,19 @@ fn tensors_in_buffers_of_their_own_step_as_pooled_ones_do() {
 fn devices_whose_bindings_are_too_small_are_refused() {
     let small =
         Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 64 * 1024, ..limits });
-    let options = Options { control: Control::Device(DeviceControl::default()), ..Options::default() };
-    let error = Optimizer::new(&small.device, &small.queue, options).unwrap_err();
-    assert!(matches!(error, CreateError::Limit { limit: "max_storage_buffer_binding_size", .. }), "{error}");
+    let error = Optimizer::new(&small.device, &small.queue, options(DeviceControl::new())).unwrap_err();
+    let ErrorKind::Limit { limit, .. } = error.kind() else { panic!("{error}") };
+    assert_eq!(*limit, "max_storage_buffer_binding_size");
 }
 
 /// A run with infinite and NaN gradients in some steps ends as the run without those steps, bit for bit; in formats that draw
 /// random numbers, too.
 #[test]
 fn steps_with_non_finite_gradients_might_never_have_been() {
-    for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
-        let mut model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &[100, 2000, 3]);
-        model.precision = Precision { state, f32_state_below: 0, ..Precision::default() };
+    for state in StateFormat::ALL {
+        let hyperparameters = Hyperparameters::new().with_weight_decay(WeightDecay::Decoupled(0.01));
+        let group = Group::new(hyperparameters).with_precision(precision(state));
+        let model = Model::new(group, &[100, 2000, 3]).with_options(options(DeviceControl::new()));
         let run = |bad_steps: &[u64]| {
             let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
             let mut taken = 0;
@@ -151,7 +183,7 @@ fn steps_with_non_finite_gradients_might_never_have_been() {
                     break;
                 }
             }
-            let progress = engine.optimizer.read_progress_blocking().unwrap();
+            let progress = progress(&engine.optimizer);
             (engine.bits(), progress.taken, progress.skipped)
         };
         let (clean, taken, skipped) = run(&[]);
@@ -168,22 +200,16 @@ fn the_clip_agrees_with_f64_for_any_norm() {
     for exponent in (-30..=30).step_by(5) {
         for (lengths, max_norm_of_norm) in [(vec![3000, 17], 0.25), (vec![1], 0.5), (vec![1500], 2.0)] {
             let scale = 10_f64.powi(exponent);
-            let mut model = Model::new(
-                Rule::Sgd,
-                Hyperparameters { learning_rate: 1.0, momentum: 0.0, ..Hyperparameters::default() },
-                &lengths,
-            );
+            let mut model = subtracting(DeviceControl::new(), &lengths);
             let mut gradients = model.gradients(9);
             gradients.iter_mut().flatten().for_each(|g| *g = (f64::from(*g) * scale) as f32);
             let squares = gradients.iter().flatten().map(|&g| f64::from(g).powi(2));
             let norm = squares.sum::<f64>().sqrt();
             let max_norm = (max_norm_of_norm * norm) as f32;
-            let settings = DeviceControl { max_norm: Some(max_norm.into()), ..DeviceControl::default() };
-            model.options.control = Control::Device(settings);
-            model.tensors.iter_mut().for_each(|(_, values)| values.fill(0.0));
+            model.options = options(DeviceControl::new().with_max_norm(max_norm.into()));
             let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
             engine.step(&all(&gradients));
-            let progress = engine.optimizer.read_progress_blocking().unwrap();
+            let progress = progress(&engine.optimizer);
             let error = f64::from(progress.norm) / norm - 1.0;
             assert!(error.abs() < 1e-6, "norm {norm:e}: {:e}", progress.norm);
             let clip = (f64::from(max_norm) / norm).min(1.0);
@@ -208,7 +234,7 @@ fn norms_of_many_elements_keep_their_digits() {
         [(Layout::TwoPools(16), Workgroups::Gpu), (Layout::OwnBuffers, Workgroups::Cpu)]
     {
         let lengths = [1 << 20, 12_345, 3 << 20, 7];
-        let mut model = model(Rule::Sgd, Formula::Paper, DeviceControl::default(), &lengths);
+        let mut model = model(Sgd::new(), DeviceControl::new(), &lengths);
         model.options.workgroups = workgroups;
         let mut engine = Engine::new(gpu(), &model, layout);
         let mut gradients = model.gradients(4);
@@ -218,7 +244,7 @@ fn norms_of_many_elements_keep_their_digits() {
         gradients[2][0] = -300.0;
         engine.step(&all(&gradients));
         let norm = gradients.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        let found = f64::from(engine.optimizer.read_progress_blocking().unwrap().norm);
+        let found = f64::from(progress(&engine.optimizer).norm);
         // Without one chunk it would be 6e-5 less.
         assert!((found / norm - 1.0).abs() < 1e-6, "{found:e} instead of {norm:e}");
 
@@ -227,7 +253,7 @@ fn norms_of_many_elements_keep_their_digits() {
             gradients[tensor][element] = f32::INFINITY;
             engine.step(&all(&gradients));
         }
-        assert_eq!(engine.optimizer.read_progress_blocking().unwrap().skipped, 4, "{layout:?}");
+        assert_eq!(progress(&engine.optimizer).skipped, 4, "{layout:?}");
     }
 }
 
@@ -238,15 +264,13 @@ fn a_norm_is_the_same_bits_every_time() {
         [(Layout::TwoPools(16), Workgroups::Cpu), (Layout::OwnBuffers, Workgroups::Gpu)]
     {
         let lengths = [300_000, 5000, 90_001];
-        let mut model = model(Rule::AdaMod, Formula::Paper, DeviceControl::default(), &lengths);
+        let mut model = model(AdaMod::new(), DeviceControl::new(), &lengths);
         model.options.workgroups = workgroups;
         let mut engine = Engine::new(gpu(), &model, layout);
         engine.write_gradients(&all(&model.gradients(1)));
         let mut norm = || {
-            let mut encoder = gpu().encoder();
-            engine.optimizer.encode_norm(&mut encoder).unwrap();
-            gpu().submit(encoder);
-            engine.optimizer.read_progress_blocking().unwrap().norm.to_bits()
+            engine.record(&Step::all().norm());
+            progress(&engine.optimizer).norm.to_bits()
         };
         let first = norm();
         assert!((0..100).all(|_| norm() == first), "{layout:?}");
@@ -255,22 +279,13 @@ fn a_norm_is_the_same_bits_every_time() {
 
 #[test]
 fn a_dynamic_loss_scale_grows_and_backs_off_as_grad_scaler_does() {
-    let settings = DeviceControl {
-        loss_scale: LossScale::Dynamic {
-            initial: 1024.0,
-            growth_factor: 2.0,
-            backoff_factor: 0.5,
-            growth_interval: 3,
-        },
-        ..DeviceControl::default()
-    };
-    let mut model = model(Rule::AdaMod, Formula::Paper, settings, &[64]);
+    let mut model = model(AdaMod::new(), dynamic(1024.0, 2.0, 0.5, 3), &[64]);
     let mut scaled = Engine::new(gpu(), &model, Layout::TwoPools(16));
-    model.options.control = Control::Device(DeviceControl::default());
+    model.options = options(DeviceControl::new());
     let mut plain = Engine::new(gpu(), &model, Layout::TwoPools(16));
     let (mut scale, mut tracker) = (1024.0_f32, 0);
     for step in 0..20 {
-        let progress = scaled.optimizer.read_progress_blocking().unwrap();
+        let progress = progress(&scaled.optimizer);
         assert_eq!(progress.loss_scale, scale, "step {step}");
         let is_bad = [2, 7, 8, 15].contains(&step);
         let gradients = model.gradients(step);
@@ -293,53 +308,36 @@ fn a_dynamic_loss_scale_grows_and_backs_off_as_grad_scaler_does() {
     }
     // Powers of two divide out without a trace.
     assert_eq!(scaled.bits(), plain.bits());
-    assert_eq!(scaled.optimizer.read_progress_blocking().unwrap().skipped, 4);
+    assert_eq!(progress(&scaled.optimizer).skipped, 4);
 }
 
 #[test]
 fn an_engines_own_multiplier_and_norm_are_used() {
-    let settings = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
-    let mut model = Model::new(
-        Rule::Sgd,
-        Hyperparameters { learning_rate: 1.0, momentum: 0.0, ..Hyperparameters::default() },
-        &[4],
-    );
-    model.options.control = Control::Device(settings);
-    model.tensors[0].1.fill(0.0);
+    let model = subtracting(DeviceControl::new().with_max_norm(1.0), &[4]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
     let control = engine.optimizer.control_buffer().unwrap().clone();
     gpu().queue.write_buffer(&control, Optimizer::MULTIPLIER_OFFSET, &0.5_f32.to_le_bytes());
     engine.write_gradients(&[Some(&[3.0, 0.0, 4.0, 0.0])]);
-    let mut encoder = gpu().encoder();
-    engine.optimizer.encode_norm(&mut encoder).unwrap();
-    gpu().submit(encoder);
-    let progress = engine.optimizer.read_progress_blocking().unwrap();
-    assert_eq!((progress.norm, progress.taken), (5.0, 0));
+    engine.record(&Step::all().norm());
+    let half = progress(&engine.optimizer);
+    assert_eq!((half.norm, half.taken), (5.0, 0));
     // Another device has a norm of 12: together they have 13.
     gpu().queue.write_buffer(&control, Optimizer::NORM_OFFSET, &13.0_f32.to_le_bytes());
-    let mut encoder = gpu().encoder();
-    engine.optimizer.encode_after_norm(&mut encoder).unwrap();
-    gpu().submit(encoder);
+    engine.record(&Step::all().after_norm());
     // The clip is of the norm that the multiplier leaves, 6.5.
     let expected = [-3.0 / 13.0, 0.0, -4.0 / 13.0, 0.0];
     Tolerance { absolute: 0.0, relative: 1e-6 }.check(&engine.values(0), &expected).unwrap();
     // Another device's gradients are not finite: nothing moves.
     gpu().queue.write_buffer(&control, Optimizer::NORM_OFFSET, &f32::NAN.to_le_bytes());
-    let mut encoder = gpu().encoder();
-    engine.optimizer.encode_after_norm(&mut encoder).unwrap();
-    gpu().submit(encoder);
+    engine.record(&Step::all().after_norm());
     Tolerance { absolute: 0.0, relative: 1e-6 }.check(&engine.values(0), &expected).unwrap();
-    assert_eq!(engine.optimizer.read_progress_blocking().unwrap().skipped, 1);
+    assert_eq!(progress(&engine.optimizer).skipped, 1);
 }
 
 /// As `clip_grad_norm_` on the mean of the batches whose gradients were added up.
 #[test]
 fn gradients_that_the_multiplier_makes_small_enough_are_not_clipped() {
-    let settings = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
-    let hyperparameters = Hyperparameters { learning_rate: 1.0, momentum: 0.0, ..Hyperparameters::default() };
-    let mut model = Model::new(Rule::Sgd, hyperparameters, &[2]);
-    model.options.control = Control::Device(settings);
-    model.tensors[0].1.fill(0.0);
+    let model = subtracting(DeviceControl::new().with_max_norm(1.0), &[2]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
     let control = engine.optimizer.control_buffer().unwrap().clone();
     let mut values = [0.0; 2];
@@ -348,23 +346,21 @@ fn gradients_that_the_multiplier_makes_small_enough_are_not_clipped() {
         engine.step(&[Some(&[4.0, 0.0])]);
         values[0] -= 4.0 * factor;
         assert_eq!(engine.values(0), values, "multiplier {multiplier}");
-        assert_eq!(engine.optimizer.read_progress_blocking().unwrap().norm, 4.0);
+        assert_eq!(progress(&engine.optimizer).norm, 4.0);
     }
 }
 
 /// A rank may have no parameters, or none with a gradient: it counts, clips and skips as the others do.
 #[test]
 fn a_step_without_gradients_counts_and_has_norm_zero() {
-    let settings = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
-    for (settings, has_norm) in [(settings, true), (propagating(), false)] {
-        let options = Options { control: Control::Device(settings), ..Options::default() };
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
-        let mut check = |record: &dyn Fn(&mut Optimizer, &mut wgpu::CommandEncoder), taken, skipped| {
+    for (settings, has_norm) in [(DeviceControl::new().with_max_norm(1.0), true), (propagating(), false)] {
+        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options(settings)).unwrap();
+        let mut check = |step: &Step<'_>, taken, skipped| {
             let control = optimizer.control_buffer().unwrap().clone();
             let mut encoder = gpu().encoder();
-            record(&mut optimizer, &mut encoder);
+            optimizer.encode(&mut encoder, step).unwrap();
             gpu().submit(encoder);
-            let progress = optimizer.read_progress_blocking().unwrap();
+            let progress = progress(&optimizer);
             assert_eq!((progress.taken, progress.skipped), (taken, skipped));
             if has_norm {
                 // What the engine would write for all ranks.
@@ -372,13 +368,18 @@ fn a_step_without_gradients_counts_and_has_norm_zero() {
             }
             progress.norm
         };
-        assert_eq!(check(&|optimizer, encoder| optimizer.encode(encoder).unwrap(), 1, 0), 0.0);
-        assert_eq!(check(&|optimizer, encoder| optimizer.encode_views(encoder, &[]).unwrap(), 2, 0), 0.0);
-        assert_eq!(check(&|optimizer, encoder| optimizer.encode_present(encoder, &[]).unwrap(), 3, 0), 0.0);
-        if has_norm {
-            assert_eq!(check(&|optimizer, encoder| optimizer.encode_norm(encoder).unwrap(), 3, 0), 0.0);
-            check(&|optimizer, encoder| optimizer.encode_after_norm(encoder).unwrap(), 3, 1);
-            assert_eq!(check(&|optimizer, encoder| optimizer.encode(encoder).unwrap(), 4, 1), 0.0);
+        let mut taken = 0;
+        let mut skipped = 0;
+        for step in [Step::all(), Step::at(&[]), Step::of(&[])] {
+            taken += 1;
+            assert_eq!(check(&step, taken, skipped), 0.0, "{step:?}");
+            if has_norm {
+                assert_eq!(check(&step.norm(), taken, skipped), 0.0, "{step:?}");
+                skipped += 1;
+                check(&step.after_norm(), taken, skipped);
+                taken += 1;
+                assert_eq!(check(&step, taken, skipped), 0.0, "{step:?}");
+            }
         }
     }
 }
@@ -386,52 +387,35 @@ fn a_step_without_gradients_counts_and_has_norm_zero() {
 #[test]
 fn a_loss_scale_never_becomes_zero() {
     let least = f32::MIN_POSITIVE;
-    let settings = DeviceControl {
-        loss_scale: LossScale::Dynamic {
-            initial: f64::from(4.0 * least),
-            growth_factor: 2.0,
-            backoff_factor: 0.25,
-            growth_interval: 1,
-        },
-        ..DeviceControl::default()
-    };
-    let model = model(Rule::AdaMod, Formula::Paper, settings, &[4]);
+    let model = model(AdaMod::new(), dynamic(f64::from(4.0 * least), 2.0, 0.25, 1), &[4]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
     for _ in 0..3 {
         engine.step(&[Some(&[f32::NAN; 4])]);
     }
-    assert_eq!(engine.optimizer.read_progress_blocking().unwrap().loss_scale, least);
+    assert_eq!(progress(&engine.optimizer).loss_scale, least);
     engine.step(&[Some(&[0.0; 4])]);
-    let progress = engine.optimizer.read_progress_blocking().unwrap();
+    let progress = progress(&engine.optimizer);
     assert_eq!((progress.loss_scale, progress.taken, progress.skipped), (2.0 * least, 1, 3));
 }
 
 /// A checkpoint's loss scale is for optimizers that have one of the same kind.
 #[test]
 fn a_constant_loss_scale_is_not_replaced_by_a_checkpoint() {
-    let interval = |growth_interval| DeviceControl {
-        loss_scale: LossScale::Dynamic {
-            initial: 1024.0,
-            growth_factor: 2.0,
-            backoff_factor: 0.5,
-            growth_interval,
-        },
-        ..DeviceControl::default()
-    };
-    let constant = DeviceControl { loss_scale: LossScale::Constant(8.0), ..DeviceControl::default() };
-    let model = |settings| model(Rule::Sgd, Formula::Paper, settings, &[4]);
+    let interval = |growth_interval| dynamic(1024.0, 2.0, 0.5, growth_interval);
+    let constant = DeviceControl::new().with_loss_scale(LossScale::Constant(8.0));
+    let model = |settings| model(Sgd::new(), settings, &[4]);
     let mut saved = Engine::new(gpu(), &model(interval(100)), Layout::TwoPools(16));
     for _ in 0..5 {
         saved.step(&[Some(&[1.0; 4])]);
     }
-    let checkpoint = saved.optimizer.checkpoint_blocking().unwrap();
+    let checkpoint = saved.optimizer.checkpoint().wait().unwrap();
     // The shorter interval is over at once.
     for (settings, restored, next) in
         [(constant, 8.0, 8.0), (interval(100), 1024.0, 1024.0), (interval(3), 1024.0, 2048.0)]
     {
         let mut engine = Engine::new(gpu(), &model(settings), Layout::TwoPools(16));
         engine.optimizer.restore(&checkpoint).unwrap();
-        let scale = |engine: &Engine<'_>| engine.optimizer.read_progress_blocking().unwrap().loss_scale;
+        let scale = |engine: &Engine<'_>| progress(&engine.optimizer).loss_scale;
         assert_eq!(scale(&engine), restored);
         engine.step(&[Some(&[1.0; 4])]);
         assert_eq!(scale(&engine), next);
@@ -442,15 +426,11 @@ fn a_constant_loss_scale_is_not_replaced_by_a_checkpoint() {
 #[test]
 fn settings_out_of_range_and_calls_without_a_norm_are_refused_by_name() {
     let refused = |settings| {
-        let options = Options { control: Control::Device(settings), ..Options::default() };
-        match Optimizer::new(&gpu().device, &gpu().queue, options).unwrap_err() {
-            CreateError::Control { name, .. } => name,
-            error => panic!("{error}"),
+        let error = Optimizer::new(&gpu().device, &gpu().queue, options(settings)).unwrap_err();
+        match error.kind() {
+            ErrorKind::OutOfRange(error) => error.name,
+            _ => panic!("{error}"),
         }
-    };
-    let dynamic = |initial, growth_factor, backoff_factor, growth_interval| DeviceControl {
-        loss_scale: LossScale::Dynamic { initial, growth_factor, backoff_factor, growth_interval },
-        ..DeviceControl::default()
     };
     assert_eq!(refused(dynamic(0.0, 2.0, 0.5, 1)), "loss_scale");
     assert_eq!(refused(dynamic(1.0, 0.5, 0.5, 1)), "growth_factor");
@@ -460,21 +440,32 @@ fn settings_out_of_range_and_calls_without_a_norm_are_refused_by_name() {
     assert_eq!(refused(dynamic(1.0, 2.0, 0.99999999999, 1)), "backoff_factor");
     assert_eq!(refused(dynamic(1.0, 2.0, 0.5, 0)), "growth_interval");
     for max_norm in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39] {
-        let settings = DeviceControl { max_norm: Some(max_norm), ..DeviceControl::default() };
-        assert_eq!(refused(settings), "max_norm");
+        assert_eq!(refused(DeviceControl::new().with_max_norm(max_norm)), "max_norm");
     }
-    let model = model(Rule::AdaMod, Formula::Paper, propagating(), &[4]);
+    let model = model(AdaMod::new(), propagating(), &[4]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
-    let error = engine.optimizer.encode_norm(&mut gpu().encoder()).unwrap_err();
-    assert!(matches!(error, EncodeError::NoNorm), "{error}");
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[4]);
-    let engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
-    let error = engine.optimizer.read_progress_blocking().unwrap_err();
-    assert!(matches!(error, ReadError::NoControl), "{error}");
+    let ids = engine.ids.clone();
+    let buffers = engine.buffers.clone();
+    let updates = engine.updates(&buffers);
+    for step in [Step::all(), Step::of(&ids), Step::at(&updates)] {
+        for half in [step.norm(), step.after_norm()] {
+            let error = engine.optimizer.encode(&mut gpu().encoder(), &half).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::NoNorm), "{error}");
+            let error = engine.optimizer.submit(&half).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::NoNorm), "{error}");
+        }
+    }
+    assert_eq!(engine.optimizer.step_count(ids[0]), Some(0));
+    let model = Model::new(AdaMod::new(), &[4]);
+    let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+    let error = engine.optimizer.encode(&mut gpu().encoder(), &Step::all().norm()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NoNorm), "{error}");
+    let error = engine.optimizer.read_progress().wait().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NoControl), "{error}");
 }
 
 /// Runs the kernel that prepares steps by itself, and gives the coefficients of each t.
-fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coefficients> {
+fn prepared(gpu: &Gpu, group: GroupWords, steps: &[u32]) -> Vec<Coefficients> {
     let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: None,
         source: wgpu::ShaderSource::Wgsl(prepare_source().into()),
@@ -485,18 +476,18 @@ fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coeffic
         module: &module,
         entry_point: Some("prepare"),
         compilation_options: wgpu::PipelineCompilationOptions {
-            constants: &[("FORMULA", formula), ("LANES", 64.0)],
+            constants: &[("LANES", 64.0)],
             ..Default::default()
         },
         cache: None,
     });
     let rows = vec![Row { group: 0, activity: ACTIVE }; steps.len()];
     let before: Vec<u32> = steps.iter().map(|t| t - 1).collect();
-    let control =
-        ControlWords { loss_scale: 1.0, multiplier: 1.0, norm: 0.0, growth_tracker: 0, taken: 0, skipped: 0 };
-    // What the device keeps: the control, workgroups that are done, step counts.
-    let kept = [bytemuck::bytes_of(&control), &[0; 4], bytemuck::cast_slice(&before)].concat();
-    let contents: [&[u8]; 3] = [bytemuck::cast_slice(&rows), bytemuck::bytes_of(&group), &kept];
+    let control = ControlWords { loss_scale: 1.0, multiplier: 1.0, ..Zeroable::zeroed() };
+    // What the device keeps: the control, workgroups that are done, the excess of the norm, step counts.
+    let kept = [bytemuck::bytes_of(&control), &[0; 8], bytemuck::cast_slice(&before)].concat();
+    let groups = [&[0; GROUPS_OFFSET], bytemuck::bytes_of(&group)].concat();
+    let contents: [&[u8]; 3] = [bytemuck::cast_slice(&rows), &groups, &kept];
     let mut buffers: Vec<_> = contents
         .iter()
         .map(|bytes| {
@@ -527,15 +518,24 @@ fn prepared(gpu: &Gpu, group: Group, formula: f64, steps: &[u32]) -> Vec<Coeffic
     bytemuck::pod_collect_to_vec(&gpu.read(&buffers[3]))
 }
 
-/// For all betas of the paper and t up to 10^7, against f64.
-#[test]
-fn coefficients_of_the_device_agree_with_f64() {
-    let mut steps: Vec<u32> = (1..=300).collect();
-    steps.extend([
-        511, 512, 513, 1023, 4095, 65_535, 65_536, 99_999, 1_000_000, 8_388_607, 9_999_999, 10_000_000,
-    ]);
-    let one_minus_power =
-        |beta: f64, t: u64| if beta == 0.0 { 1.0 } else { -(beta.ln() * t as f64).exp_m1() };
+/// The names of a rule's coefficients, in the order of its WGSL structure.
+fn coefficient_names(rule: RuleKind) -> Vec<String> {
+    let source = prepare_source();
+    let prefix = match rule {
+        RuleKind::AdaMod => "AdaMod",
+        RuleKind::Adam => "Adam",
+        RuleKind::Sgd => "Sgd",
+        rule => panic!("the test does not know {rule}"),
+    };
+    let start = source.find(&format!("struct {prefix}Coefficients {{")).unwrap();
+    let (_, members) = source[start..].split_once('{').unwrap();
+    let (members, _) = members.split_once('}').unwrap();
+    members.lines().filter_map(|line| line.trim().strip_suffix(": f32,")).map(str::to_owned).collect()
+}
+
+/// Every rule in every variant of its formula, with decay rates of the paper and beyond.
+fn rules_with_decay_rates() -> Vec<(Rule, u32, [f64; 3])> {
+    let mut all = Vec::new();
     for betas in [
         [0.9, 0.999, 0.9999],
         [0.9, 0.98, 0.999],
@@ -545,52 +545,92 @@ fn coefficients_of_the_device_agree_with_f64() {
         [0.9, 0.999, 0.3],
         [0.99, 0.9999, 0.0],
     ] {
-        for (formula, number) in [(Formula::Paper, 0.0), (Formula::AuthorsCode, 1.0)] {
-            let group = Group {
-                learning_rate: 1e-3,
-                epsilon: 1e-8,
-                coupled_decay: 0.0,
-                decoupled_decay: 0.0,
-                momentum: 0.9,
-                sign: 1.0,
-                exp_avg_weight: 0.0,
-                exp_avg_sq_weight: 0.0,
-                exp_avg_lr_weight: 0.0,
-                one_minus_beta3: (1.0 - betas[2]) as f32,
-                one_minus_powers: betas
-                    .map(|beta: f64| std::array::from_fn(|k| one_minus_power(beta, 1 << k) as f32)),
-            };
-            // One that is not above zero is what is left to 1, negated.
-            let from_old = |weight: f32| if weight > 0.0 { weight } else { 1.0 + weight };
-            let found = prepared(gpu(), group, number, &steps);
-            for (&t, found) in steps.iter().zip(found) {
-                let corrections = betas.map(|beta| one_minus_power(beta, t.into()));
-                let alpha = f64::from(1e-3_f32);
-                let (step_size, first, second) = match formula {
-                    Formula::Paper => (alpha, 1.0 / corrections[0], 1.0 / corrections[1]),
-                    Formula::AuthorsCode => (alpha * corrections[1].sqrt() / corrections[0], 1.0, 1.0),
-                };
-                for (name, found, expected) in [
-                    ("step_size", found.step_size, step_size),
-                    ("exp_avg_correction", found.exp_avg_correction, first),
-                    ("exp_avg_sq_correction", found.exp_avg_sq_correction, second),
-                    ("debiased_lr_scale", found.debiased_lr_scale, corrections[2]),
-                    (
-                        "debiased_lr_weight",
-                        from_old(found.debiased_lr_weight),
-                        (1.0 - betas[2]) / corrections[2],
-                    ),
-                ] {
-                    let error = f64::from(found) / expected - 1.0;
-                    assert!(error.abs() < 1e-6, "{name} of t = {t}, betas {betas:?}: off by {error:e}");
+        let [beta1, beta2, _] = betas;
+        for rule in rules() {
+            all.push(match rule {
+                Rule::AdaMod(rule) => {
+                    let variant = Formula::ALL.iter().position(|formula| *formula == rule.formula);
+                    (rule.with_betas(betas).into(), variant.unwrap() as u32, betas)
                 }
-                assert_eq!((found.step, found.activity), (t, ACTIVE));
-                // Nothing of the old average is left.
-                assert!(
-                    found.debiased_lr_weight == 0.0 || t > 1 && betas[2] > 0.0,
-                    "t = {t}, betas {betas:?}"
-                );
+                Rule::Adam(rule) => (rule.with_betas([beta1, beta2]).into(), 0, [beta1, beta2, 0.0]),
+                Rule::Sgd(_) => (rule, 0, [0.0; 3]),
+                rule => panic!("the test does not know {rule:?}"),
+            });
+        }
+    }
+    all
+}
+
+/// For all betas of the paper and t up to 10^7, against f64.
+#[test]
+fn coefficients_of_the_device_agree_with_f64() {
+    let mut steps: Vec<u32> = (1..=300).collect();
+    steps.extend([
+        511, 512, 513, 1023, 4095, 65_535, 65_536, 99_999, 1_000_000, 8_388_607, 9_999_999, 10_000_000,
+    ]);
+    let one_minus_power =
+        |beta: f64, t: u64| if beta == 0.0 { 1.0 } else { -(beta.ln() * t as f64).exp_m1() };
+    for (rule, variant, betas) in rules_with_decay_rates() {
+        let names = coefficient_names(rule.kind());
+        let place = |name: &str| names.iter().position(|of| of == name);
+        let mut group = GroupWords {
+            sign: 1.0,
+            coupled_decay: 0.25,
+            decoupled_decay: 0.125,
+            rule: RuleKind::ALL.iter().position(|kind| *kind == rule.kind()).unwrap() as u32,
+            variant,
+            // What the function of the rule does not compute it leaves alone.
+            coefficients: std::array::from_fn(|index| 100.0 + index as f32),
+            one_minus_betas: betas.map(|beta| (1.0 - beta) as f32),
+            one_minus_powers: betas
+                .map(|beta: f64| std::array::from_fn(|k| one_minus_power(beta, 1 << k) as f32)),
+        };
+        for (name, value) in [
+            ("step_size", 1e-3),
+            ("exp_avg_correction", 1.0),
+            ("exp_avg_sq_correction", 1.0),
+            ("debiased_lr_scale", 1.0),
+        ] {
+            if let Some(place) = place(name) {
+                group.coefficients[place] = value;
             }
+        }
+        // One that is not above zero is what is left to 1, negated.
+        let from_old = |weight: f64| if weight > 0.0 { weight } else { 1.0 + weight };
+        let found = prepared(gpu(), group, &steps);
+        for (&t, found) in steps.iter().zip(found) {
+            let corrections = betas.map(|beta| one_minus_power(beta, t.into()));
+            let alpha = f64::from(1e-3_f32);
+            let (step_size, first, second) = match rule {
+                Rule::AdaMod(AdaMod { formula: Formula::AuthorsCode, .. }) => {
+                    (alpha * corrections[1].sqrt() / corrections[0], 1.0, 1.0)
+                }
+                _ => (alpha, 1.0 / corrections[0], 1.0 / corrections[1]),
+            };
+            let computed = [
+                ("step_size", step_size),
+                ("exp_avg_correction", first),
+                ("exp_avg_sq_correction", second),
+                ("debiased_lr_scale", corrections[2]),
+                ("debiased_lr_weight", (1.0 - betas[2]) / corrections[2]),
+            ];
+            for (index, name) in names.iter().enumerate() {
+                let mut value = f64::from(found.of_rule[index]);
+                let Some((_, expected)) = computed.iter().find(|(of, _)| of == name) else {
+                    assert_eq!(found.of_rule[index], group.coefficients[index], "{name} of {rule:?}");
+                    continue;
+                };
+                if name == "debiased_lr_weight" {
+                    // Nothing of the old average is left.
+                    assert!(value == 0.0 || t > 1 && betas[2] > 0.0, "t = {t}, {rule:?}");
+                    value = from_old(value);
+                }
+                let error = value / expected - 1.0;
+                assert!(error.abs() < 1e-6, "{name} of t = {t}, {rule:?}: off by {error:e}");
+            }
+            assert_eq!((found.step, found.activity), (t, ACTIVE));
+            assert_eq!((found.gradient_scale, found.coupled_decay), (1.0, 0.25));
+            assert_eq!(found.decoupled_decay, 0.125);
         }
     }
 }

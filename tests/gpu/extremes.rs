@@ -216,8 +216,7 @@ fn the_largest_norm_may_change_and_be_off() {
 
 #[test]
 fn skipped_steps_in_a_row_are_counted_and_the_scale_stays_above_its_least() {
-    let control =
-        DeviceControl::new().with_loss_scale(LossScale::DYNAMIC).with_least_loss_scale(16_384.0);
+    let control = DeviceControl::new().with_loss_scale(LossScale::DYNAMIC).with_least_loss_scale(16_384.0);
     let mut one = One::new(control, plain(), &[0.0]);
     for (gradient, in_a_row, scale) in [
         (f32::NAN, 1, 32_768.0),

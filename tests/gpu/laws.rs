@@ -1,8 +1,10 @@
 //! What must hold whatever the numbers are.
 
-use adamod::{Control, DeviceControl, Hyperparameters, Precision, Rule, StateFormat, WeightDecay};
+use adamod::{
+    AdaMod, Adam, Control, DeviceControl, Group, Hyperparameters, Options, Rule, StateFormat, WeightDecay,
+};
 
-use crate::common::{Engine, Layout, Model, all, gpu, lay_out, options, rules};
+use crate::common::{Engine, Layout, Model, Tensor, all, gpu, lay_out, precision, rules};
 
 const LENGTHS: [usize; 6] = [5, 1024, 257, 3000, 1, 1757];
 
@@ -10,20 +12,16 @@ const LENGTHS: [usize; 6] = [5, 1024, 257, 3000, 1, 1757];
 /// elements without gradients, and nothing of that may be left.
 #[test]
 fn beta3_of_zero_is_adam_to_the_bit() {
-    let hyperparameters = Hyperparameters {
-        betas: [0.9, 0.999, 0.0],
-        weight_decay: WeightDecay::Decoupled(1e-2),
-        ..Hyperparameters::default()
-    };
-    for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
-        for control in [Control::Host, Control::Device(DeviceControl::default())] {
-            let model = |rule| {
-                let mut model = Model::new(rule, hyperparameters, &LENGTHS);
-                model.options.control = control;
-                model.precision = Precision { state, f32_state_below: 0, ..Precision::default() };
-                model
+    for state in StateFormat::ALL {
+        for control in [Control::Host, Control::Device(DeviceControl::new())] {
+            let model = |rule: Rule| {
+                let hyperparameters =
+                    Hyperparameters::from(rule).with_weight_decay(WeightDecay::Decoupled(1e-2));
+                let group = Group::new(hyperparameters).with_precision(precision(state));
+                Model::new(group, &LENGTHS).with_options(Options::new().with_control(control))
             };
-            let (adamod, adam) = (model(Rule::AdaMod), model(Rule::Adam));
+            let adamod = model(AdaMod::new().with_betas([0.9, 0.999, 0.0]).into());
+            let adam = model(Adam::new().with_betas([0.9, 0.999]).into());
             let mut of_adamod = Engine::new(gpu(), &adamod, Layout::TwoPools(256));
             let mut of_adam = Engine::new(gpu(), &adam, Layout::TwoPools(256));
             for step in 0..20 {
@@ -49,31 +47,27 @@ fn beta3_of_zero_is_adam_to_the_bit() {
 
 #[test]
 fn zero_gradients_without_decay_move_nothing() {
-    for (rule, formula) in rules() {
-        let mut model = Model::new(rule, Hyperparameters::default(), &LENGTHS);
-        model.options = options(rule, formula);
+    for rule in rules() {
+        let model = Model::new(rule, &LENGTHS);
         let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
         let zeros: Vec<Vec<f32>> = LENGTHS.iter().map(|&len| vec![0.0; len]).collect();
         for _ in 0..3 {
             engine.step(&all(&zeros));
         }
-        for (index, (_, initial)) in model.tensors.iter().enumerate() {
-            assert_eq!(&engine.values(index), initial, "{rule:?}");
+        for (index, tensor) in model.tensors.iter().enumerate() {
+            assert_eq!(engine.values(index), tensor.values, "{rule:?}");
         }
     }
 }
 
 #[test]
 fn a_learning_rate_of_zero_moves_nothing_but_the_moments() {
-    let hyperparameters = Hyperparameters {
-        learning_rate: 0.0,
-        weight_decay: WeightDecay::Decoupled(0.5),
-        ..Hyperparameters::default()
-    };
-    let model = Model::new(Rule::AdaMod, hyperparameters, &[100]);
+    let hyperparameters =
+        Hyperparameters::new().with_learning_rate(0.0).with_weight_decay(WeightDecay::Decoupled(0.5));
+    let model = Model::new(hyperparameters, &[100]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
     engine.step(&all(&model.gradients(1)));
-    assert_eq!(engine.values(0), model.tensors[0].1);
+    assert_eq!(engine.values(0), model.tensors[0].values);
     let state = engine.state(0);
     assert!(state.tensor("exp_avg").unwrap().iter().any(|&m| m != 0.0));
     assert!(state.tensor("exp_avg_lr").unwrap().iter().all(|&s| s == 0.0));
@@ -83,12 +77,14 @@ fn a_learning_rate_of_zero_moves_nothing_but_the_moments() {
 #[test]
 fn splitting_a_tensor_changes_no_bit() {
     let parts = [1000, 24, 1, 2047, 1500];
-    let whole = Model::new(Rule::AdaMod, Hyperparameters::default(), &[parts.iter().sum()]);
+    let whole = Model::new(AdaMod::new(), &[parts.iter().sum()]);
     let mut split = whole.clone();
     split.tensors.clear();
     let mut start = 0;
     for part in parts {
-        split.tensors.push((0, whole.tensors[0].1[start..start + part].to_vec()));
+        let values = whole.tensors[0].values[start..start + part].to_vec();
+        let label = format!("part at {start}");
+        split.tensors.push(Tensor { label, values, ..whole.tensors[0].clone() });
         start += part;
     }
     for layout in [Layout::TwoPools(256), Layout::TwoPools(4), Layout::OnePool(16)] {
@@ -115,11 +111,11 @@ fn splitting_a_tensor_changes_no_bit() {
 
 #[test]
 fn regrouping_changes_no_bit() {
-    let one_group = Model::new(Rule::AdaMod, Hyperparameters::default(), &LENGTHS);
+    let one_group = Model::new(AdaMod::new(), &LENGTHS);
     let mut many_groups = one_group.clone();
-    many_groups.groups = vec![Hyperparameters::default(); LENGTHS.len()];
-    for (index, (group, _)) in many_groups.tensors.iter_mut().enumerate() {
-        *group = index;
+    many_groups.groups = vec![Group::new(AdaMod::new()); LENGTHS.len()];
+    for (index, tensor) in many_groups.tensors.iter_mut().enumerate() {
+        tensor.group = index;
     }
     let mut of_one = Engine::new(gpu(), &one_group, Layout::TwoPools(256));
     let mut of_many = Engine::new(gpu(), &many_groups, Layout::OwnBuffers);
@@ -133,7 +129,7 @@ fn regrouping_changes_no_bit() {
 
 #[test]
 fn order_of_registration_changes_no_bit() {
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &LENGTHS);
+    let model = Model::new(AdaMod::new(), &LENGTHS);
     let (locations, sizes) = lay_out(&LENGTHS, Layout::TwoPools(32));
     let forward = [0, 1, 2, 3, 4, 5];
     let shuffled = [3, 0, 5, 4, 1, 2];

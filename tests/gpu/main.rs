@@ -5,8 +5,11 @@ mod common;
 
 mod control;
 mod diagnostics;
+mod extremes;
 mod laws;
 mod limits;
+mod mixed_rules;
+mod nan;
 mod precision;
 mod recording;
 mod registration;

@@ -1,12 +1,11 @@
 //! Parameters and groups that are removed: their handles are refused, what they had is free, and nobody else notices.
 
 use adamod::{
-    Control, DeviceControl, EncodeError, GroupId, Hyperparameters, Optimizer, Options, Parameter,
-    ParameterId, Precision, ReadError, RegisterError, RemoveError, State, StateFormat, Update, View, Views,
-    WriteError,
+    AdaMod, Control, DeviceControl, ErrorKind, Group, GroupId, Optimizer, Options, Parameter, ParameterId,
+    State, StateFormat, Step, Update, View, Views,
 };
 
-use crate::common::gpu;
+use crate::common::{gpu, precision};
 
 const PLACE_BYTES: u64 = 32 * 1024;
 
@@ -34,18 +33,18 @@ impl Pools {
     }
 
     fn parameter<'a>(&'a self, label: &'a str, len: u64, place: u64) -> Parameter<'a> {
-        Parameter { views: Some(self.views(place)), ..Parameter::new(label, len) }
+        Parameter::new(label, len).with_views(self.views(place))
     }
 }
 
 fn optimizers() -> Vec<(Optimizer, GroupId)> {
     let mut all = Vec::new();
-    for control in [Control::Host, Control::Device(DeviceControl::default())] {
-        for state in [StateFormat::F32, StateFormat::Q8] {
-            let options = Options { control, ..Options::default() };
+    for control in [Control::Host, Control::Device(DeviceControl::new())] {
+        for state in StateFormat::ALL {
+            let options = Options::new().with_control(control);
             let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
-            let precision = Precision { state, f32_state_below: 0, ..Precision::default() };
-            let group = optimizer.add_group_with(Hyperparameters::default(), precision).unwrap();
+            let group = Group::new(AdaMod::new()).with_precision(precision(state));
+            let group = optimizer.add_group(group).unwrap();
             all.push((optimizer, group));
         }
     }
@@ -53,7 +52,7 @@ fn optimizers() -> Vec<(Optimizer, GroupId)> {
 }
 
 fn state(optimizer: &Optimizer, parameter: ParameterId) -> State {
-    optimizer.read_state_blocking(parameter).unwrap()
+    optimizer.read_state(parameter).wait().unwrap()
 }
 
 #[test]
@@ -62,27 +61,29 @@ fn a_removed_parameter_is_refused_everywhere() {
     for (mut optimizer, group) in optimizers() {
         let kept = optimizer.add_parameter(group, pools.parameter("kept", 100, 0)).unwrap();
         let gone = optimizer.add_parameter(group, pools.parameter("gone", 100, 1)).unwrap();
-        optimizer.step().unwrap();
+        optimizer.submit(&Step::all()).unwrap();
         optimizer.remove_parameter(gone).unwrap();
         let refuses = |optimizer: &mut Optimizer| {
             let mut encoder = gpu().encoder();
-            let error = optimizer.encode_present(&mut encoder, &[kept, gone]).unwrap_err();
-            assert!(matches!(error, EncodeError::UnknownParameter), "{error}");
-            let update = Update { parameter: gone, views: pools.views(1) };
-            let error = optimizer.encode_views(&mut encoder, &[update]).unwrap_err();
-            assert!(matches!(error, EncodeError::UnknownParameter), "{error}");
+            let error = optimizer.encode(&mut encoder, &Step::of(&[kept, gone])).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::UnknownParameter), "{error}");
+            let update = Update::new(gone, pools.views(1));
+            let error = optimizer.encode(&mut encoder, &Step::at(&[update])).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::UnknownParameter), "{error}");
             let error = optimizer.set_views(gone, pools.views(1)).unwrap_err();
-            assert!(matches!(error, RegisterError::UnknownParameter), "{error}");
-            let error = optimizer.read_state_blocking(gone).unwrap_err();
-            assert!(matches!(error, ReadError::UnknownParameter), "{error}");
-            let error = optimizer.read_parameter_blocking(gone).unwrap_err();
-            assert!(matches!(error, ReadError::UnknownParameter), "{error}");
+            assert!(matches!(error.kind(), ErrorKind::UnknownParameter), "{error}");
+            let error = optimizer.read_state(gone).wait().unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::UnknownParameter), "{error}");
+            let error = optimizer.read_parameter(gone).wait().unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::UnknownParameter), "{error}");
             let error = optimizer.write_parameter(gone, &[0.0; 100]).unwrap_err();
-            assert!(matches!(error, WriteError::UnknownParameter), "{error}");
+            assert!(matches!(error.kind(), ErrorKind::UnknownParameter), "{error}");
             let error = optimizer.remove_parameter(gone).unwrap_err();
-            assert!(matches!(error, RemoveError::UnknownParameter), "{error}");
+            assert!(matches!(error.kind(), ErrorKind::UnknownParameter), "{error}");
             assert_eq!(optimizer.step_count(gone), None);
             assert_eq!(optimizer.label(gone), None);
+            assert_eq!(optimizer.group_of(gone), None);
+            assert!(optimizer.parameters().all(|parameter| parameter != gone));
             assert_eq!(optimizer.state_bytes_of(gone), None);
             assert_eq!(optimizer.step_count(kept), Some(1));
         };
@@ -92,7 +93,7 @@ fn a_removed_parameter_is_refused_everywhere() {
         assert_ne!(next, gone);
         assert_eq!(optimizer.parameter("gone"), Some(next));
         refuses(&mut optimizer);
-        optimizer.step().unwrap();
+        optimizer.submit(&Step::all()).unwrap();
         assert_eq!((state(&optimizer, kept).step, state(&optimizer, next).step), (2, 1));
     }
 }
@@ -106,18 +107,18 @@ fn others_step_as_if_a_removed_parameter_had_never_been() {
         let gone = optimizer.add_parameter(group, pools.parameter("gone", 3000, 1)).unwrap();
         let alone_first = alone.add_parameter(alone_group, alone_pools.parameter("first", 5000, 0)).unwrap();
         for _ in 0..3 {
-            optimizer.step().unwrap();
-            alone.step().unwrap();
+            optimizer.submit(&Step::all()).unwrap();
+            alone.submit(&Step::all()).unwrap();
         }
         let bytes = optimizer.state_bytes();
         optimizer.remove_parameter(gone).unwrap();
-        optimizer.step().unwrap();
-        alone.step().unwrap();
+        optimizer.submit(&Step::all()).unwrap();
+        alone.submit(&Step::all()).unwrap();
         let next = optimizer.add_parameter(group, pools.parameter("next", 2900, 2)).unwrap();
         let alone_next = alone.add_parameter(alone_group, alone_pools.parameter("next", 2900, 2)).unwrap();
         for _ in 0..3 {
-            optimizer.step().unwrap();
-            alone.step().unwrap();
+            optimizer.submit(&Step::all()).unwrap();
+            alone.submit(&Step::all()).unwrap();
         }
         // It is where the removed one was.
         assert_eq!(optimizer.state_bytes(), bytes);
@@ -137,44 +138,48 @@ fn a_parameter_can_be_removed_before_its_first_step_and_without_views() {
     let (mut optimizer, group) = optimizers().remove(0);
     let gone = optimizer.add_parameter(group, Parameter::new("pooled", 10)).unwrap();
     let kept = optimizer.add_parameter(group, pools.parameter("kept", 10, 0)).unwrap();
-    optimizer.step().unwrap_err();
+    optimizer.submit(&Step::all()).unwrap_err();
     optimizer.remove_parameter(gone).unwrap();
-    optimizer.step().unwrap();
+    optimizer.submit(&Step::all()).unwrap();
     optimizer.remove_parameter(kept).unwrap();
     assert_eq!(optimizer.state_bytes(), 0);
     // Nothing to do is no error.
-    optimizer.step().unwrap();
+    optimizer.submit(&Step::all()).unwrap();
 }
 
 #[test]
 fn groups_are_removed_once_they_are_empty() {
     let pools = Pools::new(2);
     let (mut optimizer, first) = optimizers().remove(0);
-    let second = optimizer.add_group(Hyperparameters::default()).unwrap();
+    let second = optimizer.add_group(AdaMod::new()).unwrap();
     let parameter = optimizer.add_parameter(first, pools.parameter("p", 10, 0)).unwrap();
     let other = optimizer.add_parameter(second, pools.parameter("q", 10, 1)).unwrap();
-    optimizer.step().unwrap();
+    optimizer.submit(&Step::all()).unwrap();
     let error = optimizer.remove_group(first).unwrap_err();
-    assert!(matches!(&error, RemoveError::GroupInUse { members: 1, label } if label == "p"), "{error}");
+    let is_in_use = matches!(error.kind(), ErrorKind::GroupInUse { members: 1, label } if label == "p");
+    assert!(is_in_use, "{error}");
+    assert_eq!(optimizer.group_of(parameter), Some(first));
     optimizer.remove_parameter(parameter).unwrap();
     optimizer.remove_group(first).unwrap();
-    assert!(matches!(optimizer.remove_group(first).unwrap_err(), RemoveError::UnknownGroup));
-    assert_eq!(optimizer.hyperparameters(first), None);
+    let error = optimizer.remove_group(first).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::UnknownGroup), "{error}");
+    assert_eq!(optimizer.groups().map(|(id, _)| id).collect::<Vec<_>>(), [second]);
+    assert_eq!(optimizer.group(first), None);
     assert!(optimizer.set_learning_rate(first, 1.0).is_err());
     let error = optimizer.add_parameter(first, pools.parameter("p", 10, 0)).unwrap_err();
-    assert!(matches!(error, RegisterError::UnknownGroup { .. }), "{error}");
+    assert!(matches!(error.kind(), ErrorKind::UnknownGroup), "{error}");
     // A checkpoint knows the groups that are left, and fits an optimizer that never had another one.
-    optimizer.step().unwrap();
-    let checkpoint = optimizer.checkpoint_blocking().unwrap();
-    let mut fresh = Optimizer::new(&gpu().device, &gpu().queue, Options::default()).unwrap();
-    let group = fresh.add_group(Hyperparameters::default()).unwrap();
+    optimizer.submit(&Step::all()).unwrap();
+    let checkpoint = optimizer.checkpoint().wait().unwrap();
+    let mut fresh = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let group = fresh.add_group(AdaMod::new()).unwrap();
     let restored = fresh.add_parameter(group, pools.parameter("q", 10, 1)).unwrap();
     fresh.restore(&checkpoint).unwrap();
     assert_eq!(state(&fresh, restored), state(&optimizer, other));
     // The next group has the place, not the handle.
-    let third = optimizer.add_group(Hyperparameters::default()).unwrap();
+    let third = optimizer.add_group(AdaMod::new()).unwrap();
     assert_ne!(third, first);
-    assert_eq!(optimizer.hyperparameters(first), None);
+    assert_eq!(optimizer.group(first), None);
     optimizer.add_parameter(third, pools.parameter("p", 10, 0)).unwrap();
-    optimizer.step().unwrap();
+    optimizer.submit(&Step::all()).unwrap();
 }

@@ -1,6 +1,6 @@
 //! Engines with memory pools: values and gradients lie elsewhere at every step.
 
-use adamod::{EncodeError, Hyperparameters, Optimizer, Role, Rule, Update, View, ViewError, Views};
+use adamod::{AdaMod, Error, ErrorKind, Optimizer, Role, Step, Update, View, ViewError, Views};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -44,12 +44,12 @@ impl Pool {
 #[test]
 fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
     let lengths = [1757, 3, 1024, 40, 5000, 257];
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &lengths);
+    let model = Model::new(AdaMod::new(), &lengths);
     for (buffers, alignment) in [(1, 256), (2, 32), (3, 4)] {
         let mut fixed = Engine::new(gpu(), &model, Layout::TwoPools(256));
         let mut moving = Engine::new(gpu(), &model, Layout::TwoPools(256));
         let mut pool = Pool::new(gpu(), buffers, 256 * 1024, 5);
-        let mut values: Vec<Vec<f32>> = model.tensors.iter().map(|(_, v)| v.clone()).collect();
+        let mut values: Vec<Vec<f32>> = model.tensors.iter().map(|tensor| tensor.values.clone()).collect();
         for step in 0..8 {
             let gradients = model.gradients(step);
             let present: Vec<_> = all(&gradients)
@@ -79,11 +79,9 @@ fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
                     views.gradients.offset,
                     bytemuck::cast_slice(gradient),
                 );
-                updates.push(Update { parameter: moving.ids[index], views });
+                updates.push(Update::new(moving.ids[index], views));
             }
-            let mut encoder = gpu().encoder();
-            moving.optimizer.encode_views(&mut encoder, &updates).unwrap();
-            gpu().submit(encoder);
+            moving.record(&Step::at(&updates));
             for index in 0..lengths.len() {
                 if present[index].is_some() {
                     let (buffer, offset) = of_values[index];
@@ -103,7 +101,7 @@ fn tensors_that_move_at_every_step_equal_tensors_that_stay() {
 /// Steps with other views may wait for one submit too.
 #[test]
 fn moved_views_recorded_before_one_submit_keep_their_places() {
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1500, 7]);
+    let model = Model::new(AdaMod::new(), &[1500, 7]);
     let (first, second) = (model.gradients(1), model.gradients(2));
     let mut expected = Engine::new(gpu(), &model, Layout::TwoPools(256));
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
@@ -123,50 +121,52 @@ fn moved_views_recorded_before_one_submit_keep_their_places() {
         expected.step(&all(if is_first { &first } else { &second }));
         let updates: Vec<_> = (0..2)
             .map(|index| {
-                let views = engine.locations[index].views(&buffers);
-                let moved = View::new(&elsewhere[index], 16);
-                Update {
-                    parameter: engine.ids[index],
-                    views: Views { gradients: if is_first { views.gradients } else { moved }, ..views },
+                let mut views = engine.views(index, &buffers);
+                if !is_first {
+                    views.gradients = View::new(&elsewhere[index], 16);
                 }
+                Update::new(engine.ids[index], views)
             })
             .collect();
-        engine.optimizer.encode_views(&mut encoder, &updates).unwrap();
+        engine.optimizer.encode(&mut encoder, &Step::at(&updates)).unwrap();
     }
     gpu().submit(encoder);
     assert_eq!(engine.bits(), expected.bits());
 }
 
+fn view_error(error: &Error) -> (Role, &ViewError) {
+    match error.kind() {
+        ErrorKind::View { role, error } => (*role, error),
+        _ => panic!("{error}"),
+    }
+}
+
 #[test]
 fn views_that_overlap_in_a_step_are_refused_by_name() {
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64, 64]);
+    let model = Model::new(AdaMod::new(), &[64, 64]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
     let pool = gpu().buffer(4096);
     let views = |values, gradients| Views::new(View::new(&pool, values), View::new(&pool, gradients));
     let [a, b] = [engine.ids[0], engine.ids[1]];
     let step = |engine: &mut Engine<'_>, first, second| {
-        let updates = [Update { parameter: a, views: first }, Update { parameter: b, views: second }];
-        engine.optimizer.encode_views(&mut gpu().encoder(), &updates)
+        let updates = [Update::new(a, first), Update::new(b, second)];
+        engine.optimizer.encode(&mut gpu().encoder(), &Step::at(&updates))
     };
     // Second's values over the first's gradients, by one element.
     let error = step(&mut engine, views(0, 256), views(508, 1024)).unwrap_err();
-    let EncodeError::View {
-        label,
-        role: Role::Values,
-        source: ViewError::Overlap { other_role: Role::Gradients, other_label, byte: 508 },
-    } = error
-    else {
-        panic!("{error}")
-    };
-    assert_eq!((label.as_str(), other_label.as_str()), ("tensor.1", "tensor.0"));
+    let (role, found) = view_error(&error);
+    assert_eq!((error.label(), role), (Some("tensor.1"), Role::Values));
+    let expected =
+        ViewError::Overlap { other_role: Role::Gradients, other_label: "tensor.0".to_owned(), byte: 508 };
+    assert_eq!(*found, expected);
     // A gradient that is its own parameter.
     let error = step(&mut engine, views(0, 0), views(512, 1024)).unwrap_err();
-    assert!(matches!(error, EncodeError::View { source: ViewError::Overlap { .. }, .. }));
+    assert!(matches!(view_error(&error), (_, ViewError::Overlap { .. })), "{error}");
     // Past the end, and between elements.
     let error = step(&mut engine, views(0, 256), views(3844, 1024)).unwrap_err();
-    assert!(matches!(error, EncodeError::View { source: ViewError::OutOfBounds { .. }, .. }));
+    assert!(matches!(view_error(&error), (_, ViewError::OutOfBounds { .. })), "{error}");
     let error = step(&mut engine, views(0, 256), views(512, 1026)).unwrap_err();
-    assert!(matches!(error, EncodeError::View { source: ViewError::Alignment { found: 1026 }, .. }));
+    assert_eq!(*view_error(&error).1, ViewError::Alignment { found: 1026 });
     assert_eq!(engine.optimizer.step_count(a), Some(0));
     step(&mut engine, views(0, 256), views(512, 1024)).unwrap();
     assert_eq!(engine.optimizer.step_count(a), Some(1));
@@ -174,7 +174,7 @@ fn views_that_overlap_in_a_step_are_refused_by_name() {
 
 #[test]
 fn buffers_of_moved_views_are_not_kept() {
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64]);
+    let model = Model::new(AdaMod::new(), &[64]);
     let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
     const LABEL: &str = "a pool of the engine's";
     let labelled = || {
@@ -187,13 +187,9 @@ fn buffers_of_moved_views_are_not_kept() {
     };
     for _ in 0..3 {
         let pool = labelled();
-        let update = Update {
-            parameter: engine.ids[0],
-            views: Views::new(View::new(&pool, 0), View::new(&pool, 512)),
-        };
-        let mut encoder = gpu().encoder();
-        engine.optimizer.encode_views(&mut encoder, &[update]).unwrap();
-        gpu().submit(encoder);
+        let views = Views::new(View::new(&pool, 0), View::new(&pool, 512));
+        let updates = [Update::new(engine.ids[0], views)];
+        engine.record(&Step::at(&updates));
         // It is freed with the engine's last handle.
         assert_ne!(gpu().allocated(LABEL), Some(0));
         drop(pool);
@@ -208,7 +204,7 @@ fn buffers_of_moved_views_are_not_kept() {
 /// As for the two summands of a sum.
 #[test]
 fn parameters_may_have_one_gradient_between_them() {
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[64, 48]);
+    let model = Model::new(AdaMod::new(), &[64, 48]);
     let mut gradients = model.gradients(1);
     gradients[1] = gradients[0][16..].to_vec();
     let mut expected = Engine::new(gpu(), &model, Layout::TwoPools(256));
@@ -222,52 +218,47 @@ fn parameters_may_have_one_gradient_between_them() {
         .into_iter()
         .enumerate()
         .map(|(index, offset)| {
-            let gradients = View::new(&shared, offset);
-            let views = Views { gradients, ..engine.locations[index].views(&buffers) };
-            Update { parameter: engine.ids[index], views }
+            let mut views = engine.views(index, &buffers);
+            views.gradients = View::new(&shared, offset);
+            Update::new(engine.ids[index], views)
         })
         .collect();
-    let mut encoder = gpu().encoder();
-    engine.optimizer.encode_views(&mut encoder, &updates).unwrap();
-    gpu().submit(encoder);
+    engine.record(&Step::at(&updates));
     assert_eq!(engine.bits(), expected.bits());
     // Values over the second gradient, whose start the first one's end lies beyond, are refused all the same.
     let values = View::new(&shared, 256 + 4 * 63);
     let mut overlapping = updates;
     overlapping[1].views.values = values;
-    let error = engine.optimizer.encode_views(&mut gpu().encoder(), &overlapping).unwrap_err();
-    assert!(matches!(error, EncodeError::View { source: ViewError::Overlap { .. }, .. }), "{error}");
+    let error = engine.optimizer.encode(&mut gpu().encoder(), &Step::at(&overlapping)).unwrap_err();
+    assert!(matches!(view_error(&error), (_, ViewError::Overlap { .. })), "{error}");
 }
 
 #[test]
 fn a_step_of_given_views_can_be_submitted_at_once() {
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[700, 33]);
+    let model = Model::new(AdaMod::new(), &[700, 33]);
     let run = |step: fn(&mut Optimizer, &[Update<'_>])| {
         let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
         for number in 0..3 {
             engine.write_gradients(&all(&model.gradients(number)));
             let buffers = engine.buffers.clone();
-            let places = engine.ids.iter().zip(&engine.locations);
-            let updates: Vec<_> = places
-                .map(|(&parameter, location)| Update { parameter, views: location.views(&buffers) })
-                .collect();
+            let updates = engine.updates(&buffers);
             step(&mut engine.optimizer, &updates);
         }
         // A step that is refused is not counted.
         let buffers = engine.buffers.clone();
-        let update = Update { parameter: engine.ids[0], views: engine.locations[0].views(&buffers) };
-        let error = engine.optimizer.step_views(&[update, update]).unwrap_err();
-        assert!(matches!(error, EncodeError::Repeated { .. }), "{error}");
+        let update = Update::new(engine.ids[0], engine.views(0, &buffers));
+        let error = engine.optimizer.submit(&Step::at(&[update, update])).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Repeated), "{error}");
         assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(3));
         engine.bits()
     };
     let recorded = run(|optimizer, updates| {
         let mut encoder = gpu().encoder();
-        optimizer.encode_views(&mut encoder, updates).unwrap();
+        optimizer.encode(&mut encoder, &Step::at(updates)).unwrap();
         gpu().submit(encoder);
     });
     let submitted = run(|optimizer, updates| {
-        optimizer.step_views(updates).unwrap();
+        optimizer.submit(&Step::at(updates)).unwrap();
     });
     assert!(recorded == submitted);
 }
