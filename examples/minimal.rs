@@ -1,47 +1,34 @@
-//! A whole program, as small as it can be: one parameter of four elements, pulled towards 1 by AdaMod.
+//! The README's quick start: AdaMod steps one parameter ten times.
 
-use adamod::{Hyperparameters, Optimizer, Options, Parameter, View, Views, wgpu};
-use wgpu::BufferUsages;
+use adamod::{AdaMod, Hyperparameters, Optimizer, Options, Parameter, Step, View, Views, wgpu};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = pollster::block_on(instance.request_adapter(&Default::default()))?;
-    // With the adapter's own limits most steps are one dispatch; with the default ones large models take several.
-    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-        required_limits: adapter.limits(),
-        ..Default::default()
-    }))?;
+    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default()))?;
     let buffer = |label| {
         device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
-            size: 16,
-            usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST,
+            size: 4096,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         })
     };
     let (weights, gradients) = (buffer("weights"), buffer("gradients"));
 
-    let mut optimizer = Optimizer::new(&device, &queue, Options::default())?;
-    let group = optimizer.add_group(Hyperparameters {
-        learning_rate: 0.1,
-        // The bound rises within some 1 / (1 - beta3) steps, and this run has few.
-        betas: [0.9, 0.999, 0.9],
-        ..Hyperparameters::default()
-    })?;
-    let views = Some(Views::new(View::new(&weights, 0), View::new(&gradients, 0)));
-    let id = optimizer.add_parameter(group, Parameter { views, ..Parameter::new("weights", 4) })?;
+    let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+    let group = optimizer.add_group(Hyperparameters::from(AdaMod::new()).with_learning_rate(1e-3))?;
+    let views = Views::new(View::new(&weights, 0), View::new(&gradients, 0));
+    let layer = optimizer.add_parameter(group, Parameter::new("layer.weight", 1024).with_views(views))?;
 
-    optimizer.write_parameter(id, &[-2.0, 0.0, 0.5, 3.0])?;
-    for step in 1..=200 {
-        // An engine's backward pass leaves the gradients on the device. Here the host computes those of |weights - 1|^2 / 2.
-        let values = optimizer.read_parameter_blocking(id)?;
-        if step % 50 == 1 {
-            println!("before step {step}: {values:.3?}");
-        }
-        let gradient: Vec<u8> = values.iter().flat_map(|value| (value - 1.0).to_le_bytes()).collect();
-        queue.write_buffer(&gradients, 0, &gradient);
-        optimizer.step()?;
+    // Constant gradients stand in for those of a backward pass.
+    queue.write_buffer(&gradients, 0, &1.0_f32.to_le_bytes().repeat(1024));
+    for _ in 0..10 {
+        let mut encoder = device.create_command_encoder(&Default::default());
+        // ... record the forward and backward passes, which leave the gradients in their buffer ...
+        optimizer.encode(&mut encoder, &Step::all())?;
+        queue.submit([encoder.finish()]);
     }
-    println!("in the end: {:.3?}", optimizer.read_parameter_blocking(id)?);
+    println!("{:?}", &optimizer.read_parameter(layer).wait()?[..4]);
     Ok(())
 }

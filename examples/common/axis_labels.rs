@@ -1,4 +1,4 @@
-//! Numbers as the axes of pictures have them.
+//! Numbers as axes of pictures show them.
 
 /// A number as people write it, without trailing zeros.
 pub fn plain(value: f64) -> String {

@@ -3,7 +3,7 @@
 use clap::Parser;
 use clap::error::ErrorKind;
 
-/// Fails where arguments contradict each other, and where one of the lines is taken or names an argument that is none.
+/// Fails if arguments contradict each other, or if one of the lines is accepted or has an unknown argument.
 pub fn assert_refused<A: Parser>(lines: &[&str]) {
     A::command().debug_assert();
     for line in lines {

@@ -11,13 +11,13 @@ use rand::seq::SliceRandom;
 pub const PIXELS: usize = 64;
 /// Digits 0 to 9.
 pub const CLASSES: usize = 10;
-/// Images that are trained on.
+/// Images for training.
 pub const TRAINING_IMAGES: usize = 1437;
-/// Images that are only tested on.
+/// Images for testing.
 pub const TEST_IMAGES: usize = 360;
 
 const CSV_GZ: &[u8] = include_bytes!("../digits/digits.csv.gz");
-/// A pixel counts the dark ones among the 4 x 4 pixels of the scan that it stands for.
+/// A pixel is the number of dark pixels among 4 x 4 of the scan.
 const LARGEST_PIXEL: f32 = 16.0;
 /// All runs share one split, whatever their seed.
 const SPLIT_SEED: u64 = 0;
@@ -25,9 +25,9 @@ const SPLIT_SEED: u64 = 0;
 /// Images, one after the other, and their labels.
 #[derive(Default)]
 pub struct Images {
-    /// [`PIXELS`] values from 0 to 1 an image, row by row.
+    /// [`PIXELS`] values from 0 to 1 for each image, row by row.
     pub pixels: Vec<f32>,
-    /// The digit, one an image.
+    /// The digit of each image.
     pub labels: Vec<u32>,
 }
 

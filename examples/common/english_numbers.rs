@@ -1,6 +1,6 @@
-//! Numbers in English words: text with grammar of its own, in any amount, free of rights.
+//! Numbers in English words: text with a grammar, in any amount, free of rights.
 
-/// Numbers that have words here: those below.
+/// The numbers below this have words here.
 pub const END: u32 = 1_000_000;
 
 const BELOW_TWENTY: [&str; 20] = [

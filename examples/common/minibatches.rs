@@ -1,4 +1,4 @@
-//! Which of the digits' training images are in which minibatch.
+//! The minibatches of the digits' training images.
 
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -6,8 +6,8 @@ use rand::seq::SliceRandom;
 
 use crate::digits::TRAINING_IMAGES;
 
-/// Indices of the training images of every minibatch of a run, one batch after the other: each epoch is a new shuffle, and
-/// what does not fill a batch at its end is left out.
+/// Indices of the training images of every minibatch of a run, one batch after the other. Each epoch is a new shuffle, and leaves out the
+/// images at its end that do not fill a batch.
 pub fn minibatches(seed: u64, epochs: usize, batch: usize) -> Vec<u32> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let mut epoch: Vec<u32> = (0..TRAINING_IMAGES as u32).collect();

@@ -28,14 +28,14 @@ pub fn picture<'a>(path: &'a Path, size: (u32, u32), title: &str) -> Result<Area
     Ok(root.margin(12, 8, 12, 16).titled(title, font(TITLE_PIXELS))?)
 }
 
-/// Gives a chart's mesh labels and lines; lines only where labels are.
+/// Styles a chart's mesh, with lines only where labels are.
 pub fn styled<'s, 'a, 'b, 'p, X: Ranged, Y: Ranged>(
     mesh: &'s mut MeshStyle<'a, 'b, X, Y, SVGBackend<'p>>,
 ) -> &'s mut MeshStyle<'a, 'b, X, Y, SVGBackend<'p>> {
     mesh.light_line_style(TRANSPARENT).bold_line_style(FAINT).axis_style(INK).label_style(font(LABEL_PIXELS))
 }
 
-/// Draws a line and the name that it has in the legend.
+/// Draws a line and gives it a name in the legend.
 pub fn draw_line<X, Y>(
     chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
     points: impl IntoIterator<Item = (f64, f64)>,

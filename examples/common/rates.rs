@@ -1,14 +1,14 @@
 //! Learning rates on the command line, in tables and in pictures.
 
-/// A learning rate that has a place on a log axis, for the command line.
+/// Parses a learning rate that a log axis can show, for the command line.
 pub fn parse_rate(text: &str) -> Result<f64, String> {
     match text.trim().parse() {
         Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
-        _ => Err("needed is a number above 0".into()),
+        _ => Err("expected a finite number above 0".into()),
     }
 }
 
-/// A learning rate as tables and pictures have it: 0.001, 1e-7.
+/// A learning rate as tables and pictures show it: 0.001, 1e-7.
 pub fn rate_name(rate: f64) -> String {
     if (1e-4..1e4).contains(&rate) { format!("{rate}") } else { format!("{rate:e}") }
 }

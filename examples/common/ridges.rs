@@ -1,10 +1,10 @@
-//! Learning rates over time: a ridge a window of steps, one behind the other.
+//! Learning rates over time: a ridge for each window of steps, one behind the other.
 
 use std::error::Error;
 use std::ops::Range;
 use std::path::Path;
 
-use adamod::{BINS, LearningRates};
+use adamod::{BINS, RateHistograms};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -12,12 +12,20 @@ use crate::axis_labels::power_of_ten;
 use crate::picture::{Area, INK, LABEL_PIXELS, PANEL_TITLE_PIXELS, font, picture, styled};
 use crate::statistics::extent;
 
-/// Learning rates counted over some steps.
+/// Histograms of the learning rates of some steps: [`RateHistograms`].
 #[derive(Clone, Debug)]
 pub struct Window {
     /// First and last step, from 1.
     pub steps: (u64, u64),
-    pub rates: LearningRates,
+    pub eta: [u64; BINS],
+    pub bounded: [u64; BINS],
+    pub clipped: u64,
+}
+
+impl Window {
+    pub fn new(steps: (u64, u64), rates: &RateHistograms) -> Self {
+        Self { steps, eta: rates.eta, bounded: rates.bounded, clipped: rates.clipped }
+    }
 }
 
 /// Learning rates of one run over time.
@@ -27,12 +35,12 @@ pub struct Ridges<'a> {
     pub windows: &'a [Window],
 }
 
-/// Distribution of the learning rates over time, a panel a run, a ridge a window of steps, the first at the top.
+/// Distribution of the learning rates over time: a panel for each run, a ridge for each window of steps, the first at the top.
 pub fn draw(path: &Path, title: &str, panels: &[Ridges<'_>]) -> Result<(), Box<dyn Error>> {
     let root = picture(path, (450 * panels.len().max(1) as u32, 560), title)?;
     let windows = || panels.iter().flat_map(|panel| panel.windows);
     let bins = occupied_bins(windows());
-    let histograms = windows().flat_map(|window| [&window.rates.eta, &window.rates.bounded]);
+    let histograms = windows().flat_map(|window| [&window.eta, &window.bounded]);
     let tallest = extent(histograms.flat_map(frequencies)).1;
     for (area, panel) in root.split_evenly((1, panels.len().max(1))).iter().zip(panels) {
         draw_ridges(area, panel, bins.clone(), tallest)?;
@@ -40,10 +48,10 @@ pub fn draw(path: &Path, title: &str, panels: &[Ridges<'_>]) -> Result<(), Box<d
     Ok(root.present()?)
 }
 
-/// Bins with more than a trace of the rates of some window, and one empty bin at either side.
+/// The bins with more than a trace of some window's rates, and one empty bin at either side.
 fn occupied_bins<'a>(windows: impl Iterator<Item = &'a Window>) -> Range<usize> {
     const TRACE: f64 = 1e-4;
-    let histograms = windows.flat_map(|window| [&window.rates.eta, &window.rates.bounded]);
+    let histograms = windows.flat_map(|window| [&window.eta, &window.bounded]);
     let occupied = histograms.flat_map(|counts| {
         let bins = frequencies(counts).into_iter().enumerate();
         bins.filter(|(_, frequency)| *frequency > TRACE).map(|(bin, _)| bin as f64)
@@ -54,7 +62,7 @@ fn occupied_bins<'a>(windows: impl Iterator<Item = &'a Window>) -> Range<usize> 
     }
 }
 
-/// Counts as parts of their sum.
+/// Counts divided by their sum.
 fn frequencies(counts: &[u64; BINS]) -> [f64; BINS] {
     let sum = counts.iter().sum::<u64>().max(1) as f64;
     counts.map(|count| count as f64 / sum)
@@ -69,8 +77,8 @@ fn draw_ridges(
     /// Height of the tallest ridge of the picture, in distances between ridges.
     const TALLEST_HEIGHT: f64 = 1.6;
     let Ridges { title, color, windows } = panel;
-    let center = |bin: usize| LearningRates::lower_edge(bin) * std::f64::consts::SQRT_2;
-    let x_range = LearningRates::lower_edge(bins.start)..LearningRates::lower_edge(bins.end);
+    let center = |bin: usize| RateHistograms::lower_edge(bin) * std::f64::consts::SQRT_2;
+    let x_range = RateHistograms::lower_edge(bins.start)..RateHistograms::lower_edge(bins.end);
     let mut chart = ChartBuilder::on(area)
         .caption(title, font(PANEL_TITLE_PIXELS))
         .margin(6)
@@ -93,16 +101,16 @@ fn draw_ridges(
             let frequency = frequencies(counts);
             bins.clone().map(|bin| (center(bin), base + TALLEST_HEIGHT * frequency[bin] / tallest)).collect()
         };
-        let used = ridge(&window.rates.bounded);
+        let used = ridge(&window.bounded);
         let mut filled = used.clone();
         filled.extend([(x_range.end, base), (x_range.start, base)]);
-        // A veil of white lets the ridge behind be seen, but fainter.
+        // White below the color makes the ridge behind fainter.
         for fill in [WHITE.mix(0.5), color.mix(0.45)] {
             chart.draw_series([Polygon::new(filled.clone(), fill)])?;
         }
         chart.draw_series([PathElement::new(used, color.stroke_width(2))])?;
-        if window.rates.clipped > 0 {
-            let unbounded = ridge(&window.rates.eta);
+        if window.clipped > 0 {
+            let unbounded = ridge(&window.eta);
             chart.draw_series([PathElement::new(unbounded, INK.mix(0.55).stroke_width(1))])?;
         }
         let style = font(LABEL_PIXELS).pos(Pos::new(HPos::Right, VPos::Center));
@@ -126,7 +134,7 @@ mod tests {
         eta[bin] = 10;
         let mut bounded = [0; BINS];
         bounded[bin - 3] = 10;
-        Window { steps, rates: LearningRates { eta, bounded, clipped, update_norm: 1.0 } }
+        Window { steps, eta, bounded, clipped }
     }
 
     #[test]

@@ -1,18 +1,18 @@
-//! Numbers that stand for many.
+//! Mean, deviation and extent.
 
-/// Arithmetic mean; NaN of nothing.
+/// Arithmetic mean; NaN for no values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Standard deviation of the values themselves, 0 of a single one.
+/// Standard deviation of the population of values; 0 for a single value.
 pub fn deviation(values: &[f64]) -> f64 {
     let center = mean(values);
     let squares: Vec<_> = values.iter().map(|value| (value - center).powi(2)).collect();
     mean(&squares).sqrt()
 }
 
-/// Least and greatest value; infinities the wrong way round of nothing.
+/// Least and greatest value; positive and negative infinity for no values.
 pub fn extent(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     values
         .into_iter()

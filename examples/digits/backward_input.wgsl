@@ -1,6 +1,6 @@
 // input_gradients[row][i] = ReLU'(i) * sum over o of output_gradients[row][o] * weights[o][i]
 //
-// The input of this layer is the ReLU of the one before it: its derivative is 1 where the input is above 0.
+// The input of this layer is the ReLU of the previous one, whose derivative is 1 where the input is above 0.
 
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;

@@ -1,7 +1,7 @@
 // Gathers the minibatch of the current step: row r is image order[step * rows + r].
 //
-// The step is counted on the GPU (loss.wgsl advances it), so that any number of steps can be recorded before one submit
-// and nothing has to be uploaded in between.
+// The GPU counts the step (loss.wgsl advances it), so that any number of steps can be recorded before one submit, without an upload in
+// between.
 
 @group(0) @binding(0) var<storage, read> step: u32;
 @group(0) @binding(1) var<storage, read> order: array<u32>;

@@ -1,4 +1,4 @@
-//! The little of wgpu that the demo needs: a device, buffers, kernels, read-back.
+//! The parts of wgpu that the demo uses: a device, buffers, kernels, read-back.
 
 use std::error::Error;
 use std::sync::mpsc;
@@ -9,7 +9,7 @@ use adamod::wgpu::{self, BufferUsages};
 /// Threads in a workgroup of every kernel.
 const WORKGROUP_THREADS: usize = 64;
 
-/// The device that everything runs on.
+/// The device of the demo.
 pub struct Gpu {
     pub adapter: wgpu::AdapterInfo,
     pub device: wgpu::Device,
@@ -17,7 +17,7 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the adapter wgpu prefers, or the one the environment names (`WGPU_BACKEND` chooses among backends).
+    /// Opens the adapter that wgpu prefers, or that the environment names (`WGPU_BACKEND` selects the backend).
     pub fn open() -> Result<Self, Box<dyn Error>> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let options = wgpu::RequestAdapterOptions {
@@ -92,7 +92,7 @@ impl Gpu {
         Ok(bytemuck::pod_collect_to_vec(&mapped))
     }
 
-    /// Compiles a kernel whose entry point is the only one in its source, and which is given `WORKGROUP_THREADS`.
+    /// Compiles a kernel from a source with one entry point, which gets the constant `WORKGROUP_THREADS`.
     pub fn kernel(&self, label: &str, source: &str) -> Kernel {
         let source = format!("const WORKGROUP_THREADS = {WORKGROUP_THREADS}u;\n{source}");
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -138,7 +138,7 @@ pub struct Kernel {
     pipeline: wgpu::ComputePipeline,
 }
 
-/// A kernel with its buffers: all that is needed to record it again and again.
+/// A kernel with its buffers, which can be recorded any number of times.
 pub struct Launch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
@@ -154,7 +154,7 @@ impl Launch {
     }
 }
 
-/// Workgroups for one thread an element.
+/// The number of workgroups for one thread per element.
 pub fn workgroups(elements: usize) -> u32 {
     elements.div_ceil(WORKGROUP_THREADS) as u32
 }

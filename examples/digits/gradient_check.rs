@@ -1,4 +1,4 @@
-//! The backward kernels against finite differences of a forward pass in f64 on the CPU.
+//! Compares the backward kernels with finite differences of a forward pass in f64 on the CPU.
 
 use crate::gpu::Gpu;
 use crate::network::{Network, Tensor};
@@ -6,14 +6,14 @@ use crate::train::loss_launch;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-/// Small, so that every parameter can be checked. Like the digits, the last width is no multiple of 4.
+/// Small, so that every parameter can be checked. As with the digits, the last width is not a multiple of 4.
 const WIDTHS: &[usize] = &[8, 20, 12, 5];
 const ROWS: usize = 7;
-/// The loss must land in this slot, and nowhere else.
+/// The slot of the loss. All others stay 0.
 const STEP: u32 = 2;
 const STEPS: usize = 4;
 
-/// Of the central differences; their own error is its square.
+/// The distance of the central differences, whose error grows with its square.
 const DIFFERENCE: f64 = 1e-5;
 /// Largest error measured on lavapipe: 5.1e-8, on gradients up to 0.65.
 const ABSOLUTE_TOLERANCE: f64 = 1e-6;
@@ -23,7 +23,7 @@ fn is_close(found: f64, expected: f64) -> bool {
     (found - expected).abs() <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * expected.abs()
 }
 
-/// A minibatch and a pool of parameters, biases included, without any structure.
+/// A minibatch and a pool of parameters, biases included, all random.
 struct Case {
     images: Vec<f32>,
     labels: Vec<u32>,
@@ -42,7 +42,7 @@ impl Case {
         }
     }
 
-    /// Mean softmax cross-entropy, straight from its definition.
+    /// Mean softmax cross-entropy, from its definition.
     fn loss(&self, pool: &[f64], tensors: &[&Tensor]) -> f64 {
         let row_loss = |(image, label): (&[f32], &u32)| {
             let mut activations: Vec<f64> = image.iter().copied().map(f64::from).collect();
@@ -64,7 +64,7 @@ impl Case {
     }
 }
 
-/// What the kernels make of a case: the losses and the pool of gradients.
+/// Runs the kernels on a case. Returns the losses and the pool of gradients.
 fn on_gpu(gpu: &Gpu, network: &Network, case: &Case) -> (Vec<f32>, Vec<f32>) {
     let forward = network.forward(gpu, ROWS);
     let backward = network.backward(gpu, &forward);

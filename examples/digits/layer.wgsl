@@ -1,7 +1,7 @@
-// A fully connected layer, output = activation(weights * input + biases), in front of each of its three kernels.
+// A fully connected layer, output = activation(weights * input + biases). This precedes each of its three kernels.
 //
-// Weights are [outputs][inputs], activations [rows][inputs] and [rows][outputs]. Inputs are taken four at a time, as
-// vec4<f32>: every layer has a multiple of 4 of them.
+// Weights are [outputs][inputs], activations [rows][inputs] and [rows][outputs]. Kernels read inputs as vec4<f32>: every layer has a
+// multiple of 4 of them.
 
 struct Layer {
     inputs: u32,

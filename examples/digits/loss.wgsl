@@ -5,7 +5,7 @@
 @group(0) @binding(1) var<storage, read> labels: array<u32>;
 @group(0) @binding(2) var<storage, read> logits: array<f32>;
 @group(0) @binding(3) var<storage, read_write> logit_gradients: array<f32>;
-// One a step of the run, read back once at its end.
+// One for each step of the run, read back at its end.
 @group(0) @binding(4) var<storage, read_write> losses: array<f32>;
 
 var<workgroup> partial_sums: array<f32, WORKGROUP_THREADS>;

@@ -1,5 +1,5 @@
-//! Trains a small network on handwritten digits, wholly on the GPU, with AdaMod, Adam and SGD at several learning rates: the
-//! paper's Figure 6 in small, and its Figures 1 and 3. See the README next to this file.
+//! Trains a small network on handwritten digits, wholly on the GPU, with every rule at several learning rates: a small version of the
+//! paper's Figure 6, and its Figures 1 and 3. See the README next to this file.
 
 #[path = "../common/axis_labels.rs"]
 mod axis_labels;
@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use adamod::{HyperparameterError, Rule};
+use adamod::{OutOfRange, RuleKind};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -41,8 +41,7 @@ use rates::{distinct, parse_rate, rate_name};
 use report::{Cell, Grid, Row, rule_name};
 use train::{Run, Trainer};
 
-const RULES: [Rule; 3] = [Rule::AdaMod, Rule::Adam, Rule::Sgd];
-/// The paper's experiments give Adam and AdaMod this rate.
+/// The rate of Adam and AdaMod in the paper's experiments.
 const HISTOGRAM_LEARNING_RATE: f64 = 1e-3;
 
 const DEFAULT_EPOCHS: u64 = 60;
@@ -53,7 +52,7 @@ const QUICK_SEEDS: u64 = 1;
 /// AdaMod, Adam and SGD with momentum on handwritten digits, at several learning rates
 #[derive(Parser)]
 struct Arguments {
-    /// Learning rates alpha, comma-separated; the default is the paper's
+    /// Learning rates alpha, comma-separated; the defaults are the paper's
     #[arg(long, value_delimiter = ',', default_value = "0.001,0.01,0.1", value_parser = parse_rate)]
     learning_rates: Vec<f64>,
 
@@ -61,7 +60,7 @@ struct Arguments {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     epochs: Option<u64>,
 
-    /// Runs of each rule at each learning rate, each from other weights and with other minibatches [default: 3, with
+    /// Runs of each rule at each learning rate, each with its own initial weights and minibatches [default: 3, with
     /// --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     seeds: Option<u64>,
@@ -78,7 +77,7 @@ struct Arguments {
     #[arg(long, default_value = "target/digits")]
     output: PathBuf,
 
-    /// A few epochs of one seed: to see in seconds that everything works
+    /// Run a few epochs of one seed, to check in seconds that everything works
     #[arg(long)]
     quick: bool,
 }
@@ -94,7 +93,7 @@ impl Arguments {
         self.seeds.unwrap_or(default)
     }
 
-    fn run(&self, rule: Rule, learning_rate: f64, seed: u64) -> Run {
+    fn run(&self, rule: RuleKind, learning_rate: f64, seed: u64) -> Run {
         Run { rule, learning_rate, beta3: self.beta3, seed }
     }
 }
@@ -114,7 +113,7 @@ fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     validate(arguments)?;
     std::fs::create_dir_all(&arguments.output)
-        .map_err(|error| format!("{} cannot be made: {error}", arguments.output.display()))?;
+        .map_err(|error| format!("could not create {}: {error}", arguments.output.display()))?;
     let gpu = Gpu::open()?;
     println!("Adapter: {} ({})", gpu.adapter.name, gpu.adapter.backend);
 
@@ -136,16 +135,18 @@ fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Refuses before the first run what the library would refuse in the middle of the grid.
-fn validate(arguments: &Arguments) -> Result<(), HyperparameterError> {
-    (arguments.learning_rates.iter())
-        .try_for_each(|&rate| arguments.run(Rule::AdaMod, rate, 0).hyperparameters().validate())
+/// Checks the hyperparameters of all runs before the first one.
+fn validate(arguments: &Arguments) -> Result<(), OutOfRange> {
+    let runs = RuleKind::ALL
+        .iter()
+        .flat_map(|&rule| arguments.learning_rates.iter().map(move |&rate| arguments.run(rule, rate, 0)));
+    runs.map(|run| run.hyperparameters()).try_for_each(|hyperparameters| hyperparameters.validate())
 }
 
-/// Draws the grid, and the learning rates of two runs more; returns the files.
+/// Draws the grid and the learning rates of two more runs. Returns the files.
 fn draw(trainer: &Trainer<'_>, grid: &Grid, arguments: &Arguments) -> Result<[PathBuf; 3], Box<dyn Error>> {
     let windows = |rule| trainer.learning_rates(&arguments.run(rule, HISTOGRAM_LEARNING_RATE, 0));
-    let (adam, adamod) = (windows(Rule::Adam)?, windows(Rule::AdaMod)?);
+    let (adam, adamod) = (windows(RuleKind::Adam)?, windows(RuleKind::AdaMod)?);
     let folder = &arguments.output;
     Ok([
         plots::loss(grid, folder)?,
@@ -154,14 +155,14 @@ fn draw(trainer: &Trainer<'_>, grid: &Grid, arguments: &Arguments) -> Result<[Pa
     ])
 }
 
-/// Every rule at every learning rate from every seed. Runs of one seed start from the same weights and see the same minibatches.
+/// Trains every rule at every learning rate from every seed. Runs of one seed have the same initial weights and minibatches.
 fn train_grid(trainer: &Trainer<'_>, arguments: &Arguments) -> Result<Grid, Box<dyn Error>> {
     let rates = distinct(&arguments.learning_rates);
-    let runs = (RULES.len() * rates.len()) as u64 * arguments.seeds();
+    let runs = (RuleKind::ALL.len() * rates.len()) as u64 * arguments.seeds();
     let bar = ProgressBar::new(runs * arguments.epochs())
         .with_style(ProgressStyle::with_template("{wide_bar} {percent:>3} %  {eta:>4} left  {msg}")?);
     let mut rows = Vec::new();
-    for rule in RULES {
+    for &rule in RuleKind::ALL {
         let mut cells = Vec::new();
         for &rate in &rates {
             let mut outcomes = Vec::new();

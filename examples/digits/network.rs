@@ -10,17 +10,17 @@ use rand_distr::{Distribution, Normal};
 use crate::digits::{CLASSES, PIXELS};
 use crate::gpu::{Gpu, Kernel, Launch, whole, workgroups};
 
-/// Widths from the pixels to the logits; the layers between them are followed by ReLU.
+/// Widths from the pixels to the logits. ReLU follows every layer but the last.
 pub const WIDTHS: &[usize] = &[PIXELS, 64, 64, 64, 64, CLASSES];
 
-/// Tensors of a pool start at multiples of this, the alignment that WebGPU asks of a binding's offset: so the kernels here can
-/// bind each tensor alone, while the optimizer takes the pools whole.
+/// Every tensor of a pool starts at a multiple of this, WebGPU's alignment of a binding's offset. So the kernels here can bind each tensor
+/// alone, while the optimizer binds the whole pools.
 const TENSOR_ALIGNMENT_BYTES: u64 = 256;
-/// Inputs a kernel takes at a time.
+/// Inputs that a kernel reads at once.
 const VECTOR_ELEMENTS: usize = 4;
 const ELEMENT_BYTES: u64 = size_of::<f32>() as u64;
 
-/// Where a tensor lies, in the pool of parameters and, just so, in the pool of gradients.
+/// Where a tensor lies in the pool of parameters, and its gradient in the pool of gradients.
 pub struct Tensor {
     pub label: String,
     pub offset_bytes: u64,
@@ -28,13 +28,13 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// The elements of a pool's contents that are this tensor.
+    /// The elements of the tensor in the contents of a pool.
     pub fn range(&self) -> std::ops::Range<usize> {
         let first = (self.offset_bytes / ELEMENT_BYTES) as usize;
         first..first + self.len
     }
 
-    /// The part of a pool that is this tensor.
+    /// The tensor's part of a pool.
     fn within<'a>(&self, pool: &'a wgpu::Buffer) -> wgpu::BufferBinding<'a> {
         wgpu::BufferBinding {
             buffer: pool,
@@ -60,7 +60,7 @@ impl Layer {
     }
 }
 
-/// Lays the tensors of all layers one after the other; also returns the bytes of the pool.
+/// Lays out the tensors of all layers one after the other. Also returns the size of the pool in bytes.
 fn lay_out(widths: &[usize]) -> (Vec<Layer>, u64) {
     let count = widths.len() - 1;
     assert!(
@@ -102,7 +102,7 @@ pub struct Network {
 
 /// The forward pass for a number of rows.
 pub struct Forward {
-    /// The input, what each hidden layer puts out, the logits.
+    /// The input, the output of each hidden layer, and the logits.
     pub activations: Vec<wgpu::Buffer>,
     launches: Vec<Launch>,
     rows: usize,
@@ -110,7 +110,7 @@ pub struct Forward {
 
 /// The backward pass that belongs to a forward pass.
 pub struct Backward {
-    /// To be filled by the loss.
+    /// Filled by the loss.
     pub logit_gradients: wgpu::Buffer,
     launches: Vec<Launch>,
 }
@@ -205,7 +205,7 @@ impl Network {
                 ],
                 workgroups(layer.weights.len / VECTOR_ELEMENTS),
             ));
-            // Nobody needs the gradients of the pixels.
+            // The gradients of the pixels have no use.
             if l > 0 {
                 let input_gradients = gradients_of(l - 1);
                 launches.push(gpu.launch(
@@ -227,12 +227,12 @@ impl Network {
 }
 
 impl Forward {
-    /// Where the images go.
+    /// The buffer of the images.
     pub fn input(&self) -> &wgpu::Buffer {
         &self.activations[0]
     }
 
-    /// Where the unnormalised log-probabilities of the classes come out.
+    /// The buffer of the unnormalised log-probabilities of the classes.
     pub fn logits(&self) -> &wgpu::Buffer {
         &self.activations[self.activations.len() - 1]
     }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use adamod::Rule;
+use adamod::RuleKind;
 use plotters::coord::combinators::LogCoord;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
@@ -31,20 +31,21 @@ const RATE_COLORS: [RGBColor; 5] = [
     RGBColor(222, 190, 30),
 ];
 
-fn rule_color(rule: Rule) -> RGBColor {
+fn rule_color(rule: RuleKind) -> RGBColor {
     match rule {
-        Rule::AdaMod => RGBColor(0, 114, 178),
-        Rule::Adam => RGBColor(213, 94, 0),
-        Rule::Sgd => RGBColor(110, 110, 120),
+        RuleKind::AdaMod => RGBColor(0, 114, 178),
+        RuleKind::Adam => RGBColor(213, 94, 0),
+        RuleKind::Sgd => RGBColor(110, 110, 120),
+        _ => RGBColor(0, 158, 115),
     }
 }
 
-/// The color of one of `count` learning rates: the map is spread over all of them.
+/// The color of one of `count` learning rates, over which the map is spread.
 fn rate_color(index: usize, count: usize) -> RGBColor {
     RATE_COLORS[index * (RATE_COLORS.len() - 1) / count.saturating_sub(1).max(1)]
 }
 
-/// A range around all values for a log axis, a little wider than they are.
+/// A range for a log axis, a little wider than the values.
 fn log_range(values: impl IntoIterator<Item = f64>, margin_factor: f64) -> Range<f64> {
     let (low, high) = extent(values);
     if low > high {
@@ -53,7 +54,7 @@ fn log_range(values: impl IntoIterator<Item = f64>, margin_factor: f64) -> Range
     low / margin_factor..high * margin_factor
 }
 
-/// Mean training loss of the epochs: a panel a rule, a line a learning rate, a band from the least to the greatest seed.
+/// Mean training loss of the epochs: a panel for each rule, a line for each learning rate, a band from the least to the greatest seed.
 pub fn loss(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let path = folder.join("loss.svg");
     {
@@ -104,7 +105,7 @@ fn draw_curve(
     name: String,
     color: RGBColor,
 ) -> Drawn {
-    // A loss of exactly 0 has no place on a log axis.
+    // A log axis cannot show a loss of exactly 0.
     let floor = chart.y_range().start;
     let points = |loss: fn(&Envelope) -> f64| {
         let losses = curve.iter().map(loss).enumerate();
@@ -115,7 +116,7 @@ fn draw_curve(
     chart.draw_series([Polygon::new(band, color.mix(0.18))])?;
 
     let line = points(|runs| runs.mean);
-    // A run that diverged in its first epoch has no line: its cross is in the upper left corner.
+    // A run that diverged in its first epoch has no line, so its cross is in the upper left corner.
     let end = line.last().copied().unwrap_or((1.0, chart.y_range().end));
     let name = if diverged { format!("{name}, diverged") } else { name };
     draw_line(chart, line, &name, color)?;
@@ -123,7 +124,7 @@ fn draw_curve(
     Ok(())
 }
 
-/// Test accuracy against learning rate, a line a rule, a bar of one standard deviation of the seeds.
+/// Test accuracy against learning rate: a line for each rule, bars of one standard deviation over the seeds.
 pub fn accuracy(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let path = folder.join("accuracy.svg");
     {
@@ -166,8 +167,8 @@ pub fn accuracy(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     Ok(path)
 }
 
-/// Names and colors of the rules in the strip right of a chart: no corner of the chart is sure to be free of lines.
-fn draw_legend_beside(root: &Area<'_>, rules: impl Iterator<Item = Rule>) -> Drawn {
+/// Names and colors of the rules to the right of a chart, because lines may cross every corner of it.
+fn draw_legend_beside(root: &Area<'_>, rules: impl Iterator<Item = RuleKind>) -> Drawn {
     const LINE_PIXELS: i32 = 22;
     let x = root.dim_in_pixel().0 as i32 - LEGEND_PIXELS + 12;
     for (y, rule) in (LINE_PIXELS..).step_by(LINE_PIXELS as usize).zip(rules) {
@@ -179,7 +180,7 @@ fn draw_legend_beside(root: &Area<'_>, rules: impl Iterator<Item = Rule>) -> Dra
     Ok(())
 }
 
-/// Distribution of the learning rates over time, Adam's beside AdaMod's: a ridge a window of steps, the first at the top.
+/// Distribution of the learning rates over time, Adam's beside AdaMod's: a ridge for each window of steps, the first at the top.
 pub fn learning_rates(
     adam: &[Window],
     adamod: &[Window],
@@ -189,8 +190,10 @@ pub fn learning_rates(
     let path = folder.join("learning_rates.svg");
     let title = format!("Learning rates of the single weights over time, α = {}", rate_name(alpha));
     let panel = |title: &str, rule, windows| Ridges { title: title.into(), color: rule_color(rule), windows };
-    let panels =
-        [panel("Adam: η", Rule::Adam, adam), panel("AdaMod: filled min(η, s), line η", Rule::AdaMod, adamod)];
+    let panels = [
+        panel("Adam: η", RuleKind::Adam, adam),
+        panel("AdaMod: filled min(η, s), line η", RuleKind::AdaMod, adamod),
+    ];
     ridges::draw(&path, &title, &panels)?;
     Ok(path)
 }
@@ -206,7 +209,7 @@ mod tests {
         let outcome = Outcome { losses: vec![f32::NAN; 4], accuracy: None };
         let grid = Grid {
             learning_rates: vec![1.0],
-            rows: vec![Row { rule: Rule::Sgd, cells: vec![Cell { outcomes: vec![outcome] }] }],
+            rows: vec![Row { rule: RuleKind::Sgd, cells: vec![Cell { outcomes: vec![outcome] }] }],
             steps_per_epoch: 2,
         };
         let folder = tempfile::tempdir().unwrap();

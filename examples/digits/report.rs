@@ -1,24 +1,25 @@
-//! What the runs came to, and the tables printed of it.
+//! The results of all runs, and the printed tables.
 
 use std::fmt;
 
-use adamod::Rule;
+use adamod::RuleKind;
 
 use crate::digits::CLASSES;
 use crate::rates::rate_name;
 use crate::statistics::{deviation, extent, mean};
 use crate::train::Outcome;
 
-/// The name a rule has in tables and pictures.
-pub fn rule_name(rule: Rule) -> &'static str {
+/// The rule's name in tables and pictures.
+pub fn rule_name(rule: RuleKind) -> &'static str {
     match rule {
-        Rule::AdaMod => "AdaMod",
-        Rule::Adam => "Adam",
-        Rule::Sgd => "SGD, momentum 0.9",
+        RuleKind::AdaMod => "AdaMod",
+        RuleKind::Adam => "Adam",
+        RuleKind::Sgd => "SGD, momentum 0.9",
+        other => other.name(),
     }
 }
 
-/// All runs: a row a rule, a cell a learning rate.
+/// All runs, with a row for each rule and a cell for each learning rate.
 pub struct Grid {
     /// In ascending order.
     pub learning_rates: Vec<f64>,
@@ -28,14 +29,14 @@ pub struct Grid {
 
 /// The runs of one rule.
 pub struct Row {
-    pub rule: Rule,
-    /// One a learning rate.
+    pub rule: RuleKind,
+    /// One for each learning rate.
     pub cells: Vec<Cell>,
 }
 
 /// The runs of one rule at one learning rate.
 pub struct Cell {
-    /// One a seed.
+    /// One for each seed.
     pub outcomes: Vec<Outcome>,
 }
 
@@ -47,18 +48,18 @@ pub struct Envelope {
 }
 
 impl Cell {
-    /// Test accuracy of every run. A diverged run recognises nothing: it counts as guessing.
+    /// Test accuracy of every run. A diverged run counts as guessing.
     pub fn accuracies(&self) -> Vec<f64> {
         let guessing = 1.0 / CLASSES as f64;
         self.outcomes.iter().map(|outcome| outcome.accuracy.unwrap_or(guessing)).collect()
     }
 
-    /// How many runs met a loss that is not finite.
+    /// Number of runs with a loss that is not finite.
     pub fn diverged(&self) -> usize {
         self.outcomes.iter().filter(|outcome| outcome.accuracy.is_none()).count()
     }
 
-    /// Mean training loss of every epoch, one list a run; a diverged run ends before its first epoch without a finite one.
+    /// Mean training loss of every epoch, one list for each run. A diverged run ends before its first epoch whose mean is not finite.
     pub fn epoch_losses(&self, steps_per_epoch: usize) -> Vec<Vec<f64>> {
         let of_run = |outcome: &Outcome| {
             outcome
@@ -110,7 +111,7 @@ impl fmt::Display for Grid {
         }
         writeln!(
             f,
-            "\nspread: best less worst mean accuracy of the row. Diverged runs count as guessing, 10 %."
+            "\nspread: best minus worst mean accuracy of the row. Diverged runs count as guessing, 10 %."
         )
     }
 }
@@ -165,8 +166,8 @@ mod tests {
         Grid {
             learning_rates: vec![0.1, 1.0],
             rows: vec![
-                Row { rule: Rule::AdaMod, cells: vec![good(0.9), good(0.85)] },
-                Row { rule: Rule::Sgd, cells: vec![good(0.9), diverged] },
+                Row { rule: RuleKind::AdaMod, cells: vec![good(0.9), good(0.85)] },
+                Row { rule: RuleKind::Sgd, cells: vec![good(0.9), diverged] },
             ],
             steps_per_epoch: 2,
         }

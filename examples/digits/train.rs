@@ -1,11 +1,12 @@
-//! Training runs. Everything stays on the GPU: the host records, submits an epoch at a time, and reads back at the end.
+//! Training runs. Everything stays on the GPU. The host records, submits an epoch at a time, and reads back at the end.
 
 use std::error::Error;
 use std::ops::RangeInclusive;
 
 use adamod::wgpu;
 use adamod::{
-    Diagnostics, GroupId, Hyperparameters, Optimizer, Options, Parameter, Rule, View, Views, schedule,
+    AdaMod, Diagnostics, GroupId, Hyperparameters, Optimizer, Options, Parameter, Rule, RuleKind, Step, View,
+    Views, schedule,
 };
 
 use crate::digits::{CLASSES, Digits, PIXELS, TEST_IMAGES};
@@ -21,42 +22,41 @@ const DECAY_FACTOR: f64 = 0.1;
 /// What distinguishes one run from another.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
-    pub rule: Rule,
+    pub rule: RuleKind,
     pub learning_rate: f64,
+    /// AdaMod's third decay rate. Other rules do not have it.
     pub beta3: f64,
-    /// Decides the initial weights and the minibatches.
+    /// Determines the initial weights and the minibatches.
     pub seed: u64,
 }
 
 impl Run {
-    /// The paper's hyperparameters but for weight decay, of which there is none: epsilon and the first two betas as for Adam, momentum 0.9 for SGD.
+    /// The paper's hyperparameters without weight decay. The library's defaults are the paper's, apart from beta3.
     pub fn hyperparameters(&self) -> Hyperparameters {
-        Hyperparameters {
-            learning_rate: self.learning_rate,
-            betas: [0.9, 0.999, self.beta3],
-            epsilon: 1e-8,
-            momentum: 0.9,
-            ..Default::default()
-        }
+        let rule = match self.rule {
+            RuleKind::AdaMod => Rule::AdaMod(AdaMod::new().with_betas([0.9, 0.999, self.beta3])),
+            other => other.with_defaults(),
+        };
+        Hyperparameters::from(rule).with_learning_rate(self.learning_rate)
     }
 }
 
-/// What came of a run.
+/// The results of a run.
 pub struct Outcome {
     /// Mean loss of the minibatch of every step.
     pub losses: Vec<f32>,
-    /// Part of the test images that were recognised; `None` if a loss was not finite.
+    /// Fraction of the test images that were recognised; `None` if a loss was not finite.
     pub accuracy: Option<f64>,
 }
 
-/// A run under way.
+/// A run in progress.
 struct Session {
     run: Run,
     optimizer: Optimizer,
     group: GroupId,
 }
 
-/// Everything that runs share; a run only rewrites the contents of buffers.
+/// Everything that runs share. A run only rewrites the contents of buffers.
 pub struct Trainer<'a> {
     gpu: &'a Gpu,
     epochs: usize,
@@ -66,7 +66,7 @@ pub struct Trainer<'a> {
     forward: Forward,
     loss: Launch,
     backward: Backward,
-    /// Counted up by the loss.
+    /// The number of the step, which the loss kernel advances.
     step: wgpu::Buffer,
     order: wgpu::Buffer,
     losses: wgpu::Buffer,
@@ -144,20 +144,20 @@ impl<'a> Trainer<'a> {
 
     /// Trains and collects histograms of the learning rates over windows of steps, each twice as long as the one before it.
     pub fn learning_rates(&self, run: &Run) -> Result<Vec<Window>, Box<dyn Error>> {
-        let mut session = self.start(run, Diagnostics::LearningRates)?;
+        let mut session = self.start(run, Diagnostics::RateHistograms)?;
         let mut windows = Vec::new();
         let mut first = 1;
         while first <= self.steps() {
             let last = (2 * first - 1).min(self.steps());
             self.run_steps(&mut session, first..=last, || ())?;
-            let rates = session.optimizer.read_learning_rates_blocking()?;
-            windows.push(Window { steps: (first, last), rates });
+            let rates = session.optimizer.take_rate_histograms().wait()?;
+            windows.push(Window::new((first, last), &rates));
             first = last + 1;
         }
         Ok(windows)
     }
 
-    /// Resets parameters, minibatches and step, and makes the optimizer of the run.
+    /// Resets parameters, minibatches and step, and creates the run's optimizer.
     fn start(&self, run: &Run, diagnostics: Diagnostics) -> Result<Session, Box<dyn Error>> {
         let initial = self.network.initial_parameters(run.seed);
         self.gpu.write(&self.network.parameters, &initial);
@@ -165,32 +165,28 @@ impl<'a> Trainer<'a> {
         self.gpu.write(&self.order, &order);
         self.gpu.write(&self.step, &[0_u32]);
 
-        let options = Options { rule: run.rule, diagnostics, ..Default::default() };
+        let options = Options::new().with_diagnostics(diagnostics);
         let mut optimizer = Optimizer::new(&self.gpu.device, &self.gpu.queue, options)?;
         let group = optimizer.add_group(run.hyperparameters())?;
         for tensor in self.network.tensors() {
-            optimizer.add_parameter(
-                group,
-                Parameter {
-                    views: Some(Views::new(
-                        View::new(&self.network.parameters, tensor.offset_bytes),
-                        View::new(&self.network.gradients, tensor.offset_bytes),
-                    )),
-                    ..Parameter::new(&tensor.label, tensor.len as u64)
-                },
-            )?;
+            let views = Views::new(
+                View::new(&self.network.parameters, tensor.offset_bytes),
+                View::new(&self.network.gradients, tensor.offset_bytes),
+            );
+            let parameter = Parameter::new(&tensor.label, tensor.len as u64).with_views(views);
+            optimizer.add_parameter(group, parameter)?;
         }
         Ok(Session { run: *run, optimizer, group })
     }
 
-    /// The paper's schedule: constant, then a tenth.
+    /// The paper's schedule: constant, then divided by 10.
     fn learning_rate(&self, run: &Run, step: u64) -> f64 {
         let milestone = (DECAY_AFTER * self.steps() as f64) as u64;
         schedule::step_decay(run.learning_rate, &[milestone], DECAY_FACTOR, step)
     }
 
-    /// Submits steps an epoch's number at a time, and records one such submission while the one before it runs: the GPU does not
-    /// wait for the host, and the host does not run far ahead.
+    /// Submits the steps of an epoch at a time, and records the next submission while the previous one runs. So the GPU does not wait
+    /// for the host, and the host does not run far ahead.
     fn run_steps(
         &self,
         session: &mut Session,
@@ -226,12 +222,12 @@ impl<'a> Trainer<'a> {
             self.backward.record(&mut pass);
             drop(pass);
             optimizer.set_learning_rate(*group, self.learning_rate(run, step))?;
-            optimizer.encode(&mut encoder)?;
+            optimizer.encode(&mut encoder, &Step::all())?;
         }
         Ok(self.gpu.queue.submit([encoder.finish()]))
     }
 
-    /// Part of the test images whose largest logit is that of their label.
+    /// Fraction of the test images whose largest logit is that of their label.
     fn test_accuracy(&self) -> Result<f64, Box<dyn Error>> {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         self.test.record(&mut encoder.begin_compute_pass(&Default::default()));
@@ -246,7 +242,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The loss of a forward pass: writes `losses[step]` and the gradients that the backward pass starts from, and advances `step`.
+/// The loss of a forward pass: writes `losses[step]` and the gradients of the logits, and advances `step`.
 pub fn loss_launch(
     gpu: &Gpu,
     step: &wgpu::Buffer,
@@ -281,19 +277,19 @@ mod tests {
     const EPOCHS: usize = 2;
     const BATCH: usize = 256;
 
-    fn losses(trainer: &Trainer<'_>, rule: Rule, beta3: f64, seed: u64) -> Vec<f32> {
+    fn losses(trainer: &Trainer<'_>, rule: RuleKind, beta3: f64, seed: u64) -> Vec<f32> {
         let run = Run { rule, learning_rate: 0.01, beta3, seed };
         trainer.train(&run, || ()).unwrap().losses
     }
 
     #[test]
-    fn runs_of_one_seed_start_alike_and_go_their_ways() {
+    fn runs_of_one_seed_start_alike_and_then_differ() {
         let gpu = Gpu::open().unwrap();
         let digits = Digits::load().unwrap();
         let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
-        let adam = losses(&trainer, Rule::Adam, 0.999, 0);
-        let adamod = losses(&trainer, Rule::AdaMod, 0.999, 0);
-        let other_seed = losses(&trainer, Rule::Adam, 0.999, 1);
+        let adam = losses(&trainer, RuleKind::Adam, 0.999, 0);
+        let adamod = losses(&trainer, RuleKind::AdaMod, 0.999, 0);
+        let other_seed = losses(&trainer, RuleKind::Adam, 0.999, 1);
         assert_eq!(adam.len() as u64, trainer.steps());
         assert_eq!(adam[0], adamod[0]);
         assert_ne!(adam[1..], adamod[1..]);
@@ -306,8 +302,8 @@ mod tests {
         let gpu = Gpu::open().unwrap();
         let digits = Digits::load().unwrap();
         let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
-        let adam = losses(&trainer, Rule::Adam, 0.999, 0);
-        assert_eq!(losses(&trainer, Rule::AdaMod, 0.0, 0), adam);
+        let adam = losses(&trainer, RuleKind::Adam, 0.999, 0);
+        assert_eq!(losses(&trainer, RuleKind::AdaMod, 0.0, 0), adam);
     }
 
     #[test]
@@ -315,15 +311,15 @@ mod tests {
         let gpu = Gpu::open().unwrap();
         let digits = Digits::load().unwrap();
         let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
-        let run = Run { rule: Rule::AdaMod, learning_rate: 0.001, beta3: 0.999, seed: 0 };
+        let run = Run { rule: RuleKind::AdaMod, learning_rate: 0.001, beta3: 0.999, seed: 0 };
         let windows = trainer.learning_rates(&run).unwrap();
         let mut next = 1;
-        for Window { steps, rates } in &windows {
+        for Window { steps, eta, bounded, .. } in &windows {
             assert_eq!(steps.0, next);
             next = steps.1 + 1;
             let updates = (next - steps.0) * trainer.parameters() as u64;
-            assert_eq!(rates.eta.iter().sum::<u64>(), updates);
-            assert_eq!(rates.bounded.iter().sum::<u64>(), updates);
+            assert_eq!(eta.iter().sum::<u64>(), updates);
+            assert_eq!(bounded.iter().sum::<u64>(), updates);
         }
         assert_eq!(next, trainer.steps() + 1);
     }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Trains with PyTorch, goes on with the Rust crate on a GPU, and goes on with PyTorch; then compares with PyTorch alone.
+"""Trains in PyTorch, continues in the Rust crate on a GPU and then in PyTorch again, and compares with PyTorch alone.
 
     python3 -m venv venv && venv/bin/pip install -r examples/pytorch/requirements.txt
     venv/bin/python examples/pytorch/there_and_back.py
-    venv/bin/python examples/pytorch/there_and_back.py --fixture    # what the example's test reads
+    venv/bin/python examples/pytorch/there_and_back.py --fixture    # writes the files that the example's tests expect
 """
 
 import argparse
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import adamod_checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
+FIXTURE = HERE / "fixture"
 SHAPES = {"embedding": (17, 8), "layer.0.weight": (8, 13), "layer.0.bias": (13,), "head.weight": (3, 5, 7)}
 THERE, BACK, END = 10, 20, 30
 
@@ -85,7 +86,7 @@ def initial():
 
 
 def gradients():
-    """Heavy-tailed; the bias has none at first, so that its step count is another one."""
+    """Heavy-tailed gradients. The bias has none at first, so its step count differs."""
     rng = numpy.random.default_rng(11)
     found = {}
     for step in range(1, END + 1):
@@ -97,7 +98,7 @@ def gradients():
 
 
 def hand_over(rule, folder):
-    """PyTorch's first steps, as files for the crate: a checkpoint, the values, and the gradients of the steps after."""
+    """Takes PyTorch's first steps and writes files for the crate: a checkpoint, the values, and the gradients of the next steps."""
     run, all_gradients = Run(RULES[rule], initial()), gradients()
     run.steps(all_gradients, 0, THERE)
     adamod_checkpoint.save(run.optimizer, run.names, folder / "checkpoint.safetensors")
@@ -113,7 +114,7 @@ def compare(what, found, expected):
     worst = 0.0
     for name, value in expected.items():
         difference = (found[name].double() - value.double()).abs()
-        # State has no scale of its own: its largest element gives it one.
+        # Values are about 1. State has no such scale, so its largest element stands in.
         allowed = 1e-5 * value.double().abs() + 1e-6 * max(1.0 if "param" in name else 0.0, value.abs().max().item())
         worst = max(worst, (difference / allowed).max().item())
     print(f"{what:<20} {worst:.3f} of the tolerance")
@@ -138,14 +139,22 @@ def there_and_back(rule):
     return compare(f"{rule}, and back", back.everything(), alone.everything()) and there
 
 
+def write_fixture():
+    """Writes what follows from the fixture's checkpoint, which is of version 1 and stays: its version 2, and PyTorch's next steps."""
+    run = load_file(FIXTURE / "run.safetensors")
+    back = Run(RULES["adamod.AdaMod"], {name: run[f"param.{name}"] for name in SHAPES})
+    adamod_checkpoint.load(FIXTURE / "checkpoint.safetensors", back.optimizer, back.names)
+    adamod_checkpoint.save(back.optimizer, back.names, FIXTURE / "version-2.safetensors")
+    back.steps(run, 0, BACK - THERE)
+    found = {name: value.contiguous() for name, value in back.everything().items()}
+    save_file(found, FIXTURE / "expected.safetensors")
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--fixture", action="store_true", help="write the files that the example's test reads")
+    arguments.add_argument("--fixture", action="store_true", help="write the files that the example's tests expect")
     if arguments.parse_args().fixture:
-        folder = HERE / "fixture"
-        run = hand_over("adamod.AdaMod", folder)
-        run.steps(gradients(), THERE, BACK)
-        save_file({name: value.contiguous() for name, value in run.everything().items()}, folder / "expected.safetensors")
+        write_fixture()
         return
     passed = [there_and_back(rule) for rule in RULES]
     sys.exit(0 if all(passed) else 1)

@@ -1,9 +1,8 @@
-//! Optimizers against the truth in f64, step by step.
+//! Compares optimizers with the f64 reference, step by step.
 
 use adamod::reference::Reference;
-use adamod::{Formula, Hyperparameters, Rule};
 
-use crate::optimizers::Optimizer;
+use crate::optimizers::{Name, Optimizer, Settings};
 use crate::statistics::{Band, errors, median, ratios};
 use crate::streams::Stream;
 
@@ -12,25 +11,25 @@ pub const EXP_AVG_SQ: usize = 1;
 /// Index of `exp_avg_lr` among the states.
 pub const EXP_AVG_LR: usize = 2;
 
-/// How one optimizer stands to the truth after some steps.
+/// How far one optimizer is from the reference after some steps.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub step: u64,
-    /// `exp_avg_sq` in units of the truth's.
+    /// `exp_avg_sq` in units of the reference's.
     pub squares: Band,
-    /// `exp_avg_lr` in units of the truth's.
+    /// `exp_avg_lr` in units of the reference's.
     pub rates: Band,
     /// Median of the relative errors of `exp_avg_lr`.
     pub rates_error: f64,
-    /// Median of the relative errors of the way from where the parameter started, `|moved / moved_ref - 1|`.
+    /// Median of the relative errors of the parameter's movement from its start, `|moved / moved_ref - 1|`.
     pub moved_error: f64,
-    /// The same of the way that was gone: the sum of the steps' magnitudes.
+    /// The same of the length of its path, the sum of the magnitudes of its steps.
     pub path_error: f64,
 }
 
 /// The snapshots of one optimizer.
 pub struct Course {
-    pub name: &'static str,
+    pub name: Name,
     pub snapshots: Vec<Snapshot>,
 }
 
@@ -42,20 +41,20 @@ impl Course {
     }
 }
 
-/// Values and the way that they have gone.
-struct Way {
+/// Values, and the lengths of their paths.
+struct Path {
     last: Vec<f64>,
-    path: Vec<f64>,
+    lengths: Vec<f64>,
 }
 
-impl Way {
+impl Path {
     fn new(elements: usize) -> Self {
-        Self { last: vec![0.0; elements], path: vec![0.0; elements] }
+        Self { last: vec![0.0; elements], lengths: vec![0.0; elements] }
     }
 
     fn go(&mut self, values: impl Iterator<Item = f64>) {
-        for ((last, path), value) in self.last.iter_mut().zip(&mut self.path).zip(values) {
-            *path += (value - *last).abs();
+        for ((last, length), value) in self.last.iter_mut().zip(&mut self.lengths).zip(values) {
+            *length += (value - *last).abs();
             *last = value;
         }
     }
@@ -65,31 +64,31 @@ impl Way {
 pub fn compare(
     mut optimizers: Vec<Box<dyn Optimizer>>,
     mut stream: Stream,
-    hyperparameters: Hyperparameters,
+    settings: Settings,
     elements: usize,
     (steps, every): (u64, u64),
     mut progress: impl FnMut(u64),
 ) -> Vec<Course> {
-    let mut truth = Reference::<f64>::new(Rule::AdaMod, Formula::Paper);
-    let group = truth.add_group(hyperparameters);
-    truth.add_parameter(group, vec![0.0; elements]);
-    let mut true_way = Way::new(elements);
-    let mut ways: Vec<Way> = optimizers.iter().map(|_| Way::new(elements)).collect();
+    let mut reference = Reference::<f64>::new();
+    let group = reference.add_group(settings);
+    reference.add_parameter(group, vec![0.0; elements]);
+    let mut exact_path = Path::new(elements);
+    let mut paths: Vec<Path> = optimizers.iter().map(|_| Path::new(elements)).collect();
     let mut courses: Vec<Course> =
         optimizers.iter().map(|o| Course { name: o.name(), snapshots: Vec::new() }).collect();
     let mut gradient = vec![0.0_f32; elements];
     for step in 1..=steps {
         stream.next(&mut gradient);
         let exact: Vec<f64> = gradient.iter().map(|&g| g.into()).collect();
-        truth.step(&[Some(&exact)]);
-        true_way.go(truth.values(0).iter().copied());
-        for (optimizer, way) in optimizers.iter_mut().zip(&mut ways) {
+        reference.step(&[Some(&exact)]);
+        exact_path.go(reference.values(0).iter().copied());
+        for (optimizer, path) in optimizers.iter_mut().zip(&mut paths) {
             optimizer.step(&gradient);
-            way.go(optimizer.values().iter().map(|&x| x.into()));
+            path.go(optimizer.values().iter().map(|&x| x.into()));
         }
         if step % every == 0 {
-            let expected = truth.state(0);
-            for ((optimizer, way), course) in optimizers.iter().zip(&ways).zip(&mut courses) {
+            let expected = reference.state(0);
+            for ((optimizer, path), course) in optimizers.iter().zip(&paths).zip(&mut courses) {
                 let states = optimizer.states();
                 let rates = ratios(&states[EXP_AVG_LR], &expected[EXP_AVG_LR]);
                 course.snapshots.push(Snapshot {
@@ -97,8 +96,8 @@ pub fn compare(
                     squares: Band::of(ratios(&states[EXP_AVG_SQ], &expected[EXP_AVG_SQ])),
                     rates_error: median(errors(&rates)),
                     rates: Band::of(rates),
-                    moved_error: median(errors(&ratios(&way.last, &true_way.last))),
-                    path_error: median(errors(&ratios(&way.path, &true_way.path))),
+                    moved_error: median(errors(&ratios(&path.last, &exact_path.last))),
+                    path_error: median(errors(&ratios(&path.lengths, &exact_path.lengths))),
                 });
             }
             progress(every);

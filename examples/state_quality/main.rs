@@ -1,6 +1,6 @@
-//! How good the low-bit formats of state are: each state against f64 over long streams of gradients, small networks trained with
-//! each format, and what happens with formats that were not taken. Everything is computed on the CPU by the twin of the kernels,
-//! which equals them bit by bit. Results are in `docs/state-quality.md`.
+//! Measures how good the low-bit formats of state are: each state against f64 over long streams of gradients, small networks trained with
+//! each format, and the rejected formats. The library's CPU reference computes everything, with the same bits as the kernels. Results are
+//! in `docs/state-quality.md`.
 
 #[path = "../common/axis_labels.rs"]
 mod axis_labels;
@@ -32,21 +32,20 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use comparison::{Course, compare};
-use optimizers::{Ablation, Optimizer, Rejected, Twin, format_name, hyperparameters};
+use optimizers::{Ablation, Name, Optimizer, Rejected, Settings, Twin};
 use plots::Panel;
 use report::{Table, percent, ratio};
 use statistics::{deviation, mean};
 use streams::{Kind, Scales, Stream};
 use training::Outcome;
 
-const FORMATS: [StateFormat; 3] = [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8];
 const BETAS3: [f64; 2] = [0.999, 0.9999];
 const LEARNING_RATE: f64 = 1e-3;
 const ELEMENTS: usize = 1024;
 const SNAPSHOTS: u64 = 100;
-/// The changing stream's intervals in a run.
+/// Number of intervals of the changing stream in a run.
 const INTERVALS: u64 = 20;
-/// Steps after which the bars are for.
+/// Steps after which errors are compared with the bars.
 const BAR_STEPS: u64 = 2000;
 const BAR_BETA3: f64 = 0.9999;
 const THREADS: usize = 2;
@@ -56,7 +55,7 @@ const SMALL: f64 = 1e-6;
 /// Errors of the low-bit formats of state
 #[derive(Parser)]
 struct Arguments {
-    /// 1,000 steps a stream, two seeds and short training: to see that everything works
+    /// 1,000 steps of each stream, two seeds and short training, to check that everything works
     #[arg(long)]
     quick: bool,
 
@@ -93,7 +92,7 @@ fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let output = &arguments.output;
     std::fs::create_dir_all(output)
-        .map_err(|error| format!("{} cannot be made: {error}", output.display()))?;
+        .map_err(|error| format!("could not create {}: {error}", output.display()))?;
     let mut tables = streams(arguments, output)?;
     tables.push(training(arguments, output)?);
     tables.push(ablations(arguments, output)?);
@@ -104,7 +103,7 @@ fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Results of a function of each job, in order, computed by a few threads.
+/// Applies a function to each job on a few threads. Returns the results in the order of the jobs.
 fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
@@ -144,16 +143,18 @@ impl Job {
         &self,
         steps: u64,
         bar: &ProgressBar,
-        optimizers: impl Fn(adamod::Hyperparameters) -> Vec<Box<dyn Optimizer>>,
+        optimizers: impl Fn(Settings) -> Vec<Box<dyn Optimizer>>,
     ) -> Vec<Course> {
-        let h = hyperparameters(LEARNING_RATE, self.beta3);
+        let settings = Settings::new(LEARNING_RATE, self.beta3);
         let stream = Stream::new(self.kind, self.scales, ELEMENTS, steps / INTERVALS, self.factor);
-        compare(optimizers(h), stream, h, ELEMENTS, (steps, steps / SNAPSHOTS), |by| bar.inc(by))
+        compare(optimizers(settings), stream, settings, ELEMENTS, (steps, steps / SNAPSHOTS), |by| {
+            bar.inc(by)
+        })
     }
 }
 
-fn twin(format: StateFormat, h: adamod::Hyperparameters) -> Box<dyn Optimizer> {
-    Box::new(Twin::new(format, h, ELEMENTS))
+fn twin(format: StateFormat, settings: Settings) -> Box<dyn Optimizer> {
+    Box::new(Twin::new(format, settings, ELEMENTS))
 }
 
 /// The formats on all streams: tables, the course of the states as CSV, pictures.
@@ -166,8 +167,9 @@ fn streams(arguments: &Arguments, output: &Path) -> Result<Vec<Table>, Box<dyn E
         }
     }
     let bar = progress_bar("streams ", steps * jobs.len() as u64)?;
-    let results =
-        in_parallel(&jobs, |job| job.run(steps, &bar, |h| FORMATS.map(|format| twin(format, h)).into()));
+    let results = in_parallel(&jobs, |job| {
+        job.run(steps, &bar, |settings| StateFormat::ALL.map(|format| twin(format, settings)).into())
+    });
     bar.finish_and_clear();
 
     for (jobs, results) in jobs.chunks(Kind::ALL.len()).zip(results.chunks(Kind::ALL.len())) {
@@ -217,7 +219,7 @@ fn states_table(title: String, jobs: &[Job], results: &[Vec<Course>], step: u64)
                 job.beta3.to_string(),
                 job.scales.name().into(),
                 job.kind.name().into(),
-                course.name.into(),
+                course.name.to_string(),
             ];
             for band in [snapshot.squares, snapshot.rates] {
                 row.extend([band.low, band.median, band.high].map(ratio));
@@ -241,7 +243,7 @@ fn courses_table(jobs: &[Job], results: &[Vec<Course>]) -> Table {
                     job.beta3.to_string(),
                     job.scales.name().into(),
                     job.kind.name().into(),
-                    course.name.into(),
+                    course.name.to_string(),
                     snapshot.step.to_string(),
                 ];
                 for band in [snapshot.squares, snapshot.rates] {
@@ -255,12 +257,12 @@ fn courses_table(jobs: &[Job], results: &[Vec<Course>]) -> Table {
     table
 }
 
-/// Most that a format's median error may be.
-fn bar_of(format: &str, scales: Scales) -> Option<f64> {
-    match (format, scales) {
-        ("Bf16", _) => Some(0.02),
-        ("Q8", Scales::Alike) => Some(0.04),
-        ("Q8", Scales::Mixed) => Some(0.08),
+/// The largest accepted median error of a format.
+fn bar_of(optimizer: Name, scales: Scales) -> Option<f64> {
+    match (optimizer, scales) {
+        (Name::Format(StateFormat::Bf16), _) => Some(0.02),
+        (Name::Format(StateFormat::Q8), Scales::Alike) => Some(0.04),
+        (Name::Format(StateFormat::Q8), Scales::Mixed) => Some(0.08),
         _ => None,
     }
 }
@@ -286,8 +288,7 @@ fn bars_table(jobs: &[Job], results: &[Vec<Course>], step: u64) -> Table {
             let missed: Vec<&str> = (["exp_avg_lr", "moved", "path"].into_iter().zip(errors))
                 .filter_map(|(name, error)| if error <= limit { None } else { Some(name) })
                 .collect();
-            let mut row: Vec<String> =
-                [job.scales.name(), job.kind.name(), course.name].map(String::from).into();
+            let mut row = vec![job.scales.name().into(), job.kind.name().into(), course.name.to_string()];
             row.push(format!("{}", 100.0 * limit));
             row.extend(errors.map(percent));
             row.push(if missed.is_empty() { "yes".into() } else { format!("not {}", missed.join(", ")) });
@@ -297,13 +298,13 @@ fn bars_table(jobs: &[Job], results: &[Vec<Course>], step: u64) -> Table {
     table
 }
 
-/// Networks trained with each format from several seeds.
+/// Trains networks with each format from several seeds.
 fn training(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Error>> {
     let tasks = training::tasks()?;
     let steps = arguments.training_steps();
     let mut jobs = Vec::new();
     for task in &tasks {
-        for format in FORMATS {
+        for format in StateFormat::ALL {
             jobs.extend((0..arguments.seeds()).map(|seed| (task, format, seed)));
         }
     }
@@ -318,7 +319,7 @@ fn training(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Error
     let mut runs =
         Table::new("Runs", &["task", "format", "seed", "loss", "held-out loss", "held-out accuracy"]);
     for ((task, format, seed), outcome) in jobs.iter().zip(&outcomes) {
-        let mut row = vec![task.name.into(), format_name(*format).into(), seed.to_string()];
+        let mut row = vec![task.name.into(), Name::Format(*format).to_string(), seed.to_string()];
         row.extend([outcome.loss, outcome.held_out_loss, outcome.held_out_accuracy].map(|x| x.to_string()));
         runs.row(row);
     }
@@ -336,7 +337,8 @@ fn training(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Error
     let title = format!("Training, {steps} steps, {} seeds: mean ± deviation", arguments.seeds());
     let mut table = Table::new(title, &header);
     let seeds = arguments.seeds() as usize;
-    for (jobs, outcomes) in jobs.chunks(FORMATS.len() * seeds).zip(outcomes.chunks(FORMATS.len() * seeds)) {
+    let runs_of_task = StateFormat::ALL.len() * seeds;
+    for (jobs, outcomes) in jobs.chunks(runs_of_task).zip(outcomes.chunks(runs_of_task)) {
         let losses =
             |outcomes: &[Outcome], of: fn(&Outcome) -> f64| outcomes.iter().map(of).collect::<Vec<_>>();
         let exact = &outcomes[..seeds];
@@ -360,7 +362,7 @@ fn training(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Error
             };
             table.row(vec![
                 jobs[0].0.name.into(),
-                format_name(jobs[0].1).into(),
+                Name::Format(jobs[0].1).to_string(),
                 spread(|o| o.loss),
                 spread(|o| o.held_out_loss),
                 {
@@ -375,7 +377,7 @@ fn training(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Error
     Ok(table)
 }
 
-/// Formats that were not taken, each beside the one that was, on the stream that shows why.
+/// Compares each rejected format with the library's, on the stream that shows why it was rejected.
 fn ablations(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Error>> {
     let steps = arguments.stream_steps();
     let job = |scales, factor| Job { kind: Kind::Drift, scales, beta3: BAR_BETA3, factor };
@@ -386,12 +388,15 @@ fn ablations(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Erro
     ];
     let bar = progress_bar("ablation", steps * jobs.len() as u64)?;
     let results = in_parallel(&jobs, |(job, rejected, taken)| {
-        job.run(steps, &bar, |h| {
-            vec![Box::new(Ablation::new(*rejected, h, ELEMENTS)) as Box<dyn Optimizer>, twin(*taken, h)]
+        job.run(steps, &bar, |settings| {
+            vec![
+                Box::new(Ablation::new(*rejected, settings, ELEMENTS)) as Box<dyn Optimizer>,
+                twin(*taken, settings),
+            ]
         })
     });
     bar.finish_and_clear();
-    let title = format!("Formats that were not taken, each above the one that was, after {steps} steps");
+    let title = format!("Rejected formats, each above the library's, after {steps} steps");
     let header = [
         "stream",
         "scales",
@@ -412,7 +417,7 @@ fn ablations(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Erro
                 job.kind.name().into(),
                 job.scales.name().into(),
                 format!("{}", job.factor),
-                course.name.into(),
+                course.name.to_string(),
                 ratio(snapshot.squares.median),
             ];
             row.extend([snapshot.rates.low, snapshot.rates.median, snapshot.rates.high].map(ratio));

@@ -8,13 +8,13 @@ use rand::{RngExt, SeedableRng};
 pub struct Network {
     /// Rows and columns of the table of embeddings, if inputs are tokens.
     pub embedding: Option<(usize, usize)>,
-    /// What the tanh layer reads of an example: features, or the embeddings of its tokens one after the other.
+    /// Inputs of the tanh layer: features, or the embeddings of an example's tokens one after the other.
     pub inputs: usize,
     pub hidden: usize,
     pub classes: usize,
 }
 
-/// Names of the tensors in the order in which a network has them; without embeddings the last is missing.
+/// Names of a network's tensors in their order. A network without embeddings lacks the last one.
 pub const TENSORS: [&str; 5] = ["hidden.weight", "hidden.bias", "output.weight", "output.bias", "embedding"];
 
 /// Inputs of examples, one after the other.
@@ -32,7 +32,7 @@ pub struct Examples {
 }
 
 impl Examples {
-    /// The examples at these places.
+    /// The examples with these indices.
     pub fn select(&self, indices: impl Iterator<Item = usize> + Clone) -> Self {
         fn gather<T: Copy>(all: &[T], count: usize, indices: impl Iterator<Item = usize>) -> Vec<T> {
             let width = all.len() / count;
@@ -47,13 +47,13 @@ impl Examples {
     }
 }
 
-/// What a pass over examples came to.
+/// The results of a pass over examples.
 pub struct Pass {
     /// Mean cross-entropy.
     pub loss: f64,
-    /// Part of the examples whose class was the most probable.
+    /// Fraction of the examples whose class was the most probable.
     pub accuracy: f64,
-    /// One a tensor.
+    /// One for each tensor.
     pub gradients: Vec<Vec<f32>>,
 }
 
@@ -86,7 +86,7 @@ impl Network {
         }
     }
 
-    /// Forward and backward.
+    /// Runs the forward and backward pass.
     pub fn pass(&self, tensors: &[&[f32]], examples: &Examples) -> Pass {
         let (count, classes) = (examples.labels.len(), self.classes);
         let x = self.embedded(tensors, &examples.inputs);
@@ -101,7 +101,7 @@ impl Network {
             scores.iter_mut().for_each(|z| *z = (*z - largest).exp());
             let sum: f32 = scores.iter().sum();
             loss += f64::from(sum.ln() - margin);
-            // From here on the gradient of the mean loss.
+            // From here on, the scores are the gradient of the mean loss.
             scores.iter_mut().for_each(|z| *z /= sum * count as f32);
             scores[label] -= 1.0 / count as f32;
         }
@@ -135,7 +135,7 @@ fn affine(x: &[f32], weight: &[f32], bias: &[f32], inputs: usize) -> Vec<f32> {
     y
 }
 
-/// Gradients of weight, bias and inputs, of that of the outputs.
+/// Gradients of weight, bias and inputs, from the gradient of the outputs.
 fn backward(x: &[f32], weight: &[f32], d: &[f32], outputs: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let inputs = weight.len() / outputs;
     let (mut d_weight, mut d_bias) = (vec![0.0; weight.len()], vec![0.0; outputs]);

@@ -1,36 +1,63 @@
-//! What is compared: the CPU twin in its formats, which is what the GPU computes bit by bit, and the formats that were not taken.
+//! What is compared: the library's formats, computed by its CPU reference with the GPU's bits, and the rejected formats.
+
+use std::fmt;
 
 use adamod::reference::{Reference, Storage};
-use adamod::{Formula, Hyperparameters, Rule, StateFormat};
+use adamod::{AdaMod, Hyperparameters, StateFormat};
 use half::{bf16, f16};
 
 const LABEL: &str = "state_quality";
-const GROUP: usize = 32;
+/// Elements of a quant block.
+const BLOCK: usize = 32;
 
-/// States as AdaMod's formulas have them, in the order of [`Rule::state_names`].
+/// States as in AdaMod's formulas, in the order of [`adamod::Rule::state_names`].
 pub type States = [Vec<f64>; 3];
 
 /// An optimizer of one tensor that starts at zero.
 pub trait Optimizer {
-    fn name(&self) -> &'static str;
+    fn name(&self) -> Name;
     fn step(&mut self, gradient: &[f32]);
     fn values(&self) -> &[f32];
     fn states(&self) -> States;
 }
 
-pub fn format_name(format: StateFormat) -> &'static str {
-    match format {
-        StateFormat::F32 => "F32",
-        StateFormat::Bf16 => "Bf16",
-        StateFormat::Q8 => "Q8",
+/// What an optimizer is called in tables and pictures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Name {
+    Format(StateFormat),
+    Rejected(Rejected),
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // As the variant is called in the library.
+            Self::Format(format) => write!(f, "{format:?}"),
+            Self::Rejected(rejected) => f.write_str(rejected.name()),
+        }
     }
 }
 
-pub fn hyperparameters(learning_rate: f64, beta3: f64) -> Hyperparameters {
-    Hyperparameters { learning_rate, betas: [0.9, 0.999, beta3], ..Hyperparameters::default() }
+/// The learning rate and the rule of all optimizers of a comparison.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    learning_rate: f64,
+    rule: AdaMod,
 }
 
-/// The library's CPU twin.
+impl Settings {
+    pub fn new(learning_rate: f64, beta3: f64) -> Self {
+        Self { learning_rate, rule: AdaMod::new().with_betas([0.9, 0.999, beta3]) }
+    }
+}
+
+impl From<Settings> for Hyperparameters {
+    fn from(settings: Settings) -> Self {
+        Self::from(settings.rule).with_learning_rate(settings.learning_rate)
+    }
+}
+
+/// The library's CPU reference.
 pub struct Twin {
     reference: Reference<f32>,
     format: StateFormat,
@@ -38,18 +65,18 @@ pub struct Twin {
 }
 
 impl Twin {
-    pub fn new(format: StateFormat, hyperparameters: Hyperparameters, elements: usize) -> Self {
-        let mut reference = Reference::new(Rule::AdaMod, Formula::Paper);
-        let group = reference.add_group(hyperparameters);
-        let storage = Storage { state: format, label: LABEL, ..Storage::default() };
+    pub fn new(format: StateFormat, settings: Settings, elements: usize) -> Self {
+        let mut reference = Reference::new();
+        let group = reference.add_group(settings);
+        let storage = Storage::new().with_state(format).with_label(LABEL);
         reference.add_stored_parameter(group, vec![0.0; elements], storage);
-        Self { reference, format, beta3: hyperparameters.betas[2] }
+        Self { reference, format, beta3: settings.rule.betas[2] }
     }
 }
 
 impl Optimizer for Twin {
-    fn name(&self) -> &'static str {
-        format_name(self.format)
+    fn name(&self) -> Name {
+        Name::Format(self.format)
     }
 
     fn step(&mut self, gradient: &[f32]) {
@@ -70,14 +97,14 @@ impl Optimizer for Twin {
     }
 }
 
-/// A format that the library does not have: one state of f32 arithmetic is rounded after every step.
+/// A format that the library does not have. The arithmetic is f32, and one state is rounded after every step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rejected {
     /// `exp_avg_lr` in bf16, rounded to the nearest.
     NearestBf16Rates,
-    /// `exp_avg_sq` in 8 bits, evenly spaced from zero to the group's largest.
+    /// `exp_avg_sq` in 8 bits, evenly spaced from zero to the largest of the quant block.
     LinearSquares,
-    /// `exp_avg` in 8 bits, evenly spaced, with the group's scale in f16.
+    /// `exp_avg` in 8 bits, evenly spaced, with the quant block's scale in f16.
     HalfScales,
 }
 
@@ -99,46 +126,45 @@ impl Rejected {
     }
 }
 
-/// Rounds to `codes` evenly spaced numbers on either side of zero, which every group has a scale for.
+/// Rounds to `codes` evenly spaced numbers on either side of zero. Every quant block has a scale.
 fn linear(values: &mut [f32], codes: f32, rounded: fn(f32) -> f32) {
-    for group in values.chunks_mut(GROUP) {
-        let largest = group.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    for block in values.chunks_mut(BLOCK) {
+        let largest = block.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
         let scale = rounded(largest / codes);
-        for x in group {
+        for x in block {
             *x = if scale > 0.0 { (*x / scale).round().clamp(-codes, codes) * scale } else { 0.0 };
         }
     }
 }
 
-/// AdaMod, Algorithm 2, in f32 but for what is rounded.
+/// AdaMod, Algorithm 2, in f32 apart from the state that is rounded.
 pub struct Ablation {
     rejected: Rejected,
-    hyperparameters: Hyperparameters,
+    settings: Settings,
     steps: i32,
     values: Vec<f32>,
     states: [Vec<f32>; 3],
 }
 
 impl Ablation {
-    pub fn new(rejected: Rejected, hyperparameters: Hyperparameters, elements: usize) -> Self {
+    pub fn new(rejected: Rejected, settings: Settings, elements: usize) -> Self {
         let zero = || vec![0.0; elements];
-        Self { rejected, hyperparameters, steps: 0, values: zero(), states: [zero(), zero(), zero()] }
+        Self { rejected, settings, steps: 0, values: zero(), states: [zero(), zero(), zero()] }
     }
 }
 
 impl Optimizer for Ablation {
-    fn name(&self) -> &'static str {
-        self.rejected.name()
+    fn name(&self) -> Name {
+        Name::Rejected(self.rejected)
     }
 
     fn step(&mut self, gradient: &[f32]) {
         self.steps += 1;
-        let betas = self.hyperparameters.betas;
+        let Settings { learning_rate, rule: AdaMod { betas, epsilon, .. } } = self.settings;
         let [w1, w2, w3] = betas.map(|beta| (1.0 - beta) as f32);
         let [m_correction, v_correction] =
             [betas[0], betas[1]].map(|beta| (1.0 / (1.0 - beta.powi(self.steps))) as f32);
-        let alpha = self.hyperparameters.learning_rate as f32;
-        let epsilon = self.hyperparameters.epsilon as f32;
+        let (alpha, epsilon) = (learning_rate as f32, epsilon as f32);
         let [m, v, s] = &mut self.states;
         for (i, &g) in gradient.iter().enumerate() {
             m[i] += w1 * (g - m[i]);
@@ -164,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn linear_codes_lose_what_is_small_in_its_group() {
+    fn linear_codes_lose_small_elements_of_a_block() {
         let mut values = vec![1.0, -0.5, 1e-3];
         linear(&mut values, 127.0, |scale| scale);
         assert_eq!(values[0], 1.0);
@@ -173,10 +199,10 @@ mod tests {
     }
 
     #[test]
-    fn an_ablation_is_the_twin_but_for_what_is_rounded() {
-        let h = hyperparameters(1e-3, 0.999);
-        let mut ablation = Ablation::new(Rejected::NearestBf16Rates, h, 1);
-        let mut twin = Twin::new(StateFormat::F32, h, 1);
+    fn an_ablation_is_the_twin_apart_from_the_rounded_state() {
+        let settings = Settings::new(1e-3, 0.999);
+        let mut ablation = Ablation::new(Rejected::NearestBf16Rates, settings, 1);
+        let mut twin = Twin::new(StateFormat::F32, settings, 1);
         for g in [0.5, -0.25, 1.0] {
             ablation.step(&[g]);
             twin.step(&[g]);

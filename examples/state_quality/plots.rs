@@ -10,20 +10,20 @@ use crate::comparison::{Course, Snapshot};
 use crate::picture::{PANEL_TITLE_PIXELS, draw_legend, draw_line, font, picture, styled};
 use crate::statistics::Band;
 
-/// Ratios beyond are drawn at the edge.
+/// Ratios further from 1 are drawn at the edge.
 const FARTHEST: f64 = 2.0;
 
 fn color(index: usize) -> RGBColor {
     [RGBColor(110, 110, 120), RGBColor(0, 114, 178), RGBColor(213, 94, 0)][index % 3]
 }
 
-/// A panel: its title, and a course an optimizer.
+/// A panel: its title, and the course of each optimizer.
 pub struct Panel<'a> {
     pub title: String,
     pub courses: &'a [Course],
 }
 
-/// Ratios to the truth over the steps: the median with the band from 5 to 95%, a panel a stream.
+/// Ratios to the reference over the steps: the median with the band from 5 to 95%, and a panel for each stream.
 pub fn bands(
     path: &Path,
     title: &str,
@@ -66,7 +66,7 @@ pub fn bands(
             let mut outline = points(|band| band.high);
             outline.extend(points(|band| band.low).into_iter().rev());
             chart.draw_series([Polygon::new(outline, color.mix(0.2))])?;
-            draw_line(&mut chart, points(|band| band.median), course.name, color)?;
+            draw_line(&mut chart, points(|band| band.median), &course.name.to_string(), color)?;
         }
         draw_legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
     }
@@ -77,6 +77,7 @@ pub fn bands(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::optimizers::{Name, Rejected};
 
     #[test]
     fn what_is_not_a_number_is_drawn_at_the_edge() {
@@ -89,11 +90,12 @@ mod tests {
             moved_error: f64::INFINITY,
             path_error: f64::INFINITY,
         };
-        let courses = [Course { name: "lost", snapshots: vec![snapshot(1), snapshot(2)] }];
+        let name = Name::Rejected(Rejected::HalfScales);
+        let courses = [Course { name, snapshots: vec![snapshot(1), snapshot(2)] }];
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lost.svg");
         let panels = [Panel { title: "noise".into(), courses: &courses }];
         bands(&path, "Ratios", &panels, |snapshot| snapshot.rates).unwrap();
-        assert!(std::fs::read_to_string(path).unwrap().contains("lost"));
+        assert!(std::fs::read_to_string(path).unwrap().contains(&name.to_string()));
     }
 }

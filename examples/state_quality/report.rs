@@ -51,7 +51,7 @@ pub fn percent(error: f64) -> String {
     }
 }
 
-/// A ratio to the truth.
+/// A ratio to the reference.
 pub fn ratio(ratio: f64) -> String {
     if !(1e-3..1e3).contains(&ratio) && ratio != 0.0 { format!("{ratio:.1e}") } else { format!("{ratio:.4}") }
 }

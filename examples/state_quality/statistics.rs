@@ -16,7 +16,7 @@ impl Band {
     }
 }
 
-/// Quantile of sorted values, linear between neighbours; NaN of none.
+/// Quantile of sorted values, linear between neighbours; NaN for no values.
 pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
     let place = q * last as f64;
@@ -33,14 +33,14 @@ pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Standard deviation of a sample: divides by one less than there are values.
+/// Standard deviation of a sample, which divides by the number of values minus 1.
 pub fn deviation(values: &[f64]) -> f64 {
     let mean = mean(values);
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
     (squares / (values.len() as f64 - 1.0)).sqrt()
 }
 
-/// Each value in units of its reference. Zero of zero is exact; zero references that were missed count as infinite.
+/// Each value divided by its reference. Zero divided by zero counts as exact, and other values divided by zero as infinite.
 pub fn ratios(values: &[f64], references: &[f64]) -> Vec<f64> {
     let ratio = |(&value, &reference): (&f64, &f64)| match (value == 0.0, reference == 0.0) {
         (true, true) => 1.0,
@@ -49,7 +49,7 @@ pub fn ratios(values: &[f64], references: &[f64]) -> Vec<f64> {
     values.iter().zip(references).map(ratio).collect()
 }
 
-/// How far ratios are from 1. What is not a number is as far as can be.
+/// Distances of ratios from 1; infinite for NaN.
 pub fn errors(ratios: &[f64]) -> Vec<f64> {
     let error = |ratio: &f64| if ratio.is_nan() { f64::INFINITY } else { (ratio - 1.0).abs() };
     ratios.iter().map(error).collect()

@@ -8,13 +8,13 @@ use rand_distr::{Distribution, StandardNormal, StudentT};
 const GROUP: usize = 32;
 /// Standard deviation of the logarithms of scales that are alike.
 const ALIKE: f64 = 0.7;
-/// Decades over which the scales of a group are mixed, or those of all groups spread where a group's are alike.
+/// Decades over which the scales of a group are mixed, or those of all groups if a group's are alike.
 const DECADES: f64 = 5.0;
 /// Mean of the drifting stream in units of its deviation.
 const DRIFT: f64 = 0.5;
-/// Part of the sparse stream's gradients that is not zero.
+/// Fraction of the sparse stream's gradients that is not zero.
 const DENSITY: f64 = 0.1;
-/// How much the changing stream grows and shrinks.
+/// The factor by which the changing stream grows and shrinks.
 const JUMP: f64 = 100.0;
 
 /// How gradients are distributed over the steps.
@@ -22,7 +22,7 @@ const JUMP: f64 = 100.0;
 pub enum Kind {
     /// Normal, without a mean.
     Noise,
-    /// Normal, with a mean of half a deviation: what the average keeps is not only chance.
+    /// Normal, with a mean of half a deviation, so that averages are not only noise.
     Drift,
     /// Student's t with 2 degrees of freedom.
     HeavyTailed,
@@ -76,7 +76,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream of so many elements, at most 1 in scale times `factor`, that changes after every `interval` steps.
+    /// A stream of `elements` elements, with scales of up to about `factor`. The changing stream changes after every `interval` steps.
     pub fn new(kind: Kind, scales: Scales, elements: usize, interval: u64, factor: f64) -> Self {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
         let decades = |rng: &mut Xoshiro256PlusPlus| 10_f64.powf(-DECADES * rng.random::<f64>());

@@ -1,4 +1,4 @@
-//! Text by rule: numbers in words, a line each.
+//! Generated text: numbers in words, one per line.
 
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
@@ -6,12 +6,12 @@ use rand::{RngExt, SeedableRng};
 use crate::english_numbers::{END, english};
 use crate::network::{Examples, Inputs};
 
-/// Characters from which the next one is predicted.
+/// The number of characters from which the network predicts the next one.
 pub const CONTEXT: usize = 6;
 /// ASCII: most characters never occur, as in large vocabularies, and their embeddings' gradients are always zero.
 pub const CHARACTERS: usize = 128;
 
-/// Every place in the text of so many random numbers: the characters before it, and the one that is there.
+/// Every position in the text of `numbers` random numbers: the characters before it, and the character itself.
 pub fn examples(numbers: usize, seed: u64) -> Examples {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let lines = (0..numbers).map(|_| english(rng.random_range(0..END)) + "\n");

@@ -1,15 +1,15 @@
-//! Training of small networks with each format of state.
+//! Trains small networks with each format of state.
 
 use std::error::Error;
 
+use adamod::StateFormat;
 use adamod::reference::{Reference, Storage};
-use adamod::{Formula, Rule, StateFormat};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use crate::digits::{CLASSES, Digits, Images, PIXELS};
 use crate::network::{Examples, Inputs, Network, TENSORS};
-use crate::optimizers::hyperparameters;
+use crate::optimizers::Settings;
 use crate::statistics::mean;
 use crate::text;
 
@@ -18,10 +18,10 @@ const BETA3: f64 = 0.9999;
 const LEARNING_RATE: f64 = 1e-2;
 const TEXT_NUMBERS: usize = 3000;
 const HELD_OUT_NUMBERS: usize = 100;
-/// The final loss is the mean over the last of so many parts of the steps.
+/// The final loss is the mean over the last of this many parts of the steps.
 const FINAL_PART: usize = 20;
 
-/// A network, what it is trained on and what it is only tested on.
+/// A network, its training examples and its held-out examples.
 pub struct Task {
     pub name: &'static str,
     network: Network,
@@ -30,7 +30,7 @@ pub struct Task {
     batch: usize,
 }
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     /// Mean training loss of the last steps.
@@ -74,15 +74,15 @@ pub fn tasks() -> Result<[Task; 2], Box<dyn Error>> {
 }
 
 impl Task {
-    /// Trains from the seed's initial values on the seed's minibatches, which are the same for every format. All tensors have
-    /// their state in the format, biases too.
+    /// Trains from the seed's initial values on the seed's minibatches, which are the same for every format. The state of all tensors has
+    /// the format, biases included.
     pub fn train(&self, format: StateFormat, seed: u64, steps: usize) -> Outcome {
-        let mut reference = Reference::<f32>::new(Rule::AdaMod, Formula::Paper);
-        let group = reference.add_group(hyperparameters(LEARNING_RATE, BETA3));
+        let mut reference = Reference::<f32>::new();
+        let group = reference.add_group(Settings::new(LEARNING_RATE, BETA3));
         let initial = self.network.initial(seed);
         let tensors = initial.len();
         for (values, label) in initial.into_iter().zip(TENSORS) {
-            let storage = Storage { state: format, label, seed, ..Storage::default() };
+            let storage = Storage::new().with_state(format).with_label(label).with_seed(seed);
             reference.add_stored_parameter(group, values, storage);
         }
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(!seed);

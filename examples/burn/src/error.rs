@@ -1,16 +1,14 @@
-//! What can go wrong. Messages name the parameter, what was found and what is needed.
+//! The errors of the adapter. Messages name the parameter, what was found and what was expected.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use adamod::{
-    CheckpointError, CreateError, EncodeError, HyperparameterError, ReadError, RegisterError, WriteError,
-};
+use adamod::CheckpointError;
 use burn::tensor::wgpu::WgpuInitError;
 use burn::tensor::{DType, Shape};
 use thiserror::Error;
 
-/// Anything that the adapter refuses or that fails under it.
+/// An operation of the adapter failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,82 +19,73 @@ pub enum Error {
         label: String,
     },
     /// A tensor of a type without a kernel.
-    #[error("the {role} of parameter {label:?} has type {found:?}, needed is one of F32, F16, BF16")]
+    #[error("the {role} of parameter {label:?} has type {found:?}, expected F32, F16 or BF16")]
     DType {
         /// Path of the parameter.
         label: String,
-        /// Whether it is the parameter's value or its gradient.
+        /// `value` or `gradient`.
         role: &'static str,
         /// Its type.
         found: DType,
     },
-    /// A gradient that does not fit its parameter.
-    #[error("the gradient of parameter {label:?} has shape {found:?}, the parameter {needed:?}")]
+    /// The shape of a gradient is not its parameter's.
+    #[error("the gradient of parameter {label:?} has shape {found:?}, expected {expected:?}")]
     Shape {
         /// Path of the parameter.
         label: String,
         /// The gradient's shape.
         found: Shape,
-        /// The parameter's.
-        needed: Shape,
+        /// The parameter's shape.
+        expected: Shape,
     },
     /// A parameter on a device other than the optimizer's.
-    #[error("parameter {label:?} is on {found}, the optimizer on {needed}")]
+    #[error("parameter {label:?} is on {found}, expected {expected}, the device of the optimizer")]
     Device {
         /// Path of the parameter.
         label: String,
         /// The parameter's device.
         found: String,
-        /// The optimizer's.
-        needed: String,
+        /// The optimizer's device.
+        expected: String,
     },
-    /// A parameter that is not what it was in an earlier step.
-    #[error("parameter {label:?} has {found}, at its first step it had {needed}")]
+    /// The length or type of a parameter has changed since its first step.
+    #[error("parameter {label:?} has {found}, expected {expected} as at its first step")]
     Changed {
         /// Path of the parameter.
         label: String,
         /// Its elements and type now.
         found: String,
-        /// Those at its first step.
-        needed: String,
+        /// Its elements and type at its first step.
+        expected: String,
     },
-    /// [`adamod::AfterUse::Zero`]: Burn's gradients may be shared, and are dropped after a step anyway.
-    #[error("the option `gradients` is Zero, needed is Keep: Burn's gradients may be shared")]
+    /// [`adamod::Options::zero_gradients`] is set. Burn's gradients may be shared, and are dropped after a step anyway.
+    #[error("the option zero_gradients is true, expected false, because Burn's gradients may be shared")]
     ZeroedGradients,
     /// A type that only [`FusedOptimizer`](crate::FusedOptimizer) handles.
-    #[error("a parameter of the per-tensor route has type {found:?}, needed is F32")]
+    #[error("a tensor of PerTensor or its gradient has type {found:?}, expected F32")]
     PerTensorDType {
         /// Its type.
         found: DType,
     },
-    /// A hyperparameter, or a group of another optimizer.
+    /// A gradient multiplier that is not finite.
+    #[error("the gradient multiplier is {found}, expected a finite number")]
+    Multiplier {
+        /// The multiplier.
+        found: f32,
+    },
+    /// An operation of the core failed.
     #[error(transparent)]
-    Hyperparameter(#[from] HyperparameterError),
-    /// The core optimizer cannot be made on this device.
-    #[error(transparent)]
-    Create(#[from] CreateError),
-    /// The core refuses a parameter.
-    #[error(transparent)]
-    Register(#[from] RegisterError),
-    /// The core cannot record or submit a step.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    /// State or counters cannot be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// State cannot be written.
-    #[error(transparent)]
-    Write(#[from] WriteError),
-    /// A checkpoint does not fit.
+    Core(#[from] adamod::Error),
+    /// The core could not restore a checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// Burn cannot open or register a device.
+    /// Burn could not open or register a device.
     #[error(transparent)]
     Init(#[from] WgpuInitError),
-    /// Burn's runtime fails.
+    /// Burn's runtime failed.
     #[error("Burn: {what}")]
     Burn {
-        /// What it says.
+        /// Its message.
         what: String,
     },
 }
@@ -116,12 +105,12 @@ impl<M> StepError<M> {
         Self(Box::new((error, Mutex::new(module))))
     }
 
-    /// What went wrong.
+    /// The error.
     pub fn error(&self) -> &Error {
         &self.0.0
     }
 
-    /// The module, none of its values changed, and what went wrong.
+    /// The module, with the values from before the step, and the error.
     pub fn into_parts(self) -> (M, Error) {
         let (error, module) = *self.0;
         (module.into_inner().unwrap_or_else(PoisonError::into_inner), error)

@@ -1,4 +1,4 @@
-//! Burn with fusion: a step is one custom operation in Burn's queue, over all parameters. Nothing waits for it.
+//! Burn with fusion: a step is one custom operation in Burn's queue over all parameters. Nothing waits for it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ type Runtime = <CubeBackend as FusionBackend>::FusionRuntime;
 /// A float tensor of Burn's.
 pub(crate) type Primitive = FusionTensor<Runtime>;
 
-/// Queues a step. The values that come back are written when it runs.
+/// Queues a step. The returned values are written when it runs.
 pub(crate) fn run(
     shared: &Arc<Shared>,
     groups: Groups,
@@ -33,7 +33,7 @@ pub(crate) fn run(
         .into_iter()
         .map(|Job { parameter, value, gradient }| {
             let output = TensorIr::uninit(client.create_empty_handle(), value.shape.clone(), value.dtype);
-            // A tensor that nothing else refers to is handed over: its buffer can be written.
+            // Hands over a tensor to which nothing else refers, so that its buffer can be written.
             let (value, gradient) = (value.into_ir(), gradient.into_ir());
             inputs.extend([value.clone(), gradient.clone()]);
             outputs.push(output.clone());
@@ -46,7 +46,7 @@ pub(crate) fn run(
     (client.register(StreamId::current(), operation, step), Ok(()))
 }
 
-/// Runs what is queued on the calling thread's stream.
+/// Runs the operations that are queued on the calling thread's stream.
 pub(crate) fn drain(gpu: &Gpu) -> Result<(), Error> {
     get_client::<CubeBackend>(&gpu.cube).try_sync(|| ()).map_err(Error::burn)
 }
@@ -86,7 +86,7 @@ impl Operation<Runtime> for QueuedStep {
         for (QueuedJob { output, .. }, value) in self.jobs.iter().zip(values) {
             handles.register_float_tensor::<CubeBackend>(output, value);
         }
-        // An error given to Burn would take the values with it.
+        // If this returned the error, Burn would drop the values.
         if let Err(error) = outcome {
             self.shared.fail(error);
         }

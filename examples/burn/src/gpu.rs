@@ -9,8 +9,8 @@ use crate::error::Error;
 
 /// A wgpu device and its queue, with Burn's name for it.
 ///
-/// Burn does not tell which wgpu device lies under a [`Device`] that exists already, so the two are made together. Cloning is
-/// cheap, and all clones are the same device.
+/// Burn does not reveal the wgpu device of an existing [`Device`], so the two are created together. Cloning is cheap, and all clones
+/// are the same device.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     device: Device,
@@ -24,14 +24,14 @@ impl Gpu {
     /// Opens an adapter with Burn's limits and features.
     ///
     /// # Errors
-    /// If there is none, or Burn has used that `kind` in this process already: then it has a device that cannot be shared. Call
-    /// this before the first tensor is made.
+    /// If there is no adapter, or if this process has used that `kind` in Burn already, whose device cannot be shared then. Call this
+    /// before the first tensor is created.
     pub fn open(kind: DeviceKind) -> Result<Self, Error> {
         let (device, setup) = Device::wgpu_options().device_kind(kind).init_with_setup()?;
         Self::new(device, setup)
     }
 
-    /// Registers a wgpu device of the engine's own with Burn. To be called once for each.
+    /// Registers the engine's own wgpu device with Burn. Call it once for each device.
     ///
     /// # Errors
     /// If Burn refuses it.
@@ -58,7 +58,7 @@ impl Gpu {
         })
     }
 
-    /// Burn's device, without autodiff: `gpu.device().autodiff()` is the one to train on.
+    /// Burn's device without autodiff. Train on `gpu.device().autodiff()`.
     pub fn device(&self) -> Device {
         self.device.clone()
     }

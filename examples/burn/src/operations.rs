@@ -1,33 +1,48 @@
-//! AdaMod in Burn's tensor operations: the twin that tests and benches compare with. It runs on every backend of Burn.
+//! AdaMod in Burn's tensor operations, with which tests and benches compare. It runs on every backend of Burn.
 
-use adamod::{Hyperparameters, Objective, WeightDecay};
+use adamod::{Formula, Objective, WeightDecay};
 use burn::optim::{LearningRate, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{Device, Tensor, activation};
 
-/// The paper's Algorithm 2 as a [`burn::optim::Optimizer`], one tensor operation a term.
+/// AdaMod as a [`burn::optim::Optimizer`], with one tensor operation for each term. Each step gets its learning rate from Burn.
 #[derive(Clone, Debug)]
 pub struct AdaMod {
-    hyperparameters: Hyperparameters,
+    rule: adamod::AdaMod,
+    weight_decay: WeightDecay,
+    objective: Objective,
     minimum: Minimum,
 }
 
-/// How the smaller of two tensors is taken.
+/// How the smaller of two tensors is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Minimum {
-    /// `min_pair`. It has a mask, at which Burn 0.22 stops fusing.
+    /// `min_pair`. It uses a mask, at which Burn 0.22 stops fusing.
     #[default]
     Exact,
-    /// `s - max(s - eta, 0)`, which Burn fuses: a rate far below its moving average is off by that average's rounding.
+    /// `s - max(s - eta, 0)`, which Burn fuses. A rate far below its moving average has the rounding error of that average.
     Fusing,
 }
 
 impl AdaMod {
-    /// With these hyperparameters; their learning rate is replaced by the one of each step.
-    pub fn new(hyperparameters: Hyperparameters) -> Self {
-        Self { hyperparameters, minimum: Minimum::default() }
+    /// The rule without weight decay.
+    pub fn new(rule: adamod::AdaMod) -> Self {
+        let (weight_decay, objective) = (WeightDecay::default(), Objective::default());
+        Self { rule, weight_decay, objective, minimum: Minimum::default() }
     }
 
-    /// The same with another minimum.
+    /// Sets the weight decay.
+    #[must_use]
+    pub fn with_weight_decay(self, weight_decay: WeightDecay) -> Self {
+        Self { weight_decay, ..self }
+    }
+
+    /// Sets the direction of the step.
+    #[must_use]
+    pub fn with_objective(self, objective: Objective) -> Self {
+        Self { objective, ..self }
+    }
+
+    /// Sets how the bound is applied.
     #[must_use]
     pub fn with_minimum(self, minimum: Minimum) -> Self {
         Self { minimum, ..self }
@@ -53,33 +68,36 @@ impl Optimizer for AdaMod {
         grad: Tensor<D>,
         state: Option<AdaModState<D>>,
     ) -> (Tensor<D>, Option<AdaModState<D>>) {
-        let Hyperparameters { betas: [beta1, beta2, beta3], epsilon, weight_decay, objective, .. } =
-            self.hyperparameters;
-        let grad = match objective {
+        let adamod::AdaMod { betas: [beta1, beta2, beta3], epsilon, formula, .. } = self.rule;
+        let grad = match self.objective {
             Objective::Minimize => grad,
             Objective::Maximize => grad.neg(),
         };
-        let (tensor, grad) = match weight_decay {
-            WeightDecay::None => (tensor, grad),
+        let (tensor, grad) = match self.weight_decay {
             WeightDecay::Decoupled(lambda) => (tensor.mul_scalar(1.0 - lr * lambda), grad),
             WeightDecay::Coupled(lambda) => (tensor.clone(), grad + tensor.mul_scalar(lambda)),
+            _ => (tensor, grad),
         };
         let state = state.unwrap_or_else(|| {
             let zeros = grad.zeros_like();
             AdaModState { step: 0, exp_avg: zeros.clone(), exp_avg_sq: zeros.clone(), exp_avg_lr: zeros }
         });
         let step = state.step + 1;
-        let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
+        let [correction1, correction2] = [beta1, beta2].map(|beta| 1.0 - beta.powf(step as f64));
+        let (step_size, correction1, correction2) = match formula {
+            Formula::Paper => (lr, correction1, correction2),
+            Formula::AuthorsCode => (lr * correction2.sqrt() / correction1, 1.0, 1.0),
+        };
         let exp_avg = state.exp_avg.mul_scalar(beta1) + grad.clone().mul_scalar(1.0 - beta1);
         let exp_avg_sq = state.exp_avg_sq.mul_scalar(beta2) + grad.square().mul_scalar(1.0 - beta2);
-        let root = exp_avg_sq.clone().div_scalar(corrected(beta2)).sqrt();
-        let eta = root.add_scalar(epsilon).recip().mul_scalar(lr);
+        let root = exp_avg_sq.clone().div_scalar(correction2).sqrt();
+        let eta = root.add_scalar(epsilon).recip().mul_scalar(step_size);
         let exp_avg_lr = state.exp_avg_lr.mul_scalar(beta3) + eta.clone().mul_scalar(1.0 - beta3);
         let bounded = match self.minimum {
             Minimum::Exact => eta.min_pair(exp_avg_lr.clone()),
             Minimum::Fusing => exp_avg_lr.clone() - activation::relu(exp_avg_lr.clone() - eta),
         };
-        let tensor = tensor - bounded * exp_avg.clone().div_scalar(corrected(beta1));
+        let tensor = tensor - bounded * exp_avg.clone().div_scalar(correction1);
         (tensor, Some(AdaModState { step, exp_avg, exp_avg_sq, exp_avg_lr }))
     }
 
@@ -93,7 +111,7 @@ impl Optimizer for AdaMod {
     }
 }
 
-// By hand: the derive names crates that only Burn's own crates have.
+// Written by hand, because the derive names crates on which only Burn's own crates depend.
 impl<const D: usize> RecordState for AdaModState<D> {
     fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
         out.push_scalar(prefix, "step", self.step.into());

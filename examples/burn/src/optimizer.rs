@@ -1,11 +1,10 @@
-//! [`FusedOptimizer`]: all parameters of a module in one submission a step.
+//! [`FusedOptimizer`] steps all parameters of a module in one submission.
 
 use std::fmt;
 use std::sync::Arc;
 
 use adamod::{
-    Checkpoint, GroupId, HyperparameterError, Hyperparameters, LearningRates, Optimizer, Options, Precision,
-    Progress, ReadError,
+    Checkpoint, ErrorKind, Group, GroupId, Hyperparameters, Optimizer, Options, Progress, RateHistograms,
 };
 use burn::module::Module;
 use burn::optim::GradAdaptor;
@@ -18,20 +17,19 @@ use crate::shared::Shared;
 
 /// The optimizer step of a Burn module, in place on Burn's own buffers.
 ///
-/// Parameters are known by their paths, `encoder.layers.0.weight`; they are registered when they first have a gradient. Those
-/// without one in a step are left alone, weight decay and step count included, and so are integer and boolean ones.
+/// A parameter's label is its path, `encoder.layers.0.weight`. It is registered when it first has a gradient. A step leaves parameters
+/// without a gradient as they are: no weight decay, and their step counts do not advance. Integer and boolean parameters stay too.
 ///
-/// With Burn's fusion (feature `fusion`) a step is queued like any other operation and no call waits for the device. An error
-/// that only shows when it runs is then returned by the next call of a method that returns [`Error`]; the values are those before
-/// that step.
+/// With Burn's fusion (feature `fusion`) a step is queued like any other operation, and no call waits for the device. If a step fails
+/// when it runs, its values stay, and the next method that returns [`Error`] returns the error.
 pub struct FusedOptimizer {
     shared: Arc<Shared>,
-    groups: Vec<Group>,
+    groups: Vec<ModuleGroup>,
     known: KnownParameters,
 }
 
-/// A group of parameters.
-pub(crate) struct Group {
+/// A group, and the parameters that it takes.
+pub(crate) struct ModuleGroup {
     pub id: GroupId,
     hyperparameters: Hyperparameters,
     /// Whether a path belongs to it.
@@ -53,59 +51,68 @@ impl FusedOptimizer {
     /// An optimizer without groups.
     ///
     /// # Errors
-    /// As [`adamod::Optimizer::new`], and if `options.gradients` is not [`adamod::AfterUse::Keep`].
+    /// As [`adamod::Optimizer::new`], and if [`Options::zero_gradients`] is set.
     pub fn new(gpu: &Gpu, options: Options) -> Result<Self, Error> {
         let shared = Arc::new(Shared::new(gpu, options)?);
         Ok(Self { shared, groups: Vec::new(), known: KnownParameters::new() })
     }
 
-    /// Adds a group for the parameters whose paths `takes` is true for. The first group that takes a parameter has it; a
-    /// parameter with a gradient that none takes is an error, so a last group `|_| true` is a default.
+    /// Adds a group for the parameters for whose paths `takes` is true: hyperparameters, a rule, or a [`Group`] with a precision. Groups
+    /// may have different rules.
+    ///
+    /// A parameter belongs to the first group that takes it. A parameter with a gradient that no group takes is an error, so a last group
+    /// with `|_| true` is the default.
     ///
     /// # Errors
     /// If a hyperparameter is refused.
     pub fn add_group(
         &mut self,
-        hyperparameters: Hyperparameters,
-        precision: Precision,
+        group: impl Into<Group>,
         takes: impl Fn(&str) -> bool + Send + 'static,
     ) -> Result<GroupId, Error> {
-        let id = self.shared.core().add_group_with(hyperparameters, precision)?;
-        self.groups.push(Group { id, hyperparameters, takes: Box::new(takes) });
+        let group = group.into();
+        let id = self.shared.core().add_group(group)?;
+        let hyperparameters = group.hyperparameters;
+        self.groups.push(ModuleGroup { id, hyperparameters, takes: Box::new(takes) });
         Ok(id)
     }
 
     /// Sets a group's learning rate for [`FusedOptimizer::step_groups`].
     ///
     /// # Errors
-    /// If it is refused, or the group is of another optimizer.
+    /// If it is refused, or the group belongs to another optimizer. The old rate stays.
     pub fn set_learning_rate(&mut self, group: GroupId, learning_rate: f64) -> Result<(), Error> {
-        let hyperparameters = *self.hyperparameters(group).ok_or(HyperparameterError::UnknownGroup)?;
-        self.set_hyperparameters(group, Hyperparameters { learning_rate, ..hyperparameters })
+        let hyperparameters = *self.hyperparameters(group).ok_or_else(unknown_group)?;
+        self.set_hyperparameters(group, hyperparameters.with_learning_rate(learning_rate))
     }
 
-    /// Replaces a group's hyperparameters from the next step on.
+    /// Replaces a group's hyperparameters from the next step on. The rule stays.
     ///
     /// # Errors
-    /// If one is refused, or the group is of another optimizer; the old ones stay.
+    /// If a hyperparameter is refused, the rule is another one, or the group belongs to another optimizer. The old hyperparameters stay.
     pub fn set_hyperparameters(
         &mut self,
         group: GroupId,
-        hyperparameters: Hyperparameters,
+        hyperparameters: impl Into<Hyperparameters>,
     ) -> Result<(), Error> {
-        hyperparameters.validate()?;
-        let found = self.groups.iter_mut().find(|of| of.id == group);
-        found.ok_or(HyperparameterError::UnknownGroup)?.hyperparameters = hyperparameters;
+        let hyperparameters = hyperparameters.into();
+        let old = self.groups.iter_mut().find(|of| of.id == group).ok_or_else(unknown_group)?;
+        let (found, expected) = (hyperparameters.rule.kind(), old.hyperparameters.rule.kind());
+        if found != expected {
+            return Err(adamod::Error::from(ErrorKind::Rule { found, expected }).into());
+        }
+        hyperparameters.validate().map_err(adamod::Error::from)?;
+        old.hyperparameters = hyperparameters;
         Ok(())
     }
 
-    /// A group's hyperparameters; `None` if it is of another optimizer.
+    /// A group's hyperparameters; `None` if it belongs to another optimizer.
     pub fn hyperparameters(&self, group: GroupId) -> Option<&Hyperparameters> {
         self.groups.iter().find(|of| of.id == group).map(|group| &group.hyperparameters)
     }
 
-    /// A step with one learning rate for all groups. `gradients` are [`burn::optim::GradientsParams`], or
-    /// [`burn::optim::MultiGradientsParams`] of several devices, which are added up.
+    /// Takes a step with one learning rate for all groups. `gradients` are [`burn::optim::GradientsParams`], or
+    /// [`burn::optim::MultiGradientsParams`] of several devices, which are summed.
     ///
     /// # Errors
     /// As [`FusedOptimizer::step_groups`], and if the learning rate is refused.
@@ -123,14 +130,15 @@ impl FusedOptimizer {
         self.step_groups(module, gradients)
     }
 
-    /// A step in which each group has its own learning rate, see [`FusedOptimizer::set_learning_rate`].
+    /// Takes a step in which each group has its own learning rate ([`FusedOptimizer::set_learning_rate`]).
     ///
-    /// Values that something else refers to as well, a clone of the module or a live autodiff graph, are copied first, and so
-    /// are tensors that are not contiguous.
+    /// Copies values to which something else refers, such as a clone of the module or a live autodiff graph, and tensors that are not
+    /// contiguous.
     ///
     /// # Errors
-    /// If a parameter with a gradient belongs to no group, is on another device, or has another type or shape than its gradient
-    /// or than in an earlier step; or if the device fails. The module comes back with the error, its values unchanged.
+    /// If a parameter with a gradient belongs to no group or is on another device, if its gradient has another shape or an unsupported
+    /// type, if its length or type has changed since an earlier step, or if the device fails. The error returns the module, whose values
+    /// are unchanged.
     pub fn step_groups<M: Module>(
         &mut self,
         module: M,
@@ -157,49 +165,48 @@ impl FusedOptimizer {
         }
     }
 
-    /// Multiplies gradients by a number of the caller's from the next step on, besides what loss scale and clip make of them:
-    /// 1 over the number of accumulated batches, or the clip to a norm that several devices have reduced. Needs
-    /// [`adamod::Control::Device`].
+    /// Multiplies gradients by the caller's number from the next step on, in addition to loss scale and clip: 1 over the number of
+    /// accumulated batches, or the factor of a clip to a norm that several devices have reduced. Needs [`adamod::Control::Device`].
     ///
     /// # Errors
-    /// With [`adamod::Control::Host`], if it is not finite, or a queued step failed.
+    /// If it is not finite, with [`adamod::Control::Host`], or if a queued step failed.
     pub fn set_gradient_multiplier(&mut self, multiplier: f32) -> Result<(), Error> {
         if !multiplier.is_finite() {
-            let (name, found, needed) = ("gradient multiplier", multiplier.into(), "a finite number");
-            return Err(HyperparameterError::OutOfRange { name, found, needed }.into());
+            return Err(Error::Multiplier { found: multiplier });
         }
         self.shared.drain()?;
         let core = self.shared.core();
-        let control = core.control_buffer().ok_or(ReadError::NoControl)?;
+        let control = core.control_buffer().ok_or_else(|| adamod::Error::from(ErrorKind::NoControl))?;
         let queue = &self.shared.gpu.queue;
-        // Takes effect with the next submit, which is that of the next step at the earliest.
+        // Takes effect with the next submit, and so before the next step.
         queue.write_buffer(control, Optimizer::MULTIPLIER_OFFSET, &multiplier.to_le_bytes());
         Ok(())
     }
 
-    /// Submits every step so far. Only needed where something outside Burn looks at its buffers.
+    /// Submits every step so far. Needed only if something outside Burn accesses its buffers.
     ///
     /// # Errors
-    /// The first error of a step that was queued.
+    /// The first error of a queued step.
     pub fn flush(&mut self) -> Result<(), Error> {
         self.shared.drain()
     }
 
-    /// State, step counts and hyperparameters after all steps so far; waits for the device. The values of the parameters are
-    /// Burn's to save.
+    /// Takes a checkpoint of state, step counts and hyperparameters after all steps so far. Waits for the device. Burn saves the values of
+    /// the parameters.
     ///
     /// # Errors
-    /// If the device fails, or a queued step did.
+    /// If the device fails or a queued step failed.
     pub fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
         self.shared.drain()?;
-        Ok(self.shared.core().checkpoint_blocking()?)
+        Ok(self.shared.core().checkpoint().wait()?)
     }
 
-    /// Continues from a checkpoint: the next step has the same bits as if nothing had happened. The groups have to be added
-    /// already; parameters that have not stepped yet are registered from `module`, which may be a fresh one.
+    /// Continues from a checkpoint with the same bits. The groups have to be added before. Parameters that have not stepped yet are
+    /// registered from `module`, which may be a new one.
     ///
     /// # Errors
-    /// What differs, by name. Nothing has changed then, but for the registration of parameters.
+    /// If the checkpoint and the optimizer differ, or a queued step failed. The error names what differs. Nothing has changed then, except
+    /// that parameters may have been registered.
     pub fn restore<M: Module>(&mut self, checkpoint: &Checkpoint, module: &M) -> Result<(), Error> {
         self.shared.drain()?;
         let labels = checkpoint.parameters().map(|parameter| parameter.label).collect();
@@ -208,45 +215,50 @@ impl FusedOptimizer {
         let mut core = self.shared.core();
         core.restore(checkpoint)?;
         for group in &mut self.groups {
-            if let Some(&hyperparameters) = core.hyperparameters(group.id) {
-                group.hyperparameters = hyperparameters;
+            if let Some(restored) = core.group(group.id) {
+                group.hyperparameters = restored.hyperparameters;
             }
         }
         Ok(())
     }
 
-    /// Histograms of the learning rates since the last call; waits for the device.
+    /// Reads the histograms of learning rates since the last call and resets them. Waits for the device.
     ///
     /// # Errors
-    /// If the options did not ask for [`adamod::Diagnostics::LearningRates`], the device fails, or a queued step did.
-    pub fn learning_rates(&mut self) -> Result<LearningRates, Error> {
+    /// If the optimizer was created without [`adamod::Diagnostics::RateHistograms`], the device fails, or a queued step failed.
+    pub fn take_rate_histograms(&mut self) -> Result<RateHistograms, Error> {
         self.shared.drain()?;
-        Ok(self.shared.core().read_learning_rates_blocking()?)
+        Ok(self.shared.core().take_rate_histograms().wait()?)
     }
 
-    /// Steps taken and called off, loss scale and norm, with [`adamod::Control::Device`]; waits for the device.
+    /// Reads the numbers of steps taken and skipped, the loss scale and the norm. Waits for the device.
     ///
     /// # Errors
-    /// With [`adamod::Control::Host`], if the device fails, or a queued step did.
+    /// With [`adamod::Control::Host`], if the device fails, or if a queued step failed.
     pub fn progress(&mut self) -> Result<Progress, Error> {
         self.shared.drain()?;
-        Ok(self.shared.core().read_progress_blocking()?)
+        Ok(self.shared.core().read_progress().wait()?)
     }
 
-    /// Calls `look` with the core optimizer, all steps so far submitted. Parameters go by their paths:
-    /// `core.parameter("encoder.layers.0.weight")`. `look` must not call Burn, whose threads may wait for it; hyperparameters
+    /// Submits all steps so far and calls `look` with the core optimizer. Labels of parameters are their paths:
+    /// `core.parameter("encoder.layers.0.weight")`. `look` must not call Burn, whose threads may wait for the core. Hyperparameters that
     /// it sets hold until the next step.
     ///
     /// # Errors
-    /// The first error of a step that was queued.
+    /// The first error of a queued step.
     pub fn with_core<T>(&mut self, look: impl FnOnce(&mut Optimizer) -> T) -> Result<T, Error> {
         self.shared.drain()?;
         Ok(look(&mut self.shared.core()))
     }
 }
 
+fn unknown_group() -> Error {
+    adamod::Error::from(ErrorKind::UnknownGroup).into()
+}
+
 #[cfg(test)]
 mod tests {
+    use adamod::AdaMod;
     use burn::backend::wgpu::Wgpu;
     use burn::module::Param;
     use burn::optim::GradientsParams;
@@ -262,13 +274,13 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_fails_when_it_runs_leaves_its_values_and_is_told_by_the_next_call() {
+    fn a_step_that_fails_when_it_runs_leaves_its_values_and_the_next_call_returns_its_error() {
         let gpu = Gpu::open(DeviceKind::DefaultDevice).expect("a device");
-        let mut optimizer = FusedOptimizer::new(&gpu, Options::default()).expect("an optimizer");
-        optimizer.add_group(Hyperparameters::default(), Precision::default(), |_| true).expect("a group");
+        let mut optimizer = FusedOptimizer::new(&gpu, Options::new()).expect("an optimizer");
+        optimizer.add_group(AdaMod::new(), |_| true).expect("a group");
         // The core refuses a parameter of another optimizer when it records the step.
-        let mut other = Optimizer::new(&gpu.wgpu, &gpu.queue, Options::default()).expect("an optimizer");
-        let group = other.add_group(Hyperparameters::default()).expect("a group");
+        let mut other = Optimizer::new(&gpu.wgpu, &gpu.queue, Options::new()).expect("an optimizer");
+        let group = other.add_group(AdaMod::new()).expect("a group");
         let parameter = other.add_parameter(group, adamod::Parameter::new("weight", 3)).expect("a parameter");
 
         let tensor = |value: f32| Tensor::<1>::full([3], value, &gpu.device());
@@ -288,7 +300,8 @@ mod tests {
         };
         let module = Vector { weight: Param::from_tensor(tensor(4.0).autodiff()) };
         let error = step(&mut optimizer, module).expect_err("the error of the step before");
-        assert!(matches!(error.error(), Error::Encode(adamod::EncodeError::UnknownParameter)), "{error}");
+        let is_of_the_core = |error: &Error| matches!(error, Error::Core(of) if matches!(of.kind(), ErrorKind::UnknownParameter));
+        assert!(is_of_the_core(error.error()), "{error}");
         let (module, _) = error.into_parts();
         let module = step(&mut optimizer, module).expect("a step");
         let values = module.weight.val().into_data().try_into_vec::<f32>().expect("f32");

@@ -1,4 +1,4 @@
-//! The two walks of a step through a module: one takes the values out, one puts the new ones in.
+//! A step walks through a module twice: once to take the values out, and once to put the new ones in.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::backend::Primitive;
 use crate::error::Error;
-use crate::optimizer::Group;
+use crate::optimizer::ModuleGroup;
 use crate::shared::{Job, Shared, core_dtype};
 
 /// A parameter that has been registered.
@@ -27,7 +27,7 @@ pub(crate) type KnownParameters = HashMap<String, Known>;
 /// Registers parameters in the first group that takes them.
 pub(crate) struct Registry<'a> {
     pub shared: &'a Shared,
-    pub groups: &'a [Group],
+    pub groups: &'a [ModuleGroup],
     pub known: &'a mut KnownParameters,
 }
 
@@ -41,14 +41,14 @@ impl Registry<'_> {
                 Err(Error::Changed {
                     label: label.to_owned(),
                     found: describe(elements, dtype),
-                    needed: describe(known.elements, known.dtype),
+                    expected: describe(known.elements, known.dtype),
                 })
             };
         }
         let group = self.groups.iter().find(|group| (group.takes)(label));
         let group = group.ok_or_else(|| Error::NoGroup { label: label.to_owned() })?.id;
         let dtype_of_core = supported(label, "value", dtype)?;
-        let parameter = Parameter { dtype: dtype_of_core, ..Parameter::new(label, elements as u64) };
+        let parameter = Parameter::new(label, elements as u64).with_dtype(dtype_of_core);
         let parameter = self.shared.core().add_parameter(group, parameter)?;
         self.known.insert(label.to_owned(), Known { parameter, elements, dtype });
         Ok(parameter)
@@ -59,7 +59,7 @@ fn supported(label: &str, role: &'static str, found: DType) -> Result<adamod::DT
     core_dtype(found).ok_or_else(|| Error::DType { label: label.to_owned(), role, found })
 }
 
-/// What autodiff knows of a parameter. An optimizer's step works without autodiff, so it is put back afterwards.
+/// The autodiff settings of a parameter. A step works on tensors without autodiff and restores them afterwards.
 struct Autodiff {
     strategy: Option<burn::backend::GradientCheckpointingStrategy>,
     requires_grad: bool,
@@ -118,7 +118,7 @@ impl<'a> Take<'a> {
         (self.taken, self.jobs, self.error)
     }
 
-    /// Checks a parameter and its gradient. A parameter without elements has nothing to step.
+    /// Checks a parameter and its gradient. `None` for a parameter without elements, which has nothing to step.
     fn check<const D: usize>(
         &mut self,
         value: &Tensor<D>,
@@ -127,15 +127,15 @@ impl<'a> Take<'a> {
         let label = self.path.join(".");
         if value.device() != self.device {
             let name = |device: &Device| format!("{device:?}");
-            return Err(Error::Device { label, found: name(&value.device()), needed: name(&self.device) });
+            return Err(Error::Device { label, found: name(&value.device()), expected: name(&self.device) });
         }
         supported(&label, "value", value.dtype())?;
         supported(&label, "gradient", gradient.dtype())?;
-        let (found, needed) = (gradient.shape(), value.shape());
-        if found != needed {
-            return Err(Error::Shape { label, found, needed });
+        let (found, expected) = (gradient.shape(), value.shape());
+        if found != expected {
+            return Err(Error::Shape { label, found, expected });
         }
-        let elements = needed.num_elements();
+        let elements = expected.num_elements();
         if elements == 0 {
             return Ok(None);
         }
@@ -174,11 +174,11 @@ impl ModuleMapper for Take<'_> {
         let autodiff = Autodiff::of(&value);
         match (primitive(&value), primitive(&gradient)) {
             (Ok(of_value), Ok(of_gradient)) => {
-                // Dropped before the step: a value that nothing else refers to is updated in place.
+                // Dropped before the step, so that a value to which nothing else refers is updated in place.
                 drop(value);
                 self.taken.push(Taken { id, autodiff });
                 self.jobs.push(Job { parameter, value: of_value, gradient: of_gradient });
-                // Something of the right rank, until the new value is put in.
+                // A placeholder of the right rank, until the new value is put in.
                 Param::from_mapped_value(id, gradient, mapper)
             }
             (Err(error), _) | (_, Err(error)) => {
@@ -189,7 +189,7 @@ impl ModuleMapper for Take<'_> {
     }
 }
 
-/// What lies under a tensor.
+/// The backend's tensor of a tensor.
 pub(crate) fn primitive<const D: usize>(tensor: &Tensor<D>) -> Result<Primitive, Error> {
     tensor.clone().inner().try_into_primitive::<Wgpu>().map_err(Error::burn)
 }

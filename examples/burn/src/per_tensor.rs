@@ -1,10 +1,10 @@
-//! [`PerTensor`]: the core behind Burn's own optimizer trait, a tensor at a time.
+//! [`PerTensor`]: the core behind Burn's own optimizer trait, one tensor at a time.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use adamod::{GroupId, Hyperparameters, Options, Parameter, ParameterId, Precision, Rule, State};
+use adamod::{Group, GroupId, Hyperparameters, Options, Parameter, ParameterId, RuleKind, State};
 use burn::backend::wgpu::Wgpu;
 use burn::optim::{LearningRate, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -15,13 +15,13 @@ use crate::gpu::Gpu;
 use crate::parameters::primitive;
 use crate::shared::{Job, Shared};
 
-/// The step of one tensor, for what wants a [`burn::optim::Optimizer`]: `ModuleOptimizer::from(per_tensor)`, Burn's `Learner`, its
-/// groups, clipping and records.
+/// The core as a [`burn::optim::Optimizer`]: for `ModuleOptimizer::from(per_tensor)`, and for Burn's `Learner`, groups, clipping and
+/// records.
 ///
-/// It costs one submission a tensor, and, without fusion, a wait for Burn's device thread with each: for many small tensors
-/// [`FusedOptimizer`](crate::FusedOptimizer) is several times as fast. Tensors are f32. The trait has no way to return an error:
-/// a step that fails leaves its tensor unchanged and the error in [`PerTensor::take_error`]. State of tensors that are gone is freed
-/// with the last clone of this.
+/// Each tensor costs a submission and, without fusion, a wait for Burn's device thread. For many small tensors
+/// [`FusedOptimizer`](crate::FusedOptimizer) is several times as fast. Tensors are f32. The trait cannot return errors: a step that fails
+/// leaves its tensor unchanged, and [`PerTensor::take_error`] returns the error. The state of dropped tensors is freed with the last clone
+/// of this.
 #[derive(Clone)]
 pub struct PerTensor {
     shared: Arc<Shared>,
@@ -40,27 +40,24 @@ impl fmt::Debug for PerTensor {
 }
 
 impl PerTensor {
-    /// A step with these hyperparameters; their learning rate is replaced by the one of each step.
+    /// An optimizer with one group: hyperparameters, a rule, or a [`Group`] with a precision. Each step gets its learning rate from Burn.
     ///
     /// # Errors
     /// As [`FusedOptimizer::new`](crate::FusedOptimizer::new), and if a hyperparameter is refused.
-    pub fn new(
-        gpu: &Gpu,
-        options: Options,
-        hyperparameters: Hyperparameters,
-        precision: Precision,
-    ) -> Result<Self, Error> {
+    pub fn new(gpu: &Gpu, options: Options, group: impl Into<Group>) -> Result<Self, Error> {
         let shared = Shared::new(gpu, options)?;
-        let group = shared.core().add_group_with(hyperparameters, precision)?;
-        Ok(Self { shared: Arc::new(shared), group, hyperparameters, count: Arc::default() })
+        let group = group.into();
+        let id = shared.core().add_group(group)?;
+        let hyperparameters = group.hyperparameters;
+        Ok(Self { shared: Arc::new(shared), group: id, hyperparameters, count: Arc::default() })
     }
 
-    /// The first error of a step since the last call, all steps so far submitted.
+    /// Submits all steps so far. Returns the first error of a step since the last call.
     pub fn take_error(&self) -> Option<Error> {
         self.shared.drain().err()
     }
 
-    /// The core's parameter behind a state; a new one for none, or for one that a record brought.
+    /// The core's parameter of a state. Registers a new parameter if there is no state, or if the state came from a record or a clone.
     fn parameter(&self, elements: usize, state: Option<&TensorState>) -> Result<ParameterId, Error> {
         let saved = match state.map(|state| &state.0) {
             None => None,
@@ -78,7 +75,7 @@ impl PerTensor {
         Ok(parameter)
     }
 
-    /// Checks a step and makes its job.
+    /// Checks a step and creates its job.
     fn job<const D: usize>(
         &self,
         learning_rate: f64,
@@ -86,24 +83,26 @@ impl PerTensor {
         gradient: Tensor<D>,
         state: Option<&TensorState>,
     ) -> Result<Job<backend::Primitive>, Error> {
-        let label = || "of the per-tensor route".to_owned();
+        let label = || "of PerTensor".to_owned();
         for tensor in [tensor, &gradient] {
             if tensor.dtype() != DType::F32 {
                 return Err(Error::PerTensorDType { found: tensor.dtype() });
             }
         }
-        let (found, needed) = (gradient.shape(), tensor.shape());
-        if found != needed {
-            return Err(Error::Shape { label: label(), found, needed });
+        let (found, expected) = (gradient.shape(), tensor.shape());
+        if found != expected {
+            return Err(Error::Shape { label: label(), found, expected });
         }
+        let elements = expected.num_elements();
         let device = self.shared.gpu.device();
         if tensor.device() != device {
-            let [found, needed] = [tensor.device(), device].map(|device| format!("{device:?}"));
-            return Err(Error::Device { label: label(), found, needed });
+            let [found, expected] = [tensor.device(), device].map(|device| format!("{device:?}"));
+            return Err(Error::Device { label: label(), found, expected });
         }
-        Hyperparameters { learning_rate, ..self.hyperparameters }.validate()?;
+        let hyperparameters = self.hyperparameters.with_learning_rate(learning_rate);
+        hyperparameters.validate().map_err(adamod::Error::from)?;
         let (value, gradient) = (primitive(tensor)?, primitive(&gradient)?);
-        let parameter = self.parameter(needed.num_elements(), state)?;
+        let parameter = self.parameter(elements, state)?;
         Ok(Job { parameter, value, gradient })
     }
 }
@@ -128,10 +127,10 @@ impl Optimizer for PerTensor {
                 return (tensor, state);
             }
         };
-        // Before the step: a tensor that nothing else refers to is updated in place.
+        // Dropped before the step, so that a tensor to which nothing else refers is updated in place.
         drop(tensor);
         let state = TensorState(Kept::OnDevice { shared: self.shared.clone(), parameter: job.parameter });
-        let groups = vec![(self.group, Hyperparameters { learning_rate: lr, ..self.hyperparameters })];
+        let groups = vec![(self.group, self.hyperparameters.with_learning_rate(lr))];
         let (mut values, outcome) = backend::run(&self.shared, groups, vec![job]);
         if let Err(error) = outcome {
             self.shared.fail(error);
@@ -141,7 +140,7 @@ impl Optimizer for PerTensor {
     }
 
     fn to_device<const D: usize>(state: TensorState, _: &Device) -> TensorState {
-        // State does not move: a step on another device is refused.
+        // The state stays, because a step on another device is refused.
         state
     }
 }
@@ -150,11 +149,11 @@ impl Optimizer for PerTensor {
 pub struct TensorState(Kept);
 
 enum Kept {
-    /// In the core's arena.
+    /// In the core.
     OnDevice { shared: Arc<Shared>, parameter: ParameterId },
-    /// Of a record or a clone.
+    /// From a record or a clone.
     OnHost(State),
-    /// It could not be read; why.
+    /// It could not be read, with the reason.
     Lost(String),
 }
 
@@ -163,7 +162,7 @@ impl Kept {
         match self {
             Kept::OnDevice { shared, parameter } => {
                 shared.drain()?;
-                Ok(shared.core().read_state_blocking(*parameter)?)
+                Ok(shared.core().read_state(*parameter).wait()?)
             }
             Kept::OnHost(state) => Ok(state.clone()),
             Kept::Lost(what) => Err(Error::Burn { what: what.clone() }),
@@ -188,7 +187,7 @@ impl fmt::Debug for TensorState {
     }
 }
 
-// By hand: the derive names crates that only Burn's own crates have.
+// Written by hand, because the derive names crates on which only Burn's own crates depend.
 impl RecordState for TensorState {
     fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
         match self.0.read() {
@@ -211,14 +210,13 @@ impl RecordState for TensorState {
     fn state_unflatten(prefix: &str, source: &mut StateSource, _: &Device) -> Option<Self> {
         let step = u64::try_from(source.take_scalar(prefix, STEP)?).ok()?;
         let mut tensors = Vec::new();
-        for rule in [Rule::AdaMod, Rule::Sgd] {
-            for &name in rule.state_names() {
-                if let Some(data) = source.take_tensor(prefix, name) {
-                    tensors.push((name, data.try_into_vec().ok()?));
-                }
+        // Rules share names. Whichever rule comes first takes the tensor out of the source.
+        for name in RuleKind::ALL.iter().flat_map(|rule| rule.state_names()) {
+            if let Some(data) = source.take_tensor(prefix, name) {
+                tensors.push((name, data.try_into_vec().ok()?));
             }
         }
-        Some(Self(Kept::OnHost(State { step, tensors })))
+        Some(Self(Kept::OnHost(State::new(step, tensors))))
     }
 }
 

@@ -1,8 +1,8 @@
-//! The core optimizer, shared with steps that Burn runs later, and a step over Burn's buffers.
+//! The core optimizer, which is shared with steps that Burn runs later, and a step over Burn's buffers.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use adamod::{GroupId, Hyperparameters, Optimizer, Options, ParameterId, Update, View, Views};
+use adamod::{GroupId, Hyperparameters, Optimizer, Options, ParameterId, Step, Update, View, Views};
 use burn::backend::StreamId;
 use burn::backend::wgpu::{AutoCompiler, CubeTensor, into_contiguous};
 use burn::tensor::DType;
@@ -22,12 +22,12 @@ pub(crate) struct Job<T> {
 /// Hyperparameters of each group in one step.
 pub(crate) type Groups = Vec<(GroupId, Hyperparameters)>;
 
-/// What outlives a call: with fusion, steps run when Burn's queue gets to them.
+/// What outlives a call, because with fusion a step runs when Burn's queue reaches it.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub gpu: Gpu,
     core: Mutex<Optimizer>,
-    /// The first error of a step that ran later; its values are unchanged.
+    /// The first error of a step that ran later. Its values are unchanged.
     failure: Mutex<Option<Error>>,
     /// Streams of Burn that may hold steps.
     streams: Mutex<Vec<StreamId>>,
@@ -35,7 +35,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub fn new(gpu: &Gpu, options: Options) -> Result<Self, Error> {
-        if options.gradients != adamod::AfterUse::Keep {
+        if options.zero_gradients {
             return Err(Error::ZeroedGradients);
         }
         let core = Optimizer::new(&gpu.wgpu, &gpu.queue, options)?;
@@ -47,7 +47,7 @@ impl Shared {
         })
     }
 
-    /// The core. Nothing of Burn may be called while it is held: Burn's threads wait for it.
+    /// The core. While it is held, Burn must not be called, because Burn's threads may wait for the core.
     pub fn core(&self) -> MutexGuard<'_, Optimizer> {
         lock(&self.core)
     }
@@ -72,7 +72,7 @@ impl Shared {
         }
     }
 
-    /// Submits every step that is queued, and tells of the first one that failed.
+    /// Submits every queued step. Returns the first error of a step that ran later.
     pub fn drain(&self) -> Result<(), Error> {
         let streams = std::mem::take(&mut *lock(&self.streams));
         for stream in streams {
@@ -81,7 +81,7 @@ impl Shared {
         self.take_failure()
     }
 
-    /// Runs a step. Returns the values after it; those before it, if it failed.
+    /// Runs a step. Returns the values after it, or those before it if it failed.
     pub fn update(
         &self,
         groups: &[(GroupId, Hyperparameters)],
@@ -99,8 +99,8 @@ impl Shared {
             None => Ok(()),
             Some(first) => {
                 let client = first.value.client.clone();
-                // On the device's thread nothing is queued or moved between the look-up of buffers and the submit, and every
-                // call to the client is a plain one: one round trip in all.
+                // On the device's thread nothing is queued or moved between the look-up of buffers and the submit, and calls to the
+                // client do not wait: one round trip in all.
                 let recorded = client.exclusive(|| self.record(groups, &jobs));
                 recorded.map_err(Error::burn).flatten()
             }
@@ -122,7 +122,7 @@ impl Shared {
             .iter()
             .map(|job| Ok((resource(&job.value)?, resource(&job.gradient)?)))
             .collect::<Result<Vec<_>, Error>>()?;
-        // What Burn has recorded and not yet submitted comes first.
+        // Submits what Burn has recorded, because the step comes after it.
         for stream in streams {
             stream.executes(|| client.flush()).map_err(Error::burn)?;
         }
@@ -130,26 +130,26 @@ impl Shared {
             .iter()
             .zip(&resources)
             .map(|(job, (value, gradient))| {
-                let dtype = |tensor: &CubeTensor| core_dtype(tensor.dtype).unwrap_or(adamod::DType::F32);
-                let values = view(value.resource(), dtype(&job.value));
-                let gradients = view(gradient.resource(), dtype(&job.gradient));
-                Update { parameter: job.parameter, views: Views::new(values, gradients) }
+                let (values, gradients) =
+                    (view(value.resource(), &job.value), view(gradient.resource(), &job.gradient));
+                Update::new(job.parameter, Views::new(values, gradients))
             })
             .collect::<Vec<_>>();
         let mut core = self.core();
         for &(group, hyperparameters) in groups {
             core.set_hyperparameters(group, hyperparameters)?;
         }
-        core.step_views(&updates)?;
+        core.submit(&Step::at(&updates))?;
         Ok(())
     }
 }
 
-fn view(resource: &WgpuResource, dtype: adamod::DType) -> View<'_> {
-    View { buffer: &resource.buffer, offset: resource.offset, dtype }
+fn view<'a>(resource: &'a WgpuResource, tensor: &CubeTensor) -> View<'a> {
+    let view = View::new(&resource.buffer, resource.offset);
+    core_dtype(tensor.dtype).map_or(view, |dtype| view.with_dtype(dtype))
 }
 
-/// The core's type of that name; `None` if it has none.
+/// The core's type with this name; `None` if it has none.
 pub(crate) fn core_dtype(dtype: DType) -> Option<adamod::DType> {
     match dtype {
         DType::F32 => Some(adamod::DType::F32),
@@ -159,13 +159,13 @@ pub(crate) fn core_dtype(dtype: DType) -> Option<adamod::DType> {
     }
 }
 
-/// The tensor itself if no other handle sees its buffer, or else a copy: it will be written.
+/// The tensor, or a copy of it if another handle refers to its buffer, because the step writes it.
 fn unshared(tensor: CubeTensor) -> CubeTensor {
     let tensor = into_contiguous(tensor);
     if tensor.can_mut() { tensor } else { tensor.copy() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves nothing half-written that matters here.
+    // A panic of another thread leaves these values whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

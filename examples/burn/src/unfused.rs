@@ -11,7 +11,7 @@ use crate::shared::{Groups, Job, Shared};
 /// A float tensor of Burn's.
 pub(crate) type Primitive = CubeTensor;
 
-/// Runs a step. Returns the values after it; those before it, if it failed.
+/// Runs a step. Returns the values after it, or those before it if it failed.
 pub(crate) fn run(
     shared: &Arc<Shared>,
     groups: Groups,

@@ -3,20 +3,20 @@
 use std::path::Path;
 use std::process::Command;
 
-use adamod_burn::adamod::{Checkpoint, Control, DeviceControl, Options, Precision, StateFormat};
+use adamod_burn::adamod::{Checkpoint, Control, DeviceControl, Group, Options, Precision, StateFormat};
 use burn::module::Module;
 use burn::store::ModuleRecord;
 
-use crate::common::{Ranks, assert_same, device, hyperparameters, optimizer, values};
+use crate::common::{Ranks, assert_same, device, optimizer, stored, values};
 
 const LEARNING_RATE: f64 = 2e-3;
 
-fn precision() -> Precision {
-    Precision { state: StateFormat::Q8, f32_state_below: 64, ..Precision::default() }
+fn group() -> Group {
+    stored(Precision::new(StateFormat::Q8).with_f32_state_below(64))
 }
 
 fn options() -> Options {
-    Options { control: Control::Device(DeviceControl::default()), seed: 7, ..Options::default() }
+    Options::new().with_control(Control::Device(DeviceControl::new())).with_seed(7)
 }
 
 /// Takes some steps.
@@ -29,18 +29,18 @@ fn train(optimizer: &mut adamod_burn::FusedOptimizer, module: Ranks, steps: std:
 
 #[test]
 fn a_new_optimizer_takes_the_identical_next_steps() {
-    let mut first = optimizer(options(), hyperparameters(), precision());
+    let mut first = optimizer(options(), group());
     let module = train(&mut first, Ranks::new(&device()), 0..3);
     let checkpoint = first.checkpoint().expect("a checkpoint");
     let checkpoint = Checkpoint::from_bytes(&checkpoint.to_bytes().expect("bytes")).expect("a checkpoint");
 
-    let mut second = optimizer(options(), hyperparameters(), precision());
+    let mut second = optimizer(options(), group());
     second.restore(&checkpoint, &module).expect("the same parameters");
     let found = train(&mut second, module.clone(), 3..6);
-    let needed = train(&mut first, module, 3..6);
-    assert_same(&values(&found), &values(&needed), "restored");
-    let (found, needed) = (second.checkpoint().expect("state"), first.checkpoint().expect("state"));
-    assert_eq!(found.to_bytes().expect("bytes").len(), needed.to_bytes().expect("bytes").len());
+    let expected = train(&mut first, module, 3..6);
+    assert_same(&values(&found), &values(&expected), "restored");
+    let (found, expected) = (second.checkpoint().expect("state"), first.checkpoint().expect("state"));
+    assert_eq!(found.to_bytes().expect("bytes").len(), expected.to_bytes().expect("bytes").len());
 }
 
 /// Set in the process that continues.
@@ -52,7 +52,7 @@ fn another_process_takes_the_identical_next_steps() {
         return continue_in(Path::new(&folder));
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let mut optimizer = optimizer(options(), hyperparameters(), precision());
+    let mut optimizer = optimizer(options(), group());
     let module = train(&mut optimizer, Ranks::new(&device()), 0..3);
     optimizer
         .checkpoint()
@@ -60,7 +60,7 @@ fn another_process_takes_the_identical_next_steps() {
         .save(folder.path().join("state.safetensors"))
         .expect("saved");
     module.clone().into_record().save(folder.path().join("module.bpk")).expect("saved");
-    let needed = values(&train(&mut optimizer, module, 3..6));
+    let expected = values(&train(&mut optimizer, module, 3..6));
 
     let name = "checkpoints::another_process_takes_the_identical_next_steps";
     let child = Command::new(std::env::current_exe().expect("this test"))
@@ -71,13 +71,13 @@ fn another_process_takes_the_identical_next_steps() {
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
     let record = ModuleRecord::load(folder.path().join("after.bpk")).expect("what the child saved");
     let found = values(&Ranks::new(&device()).load_record(record));
-    assert_same(&found, &needed, "another process");
+    assert_same(&found, &expected, "another process");
 }
 
 fn continue_in(folder: &Path) {
     let record = ModuleRecord::load(folder.join("module.bpk")).expect("a module");
     let module = Ranks::new(&device()).load_record(record);
-    let mut optimizer = optimizer(options(), hyperparameters(), precision());
+    let mut optimizer = optimizer(options(), group());
     let checkpoint = Checkpoint::load(folder.join("state.safetensors")).expect("a checkpoint");
     optimizer.restore(&checkpoint, &module).expect("the same parameters");
     let module = train(&mut optimizer, module, 3..6);

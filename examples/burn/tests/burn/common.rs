@@ -1,16 +1,16 @@
-//! A device, two modules and what tests ask of tensors.
+//! A device, two modules, optimizers, and reads of tensors.
 
 use std::sync::LazyLock;
 
-use adamod_burn::adamod::{Hyperparameters, Options, Precision, WeightDecay};
-use adamod_burn::{FusedOptimizer, Gpu};
+use adamod_burn::adamod::{AdaMod, Group, Hyperparameters, Options, Precision, WeightDecay};
+use adamod_burn::{FusedOptimizer, Gpu, operations};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData, activation};
 
-/// One device for all tests: Burn opens each only once in a process.
+/// The device of all tests. Burn opens a device only once in a process.
 pub fn gpu() -> &'static Gpu {
     static GPU: LazyLock<Gpu> =
         LazyLock::new(|| Gpu::open(DeviceKind::DefaultDevice).expect("an adapter and Burn's runtime on it"));
@@ -40,7 +40,7 @@ impl Network {
         self.output.forward(hidden)
     }
 
-    /// Loss and gradients of the batch of a step.
+    /// Loss of the batch of a step.
     pub fn loss(&self, step: usize) -> Tensor<1> {
         let device = self.output.weight.val().device();
         let input = wave(&[16, 5], 0.31 * step as f32, &device);
@@ -121,22 +121,35 @@ pub fn parameter<const D: usize>(value: Tensor<D>) -> Param<Tensor<D>> {
 }
 
 /// An optimizer with one group.
-pub fn optimizer(options: Options, hyperparameters: Hyperparameters, precision: Precision) -> FusedOptimizer {
+pub fn optimizer(options: Options, group: impl Into<Group>) -> FusedOptimizer {
     let mut optimizer = FusedOptimizer::new(gpu(), options).expect("an optimizer");
-    optimizer.add_group(hyperparameters, precision, |_| true).expect("a group");
+    optimizer.add_group(group, |_| true).expect("a group");
     optimizer
 }
 
+/// An optimizer with the hyperparameters of most tests.
 pub fn adamod() -> FusedOptimizer {
-    optimizer(Options::default(), hyperparameters(), Precision::default())
+    optimizer(Options::new(), hyperparameters())
+}
+
+/// The same in tensor operations.
+pub fn operations() -> operations::AdaMod {
+    operations::AdaMod::new(rule()).with_weight_decay(WEIGHT_DECAY)
+}
+
+pub const WEIGHT_DECAY: WeightDecay = WeightDecay::Decoupled(0.01);
+
+pub fn rule() -> AdaMod {
+    AdaMod::new().with_betas([0.9, 0.99, 0.95])
 }
 
 pub fn hyperparameters() -> Hyperparameters {
-    Hyperparameters {
-        betas: [0.9, 0.99, 0.95],
-        weight_decay: WeightDecay::Decoupled(0.01),
-        ..Hyperparameters::default()
-    }
+    Hyperparameters::from(rule()).with_weight_decay(WEIGHT_DECAY)
+}
+
+/// Hyperparameters and precision of most tests of low-bit state.
+pub fn stored(precision: Precision) -> Group {
+    Group::new(hyperparameters()).with_precision(precision)
 }
 
 /// Every float parameter's path and elements.
@@ -161,15 +174,15 @@ pub fn values<M: Module>(module: &M) -> Vec<(String, Vec<f32>)> {
     visitor.values
 }
 
-/// That two modules have the same bits.
+/// Asserts that two modules have the same bits.
 #[track_caller]
-pub fn assert_same(found: &[(String, Vec<f32>)], needed: &[(String, Vec<f32>)], what: &str) {
-    assert_eq!(found.len(), needed.len());
-    for ((path, found), (needed_path, needed)) in found.iter().zip(needed) {
-        assert_eq!((path, found.len()), (needed_path, needed.len()));
-        let differs = |(found, needed): (&f32, &f32)| found.to_bits() != needed.to_bits();
-        if let Some(index) = found.iter().zip(needed).position(differs) {
-            panic!("{what}: element {index} of {path} is {}, needed {}", found[index], needed[index]);
+pub fn assert_same(found: &[(String, Vec<f32>)], expected: &[(String, Vec<f32>)], what: &str) {
+    assert_eq!(found.len(), expected.len());
+    for ((path, found), (expected_path, expected)) in found.iter().zip(expected) {
+        assert_eq!((path, found.len()), (expected_path, expected.len()));
+        let differs = |(found, expected): (&f32, &f32)| found.to_bits() != expected.to_bits();
+        if let Some(index) = found.iter().zip(expected).position(differs) {
+            panic!("{what}: element {index} of {path} is {}, expected {}", found[index], expected[index]);
         }
     }
 }

@@ -1,24 +1,24 @@
 //! Groups by path.
 
-use adamod_burn::adamod::{Hyperparameters, Options, Precision, Rule};
+use adamod_burn::adamod::{self, AdaMod, Adam, ErrorKind, Hyperparameters, Options, RuleKind, Sgd};
 use adamod_burn::{Error, FusedOptimizer};
 use burn::module::Module;
 
-use crate::common::{Network, assert_same, device, gpu, values};
+use crate::common::{Network, Ranks, assert_same, device, gpu, optimizer, values};
 
 /// SGD without momentum: a step is the learning rate times the gradient.
-fn sgd() -> (Options, Hyperparameters) {
-    let hyperparameters = Hyperparameters { momentum: 0.0, ..Hyperparameters::default() };
-    (Options { rule: Rule::Sgd, ..Options::default() }, hyperparameters)
+fn sgd() -> Sgd {
+    Sgd::new().with_momentum(0.0)
+}
+
+fn fused() -> FusedOptimizer {
+    FusedOptimizer::new(gpu(), Options::new()).expect("an optimizer")
 }
 
 #[test]
 fn the_first_group_that_takes_a_path_has_it() {
-    let (options, hyperparameters) = sgd();
-    let mut optimizer = FusedOptimizer::new(gpu(), options).expect("an optimizer");
-    let mut add = |takes: fn(&str) -> bool| {
-        optimizer.add_group(hyperparameters, Precision::default(), takes).expect("a group")
-    };
+    let mut optimizer = fused();
+    let mut add = |takes: fn(&str) -> bool| optimizer.add_group(sgd(), takes).expect("a group");
     let biases = add(|path| path.ends_with(".bias"));
     let layers = add(|path| path.starts_with("layers."));
     let rest = add(|_| true);
@@ -33,8 +33,8 @@ fn the_first_group_that_takes_a_path_has_it() {
     let after = values(&optimizer.step_groups(network, gradients).expect("a step"));
     let paths: Vec<_> = after.iter().map(|(path, _)| path.as_str()).collect();
     let layer = |index| [format!("layers.{index}.weight"), format!("layers.{index}.bias")];
-    let needed = [layer(0), layer(1), ["output.weight".to_owned(), "output.bias".to_owned()]].concat();
-    assert_eq!(paths, needed);
+    let expected = [layer(0), layer(1), ["output.weight".to_owned(), "output.bias".to_owned()]].concat();
+    assert_eq!(paths, expected);
     let mut weights = of_all.iter().zip([0.5, 0.5, 0.25_f32]);
     for ((path, before), (_, after)) in before.iter().zip(&after) {
         if path.ends_with("bias") {
@@ -43,17 +43,16 @@ fn the_first_group_that_takes_a_path_has_it() {
         }
         let (gradients, rate) = weights.next().expect("as many weights as gradients");
         for ((before, after), gradient) in before.iter().zip(after).zip(gradients) {
-            let needed = before - rate * gradient;
-            assert!((after - needed).abs() <= 1e-6, "{path}: {after} {needed}");
+            let expected = before - rate * gradient;
+            assert!((after - expected).abs() <= 1e-6, "{path}: {after} {expected}");
         }
     }
 }
 
 #[test]
 fn one_rate_for_all_replaces_those_of_groups() {
-    let (options, hyperparameters) = sgd();
-    let mut optimizer = FusedOptimizer::new(gpu(), options).expect("an optimizer");
-    let group = optimizer.add_group(hyperparameters, Precision::default(), |_| true).expect("a group");
+    let mut optimizer = fused();
+    let group = optimizer.add_group(sgd(), |_| true).expect("a group");
     let network = Network::new(&device());
     let before = values(&network);
     let gradients = network.gradients(0);
@@ -64,11 +63,8 @@ fn one_rate_for_all_replaces_those_of_groups() {
 
 #[test]
 fn a_parameter_that_no_group_takes_is_refused_by_its_path() {
-    let (options, hyperparameters) = sgd();
-    let mut optimizer = FusedOptimizer::new(gpu(), options).expect("an optimizer");
-    optimizer
-        .add_group(hyperparameters, Precision::default(), |path| path != "layers.1.bias")
-        .expect("a group");
+    let mut optimizer = fused();
+    optimizer.add_group(sgd(), |path| path != "layers.1.bias").expect("a group");
     let network = Network::new(&device());
     let before = values(&network);
     let gradients = network.gradients(0);
@@ -76,10 +72,52 @@ fn a_parameter_that_no_group_takes_is_refused_by_its_path() {
     assert!(matches!(error.error(), Error::NoGroup { label } if label == "layers.1.bias"), "{error}");
     let (network, _) = error.into_parts();
     assert_same(&values(&network), &before, "refused");
-    // Frozen, it needs none.
+    // A frozen parameter needs no group.
     let mut network = network;
     network.layers[1] = network.layers[1].clone().no_grad();
     let gradients = network.gradients(0);
     let network = optimizer.step(0.1, network, gradients).expect("a step");
     assert_ne!(before, values(&network));
+}
+
+#[test]
+fn groups_have_their_own_rules() {
+    let is_first = |path: &str| path.starts_with("convolution");
+    // The gradients of `Ranks` do not depend on its values.
+    let trained = |mut optimizer: FusedOptimizer| {
+        let module = (0..3).fold(Ranks::new(&device()), |module, step| {
+            let gradients = module.gradients(step);
+            optimizer.step(0.01, module, gradients).expect("a step")
+        });
+        values(&module)
+    };
+    for (first, rest) in [(RuleKind::AdaMod, RuleKind::Sgd), (RuleKind::Adam, RuleKind::AdaMod)] {
+        let mut mixed = fused();
+        mixed.add_group(first.with_defaults(), is_first).expect("a group");
+        mixed.add_group(rest.with_defaults(), |_| true).expect("a group");
+        let [first, rest] =
+            [first, rest].map(|rule| trained(optimizer(Options::new(), rule.with_defaults())));
+        let expected: Vec<_> = first
+            .into_iter()
+            .zip(rest)
+            .map(|(first, rest)| {
+                assert_ne!(first, rest);
+                if is_first(&first.0) { first } else { rest }
+            })
+            .collect();
+        assert_same(&trained(mixed), &expected, "groups with two rules");
+    }
+}
+
+#[test]
+fn a_group_keeps_its_rule() {
+    let mut optimizer = fused();
+    let group = optimizer.add_group(AdaMod::new(), |_| true).expect("a group");
+    let error = optimizer.set_hyperparameters(group, Adam::new()).expect_err("another rule");
+    let is_rule = |error: &adamod::Error| {
+        matches!(error.kind(), ErrorKind::Rule { found: RuleKind::Adam, expected: RuleKind::AdaMod })
+    };
+    assert!(matches!(&error, Error::Core(of) if is_rule(of)), "{error}");
+    assert_eq!(optimizer.hyperparameters(group), Some(&Hyperparameters::new()));
+    optimizer.set_hyperparameters(group, AdaMod::new().with_epsilon(1e-6)).expect("the same rule");
 }

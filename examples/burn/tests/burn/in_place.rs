@@ -1,4 +1,4 @@
-//! What becomes of buffers.
+//! Which buffers a step writes.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -41,14 +41,14 @@ fn a_live_autodiff_graph_differentiates_the_old_values() {
         let gradient = network.layers[0].weight.val().grad(&loss.backward());
         gradient.expect("a gradient").into_data()
     };
-    let needed = gradient(&network, network.loss(1));
+    let expected = gradient(&network, network.loss(1));
     let live = network.loss(1);
     let old = network.layers[0].weight.val();
     let gradients = network.gradients(0);
     let network = adamod().step(LEARNING_RATE, network, gradients).expect("a step");
     let found = old.grad(&live.backward()).expect("a gradient").into_data();
-    assert_eq!(needed, found);
-    assert_ne!(needed, gradient(&network, network.loss(1)));
+    assert_eq!(expected, found);
+    assert_ne!(expected, gradient(&network, network.loss(1)));
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn tensors_that_move_between_steps_are_found() {
             let gradients = module.gradients(step);
             module = optimizer.step(LEARNING_RATE, module, gradients).expect("a step");
             if moves {
-                // Holes in the pools give the clean-up something to close.
+                // Leaves holes in the pools, which the clean-up closes.
                 for _ in 0..8 {
                     holes.push(wave(&[4096], 0.0, &gpu().device()));
                 }
@@ -78,7 +78,6 @@ fn tensors_that_move_between_steps_are_found() {
 
 #[test]
 fn values_and_gradients_that_are_transposed_step_as_contiguous_ones() {
-    use adamod_burn::adamod::{Options, Precision};
     use burn::module::{Param, ParamId};
     use burn::optim::GradientsParams;
 
@@ -88,18 +87,14 @@ fn values_and_gradients_that_are_transposed_step_as_contiguous_ones() {
     }
     let plain = gpu().device();
     let run = |is_transposed: bool| {
-        // Both lie as [6, 4] and are [4, 6]; contiguous copies are made through the host.
+        // Both lie as [6, 4] and are [4, 6]. A copy through the host is contiguous.
         let lay = |phase: f32| {
             let tensor = wave(&[6, 4], phase, &plain).transpose();
             if is_transposed { tensor } else { Tensor::from_data(tensor.into_data(), &plain) }
         };
         let weight = Param::initialized(ParamId::new(), lay(0.0).autodiff().require_grad());
         let mut module = Matrix { weight };
-        let mut optimizer = crate::common::optimizer(
-            Options::default(),
-            crate::common::hyperparameters(),
-            Precision::default(),
-        );
+        let mut optimizer = adamod();
         for step in 0..3 {
             let mut gradients = GradientsParams::new();
             gradients.register(module.weight.id, lay(step as f32));
@@ -111,7 +106,7 @@ fn values_and_gradients_that_are_transposed_step_as_contiguous_ones() {
 }
 
 #[test]
-fn two_parameters_may_have_one_gradient_between_them() {
+fn two_parameters_may_share_a_gradient() {
     use burn::module::Param;
     use burn::optim::GradientsParams;
 
@@ -126,7 +121,7 @@ fn two_parameters_may_have_one_gradient_between_them() {
     let loss = (module.first.val() + module.second.val()).square().mean();
     let gradients = GradientsParams::from_grads(loss.backward(), &module);
     let of = |id| gradients.get::<1>(id).expect("a gradient");
-    assert_eq!(place(of(module.first.id)), place(of(module.second.id)), "else this tests nothing");
+    assert_eq!(place(of(module.first.id)), place(of(module.second.id)), "the gradients share a buffer");
     let module = adamod().step(LEARNING_RATE, module, gradients).expect("a step");
     for ((path, before), (_, after)) in before.iter().zip(&values(&module)) {
         assert!(before.iter().zip(after).all(|(before, after)| before != after), "{path}");

@@ -1,14 +1,17 @@
-//! Formats, rules and control: the bits are the core's.
+//! Formats, rules and control: steps have the bits of the core.
 
 use adamod_burn::adamod::{
-    self, Control, DeviceControl, Diagnostics, Hyperparameters, MasterWeights, Options, Parameter,
-    ParameterId, Precision, Rule, StateFormat, View, Views, wgpu,
+    self, Control, DeviceControl, Diagnostics, Formula, Group, Hyperparameters, MasterWeights, Options,
+    Parameter, ParameterId, Precision, Rule, RuleKind, Sgd, StateFormat, Step, View, Views, wgpu,
 };
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::common::{Ranks, assert_same, device, elements, gpu, hyperparameters, optimizer, values, wave};
+use crate::common::{
+    Ranks, WEIGHT_DECAY, assert_same, device, elements, gpu, hyperparameters, optimizer, rule, stored,
+    values, wave,
+};
 
 const LEARNING_RATE: f64 = 2e-3;
 const STEPS: usize = 4;
@@ -20,15 +23,10 @@ struct Core {
 }
 
 impl Core {
-    fn new(
-        options: Options,
-        hyperparameters: Hyperparameters,
-        precision: Precision,
-        tensors: &[(String, Vec<f32>)],
-    ) -> Self {
+    fn new(options: Options, group: Group, tensors: &[(String, Vec<f32>)]) -> Self {
         let (device, queue) = (gpu().wgpu_device(), gpu().wgpu_queue());
         let mut optimizer = adamod::Optimizer::new(device, queue, options).expect("an optimizer");
-        let group = optimizer.add_group_with(hyperparameters, precision).expect("a group");
+        let group = optimizer.add_group(group).expect("a group");
         optimizer.set_learning_rate(group, LEARNING_RATE).expect("a rate");
         let parameters = tensors
             .iter()
@@ -44,8 +42,8 @@ impl Core {
                     })
                 };
                 let (values, gradients) = (buffer(), buffer());
-                let views = Some(Views::new(View::new(&values, 0), View::new(&gradients, 0)));
-                let parameter = Parameter { views, ..Parameter::new(path, elements.len() as u64) };
+                let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
+                let parameter = Parameter::new(path, elements.len() as u64).with_views(views);
                 let parameter = optimizer.add_parameter(group, parameter).expect("a parameter");
                 optimizer.write_parameter(parameter, elements).expect("values");
                 (path.clone(), parameter, gradients)
@@ -59,11 +57,11 @@ impl Core {
             let bytes: Vec<u8> = elements.iter().flat_map(|element| element.to_le_bytes()).collect();
             gpu().wgpu_queue().write_buffer(buffer, 0, &bytes);
         }
-        self.optimizer.step().expect("a step");
+        self.optimizer.submit(&Step::all()).expect("a step");
     }
 
     fn values(&self) -> Vec<(String, Vec<f32>)> {
-        let read = |parameter| self.optimizer.read_parameter_blocking(parameter).expect("values");
+        let read = |parameter| self.optimizer.read_parameter(parameter).wait().expect("values");
         self.parameters.iter().map(|(path, parameter, _)| (path.clone(), read(*parameter))).collect()
     }
 }
@@ -86,45 +84,48 @@ fn norm_of(tensors: &[Vec<f32>]) -> f64 {
     tensors.iter().flatten().map(|element| f64::from(*element).powi(2)).sum::<f64>().sqrt()
 }
 
-fn assert_bits_of_the_core(options: Options, hyperparameters: Hyperparameters, precision: Precision) {
+fn assert_bits_of_the_core(options: &Options, group: Group) {
     let mut module = Ranks::new(&device());
-    let mut core = Core::new(options, hyperparameters, precision, &values(&module));
-    let mut fused = optimizer(options, hyperparameters, precision);
+    let mut core = Core::new(options.clone(), group, &values(&module));
+    let mut fused = optimizer(options.clone(), group);
     for step in 0..STEPS {
         core.step(&gradients_of(&module, step));
         let gradients = module.gradients(step);
         module = fused.step(LEARNING_RATE, module, gradients).expect("a step");
-        let what = format!("{options:?} {precision:?}, step {step}");
+        let what = format!("{options:?} {group:?}, step {step}");
         assert_same(&values(&module), &core.values(), &what);
     }
 }
 
 #[test]
 fn every_rule_and_format_of_state_has_the_bits_of_the_core() {
-    for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
-        for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
-            let options = Options { rule, seed: 3, ..Options::default() };
-            let precision = Precision { state, f32_state_below: 16, ..Precision::default() };
-            assert_bits_of_the_core(options, hyperparameters(), precision);
+    let rules = RuleKind::ALL.iter().map(|kind| match kind {
+        RuleKind::AdaMod => rule().into(),
+        other => other.with_defaults(),
+    });
+    let authors: Rule = rule().with_formula(Formula::AuthorsCode).into();
+    for rule in rules.chain([authors]) {
+        for state in StateFormat::ALL {
+            let group = Group::new(Hyperparameters::from(rule).with_weight_decay(WEIGHT_DECAY))
+                .with_precision(Precision::new(state).with_f32_state_below(16));
+            assert_bits_of_the_core(&Options::new().with_seed(3), group);
         }
     }
 }
 
 #[test]
-fn steps_that_the_device_prepares_have_the_bits_of_the_core() {
-    let options = Options { control: Control::Device(DeviceControl::default()), ..Options::default() };
-    assert_bits_of_the_core(options, hyperparameters(), Precision::default());
+fn steps_that_the_device_controls_have_the_bits_of_the_core() {
+    let options = Options::new().with_control(Control::Device(DeviceControl::new()));
+    assert_bits_of_the_core(&options, hyperparameters().into());
 }
 
 #[test]
 fn a_clip_to_a_global_norm_bounds_the_update() {
     // SGD without momentum: the update is the rate times the clipped gradient.
-    let control = DeviceControl { max_norm: Some(1.0), ..DeviceControl::default() };
-    let options = Options { control: Control::Device(control), rule: Rule::Sgd, ..Options::default() };
-    let hyperparameters = Hyperparameters { momentum: 0.0, ..Hyperparameters::default() };
+    let options = Options::new().with_control(Control::Device(DeviceControl::new().with_max_norm(1.0)));
     let module = Ranks::new(&device());
     let before = values(&module);
-    let mut fused = optimizer(options, hyperparameters, Precision::default());
+    let mut fused = optimizer(options, Sgd::new().with_momentum(0.0));
     let gradients = module.gradients(0);
     let module = fused.step(0.5, module, gradients).expect("a step");
     let squares: f64 = before
@@ -141,31 +142,31 @@ fn a_clip_to_a_global_norm_bounds_the_update() {
 }
 
 #[test]
-fn a_step_with_a_gradient_that_is_not_finite_is_called_off() {
-    let options = Options { control: Control::Device(DeviceControl::default()), ..Options::default() };
-    let mut fused = optimizer(options, hyperparameters(), Precision::default());
+fn a_step_with_a_gradient_that_is_not_finite_is_skipped() {
+    let options = Options::new().with_control(Control::Device(DeviceControl::new()));
+    let mut fused = optimizer(options, hyperparameters());
     let module = Ranks::new(&device());
     let before = values(&module);
     let mut gradients = module.gradients(0);
     gradients.register(module.vector.id, wave(&[7], 0.0, &gpu().device()).mul_scalar(f32::INFINITY));
     let module = fused.step(LEARNING_RATE, module, gradients).expect("a step");
-    assert_same(&values(&module), &before, "called off");
+    assert_same(&values(&module), &before, "skipped");
     assert_eq!(fused.progress().expect("progress").skipped, 1);
 }
 
 #[test]
 fn learning_rates_are_counted_for_every_element_and_step() {
-    let options = Options { diagnostics: Diagnostics::LearningRates, ..Options::default() };
-    let mut fused = optimizer(options, hyperparameters(), Precision::default());
+    let options = Options::new().with_diagnostics(Diagnostics::RateHistograms);
+    let mut fused = optimizer(options, hyperparameters());
     let mut module = Ranks::new(&device());
     for step in 0..STEPS {
         let gradients = module.gradients(step);
         module = fused.step(LEARNING_RATE, module, gradients).expect("a step");
     }
     let elements: usize = values(&module).iter().map(|(_, values)| values.len()).sum();
-    let rates = fused.learning_rates().expect("rates");
+    let rates = fused.take_rate_histograms().expect("rates");
     assert_eq!(rates.eta.iter().sum::<u64>(), (STEPS * elements) as u64);
-    assert_eq!(fused.learning_rates().expect("rates").eta.iter().sum::<u64>(), 0);
+    assert_eq!(fused.take_rate_histograms().expect("rates").eta.iter().sum::<u64>(), 0);
 }
 
 #[test]
@@ -174,12 +175,12 @@ fn halves_with_master_weights_step_as_f32() {
     struct Half {
         weight: Param<Tensor<1>>,
     }
-    // Halves, so that both start from the same numbers.
+    // Both start from the same halves.
     let half = |tensor: Tensor<1>| tensor.cast(FloatDType::F16);
     let at = |phase| half(wave(&[1031], phase, &gpu().device()));
-    let precision = Precision { master_weights: MasterWeights::F32, ..Precision::default() };
-    let mut fused = optimizer(Options::default(), hyperparameters(), precision);
-    let mut of_f32 = optimizer(Options::default(), hyperparameters(), precision);
+    let group = stored(Precision::default().with_master_weights(MasterWeights::F32));
+    let mut fused = optimizer(Options::new(), group);
+    let mut of_f32 = optimizer(Options::new(), group);
     let mut module = Half { weight: Param::from_tensor(at(0.0).autodiff()) };
     let mut wide = Half { weight: Param::from_tensor(at(0.0).cast(FloatDType::F32).autodiff()) };
     for step in 0..STEPS {

@@ -2,19 +2,25 @@
 
 use std::sync::{Arc, Barrier, Mutex};
 
-use adamod_burn::adamod::{Control, DeviceControl, Options, Precision, StateFormat};
+use adamod_burn::adamod::{Control, DeviceControl, Group, Options, Precision, StateFormat};
 use adamod_burn::{Error, FusedOptimizer, Gpu};
 use burn::backend::wgpu::{WgpuSetup, wgpu};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{Tensor, TensorData};
 
-use crate::common::{
-    Network, Ranks, adamod, assert_same, device, elements, gpu, hyperparameters, optimizer, values,
-};
+use crate::common::{Network, Ranks, adamod, assert_same, device, elements, gpu, optimizer, stored, values};
 
 const LEARNING_RATE: f64 = 3e-3;
 const RANKS: usize = 2;
+
+fn group() -> Group {
+    stored(Precision::new(StateFormat::Q8).with_f32_state_below(64))
+}
+
+fn options() -> Options {
+    Options::new().with_control(Control::Device(DeviceControl::new())).with_seed(5)
+}
 
 /// A device of its own, on the machine's first adapter.
 fn another_gpu() -> Gpu {
@@ -31,7 +37,7 @@ fn another_gpu() -> Gpu {
     Gpu::from_setup(WgpuSetup { instance, adapter, device, queue, backend }).expect("Burn on the device")
 }
 
-/// What ranks exchange. Burn's wgpu runtime has no collectives, so gradients go through the host.
+/// The exchange of gradients between ranks. Burn's wgpu runtime has no collectives, so they go through the host.
 struct Exchange {
     barrier: Barrier,
     gradients: Mutex<Vec<Vec<Vec<f32>>>>,
@@ -42,7 +48,7 @@ impl Exchange {
         Self { barrier: Barrier::new(RANKS), gradients: Mutex::new(vec![Vec::new(); RANKS]) }
     }
 
-    /// The mean over all ranks, added up in their order: the same bits on each.
+    /// The mean over all ranks, summed in their order, so that it has the same bits on each.
     fn mean(&self, rank: usize, network: &Network, mut gradients: GradientsParams) -> GradientsParams {
         struct Take<'a>(&'a mut GradientsParams, Vec<Vec<f32>>);
         impl ModuleVisitor for Take<'_> {
@@ -87,12 +93,8 @@ fn ranks_that_average_gradients_stay_identical_bit_for_bit() {
             let exchange = exchange.clone();
             std::thread::spawn(move || {
                 let gpu = another_gpu();
-                let control = Control::Device(DeviceControl::default());
-                let options = Options { control, seed: 5, ..Options::default() };
-                let mut optimizer = FusedOptimizer::new(&gpu, options).expect("an optimizer");
-                let precision =
-                    Precision { state: StateFormat::Q8, f32_state_below: 64, ..Precision::default() };
-                optimizer.add_group(hyperparameters(), precision, |_| true).expect("a group");
+                let mut optimizer = FusedOptimizer::new(&gpu, options()).expect("an optimizer");
+                optimizer.add_group(group(), |_| true).expect("a group");
                 let mut network = Network::new(&gpu.device().autodiff());
                 (0..STEPS)
                     .map(|step| {
@@ -125,10 +127,10 @@ fn gradients_of_several_devices_step_as_their_sum() {
 
     let loss = network.loss(0) + network.loss(1);
     let gradients = GradientsParams::from_grads(loss.backward(), &network);
-    let needed = adamod().step(LEARNING_RATE, network, gradients).expect("a step");
-    for ((path, found), (_, needed)) in values(&found).iter().zip(&values(&needed)) {
-        for (found, needed) in found.iter().zip(needed) {
-            assert!((found - needed).abs() <= 1e-5, "{path}: {found} {needed}");
+    let expected = adamod().step(LEARNING_RATE, network, gradients).expect("a step");
+    for ((path, found), (_, expected)) in values(&found).iter().zip(&values(&expected)) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= 1e-5, "{path}: {found} {expected}");
         }
     }
     // A module on another device than the optimizer's is refused.
@@ -148,31 +150,29 @@ fn a_parameter_that_burn_distributes_stays_marked() {
     assert!(!module.matrix.val().is_distributed());
 }
 
-/// Each rank has the state of its own tensors only, and gets the values of the others'.
+/// Each rank has only the state of its own tensors, and receives the values of the others.
 #[test]
 fn ranks_that_share_the_state_step_as_one_that_has_it_all() {
     const MAX_NORM: f64 = 1.0;
-    let options = Options { control: Control::Device(DeviceControl::default()), ..Options::default() };
-    let precision = Precision { state: StateFormat::Q8, f32_state_below: 64, ..Precision::default() };
-    let new = || optimizer(options, hyperparameters(), precision);
+    let new = || optimizer(options(), group());
     let is_of = |rank: usize, path: &str| path.starts_with("layers.0") == (rank == 0);
 
     let mut whole = new();
     let mut shards: Vec<_> = (0..RANKS).map(|_| new()).collect();
-    let mut needed = Network::new(&device());
-    let mut found = needed.clone();
+    let mut expected = Network::new(&device());
+    let mut found = expected.clone();
     for step in 0..6 {
         let mut squares =
-            SumOfSquares { gradients: needed.gradients(step), path: Vec::new(), of: [0.0; RANKS], is_of };
-        needed.visit(&mut squares);
+            SumOfSquares { gradients: expected.gradients(step), path: Vec::new(), of: [0.0; RANKS], is_of };
+        expected.visit(&mut squares);
         // The one number that ranks exchange besides values.
         let norm = squares.of.iter().sum::<f64>().sqrt();
         let multiplier = (MAX_NORM / norm).min(1.0) as f32;
 
         whole.set_gradient_multiplier(multiplier).expect("a multiplier");
-        let gradients = needed.gradients(step);
-        needed = whole.step(LEARNING_RATE, needed, gradients).expect("a step");
-        // Here the values of other ranks arrive by being in the same module.
+        let gradients = expected.gradients(step);
+        expected = whole.step(LEARNING_RATE, expected, gradients).expect("a step");
+        // All ranks step the same module here, so they see each other's values.
         let mut all = found.gradients(step);
         for (rank, optimizer) in shards.iter_mut().enumerate() {
             let mut mine =
@@ -182,7 +182,7 @@ fn ranks_that_share_the_state_step_as_one_that_has_it_all() {
             optimizer.set_gradient_multiplier(multiplier).expect("a multiplier");
             found = optimizer.step(LEARNING_RATE, found, mine).expect("a step");
         }
-        assert_same(&values(&found), &values(&needed), &format!("step {step}"));
+        assert_same(&values(&found), &values(&expected), &format!("step {step}"));
     }
     let bytes =
         |optimizer: &mut FusedOptimizer| optimizer.with_core(|core| core.state_bytes()).expect("bytes");

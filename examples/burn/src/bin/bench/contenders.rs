@@ -1,11 +1,11 @@
-//! What is timed: the same tensors and gradients under each optimizer.
+//! The contenders: every optimizer with the same tensors and gradients.
 
 use std::str::FromStr;
 
 use adamod_burn::adamod::{
-    Hyperparameters, Optimizer, Options, Parameter, ParameterId, Precision, Rule, View, Views, wgpu,
+    self, Hyperparameters, Optimizer, Options, Parameter, ParameterId, RuleKind, View, Views, wgpu,
 };
-use adamod_burn::operations::{AdaMod, Minimum};
+use adamod_burn::operations::{self, Minimum};
 use adamod_burn::{FusedOptimizer, Gpu, PerTensor};
 use anyhow::{Context as _, bail, ensure};
 use burn::module::{Module, Param};
@@ -14,7 +14,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 const LEARNING_RATE: f64 = 1e-3;
 
-/// Tensors and elements of each.
+/// The number of tensors, and of elements in each.
 #[derive(Clone, Copy)]
 pub struct Case {
     pub tensors: usize,
@@ -35,50 +35,53 @@ impl FromStr for Case {
             let (tensors, elements) = (tensors.parse().ok()?, elements.parse().ok()?);
             (tensors > 0 && elements > 0).then_some(Case { tensors, elements })
         });
-        parsed.ok_or_else(|| format!("{text:?} is not two numbers above 0 with an x between them"))
+        parsed.ok_or_else(|| format!("expected two numbers above 0 with an x between them, got {text:?}"))
     }
 }
 
 /// An optimizer with tensors of its own.
 pub struct Contender {
     pub name: &'static str,
-    pub rule: Rule,
+    pub rule: RuleKind,
     pub step: Box<dyn Step>,
 }
 
 /// A step that can be timed.
 pub trait Step {
-    /// One step, and the end of the device's work.
+    /// Takes a step and waits for the end of the device's work.
     fn run(&mut self) -> anyhow::Result<()>;
-    /// The first tensor now.
+    /// Reads the first tensor.
     fn first(&mut self) -> anyhow::Result<Vec<f32>>;
 }
 
-/// Name of the contender that the others are compared with.
+/// Name of the contender with which the others are compared.
 pub const BURN_ADAM: &str = "Burn Adam";
 
-/// The contenders whose names are wanted.
+/// Creates the contenders with the wanted names.
 pub fn all(gpu: &Gpu, case: Case, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Contender>> {
-    let hyperparameters = Hyperparameters { learning_rate: LEARNING_RATE, ..Hyperparameters::default() };
+    let hyperparameters =
+        |rule: RuleKind| Hyperparameters::from(rule.with_defaults()).with_learning_rate(LEARNING_RATE);
     let fused = |rule| {
-        let mut optimizer = FusedOptimizer::new(gpu, Options { rule, ..Options::default() })?;
-        optimizer.add_group(hyperparameters, Precision::default(), |_| true)?;
+        let mut optimizer = FusedOptimizer::new(gpu, Options::new())?;
+        optimizer.add_group(hyperparameters(rule), |_| true)?;
         in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)?))
     };
     let of_burn = |mut optimizer: ModuleOptimizer| {
         in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)))
     };
-    let per_tensor = || PerTensor::new(gpu, Options::default(), hyperparameters, Precision::default());
-    let operations = || AdaMod::new(hyperparameters).with_minimum(Minimum::Fusing);
+    let per_tensor = |rule| PerTensor::new(gpu, Options::new(), hyperparameters(rule));
+    let operations = || operations::AdaMod::new(adamod::AdaMod::new()).with_minimum(Minimum::Fusing);
+    let core = |rule| core(gpu, case, hyperparameters(rule));
     type Make<'a> = Box<dyn Fn() -> anyhow::Result<Box<dyn Step>> + 'a>;
-    let makers: [(&'static str, Rule, Make<'_>); 7] = [
-        (BURN_ADAM, Rule::Adam, Box::new(|| of_burn(AdamConfig::new().with_epsilon(1e-8).init()))),
-        ("adapter Adam", Rule::Adam, Box::new(|| fused(Rule::Adam))),
-        ("core Adam", Rule::Adam, Box::new(|| core(gpu, case, Rule::Adam, hyperparameters))),
-        ("AdaMod in operations", Rule::AdaMod, Box::new(|| of_burn(operations().into()))),
-        ("per-tensor AdaMod", Rule::AdaMod, Box::new(|| of_burn(per_tensor()?.into()))),
-        ("adapter AdaMod", Rule::AdaMod, Box::new(|| fused(Rule::AdaMod))),
-        ("core AdaMod", Rule::AdaMod, Box::new(|| core(gpu, case, Rule::AdaMod, hyperparameters))),
+    let (adam, adamod) = (RuleKind::Adam, RuleKind::AdaMod);
+    let makers: [(&'static str, RuleKind, Make<'_>); 7] = [
+        (BURN_ADAM, adam, Box::new(|| of_burn(AdamConfig::new().with_epsilon(1e-8).init()))),
+        ("adapter Adam", adam, Box::new(|| fused(adam))),
+        ("core Adam", adam, Box::new(|| core(adam))),
+        ("AdaMod in operations", adamod, Box::new(|| of_burn(operations().into()))),
+        ("per-tensor AdaMod", adamod, Box::new(|| of_burn(per_tensor(adamod)?.into()))),
+        ("adapter AdaMod", adamod, Box::new(|| fused(adamod))),
+        ("core AdaMod", adamod, Box::new(|| core(adamod))),
     ];
     makers
         .into_iter()
@@ -87,18 +90,18 @@ pub fn all(gpu: &Gpu, case: Case, wanted: impl Fn(&str) -> bool) -> anyhow::Resu
         .collect()
 }
 
-/// Contenders with the same rule have taken as many steps and must agree.
+/// Checks that contenders with the same rule agree. All have taken the same number of steps.
 pub fn check(contenders: &mut [Contender]) -> anyhow::Result<()> {
-    let mut of_rule: Vec<(Rule, Vec<f32>)> = Vec::new();
+    let mut of_rule: Vec<(RuleKind, Vec<f32>)> = Vec::new();
     for Contender { name, rule, step } in contenders {
         let found = step.first()?;
         match of_rule.iter().find(|(of, _)| of == rule) {
             None => of_rule.push((*rule, found)),
-            Some((_, needed)) => {
-                for (index, (found, needed)) in found.iter().zip(needed).enumerate() {
-                    let difference = (found - needed).abs();
-                    let is_close = difference <= 1e-5 + 1e-4 * needed.abs();
-                    ensure!(is_close, "{name}: element {index} is {found}, needed {needed}");
+            Some((_, expected)) => {
+                for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+                    let difference = (found - expected).abs();
+                    let is_close = difference <= 1e-5 + 1e-4 * expected.abs();
+                    ensure!(is_close, "{name}: element {index} is {found}, expected {expected}");
                 }
             }
         }
@@ -106,7 +109,7 @@ pub fn check(contenders: &mut [Contender]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Values or gradients of a tensor; no two tensors have the same.
+/// Values or gradients of a tensor, which no other tensor has.
 fn content(case: Case, tensor: usize, phase: f32) -> Vec<f32> {
     (0..case.elements).map(|element| (0.37 * element as f32 + tensor as f32 + phase).sin()).collect()
 }
@@ -171,14 +174,9 @@ struct Core {
 }
 
 /// The core alone, with tensors in two pools.
-fn core(
-    gpu: &Gpu,
-    case: Case,
-    rule: Rule,
-    hyperparameters: Hyperparameters,
-) -> anyhow::Result<Box<dyn Step>> {
+fn core(gpu: &Gpu, case: Case, hyperparameters: Hyperparameters) -> anyhow::Result<Box<dyn Step>> {
     let (device, queue) = (gpu.wgpu_device(), gpu.wgpu_queue());
-    // As far apart as Burn's pools put them.
+    // The distance between tensors in Burn's pools.
     let stride = (4 * case.elements as u64).next_multiple_of(32);
     let pool = |phase| {
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {
@@ -195,14 +193,14 @@ fn core(
         buffer
     };
     let (values, gradients) = (pool(0.0), pool(1.0));
-    let mut optimizer = Optimizer::new(device, queue, Options { rule, ..Options::default() })?;
+    let mut optimizer = Optimizer::new(device, queue, Options::new())?;
     let group = optimizer.add_group(hyperparameters)?;
     let mut first = None;
     for tensor in 0..case.tensors {
         let offset = stride * tensor as u64;
-        let views = Some(Views::new(View::new(&values, offset), View::new(&gradients, offset)));
+        let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
         let label = format!("tensors.{tensor}");
-        let parameter = Parameter { views, ..Parameter::new(&label, case.elements as u64) };
+        let parameter = Parameter::new(&label, case.elements as u64).with_views(views);
         first = first.or(Some(optimizer.add_parameter(group, parameter)?));
     }
     let Some(first) = first else { bail!("a case without tensors") };
@@ -211,12 +209,12 @@ fn core(
 
 impl Step for Core {
     fn run(&mut self) -> anyhow::Result<()> {
-        self.optimizer.step()?;
-        // Waits as the others do: Burn's thread of the device polls while nothing waits there, and takes a core's tenth.
+        self.optimizer.submit(&adamod::Step::all())?;
+        // Waits as the others do. Burn's device thread polls while nothing waits there, which takes a tenth of a core.
         sync(&self.device)
     }
 
     fn first(&mut self) -> anyhow::Result<Vec<f32>> {
-        Ok(self.optimizer.read_parameter_blocking(self.first)?)
+        Ok(self.optimizer.read_parameter(self.first).wait()?)
     }
 }

@@ -1,5 +1,5 @@
 //! Times the step of Burn's Adam, of AdaMod in Burn's tensor operations, of the adapter and of the core alone on one device, in
-//! turn, round after round. Wall time from the call to the end of the device's work, so that what the host does counts too.
+//! turn, round after round. Measures wall time from the call to the end of the device's work, which includes the host's work.
 
 mod contenders;
 
@@ -16,19 +16,19 @@ use contenders::{Case, Contender};
 /// Time Burn's optimizers beside adamod's in Burn.
 #[derive(Parser)]
 struct Arguments {
-    /// Rounds that are timed.
+    /// Timed rounds.
     #[arg(long, default_value_t = 30)]
     rounds: usize,
-    /// Rounds before them.
+    /// Rounds before the timed ones.
     #[arg(long, default_value_t = 5)]
     warmup: usize,
-    /// Tensors and elements of each, as 200x256; may be repeated.
+    /// Number of tensors and of elements in each, as in 200x256; may be repeated.
     #[arg(long = "case", default_values = ["200x256", "100x100000", "1x10000000"])]
     cases: Vec<Case>,
     /// Only contenders whose name contains this; may be repeated.
     #[arg(long = "only")]
     only: Vec<String>,
-    /// Print JSON, one object a line.
+    /// Print JSON, one object per line.
     #[arg(long)]
     json: bool,
 }
@@ -49,7 +49,7 @@ struct Row<'a> {
 
 fn main() -> anyhow::Result<()> {
     let Arguments { rounds, warmup, cases, only, json } = Arguments::parse();
-    ensure!(rounds > 0, "--rounds is 0, needed is at least 1");
+    ensure!(rounds > 0, "--rounds is 0, expected at least 1");
     let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
     let adapter = gpu.wgpu_device().adapter_info().name;
     let fusion = cfg!(feature = "fusion");
@@ -115,7 +115,7 @@ fn print(row: &Row<'_>, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sorts, too.
+/// The median. Sorts the times.
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]

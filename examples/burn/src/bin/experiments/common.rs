@@ -19,7 +19,7 @@ pub struct Common {
     #[arg(long)]
     output: Option<PathBuf>,
 
-    /// A few steps of one seed: to see soon that everything works
+    /// Run a few steps of one seed, to check soon that everything works
     #[arg(long)]
     pub quick: bool,
 }
@@ -29,7 +29,7 @@ impl Common {
         self.seeds.unwrap_or(if self.quick { 1 } else { 3 })
     }
 
-    /// Opens the output folder, and says what runs where.
+    /// Opens the output folder and reports the command and the adapter.
     pub fn report(&self, gpu: &Gpu, experiment: &str) -> anyhow::Result<Report> {
         let default = || PathBuf::from("target/experiments").join(experiment);
         let mut report = Report::create(&self.output.clone().unwrap_or_else(default))?;
@@ -52,7 +52,7 @@ pub fn or_default(values: &[f64], default: &[f64]) -> Vec<f64> {
     distinct(if values.is_empty() { default } else { values })
 }
 
-/// The one device of all tests: Burn lets each be opened once.
+/// The device of all tests. Burn opens a device only once in a process.
 #[cfg(test)]
 pub fn test_gpu() -> &'static Gpu {
     static GPU: std::sync::OnceLock<Gpu> = std::sync::OnceLock::new();

@@ -1,6 +1,6 @@
 //! A model and its optimizer: one step after the other.
 
-use adamod::{Diagnostics, Options, Precision};
+use adamod::{Diagnostics, Options};
 use adamod_burn::{FusedOptimizer, Gpu};
 use anyhow::Context;
 use burn::module::Module;
@@ -12,7 +12,7 @@ use crate::ridges::Window;
 
 /// A model in training.
 pub struct Learner<M> {
-    // Empty only while the optimizer has it.
+    // `None` only while the optimizer has it.
     model: Option<M>,
     optimizer: FusedOptimizer,
     method: Method,
@@ -21,21 +21,20 @@ pub struct Learner<M> {
 }
 
 impl<M: Module> Learner<M> {
-    /// The method applies to all parameters.
+    /// Trains all parameters with the method.
     pub fn new(model: M, method: &Method, gpu: &Gpu) -> anyhow::Result<Self> {
         Self::with_options(model, method, gpu, false)
     }
 
-    /// The same, and learning rates are counted: over step 1, 2 to 3, 4 to 7 and so on.
+    /// Also counts learning rates, over step 1, steps 2 to 3, 4 to 7 and so on.
     pub fn counting(model: M, method: &Method, gpu: &Gpu) -> anyhow::Result<Self> {
         Self::with_options(model, method, gpu, true)
     }
 
     fn with_options(model: M, method: &Method, gpu: &Gpu, counts: bool) -> anyhow::Result<Self> {
-        let diagnostics = if counts { Diagnostics::LearningRates } else { Diagnostics::Off };
-        let options = Options { rule: method.rule, diagnostics, ..Options::default() };
-        let mut optimizer = FusedOptimizer::new(gpu, options)?;
-        optimizer.add_group(method.hyperparameters, Precision::default(), |_| true)?;
+        let diagnostics = if counts { Diagnostics::RateHistograms } else { Diagnostics::Off };
+        let mut optimizer = FusedOptimizer::new(gpu, Options::new().with_diagnostics(diagnostics))?;
+        optimizer.add_group(method.hyperparameters, |_| true)?;
         let windows = counts.then(Vec::new);
         Ok(Self { model: Some(model), optimizer, method: method.clone(), step: 0, windows })
     }
@@ -44,7 +43,7 @@ impl<M: Module> Learner<M> {
         self.model.as_ref().expect("a model: a learner whose step failed is not used again")
     }
 
-    /// Takes one step down the loss; returns the loss before it.
+    /// Takes one step. Returns the loss before it.
     pub fn step(&mut self, loss: impl FnOnce(&M) -> Tensor<1>) -> anyhow::Result<f32> {
         let model = self.model.take().context("an earlier step failed")?;
         self.step += 1;
@@ -64,12 +63,12 @@ impl<M: Module> Learner<M> {
         let Some(windows) = &mut self.windows else { return Ok(()) };
         let first = windows.last().map_or(1, |window| window.steps.1 + 1);
         if first <= self.step {
-            windows.push(Window { steps: (first, self.step), rates: self.optimizer.learning_rates()? });
+            windows.push(Window::new((first, self.step), &self.optimizer.take_rate_histograms()?));
         }
         Ok(())
     }
 
-    /// What was counted; empty if nothing was to be.
+    /// The counted learning rates; empty if none were counted.
     pub fn into_windows(mut self) -> anyhow::Result<Vec<Window>> {
         self.close_window()?;
         Ok(self.windows.unwrap_or_default())
@@ -78,7 +77,7 @@ impl<M: Module> Learner<M> {
 
 #[cfg(test)]
 mod tests {
-    use adamod::{Hyperparameters, Rule};
+    use adamod::{Hyperparameters, RuleKind};
     use burn::nn::{Linear, LinearConfig};
 
     use super::*;
@@ -86,10 +85,9 @@ mod tests {
     use crate::method::Schedule;
     use crate::weights;
 
-    fn method(rule: Rule, beta3: f64) -> Method {
-        let hyperparameters =
-            Hyperparameters { learning_rate: 0.1, betas: [0.9, 0.999, beta3], ..Hyperparameters::default() };
-        Method { name: "", rule, hyperparameters, schedule: Schedule::Constant }
+    fn method(rule: RuleKind, beta3: f64) -> Method {
+        let hyperparameters = Hyperparameters::from(rule.with_defaults()).with_learning_rate(0.1);
+        Method { name: "", hyperparameters, schedule: Schedule::Constant }.with_beta3(beta3)
     }
 
     /// Losses of some steps.
@@ -106,8 +104,8 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_decides_a_run() {
-        for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
+    fn a_seed_determines_a_run() {
+        for &rule in RuleKind::ALL {
             let of = |seed| losses(&method(rule, 0.9), seed, false).0;
             assert_eq!(of(1), of(1));
             assert_ne!(of(1), of(2));
@@ -121,23 +119,26 @@ mod tests {
             assert!(losses[4] < losses[0], "{rule:?}: {losses:?}");
             losses[4]
         };
-        let (adam, adamod, sgd) = (last(Rule::Adam, 0.9), last(Rule::AdaMod, 0.9), last(Rule::Sgd, 0.9));
-        assert!(adam != adamod && adam != sgd && adamod != sgd);
-        // Without memory the bound is the rate itself.
-        assert!((last(Rule::AdaMod, 0.0) - adam).abs() < 1e-4 * adam.abs());
+        let losses: Vec<f32> = RuleKind::ALL.iter().map(|&rule| last(rule, 0.9)).collect();
+        for (index, loss) in losses.iter().enumerate() {
+            assert!(!losses[..index].contains(loss), "{losses:?}");
+        }
+        let adam = last(RuleKind::Adam, 0.9);
+        // With beta3 = 0 the bound is the rate itself.
+        assert!((last(RuleKind::AdaMod, 0.0) - adam).abs() < 1e-4 * adam.abs());
     }
 
     #[test]
     fn windows_cover_all_steps_and_all_weights() {
-        let (_, windows) = losses(&method(Rule::AdaMod, 0.9), 1, true);
+        let (_, windows) = losses(&method(RuleKind::AdaMod, 0.9), 1, true);
         let steps: Vec<_> = windows.iter().map(|window| window.steps).collect();
         assert_eq!(steps, [(1, 1), (2, 3), (4, 5)]);
-        for Window { steps: (first, last), rates } in &windows {
+        for Window { steps: (first, last), eta, bounded, .. } in &windows {
             // 12 weights and 3 biases.
-            assert_eq!(rates.eta.iter().sum::<u64>(), 15 * (last - first + 1));
-            assert_eq!(rates.bounded.iter().sum::<u64>(), 15 * (last - first + 1));
+            assert_eq!(eta.iter().sum::<u64>(), 15 * (last - first + 1));
+            assert_eq!(bounded.iter().sum::<u64>(), 15 * (last - first + 1));
         }
-        assert_eq!(windows[0].rates.clipped, 15);
-        assert!(losses(&method(Rule::Adam, 0.9), 1, false).1.is_empty());
+        assert_eq!(windows[0].clipped, 15);
+        assert!(losses(&method(RuleKind::Adam, 0.9), 1, false).1.is_empty());
     }
 }

@@ -1,5 +1,5 @@
 //! The experiments of the AdaMod paper, small enough for one machine: translation, image classification, language modelling.
-//! docs/experiments.md says what came out.
+//! docs/experiments.md has the results.
 
 #[path = "../../../../common/axis_labels.rs"]
 mod axis_labels;
@@ -38,7 +38,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// The experiments of the AdaMod paper in small
+/// Small versions of the experiments of the AdaMod paper
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]

@@ -1,18 +1,18 @@
-//! What is compared: an update rule, its hyperparameters and its learning rate over the steps.
+//! The methods that are compared: an update rule, its hyperparameters and its learning rate over the steps.
 
-use adamod::{Hyperparameters, Rule, schedule};
+use adamod::{AdaMod, Hyperparameters, Rule, RuleKind, schedule};
 
 use crate::rates::rate_name;
 
-/// How the learning rate changes.
+/// How the learning rate changes over the steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Schedule {
-    /// Not at all.
+    /// It does not.
     #[default]
     Constant,
-    /// From 0 in a straight line over so many steps.
+    /// Rises from 0 in a straight line over this many steps.
     Warmup(u64),
-    /// To a tenth after each of these steps.
+    /// Is divided by 10 after each of these steps.
     StepDecay(Vec<u64>),
 }
 
@@ -21,7 +21,6 @@ pub enum Schedule {
 pub struct Method {
     /// Its name in tables and pictures.
     pub name: &'static str,
-    pub rule: Rule,
     pub hyperparameters: Hyperparameters,
     pub schedule: Schedule,
 }
@@ -37,46 +36,83 @@ impl Method {
         }
     }
 
-    /// Its name and what distinguishes it from others of the name.
+    /// Its name, and what distinguishes it from others with this name.
     pub fn description(&self) -> String {
-        let Hyperparameters { learning_rate, betas: [.., beta3], .. } = self.hyperparameters;
-        let alpha = rate_name(learning_rate);
-        match self.rule {
-            Rule::AdaMod => format!("{}, alpha {alpha}, beta3 {beta3}", self.name),
-            _ => format!("{}, alpha {alpha}", self.name),
+        let alpha = rate_name(self.hyperparameters.learning_rate);
+        match self.beta3() {
+            Some(beta3) => format!("{}, alpha {alpha}, beta3 {beta3}", self.name),
+            None => format!("{}, alpha {alpha}", self.name),
         }
     }
 
-    /// The same with other hyperparameters.
-    pub fn with(&self, change: impl FnOnce(&mut Hyperparameters)) -> Self {
+    pub fn rule(&self) -> RuleKind {
+        self.hyperparameters.rule.kind()
+    }
+
+    /// AdaMod's beta3; `None` for other rules.
+    pub fn beta3(&self) -> Option<f64> {
+        self.adamod().map(|rule| rule.betas[2])
+    }
+
+    /// The same method with another beta3. Other rules than AdaMod stay as they are.
+    pub fn with_beta3(&self, beta3: f64) -> Self {
         let mut method = self.clone();
-        change(&mut method.hyperparameters);
+        if let Some(rule) = self.adamod() {
+            let [beta1, beta2, _] = rule.betas;
+            method.hyperparameters.rule = rule.with_betas([beta1, beta2, beta3]).into();
+        }
         method
+    }
+
+    fn adamod(&self) -> Option<AdaMod> {
+        match self.hyperparameters.rule {
+            Rule::AdaMod(rule) => Some(rule),
+            _ => None,
+        }
     }
 }
 
-/// A beta, for the command line.
+/// Parses a beta, for the command line.
 pub fn parse_beta(text: &str) -> Result<f64, String> {
     match text.trim().parse() {
         Ok(beta) if (0.0..1.0).contains(&beta) => Ok(beta),
-        _ => Err("needed is a number in [0, 1)".into()),
+        _ => Err("expected a number in [0, 1)".into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use adamod::Adam;
+
     use super::*;
 
     #[test]
     fn schedules_start_and_end_where_they_should() {
         let rates = |schedule, steps: [u64; 3]| {
-            let hyperparameters = Hyperparameters { learning_rate: 0.5, ..Default::default() };
-            let method = Method { name: "", rule: Rule::Adam, hyperparameters, schedule };
+            let hyperparameters = Hyperparameters::from(Adam::new()).with_learning_rate(0.5);
+            let method = Method { name: "", hyperparameters, schedule };
             steps.map(|step| method.learning_rate(step))
         };
         assert_eq!(rates(Schedule::Constant, [1, 2, 9]), [0.5; 3]);
         assert_eq!(rates(Schedule::Warmup(10), [1, 5, 10]), [0.05, 0.25, 0.5]);
         assert_eq!(rates(Schedule::StepDecay(vec![4]), [1, 4, 5]), [0.5, 0.5, 0.05]);
+    }
+
+    #[test]
+    fn only_adamod_has_a_beta3() {
+        let method = |rule: RuleKind| Method {
+            name: "method",
+            hyperparameters: rule.with_defaults().into(),
+            schedule: Schedule::Constant,
+        };
+        for &rule in RuleKind::ALL {
+            let (method, changed) = (method(rule), method(rule).with_beta3(0.5));
+            assert_eq!(changed.rule(), rule);
+            let has_one = rule == RuleKind::AdaMod;
+            assert_eq!(changed.beta3(), has_one.then_some(0.5));
+            assert_eq!(changed.description().ends_with(", beta3 0.5"), has_one);
+            assert_eq!(method == changed, !has_one);
+        }
     }
 
     #[test]

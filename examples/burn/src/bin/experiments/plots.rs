@@ -23,15 +23,15 @@ pub const GREY: RGBColor = RGBColor(110, 110, 120);
 pub const SCALE: [RGBColor; 4] =
     [RGBColor(35, 20, 135), RGBColor(156, 23, 158), RGBColor(225, 100, 98), RGBColor(222, 180, 40)];
 
-/// A line, and the band that several runs fill.
+/// A line, and the band of several runs.
 pub struct Series {
     pub name: String,
     pub color: RGBColor,
-    /// Values at equal distances, one list a run. A run may end early.
+    /// Values at equal distances, one list for each run. A run may end early.
     pub runs: Vec<Vec<f64>>,
 }
 
-/// A chart beside others.
+/// One of several charts.
 pub struct Panel {
     pub title: String,
     pub series: Vec<Series>,
@@ -41,35 +41,35 @@ pub struct Panel {
 pub struct Axes {
     pub x: &'static str,
     pub y: &'static str,
-    /// Distance on the x axis between two values of a series; the first lies there too.
+    /// Distance on the x axis between two values of a series, and the place of the first value.
     pub x_step: f64,
-    /// Where the last value of a whole series lies, should a step lead beyond.
+    /// The place of the last value of a whole series, if a further distance would lead beyond it.
     pub x_end: f64,
-    /// Whether y is, where values span a decade.
+    /// Whether the y axis is logarithmic if values span a decade.
     pub logarithmic: bool,
-    /// Where no line is in the way.
+    /// The position of the legend, where no line is.
     pub legend: SeriesLabelPosition,
-    /// Least and greatest y that are drawn; otherwise what the values need.
+    /// The range of y; `None` for that of the values.
     pub y_range: Option<Range<f64>>,
 }
 
 fn drawing(error: Box<dyn Error>) -> anyhow::Error {
-    anyhow!("the picture cannot be drawn: {error}")
+    anyhow!("could not draw the picture: {error}")
 }
 
 impl Axes {
-    /// Where the values of a series lie.
+    /// The place of a value of a series.
     fn x(&self, index: usize) -> f64 {
         (self.x_step * (index + 1) as f64).min(self.x_end)
     }
 }
 
-/// Curves, a panel beside the other.
+/// Draws curves, with the panels side by side.
 pub fn curves(path: &Path, title: &str, axes: &Axes, panels: &[Panel]) -> anyhow::Result<()> {
     draw_curves(path, title, axes, panels).map_err(drawing)
 }
 
-/// Distribution of learning rates over time, a panel a run.
+/// Draws the distribution of learning rates over time, with a panel for each run.
 pub fn learning_rates(path: &Path, title: &str, panels: &[Ridges<'_>]) -> anyhow::Result<()> {
     ridges::draw(path, title, panels).map_err(drawing)
 }

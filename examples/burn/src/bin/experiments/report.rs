@@ -1,4 +1,4 @@
-//! Tables, and the folder that takes all that an experiment writes.
+//! Tables, and the output folder of an experiment.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// The output folder. Tables are printed as well.
+/// The output folder. Tables are also printed.
 pub struct Report {
     folder: PathBuf,
     text: String,
@@ -30,25 +30,25 @@ pub struct Report {
 }
 
 impl Report {
-    /// Makes the folder where it is missing.
+    /// Creates the folder if it is missing.
     pub fn create(folder: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("could not create {}", folder.display()))?;
         Ok(Self { folder: folder.into(), text: String::new(), start: Instant::now() })
     }
 
-    /// Where a file of this name belongs.
+    /// The path of a file in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Adds a paragraph or table to `report.md` and prints it. Written at once: a run that is broken off leaves what it had.
+    /// Adds a paragraph or table to `report.md` and prints it. Writes the file at once, so that an interrupted run leaves its results.
     pub fn say(&mut self, text: impl std::fmt::Display) -> anyhow::Result<()> {
         println!("\n{text}");
         writeln!(self.text, "{text}\n")?;
         self.write("report.md", &self.text)
     }
 
-    /// Says how long everything took, and where it lies.
+    /// Reports the time and the folder.
     pub fn finish(mut self) -> anyhow::Result<()> {
         let seconds = self.start.elapsed().as_secs_f64();
         self.say(format!("Took {seconds:.0} s."))?;
@@ -56,8 +56,8 @@ impl Report {
         Ok(())
     }
 
-    /// Writes one series a column: `<unit>,<name>,<name>` and so on. There is a value every `interval` units of time; the last of a
-    /// whole series is of the unit `end`.
+    /// Writes a column for each series, with the header `<unit>,<name>,<name>` and so on. A series has a value every `interval` units of
+    /// time, and its last value is at the unit `end`.
     pub fn write_series(
         &self,
         name: &str,
@@ -86,7 +86,7 @@ impl Report {
 
     fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
         let path = self.path(name);
-        std::fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
+        std::fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))
     }
 }
 

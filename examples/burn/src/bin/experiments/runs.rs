@@ -11,7 +11,7 @@ use crate::summary::summary;
 /// All runs of a method.
 pub struct Cell<O> {
     pub method: Method,
-    /// One a seed.
+    /// One for each seed.
     pub outcomes: Vec<O>,
 }
 
@@ -25,7 +25,7 @@ impl<O> Cell<O> {
         self.outcomes.iter().enumerate().map(move |(seed, outcome)| (name(seed), of(outcome)))
     }
 
-    /// A value of the runs in short; runs without one have diverged.
+    /// The summary of a value of the runs. Runs without the value have diverged.
     pub fn summary(&self, decimals: usize, value: impl Fn(&O) -> Option<f64>) -> String {
         let values: Vec<_> = self.outcomes.iter().filter_map(value).collect();
         match self.outcomes.len() - values.len() {
@@ -35,10 +35,10 @@ impl<O> Cell<O> {
     }
 }
 
-/// A run under way.
+/// A run in progress.
 pub struct Run<'a> {
     pub method: &'a Method,
-    /// Decides the initial weights and the minibatches.
+    /// Determines the initial weights and the minibatches.
     pub seed: u64,
     bar: &'a ProgressBar,
 }
@@ -49,13 +49,13 @@ impl Run<'_> {
         self.bar.inc(1);
     }
 
-    /// Steps that the run will not take.
+    /// Counts steps that the run will not take.
     pub fn skip(&self, steps: u64) {
         self.bar.inc(steps);
     }
 }
 
-/// Shows a bar of all steps of all runs, or, where there is no terminal, a line a run.
+/// Shows a bar of all steps of all runs, or a line for each run if the output is not a terminal.
 pub struct Runs {
     bar: ProgressBar,
     seeds: u64,
@@ -64,7 +64,7 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// So many methods, each from so many seeds, each so many steps.
+    /// Runs of `methods` methods, each from `seeds` seeds and with `steps` steps.
     pub fn new(methods: usize, seeds: u64, steps: u64) -> Self {
         let template = "{wide_bar} {percent:>3} %  {eta:>4} left  {msg}";
         let style = ProgressStyle::with_template(template).expect("a template that is constant");
@@ -73,7 +73,7 @@ impl Runs {
         Self { bar, seeds, count, finished: std::cell::Cell::new(0) }
     }
 
-    /// Runs a method from every seed. The name is for the bar and the lines.
+    /// Runs a method from every seed. The bar and the lines show the name.
     pub fn of<O: Display>(
         &self,
         name: &str,
@@ -87,7 +87,6 @@ impl Runs {
             self.bar.set_message(name.clone());
             let outcome = train(&Run { method, seed, bar: &self.bar })?;
             self.finished.update(|finished| finished + 1);
-            // No bar where the output is no terminal.
             if self.bar.is_hidden() {
                 let seconds = start.elapsed().as_secs_f64();
                 eprintln!("{} of {}: {name}, {seconds:.0} s: {outcome}", self.finished.get(), self.count);
@@ -104,19 +103,15 @@ impl Runs {
 
 #[cfg(test)]
 mod tests {
-    use adamod::{Hyperparameters, Rule};
+    use adamod::Adam;
 
     use super::*;
     use crate::method::Schedule;
 
     #[test]
     fn every_seed_runs_once_and_lost_runs_are_counted() {
-        let method = Method {
-            name: "Adam",
-            rule: Rule::Adam,
-            hyperparameters: Hyperparameters::default(),
-            schedule: Schedule::Constant,
-        };
+        let method =
+            Method { name: "Adam", hyperparameters: Adam::new().into(), schedule: Schedule::Constant };
         let runs = Runs::new(1, 3, 1);
         let cell = runs.of("Adam", &method, |run| Ok(run.seed as f64)).unwrap();
         runs.finish();

@@ -1,8 +1,8 @@
-//! Numbers of several runs in short.
+//! Summaries of the numbers of several runs.
 
 use crate::statistics::{deviation, mean};
 
-/// The middle value, or the mean of both; NaN of nothing.
+/// The middle value, or the mean of the two middle ones; NaN for no values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -15,7 +15,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Means of so many neighbours each; the last may have fewer.
+/// Means of `neighbours` values each. The last may have fewer.
 pub fn smooth(values: &[f32], neighbours: usize) -> Vec<f64> {
     values
         .chunks(neighbours.max(1))
@@ -23,7 +23,7 @@ pub fn smooth(values: &[f32], neighbours: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Median (mean ± standard deviation), as the paper's tables have it, or the value of a single run.
+/// Median (mean ± standard deviation), as in the paper's tables, or the value of a single run.
 pub fn summary(values: &[f64], decimals: usize) -> String {
     match values {
         [] => "/".into(),

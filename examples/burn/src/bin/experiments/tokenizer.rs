@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Fills up short sentences; never predicted.
+/// Pads short sentences; never predicted.
 pub const PADDING: u32 = 0;
 /// Begins every target sentence.
 pub const START: u32 = 1;
@@ -16,11 +16,11 @@ const WORD: char = '▁';
 
 type Pair = (u32, u32);
 
-/// Pieces of words, and which neighbours become one piece, first come first.
+/// Pieces of words, and the merges of neighbours in the order in which they apply.
 pub struct Tokenizer {
     pieces: Vec<String>,
     characters: HashMap<char, u32>,
-    /// What a pair becomes; the earlier a merge, the smaller its piece's number.
+    /// The piece that a pair becomes. Earlier merges have smaller numbers.
     merges: HashMap<Pair, u32>,
 }
 
@@ -31,7 +31,7 @@ struct Word {
 }
 
 impl Tokenizer {
-    /// Learns up to so many merges: each joins the pair that is most frequent. Equal texts give equal tokenizers.
+    /// Learns up to `merges` merges, each of the most frequent pair. Equal texts give equal tokenizers.
     pub fn train<'a>(lines: impl IntoIterator<Item = &'a str>, merges: usize) -> Self {
         let mut counts: HashMap<&str, usize> = HashMap::new();
         for word in lines.into_iter().flat_map(str::split_whitespace) {
@@ -64,7 +64,7 @@ impl Tokenizer {
             }
         }
         for _ in 0..merges {
-            // Of equally frequent pairs the oldest pieces, so that the order of the map does not matter.
+            // Among equally frequent pairs, takes that of the oldest pieces, so that the order of the map does not matter.
             let best = frequencies.iter().max_by_key(|&(&pair, &count)| (count, std::cmp::Reverse(pair)));
             let Some((&pair, _)) = best.filter(|&(_, &count)| count > 0) else { break };
             let piece = self.pieces.len() as u32;

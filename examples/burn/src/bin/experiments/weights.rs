@@ -1,11 +1,11 @@
-//! Initial weights, drawn on the host: a seed gives the same ones on every device, whatever else draws numbers there.
+//! Initial weights, drawn on the host, so that a seed gives the same weights on every device, whatever else draws numbers there.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-/// Draws all weights of a module anew.
+/// Draws new weights for a module.
 ///
 /// - Embeddings: variance 1 / width, as in fairseq.
 /// - Matrices: Glorot and Bengio 2010, variance 2 / (rows + columns).
@@ -24,7 +24,7 @@ struct Draw {
 }
 
 impl Draw {
-    /// What the parameter's values are between, or `None` if they stay.
+    /// The range of the parameter's values, or `None` if they stay.
     fn bound(&self, shape: &[usize]) -> Option<f64> {
         let (name, container) =
             self.path.last().map(|(name, container)| (name.as_str(), container.as_str()))?;

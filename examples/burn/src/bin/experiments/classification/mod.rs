@@ -4,7 +4,7 @@ mod network;
 
 use std::fmt::{Display, Formatter};
 
-use adamod::{Hyperparameters, Rule, WeightDecay};
+use adamod::{AdaMod, Adam, Hyperparameters, Rule, Sgd, WeightDecay};
 use adamod_burn::Gpu;
 use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
@@ -61,7 +61,7 @@ pub struct Arguments {
     batch: u64,
 }
 
-/// Which network.
+/// The architecture of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Architecture {
     #[value(name = "resnet")]
@@ -105,25 +105,22 @@ impl Arguments {
         or_default(&self.other_beta3, default)
     }
 
-    /// SGD with momentum, Adam, AdaMod; a tenth of the learning rate after three quarters of the epochs.
+    /// SGD with momentum, Adam and AdaMod. The learning rate is divided by 10 after three quarters of the epochs.
     fn methods(&self, learning_rate: f64) -> [Method; 3] {
         const WEIGHT_DECAY: f64 = 5e-4;
         let milestone = 3 * self.epochs() / 4 * steps_per_epoch(self.batch as usize) as u64;
-        let method = |name, rule, weight_decay| Method {
+        let method = |name, rule: Rule, weight_decay| Method {
             name,
-            rule,
-            hyperparameters: Hyperparameters {
-                learning_rate,
-                betas: [0.9, 0.999, self.beta3],
-                weight_decay,
-                ..Hyperparameters::default()
-            },
+            hyperparameters: Hyperparameters::from(rule)
+                .with_learning_rate(learning_rate)
+                .with_weight_decay(weight_decay),
             schedule: Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() }),
         };
+        let adamod = AdaMod::new().with_betas([0.9, 0.999, self.beta3]);
         [
-            method("SGDM", Rule::Sgd, WeightDecay::Coupled(WEIGHT_DECAY)),
-            method("Adam", Rule::Adam, WeightDecay::Decoupled(WEIGHT_DECAY)),
-            method("AdaMod", Rule::AdaMod, WeightDecay::Decoupled(WEIGHT_DECAY)),
+            method("SGDM", Sgd::new().into(), WeightDecay::Coupled(WEIGHT_DECAY)),
+            method("Adam", Adam::new().into(), WeightDecay::Decoupled(WEIGHT_DECAY)),
+            method("AdaMod", adamod.into(), WeightDecay::Decoupled(WEIGHT_DECAY)),
         ]
     }
 }
@@ -151,7 +148,7 @@ impl Batch {
         criterion.forward(network.forward(self.images.clone()), self.labels.clone())
     }
 
-    /// Part of the images that get the right label, in percent.
+    /// Percentage of the images with the right label.
     fn accuracy(&self, network: &Network) -> f64 {
         let [images] = self.labels.dims();
         let found = network.forward(self.images.clone()).argmax(1).reshape([images]);
@@ -160,7 +157,7 @@ impl Batch {
     }
 }
 
-/// What a run came to: accuracies in percent after every epoch. A diverged run guesses from then on.
+/// The results of a run: accuracies in percent after every epoch. A diverged run guesses from then on.
 struct Outcome {
     training: Vec<f64>,
     test: Vec<f64>,
@@ -189,7 +186,7 @@ impl Display for Outcome {
 
 const GUESSING: f64 = 100.0 / digits::CLASSES as f64;
 
-/// Trains from weights and with minibatches that the seed decides.
+/// Trains with initial weights and minibatches that the seed determines.
 fn train(
     gpu: &Gpu,
     digits: &Digits,
@@ -199,7 +196,7 @@ fn train(
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device();
     let indices = |count: usize| (0..count as u32).collect::<Vec<_>>();
-    // As many training images as there are test images say enough.
+    // As many training images as test images suffice.
     let seen = Batch::new(&digits.training, &indices(TEST_IMAGES), &device);
     let unseen = Batch::new(&digits.test, &indices(TEST_IMAGES), &device);
 
@@ -228,7 +225,7 @@ fn train(
 }
 
 impl Cell<Outcome> {
-    /// Test accuracies in the end.
+    /// Test accuracies at the end.
     fn accuracies(&self) -> Vec<f64> {
         self.outcomes.iter().filter_map(|outcome| outcome.test.last().copied()).collect()
     }
@@ -249,7 +246,7 @@ impl Cell<Outcome> {
     }
 }
 
-/// All cells of a network: a list of methods a learning rate.
+/// All cells of a network: a list of methods for each learning rate.
 struct Grid {
     architecture: Architecture,
     columns: Vec<[Cell<Outcome>; 3]>,
@@ -309,11 +306,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         grids.push(Grid { architecture, columns });
     }
     let [.., adamod] = arguments.methods(BETA3_LEARNING_RATE);
-    let sweep = betas.iter().map(|&beta3| {
-        let method = adamod.with(|hyperparameters| hyperparameters.betas[2] = beta3);
-        cell(arguments.networks[0], &method)
-    });
-    let sweep = sweep.collect::<anyhow::Result<Vec<_>>>()?;
+    let sweep = betas
+        .iter()
+        .map(|&beta3| cell(arguments.networks[0], &adamod.with_beta3(beta3)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     runs.finish();
 
     report_best(&mut report, &grids)?;
@@ -337,7 +333,7 @@ fn axes(y: &'static str, lowest: f64) -> Axes {
     }
 }
 
-/// The form of Tables 3 and 4, and of Figures 4 and 5.
+/// Tables 3 and 4, and Figures 4 and 5.
 fn report_best(report: &mut Report, grids: &[Grid]) -> anyhow::Result<()> {
     let names = grids[0].columns[0].iter().map(|cell| cell.method.name).enumerate();
     report.say(Table {
@@ -414,7 +410,7 @@ fn report_beta3(
 ) -> anyhow::Result<()> {
     let network = architecture.name();
     let rate = rate_name(BETA3_LEARNING_RATE);
-    let beta3 = |cell: &Cell<Outcome>| format!("beta3 = {}", cell.method.hyperparameters.betas[2]);
+    let beta3 = |cell: &Cell<Outcome>| format!("beta3 = {}", cell.method.beta3().unwrap_or(f64::NAN));
     let training = |cell: &Cell<Outcome>| {
         let last = cell.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
         summary(&last.collect::<Vec<_>>(), 2)

@@ -6,7 +6,7 @@ mod text;
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
-use adamod::{Hyperparameters, Rule, WeightDecay};
+use adamod::{AdaMod, Adam, Hyperparameters, Rule, WeightDecay};
 use adamod_burn::Gpu;
 use anyhow::ensure;
 use burn::module::Module;
@@ -37,15 +37,15 @@ pub struct Arguments {
     #[arg(long)]
     text: Option<PathBuf>,
 
-    /// Lines of number words, where no file is given
+    /// Lines of number words, if no file is given
     #[arg(long, default_value_t = 3_000)]
     lines: usize,
 
-    /// Lines at the end that are only tested on
+    /// Lines at the end that are only for testing
     #[arg(long, default_value_t = 20)]
     test_lines: usize,
 
-    /// Merges of the byte-pair encoding; 0 lets characters be tokens
+    /// Merges of the byte-pair encoding; with 0, tokens are characters
     #[arg(long, default_value_t = 0)]
     merges: usize,
 
@@ -89,7 +89,7 @@ impl Arguments {
 
     /// Steps between two tests.
     fn interval(&self) -> u64 {
-        /// In a run.
+        /// Number of tests in a run.
         const TESTS: u64 = 10;
         self.steps().div_ceil(TESTS)
     }
@@ -100,18 +100,14 @@ impl Arguments {
     }
 
     fn methods(&self, learning_rate: f64) -> [Method; 2] {
-        // The paper decays the weights of all adaptive methods, and does not say how much here: as Merity et al. 2018.
-        let hyperparameters = Hyperparameters {
-            learning_rate,
-            betas: [0.9, 0.999, self.beta3],
-            weight_decay: WeightDecay::Decoupled(1.2e-6),
-            ..Hyperparameters::default()
-        };
         let milestone = 3 * self.steps() / 5;
-        [("Adam", Rule::Adam), ("AdaMod", Rule::AdaMod)].map(|(name, rule)| Method {
+        let adamod = AdaMod::new().with_betas([0.9, 0.999, self.beta3]);
+        [("Adam", Rule::from(Adam::new())), ("AdaMod", adamod.into())].map(|(name, rule)| Method {
             name,
-            rule,
-            hyperparameters,
+            // The paper decays the weights of all adaptive methods, but gives no value here. This one is from Merity et al. 2018.
+            hyperparameters: Hyperparameters::from(rule)
+                .with_learning_rate(learning_rate)
+                .with_weight_decay(WeightDecay::Decoupled(1.2e-6)),
             schedule: Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() }),
         })
     }
@@ -132,7 +128,7 @@ impl Task {
             let sequences = Sequences::new(tokens, arguments.batch as usize);
             ensure!(
                 sequences.windows(window) > 0,
-                "{} tokens of {name} text: needed are {} sequences of {} tokens",
+                "{} tokens of {name} text: expected at least {} sequences of {} tokens",
                 tokens.len(),
                 arguments.batch,
                 window + 1
@@ -168,7 +164,7 @@ impl Task {
     }
 }
 
-/// Perplexities of a run after equal numbers of steps. Of a diverged run none after it diverged.
+/// Perplexities of a run after equal numbers of steps. A diverged run has none after it diverged.
 #[derive(Default)]
 struct Outcome {
     training: Vec<f64>,
@@ -188,14 +184,14 @@ impl Display for Outcome {
     }
 }
 
-/// Trains from weights that the seed decides; the text has one order.
+/// Trains from weights that the seed determines. The text has one order.
 fn train(gpu: &Gpu, task: &Task, arguments: &Arguments, run: &Run<'_>) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
     let model = weights::draw(LanguageModel::new(&task.sizes, &device), run.seed);
     let mut learner = Learner::new(model, run.method, gpu)?;
     let criterion = network::criterion(&device);
     let windows = task.training.windows(task.window);
-    // Every seed begins elsewhere in the text.
+    // Every seed starts at another place in the text.
     let first = run.seed as usize * windows / arguments.common.seeds() as usize;
     let mut state = State::default();
     let mut losses = Vec::new();

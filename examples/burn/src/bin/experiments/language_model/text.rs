@@ -35,16 +35,16 @@ impl Text {
     /// A text file; its last lines are only tested on.
     pub fn read(path: &Path, test_lines: usize, merges: usize) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("{} cannot be read as UTF-8 text", path.display()))?;
+            .with_context(|| format!("could not read {} as UTF-8 text", path.display()))?;
         let lines: Vec<_> = text.lines().map(str::to_owned).filter(|line| !line.trim().is_empty()).collect();
-        ensure!(!lines.is_empty(), "{} holds no text", path.display());
+        ensure!(!lines.is_empty(), "{} has no text", path.display());
         Self::new(&lines, test_lines, merges)
     }
 
     fn new(lines: &[String], test_lines: usize, merges: usize) -> anyhow::Result<Self> {
         ensure!(
             (1..lines.len()).contains(&test_lines),
-            "{test_lines} test lines of {}: needed is at least one, and one left to train on",
+            "{test_lines} test lines of {}: expected at least one, and one left for training",
             lines.len()
         );
         let (training, test) = lines.split_at(lines.len() - test_lines);
@@ -76,7 +76,7 @@ mod tests {
     fn a_missing_or_empty_file_is_named() {
         let error = Text::read(Path::new("/nowhere/text"), 1, 0).err().unwrap();
         assert!(error.to_string().contains("/nowhere/text"));
-        assert!(error_of(" \n\n").contains("holds no text"));
+        assert!(error_of(" \n\n").contains("has no text"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Pairs of sentences: from two files, or made of number words.
+//! Pairs of sentences, from two files or of number words.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub struct Pair {
     pub target: String,
 }
 
-/// How many pairs are not trained on.
+/// Numbers of pairs that are not for training.
 #[derive(Clone, Copy, Debug)]
 pub struct HeldOut {
     pub validation: usize,
@@ -35,7 +35,7 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// So many different numbers in German and in English.
+    /// Different numbers in German and in English.
     pub fn number_words(count: usize, held_out: HeldOut) -> anyhow::Result<Self> {
         ensure!(count <= END as usize, "there are number words for {} numbers, not {count}", END);
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(SPLIT_SEED);
@@ -47,19 +47,18 @@ impl Corpus {
         Self::split(pairs.collect(), held_out)
     }
 
-    /// Parallel text: line by line, the same sentence in two languages. Pairs with an empty side are left out, and the rest is
-    /// shuffled.
+    /// Parallel text, with the same sentence in two languages on each line. Leaves out pairs with an empty side and shuffles the rest.
     pub fn read(source: &Path, target: &Path, held_out: HeldOut) -> anyhow::Result<Self> {
         let lines = |path: &Path| {
             let text = std::fs::read_to_string(path)
-                .with_context(|| format!("{} cannot be read as UTF-8 text", path.display()))?;
-            ensure!(!text.trim().is_empty(), "{} holds no text", path.display());
+                .with_context(|| format!("could not read {} as UTF-8 text", path.display()))?;
+            ensure!(!text.trim().is_empty(), "{} has no text", path.display());
             Ok(text.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>())
         };
         let (sources, targets) = (lines(source)?, lines(target)?);
         ensure!(
             sources.len() == targets.len(),
-            "{} has {} lines, {} has {}: needed is one sentence a line, the same in both",
+            "{} has {} lines, {} has {}: expected one sentence per line, and as many in both",
             source.display(),
             sources.len(),
             target.display(),
@@ -72,11 +71,11 @@ impl Corpus {
         Self::split(pairs, held_out)
     }
 
-    /// The test pairs are first and the validation pairs last: neither set depends on the size of the other.
+    /// Takes the test pairs from the start and the validation pairs from the end, so that neither set depends on the size of the other.
     fn split(mut pairs: Vec<Pair>, HeldOut { validation, test }: HeldOut) -> anyhow::Result<Self> {
         ensure!(
             validation > 0 && test > 0 && validation.saturating_add(test) < pairs.len(),
-            "{validation} validation and {test} test sentences of {}: needed is at least one each, and one left to train on",
+            "{validation} validation and {test} test sentences of {}: expected at least one each, and one left for training",
             pairs.len()
         );
         let mut training = pairs.split_off(test);
@@ -148,8 +147,8 @@ mod tests {
 
     #[test]
     fn empty_files_are_refused() {
-        assert!(error_of("", "a").contains("holds no text"));
-        assert!(error_of("a", "\n \n").contains("holds no text"));
+        assert!(error_of("", "a").contains("has no text"));
+        assert!(error_of("a", "\n \n").contains("has no text"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod network;
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
-use adamod::{Hyperparameters, LearningRates, Rule, WeightDecay};
+use adamod::{AdaMod, Adam, Hyperparameters, RateHistograms, Rule, RuleKind, WeightDecay};
 use adamod_burn::Gpu;
 use anyhow::ensure;
 use burn::module::Module;
@@ -35,9 +35,9 @@ use crate::tokenizer::{END, Tokenizer};
 use corpus::{Corpus, HeldOut, Pair};
 use network::{Batch, Example, Sizes, Translator};
 
-/// Steps that a point of a curve is the mean of.
+/// A point of a curve is the mean of this many steps.
 const SMOOTHING: usize = 10;
-/// Tokens that a translation may have more than twice its source.
+/// A translation has at most this many tokens more than twice its source.
 const SPARE_TOKENS: usize = 10;
 
 /// A Transformer learns to translate: Adam without and with warmup, AdaMod without
@@ -46,23 +46,23 @@ pub struct Arguments {
     #[command(flatten)]
     common: Common,
 
-    /// Source sentences, one a line [default: German number words]
+    /// Source sentences, one per line [default: German number words]
     #[arg(long, requires = "target")]
     source: Option<PathBuf>,
 
-    /// Their translations, one a line [default: English number words]
+    /// Their translations, one per line [default: English number words]
     #[arg(long, requires = "source")]
     target: Option<PathBuf>,
 
-    /// Pairs of number words, where no files are given
+    /// Pairs of number words, if no files are given
     #[arg(long, default_value_t = 12_000)]
     sentences: usize,
 
-    /// Pairs that are only tested on
+    /// Pairs that are only for testing
     #[arg(long, default_value_t = 50)]
     test_sentences: usize,
 
-    /// Pairs whose loss is computed during training, and that are not trained on
+    /// Pairs for the validation loss, which are not for training
     #[arg(long, default_value_t = 50)]
     validation_sentences: usize,
 
@@ -126,7 +126,7 @@ impl Arguments {
 
     /// Steps between two validations.
     fn interval(&self) -> u64 {
-        /// In a run.
+        /// Number of validations in a run.
         const VALIDATIONS: u64 = 20;
         (self.steps() / VALIDATIONS).max(1)
     }
@@ -141,7 +141,7 @@ impl Arguments {
         or_default(&self.learning_rates, default)
     }
 
-    /// In ascending order, each once; the main one is among them.
+    /// In ascending order, each once, with the main one.
     fn all_beta3(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.9] } else { &[0.9, 0.99, 0.9999] };
         let others = or_default(&self.other_beta3, default);
@@ -151,29 +151,29 @@ impl Arguments {
     /// Adam without warmup, Adam with it, AdaMod without.
     fn methods(&self, learning_rate: f64) -> [Method; 3] {
         // Betas and epsilon of Vaswani et al., weight decay of the paper.
-        let hyperparameters = Hyperparameters {
-            learning_rate,
-            betas: [0.9, 0.98, self.beta3],
-            epsilon: 1e-9,
-            weight_decay: WeightDecay::Decoupled(1e-4),
-            ..Hyperparameters::default()
+        let adam = Adam::new().with_betas([0.9, 0.98]).with_epsilon(1e-9).into();
+        let adamod = AdaMod::new().with_betas([0.9, 0.98, self.beta3]).with_epsilon(1e-9).into();
+        let method = |name, rule: Rule, schedule| {
+            let hyperparameters = Hyperparameters::from(rule)
+                .with_learning_rate(learning_rate)
+                .with_weight_decay(WeightDecay::Decoupled(1e-4));
+            Method { name, hyperparameters, schedule }
         };
-        let method = |name, rule, schedule| Method { name, rule, hyperparameters, schedule };
         [
-            method("Adam without warmup", Rule::Adam, Schedule::Constant),
-            method("Adam with warmup", Rule::Adam, Schedule::Warmup(self.warmup())),
-            method("AdaMod without warmup", Rule::AdaMod, Schedule::Constant),
+            method("Adam without warmup", adam, Schedule::Constant),
+            method("Adam with warmup", adam, Schedule::Warmup(self.warmup())),
+            method("AdaMod without warmup", adamod, Schedule::Constant),
         ]
     }
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(
             self.width.is_multiple_of(self.heads) && self.width.is_multiple_of(2),
-            "width {}, heads {}: needed is an even width that the heads divide",
+            "width {}, heads {}: expected an even width that the heads divide",
             self.width,
             self.heads
         );
-        ensure!((0.0..1.0).contains(&self.dropout), "dropout {}: needed is a number in [0, 1)", self.dropout);
+        ensure!((0.0..1.0).contains(&self.dropout), "dropout {}: expected a number in [0, 1)", self.dropout);
         self.learning_rates()
             .into_iter()
             .flat_map(|rate| self.methods(rate))
@@ -200,7 +200,7 @@ impl Task {
             (Some(source), Some(target)) => Corpus::read(source, target, held_out)?,
             _ => Corpus::number_words(arguments.sentences, held_out)?,
         };
-        // With the validation pairs: how many they are changes no token.
+        // Includes the validation pairs, so that their number does not change the tokens.
         let known = corpus.training.iter().chain(&corpus.validation);
         let text = known.flat_map(|pair| [pair.source.as_str(), pair.target.as_str()]);
         let tokenizer = Tokenizer::train(text, arguments.merges);
@@ -217,7 +217,8 @@ impl Task {
         let (test, references): (Vec<_>, Vec<_>) = examples(&corpus.test).into_iter().unzip();
         ensure!(
             training.len() >= arguments.batch as usize && !validation.is_empty() && !test.is_empty(),
-            "{} training, {} validation and {} test pairs of at most {longest} tokens: needed are a minibatch of {}, and one pair each",
+            "{} training, {} validation and {} test pairs of at most {longest} tokens: expected at least {} for training (a \
+             minibatch), and one each for validation and test",
             training.len(),
             validation.len(),
             test.len(),
@@ -243,13 +244,13 @@ impl Task {
     }
 }
 
-/// What a run came to.
+/// The results of a run.
 struct Outcome {
-    /// One a step; the last may not be finite, and then it is the last.
+    /// One for each step. A run ends after a loss that is not finite.
     losses: Vec<f32>,
-    /// Losses of the validation set after equal numbers of steps, and in the end.
+    /// Losses of the validation set after equal numbers of steps, and at the end.
     validation: Vec<f32>,
-    /// Of the test set; none if the loss was not finite in the end.
+    /// BLEU of the test set; `None` if a loss was not finite.
     bleu: Option<f64>,
     windows: Vec<Window>,
 }
@@ -261,7 +262,7 @@ impl Outcome {
         mean(&self.losses[last..].iter().map(|&loss| f64::from(loss)).collect::<Vec<_>>())
     }
 
-    /// None if a loss was not finite in the end.
+    /// `None` if a loss was not finite.
     fn final_validation(&self) -> Option<f64> {
         let last = self.validation.last().filter(|loss| self.bleu.is_some() && loss.is_finite());
         last.map(|&loss| f64::from(loss))
@@ -280,7 +281,7 @@ impl Display for Outcome {
     }
 }
 
-/// Trains from weights and with minibatches that the seed decides.
+/// Trains with initial weights and minibatches that the seed determines.
 fn train(
     gpu: &Gpu,
     task: &Task,
@@ -289,7 +290,7 @@ fn train(
     run: &Run<'_>,
 ) -> anyhow::Result<Outcome> {
     let device = gpu.device().autodiff();
-    // Dropout draws on the device.
+    // Seeds dropout, which draws its numbers on the device.
     device.seed(run.seed);
     let model = weights::draw(Translator::new(&task.sizes, &device), run.seed);
     let mut learner = if counts {
@@ -324,10 +325,10 @@ fn train(
     Ok(outcome)
 }
 
-/// Sentences that are evaluated at once.
+/// Number of sentences that are evaluated at once.
 const SENTENCES: usize = 200;
 
-/// Mean loss of a target token.
+/// Mean loss per target token.
 fn validate(gpu: &Gpu, validation: &[Example], translator: &Translator) -> f32 {
     let device = gpu.device();
     let criterion = network::criterion(&device);
@@ -382,9 +383,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ))?;
 
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
-    let sweep: Vec<Method> = others
-        .map(|beta3| arguments.methods(middle)[2].with(|hyperparameters| hyperparameters.betas[2] = beta3))
-        .collect();
+    let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
     let runs = Runs::new(3 * rates.len() + sweep.len(), seeds, arguments.steps());
     let cell = |method: &Method| {
         let at_middle = method.hyperparameters.learning_rate == middle;
@@ -403,7 +402,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cells = &grid[rates.len() / 2];
     report_rates(&mut report, cells, middle)?;
     sweep.push(Cell { method: cells[2].method.clone(), outcomes: Vec::new() });
-    sweep.sort_by(|a, b| a.method.hyperparameters.betas[2].total_cmp(&b.method.hyperparameters.betas[2]));
+    sweep.sort_by(|a, b| beta3(a).total_cmp(&beta3(b)));
     let sweep: Vec<&Cell<Outcome>> =
         sweep.iter().map(|cell| if cell.outcomes.is_empty() { &cells[2] } else { cell }).collect();
     report_beta3(&mut report, arguments, &sweep, &cells[0])?;
@@ -486,17 +485,17 @@ fn report_grid(
     draw("Validation", &axes, validation_curve, "validation_loss.svg")
 }
 
-/// Figures 1b, 1c and 3, and how many rates are extreme.
+/// Figures 1b, 1c and 3, and the number of extreme rates.
 fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyhow::Result<()> {
     /// The edge of a bin just above the paper's 10,000.
     const EXTREME: f64 = 16_384.0;
     let windows = |cell: &Cell<Outcome>| cell.outcomes[0].windows.clone();
     let extreme = |window: &Window| {
         let bins = |counts: &[u64]| {
-            let above = (0..counts.len()).filter(|&bin| LearningRates::lower_edge(bin) >= EXTREME);
+            let above = (0..counts.len()).filter(|&bin| RateHistograms::lower_edge(bin) >= EXTREME);
             above.map(|bin| counts[bin]).sum::<u64>() as f64 / counts.iter().sum::<u64>().max(1) as f64
         };
-        format!("{:.2} %", 100.0 * bins(&window.rates.bounded))
+        format!("{:.2} %", 100.0 * bins(&window.bounded))
     };
     let longest = cells.iter().map(windows).max_by_key(Vec::len).unwrap_or_default();
     report.say(Table {
@@ -512,8 +511,8 @@ fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyh
     })?;
     let panels: Vec<_> = (cells.iter().zip([ORANGE, GREEN, BLUE]))
         .map(|(cell, color)| Ridges {
-            title: match cell.method.rule {
-                Rule::AdaMod => "AdaMod: filled min(η, s), line η".into(),
+            title: match cell.method.rule() {
+                RuleKind::AdaMod => "AdaMod: filled min(η, s), line η".into(),
                 _ => format!("{}: η", cell.method.name),
             },
             color,
@@ -524,6 +523,11 @@ fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyh
     plots::learning_rates(&report.path("learning_rates.svg"), &title, &panels)
 }
 
+/// AdaMod's beta3 in a cell of the sweep.
+fn beta3(cell: &Cell<Outcome>) -> f64 {
+    cell.method.beta3().unwrap_or(f64::NAN)
+}
+
 /// Figure 9.
 fn report_beta3(
     report: &mut Report,
@@ -532,7 +536,6 @@ fn report_beta3(
     adam: &Cell<Outcome>,
 ) -> anyhow::Result<()> {
     let rate = adam.method.hyperparameters.learning_rate;
-    let beta3 = |cell: &Cell<Outcome>| cell.method.hyperparameters.betas[2];
     report.say(Table {
         title: format!("AdaMod without warmup at α = {} with different beta3", rate_name(rate)),
         columns: sweep.iter().map(|cell| format!("beta3 = {}", beta3(cell))).collect(),
@@ -582,7 +585,7 @@ mod tests {
         let order = |task: &Task| -> Vec<String> {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(3);
             let order = task.shuffled(&mut rng);
-            // Later draws do not depend on it either.
+            // Later draws do not depend on the number of pairs either.
             let next = std::iter::once(rng.random::<u64>().to_string());
             order.into_iter().map(|example| task.tokenizer.decode(&example.target)).chain(next).collect()
         };
@@ -606,7 +609,7 @@ mod tests {
         let parts = task.validation.chunks(30).map(|part| tokens(part) * loss(part)).sum::<f32>();
         let (found, expected) = (loss(&task.validation), parts / tokens(&task.validation));
         assert!((found - expected).abs() < 1e-4 * expected, "{found}, expected {expected}");
-        // Of weights that know nothing, about that of guessing.
+        // The loss of untrained weights is about that of guessing.
         let guessing = (task.sizes.vocabulary as f32).ln();
         assert!((0.7 * guessing..2.0 * guessing).contains(&found), "{found}, guessing {guessing}");
     }
