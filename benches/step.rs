@@ -1,17 +1,17 @@
-//! Host cost of recording a step, and the step with submit and wait beside a copy of as many bytes.
+//! The host's cost of recording a step, and the time of a step with submit and wait, beside a copy of as many bytes.
 
 use std::hint::black_box;
 
-use adamod::{Hyperparameters, Optimizer, Options, Parameter, Rule, Update, View, Views};
+use adamod::{Optimizer, Options, Parameter, Rule, RuleKind, Step, Update, View, Views};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-#[allow(dead_code, reason = "the parts for verification are used by `adamod bench` only")]
+#[allow(dead_code, reason = "only `adamod bench` verifies what the kernels write")]
 #[path = "../src/bin/adamod/bench/kernels.rs"]
 mod kernels;
 
-/// Elements of the steps that are run.
+/// Elements of the steps that run.
 const ELEMENTS: u64 = 1 << 20;
-/// Elements of each of many tensors.
+/// Elements per tensor of the steps that are only recorded.
 const SMALL_ELEMENTS: u64 = 256;
 
 struct Gpu {
@@ -25,7 +25,7 @@ impl Gpu {
         descriptor.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
         let instance = wgpu::Instance::new(descriptor);
         let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect(
-            "no GPU adapter: on Debian or Ubuntu the package mesa-vulkan-drivers gives a software one",
+            "a GPU adapter: on Debian or Ubuntu the package mesa-vulkan-drivers provides a software one",
         );
         let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -50,36 +50,39 @@ impl Gpu {
         })
     }
 
-    /// An optimizer of tensors that lie one after the other in two pools.
-    fn pooled(&self, rule: Rule, tensors: u64, elements: u64) -> Optimizer {
+    fn optimizer(&self) -> Optimizer {
+        Optimizer::new(&self.device, &self.queue, Options::new()).expect("a device with default limits")
+    }
+
+    /// An optimizer with tensors that lie one after the other in two pools.
+    fn pooled(&self, rule: RuleKind, tensors: u64, elements: u64) -> Optimizer {
         let (values, gradients) = (self.pool(tensors * elements), self.pool(tensors * elements));
-        let options = Options { rule, ..Options::default() };
-        let mut optimizer = Optimizer::new(&self.device, &self.queue, options).expect("an optimizer");
-        let group = optimizer.add_group(Hyperparameters::default()).expect("default hyperparameters");
+        let mut optimizer = self.optimizer();
+        let group = optimizer.add_group(rule.with_defaults()).expect("default hyperparameters");
         for tensor in 0..tensors {
             let offset = 4 * tensor * elements;
             let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
-            let label = &format!("tensor.{tensor}");
+            let label = format!("tensor.{tensor}");
             optimizer
-                .add_parameter(group, Parameter { views: Some(views), ..Parameter::new(label, elements) })
+                .add_parameter(group, Parameter::new(&label, elements).with_views(views))
                 .expect("a parameter within its pool");
         }
         optimizer
     }
 }
 
-/// Records a steady step, and drops what was recorded.
+/// Records a steady step and drops it.
 fn record(c: &mut Criterion) {
     let gpu = Gpu::new();
     let mut group = c.benchmark_group("record");
     for tensors in [1, 148, 10_000] {
-        let mut optimizer = gpu.pooled(Rule::AdaMod, tensors, SMALL_ELEMENTS);
-        optimizer.step().expect("the first step, which makes state and tables");
+        let mut optimizer = gpu.pooled(RuleKind::AdaMod, tensors, SMALL_ELEMENTS);
+        optimizer.submit(&Step::all()).expect("the first step, which creates state and tables");
         gpu.wait();
         group.bench_with_input(BenchmarkId::from_parameter(tensors), &tensors, |b, _| {
             b.iter(|| {
                 let mut encoder = gpu.encoder();
-                optimizer.encode(&mut encoder).expect("a step");
+                optimizer.encode(&mut encoder, &Step::all()).expect("a step");
                 black_box(encoder.finish())
             });
         });
@@ -87,32 +90,31 @@ fn record(c: &mut Criterion) {
     group.finish();
 }
 
-/// Records a step of tensors that are handed over anew, and drops what was recorded.
+/// Records a step that gets the views of its tensors, and drops it.
 fn record_moving(c: &mut Criterion) {
     let gpu = Gpu::new();
     let mut group = c.benchmark_group("record_moving");
     for tensors in [1, 148, 10_000] {
         let elements = tensors * SMALL_ELEMENTS;
         let (values, gradients) = (gpu.pool(elements), gpu.pool(elements));
-        let mut optimizer =
-            Optimizer::new(&gpu.device, &gpu.queue, Options::default()).expect("an optimizer");
-        let parameters = optimizer.add_group(Hyperparameters::default()).expect("default hyperparameters");
+        let mut optimizer = gpu.optimizer();
+        let parameters = optimizer.add_group(Rule::default()).expect("default hyperparameters");
         let updates: Vec<_> = (0..tensors)
             .map(|tensor| {
-                let label = &format!("tensor.{tensor}");
+                let label = format!("tensor.{tensor}");
                 let parameter = optimizer
-                    .add_parameter(parameters, Parameter::new(label, SMALL_ELEMENTS))
+                    .add_parameter(parameters, Parameter::new(&label, SMALL_ELEMENTS))
                     .expect("a parameter with a label of its own");
                 let offset = 4 * tensor * SMALL_ELEMENTS;
                 let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
-                Update { parameter, views }
+                Update::new(parameter, views)
             })
             .collect();
         group.throughput(Throughput::Elements(tensors));
         group.bench_with_input(BenchmarkId::from_parameter(tensors), &tensors, |b, _| {
             b.iter(|| {
                 let mut encoder = gpu.encoder();
-                optimizer.encode_views(&mut encoder, &updates).expect("a step");
+                optimizer.encode(&mut encoder, &Step::at(&updates)).expect("a step");
                 black_box(encoder.finish())
             });
         });
@@ -125,13 +127,13 @@ fn step(c: &mut Criterion) {
     let gpu = Gpu::new();
     let mut group = c.benchmark_group("step");
     group.sample_size(10);
-    for (name, rule) in [("adamod", Rule::AdaMod), ("adam", Rule::Adam), ("sgd", Rule::Sgd)] {
+    for &rule in RuleKind::ALL {
         let bytes = ELEMENTS * u64::from(rule.bytes_per_parameter());
         group.throughput(Throughput::Bytes(bytes));
         let mut optimizer = gpu.pooled(rule, 1, ELEMENTS);
-        group.bench_function(BenchmarkId::new(name, ELEMENTS), |b| {
+        group.bench_function(BenchmarkId::new(rule.name(), ELEMENTS), |b| {
             b.iter(|| {
-                optimizer.step().expect("a step");
+                optimizer.submit(&Step::all()).expect("a step");
                 gpu.wait();
             });
         });

@@ -1,14 +1,15 @@
-//! `adamod replay`: recorded traces pass on both backends, and whatever is wrong with a trace is named.
+//! `adamod replay`: recorded traces pass on both backends, and errors name what is wrong with a trace.
 #![cfg(feature = "cli")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use adamod::{RuleKind, StateFormat};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
-/// A trace in memory, to be changed and written.
+/// A trace in memory, which tests change and write.
 #[derive(Clone)]
 struct Trace {
     description: Value,
@@ -16,21 +17,50 @@ struct Trace {
 }
 
 impl Trace {
-    /// Three parameters in two groups, three steps.
+    /// AdaMod with three parameters in two groups and three steps.
     fn good() -> Self {
-        let mut trace = Self {
-            description: json!({
-                "formula": "paper",
-                "steps": 3,
-                "groups": [
-                    {"learning_rate": 1e-3, "betas": [0.9, 0.999, 0.999], "epsilon": 1e-8,
-                     "weight_decay": {"kind": "none", "value": 0.0}, "params": ["a", "b.weight"]},
-                    {"learning_rate": 1e-2, "betas": [0.9, 0.98, 0.9999], "epsilon": 1e-9,
-                     "weight_decay": {"kind": "decoupled", "value": 1e-2}, "params": ["c"]},
-                ],
-            }),
-            tensors: HashMap::new(),
-        };
+        Self::of(json!({
+            "formula": "paper",
+            "steps": 3,
+            "groups": [
+                {"learning_rate": 1e-3, "betas": [0.9, 0.999, 0.999], "epsilon": 1e-8,
+                 "weight_decay": {"kind": "none", "value": 0.0}, "params": ["a", "b.weight"]},
+                {"learning_rate": 1e-2, "betas": [0.9, 0.98, 0.9999], "epsilon": 1e-9,
+                 "weight_decay": {"kind": "decoupled", "value": 1e-2}, "params": ["c"]},
+            ],
+        }))
+    }
+
+    /// The same with Adam.
+    fn adam() -> Self {
+        Self::of(json!({
+            "rule": "adam",
+            "steps": 3,
+            "groups": [
+                {"learning_rate": 1e-3, "betas": [0.9, 0.999], "epsilon": 1e-8,
+                 "weight_decay": {"kind": "coupled", "value": 1e-2}, "params": ["a", "b.weight"]},
+                {"learning_rate": 1e-2, "betas": [0.9, 0.98], "epsilon": 1e-9, "maximize": true,
+                 "params": ["c"]},
+            ],
+        }))
+    }
+
+    /// The same with SGD.
+    fn sgd() -> Self {
+        Self::of(json!({
+            "rule": "sgd",
+            "made_by": "hand",
+            "steps": 3,
+            "groups": [
+                {"learning_rate": 1e-3, "momentum": 0.9, "params": ["a", "b.weight"]},
+                {"learning_rate": 1e-2, "momentum": 0.0, "maximize": true,
+                 "weight_decay": {"kind": "decoupled", "value": 1e-2}, "params": ["c"]},
+            ],
+        }))
+    }
+
+    fn of(description: Value) -> Self {
+        let mut trace = Self { description, tensors: HashMap::new() };
         for (name, shape) in [("a", vec![2, 3]), ("b.weight", vec![5]), ("c", vec![])] {
             let elements: usize = shape.iter().product();
             trace.set(&format!("param.{name}"), &shape, &vec![1.0; elements]);
@@ -56,7 +86,7 @@ impl Trace {
     }
 }
 
-/// A folder for one test's files.
+/// A folder for the files of one test.
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -90,12 +120,34 @@ fn committed_traces() -> Vec<PathBuf> {
     traces
 }
 
+/// A committed trace with its description changed.
+fn changed(trace: &Path, change: impl FnOnce(&mut Value)) -> Vec<u8> {
+    let bytes = std::fs::read(trace).unwrap();
+    let mut description = description(trace);
+    change(&mut description);
+    let metadata = HashMap::from([("adamod.trace".to_owned(), description.to_string())]);
+    safetensors::serialize(SafeTensors::deserialize(&bytes).unwrap().tensors(), Some(metadata)).unwrap()
+}
+
+fn description(trace: &Path) -> Value {
+    let bytes = std::fs::read(trace).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    serde_json::from_str(&metadata.metadata().as_ref().unwrap()["adamod.trace"]).unwrap()
+}
+
+fn rule(description: &Value) -> RuleKind {
+    description
+        .get("rule")
+        .map_or(RuleKind::AdaMod, |rule| RuleKind::from_name(rule.as_str().unwrap()).unwrap())
+}
+
 #[test]
-fn traces_of_the_authors_optimizer_and_of_algorithm_2_pass_on_both_backends() {
+fn traces_of_pytorch_of_the_authors_optimizer_and_of_algorithm_2_pass_on_both_backends() {
     let traces = committed_traces();
-    for formula in ["authors", "paper"] {
-        let starts = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(formula);
-        assert!(traces.iter().filter(|path| starts(path)).count() >= 3, "{formula}");
+    for maker in ["authors", "paper", "torch-adam-", "torch-adamw-", "torch-sgd-"] {
+        let starts = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(maker);
+        let least = if maker.starts_with("torch") { 2 } else { 3 };
+        assert!(traces.iter().filter(|path| starts(path)).count() >= least, "{maker}");
     }
     for trace in traces {
         for backend in ["gpu", "cpu"] {
@@ -104,74 +156,94 @@ fn traces_of_the_authors_optimizer_and_of_algorithm_2_pass_on_both_backends() {
             assert_eq!(code(&output), 0, "{} on {backend}: {text}", trace.display());
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(report["passed"], true);
-            assert_eq!(report["kinds"].as_array().unwrap().len(), 4, "every kind was compared");
+            let kinds = report["kinds"].as_array().unwrap().iter().map(|kind| kind["kind"].as_str().unwrap());
+            let states = rule(&description(&trace)).state_names();
+            assert!(kinds.eq(["param"].into_iter().chain(states)), "every kind was compared: {text}");
         }
     }
 }
 
-/// A formula that is not the trace's is told apart: the comparison is not vacuous.
+/// Another formula, direction or kind of weight decay than the trace's does not pass: the comparison is not vacuous.
 #[test]
-fn the_other_formula_does_not_pass() {
+fn other_arithmetic_does_not_pass() {
+    let folder = Folder::new();
+    let mut swaps = 0;
     for trace in committed_traces() {
-        let bytes = std::fs::read(&trace).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        let text = metadata.metadata().as_ref().unwrap()["adamod.trace"].clone();
-        let swapped = if text.contains("\"authors\"") {
-            text.replace("\"authors\"", "\"paper\"")
-        } else {
-            text.replace("\"paper\"", "\"authors\"")
+        let original = description(&trace);
+        let groups = original["groups"].as_array().unwrap().len();
+        let mut variants = Vec::new();
+        if let Some(formula) = original.get("formula") {
+            let other = if formula == "paper" { "authors" } else { "paper" };
+            variants.push(("formula", changed(&trace, |of| of["formula"] = json!(other))));
+        }
+        let maximizes = original["groups"][0]["maximize"] == true;
+        let flip = |of: &mut Value| of["groups"][0]["maximize"] = json!(!maximizes);
+        variants.push(("maximize", changed(&trace, flip)));
+        let decays = |group: usize| {
+            let decay = &original["groups"][group]["weight_decay"];
+            decay["value"].as_f64().unwrap() > 0.0 && decay["kind"] != "none"
         };
-        let metadata = HashMap::from([("adamod.trace".to_owned(), swapped)]);
-        let changed = safetensors::serialize(file.tensors(), Some(metadata)).unwrap();
-        let path = Folder::new();
-        let output = replay(&path.write("swapped.safetensors", &changed), &["--backend", "cpu"]);
-        assert_eq!(code(&output), 1, "{}", trace.display());
+        if let Some(group) = (0..groups).find(|&group| decays(group)) {
+            swaps += 1;
+            let kind = &original["groups"][group]["weight_decay"]["kind"];
+            let other = if kind == "coupled" { "decoupled" } else { "coupled" };
+            let swap = |of: &mut Value| of["groups"][group]["weight_decay"]["kind"] = json!(other);
+            variants.push(("weight_decay", changed(&trace, swap)));
+        }
+        for (what, bytes) in variants {
+            let output = replay(&folder.write("changed.safetensors", &bytes), &["--backend", "cpu"]);
+            assert_eq!(code(&output), 1, "{what} of {}", trace.display());
+        }
     }
+    assert!(swaps >= 14, "{swaps}");
 }
 
 #[test]
 fn expectations_that_are_off_or_nan_fail_with_1() {
     let folder = Folder::new();
-    let good = folder.write("good.safetensors", &Trace::good().bytes());
     let output_path = folder.0.path().join("out.safetensors");
-    for backend in ["gpu", "cpu"] {
-        let arguments = ["--backend", backend, "--output", output_path.to_str().unwrap()];
-        assert_eq!(code(&replay(&good, &arguments)), 0);
-        let bytes = std::fs::read(&output_path).unwrap();
-        let outcome = SafeTensors::deserialize(&bytes).unwrap();
-        let mut names: Vec<_> = outcome.names().into_iter().map(str::to_owned).collect();
-        names.sort();
-        let kinds = ["exp_avg", "exp_avg_lr", "exp_avg_sq", "param"];
-        let expected: Vec<_> = kinds
-            .iter()
-            .flat_map(|kind| ["a", "b.weight", "c"].map(|name| format!("{kind}.{name}")))
-            .collect();
-        assert_eq!(names, expected);
-        assert_eq!(outcome.tensor("exp_avg.a").unwrap().shape(), [2, 3]);
-        assert_eq!(outcome.tensor("param.c").unwrap().shape(), [0; 0]);
+    for good in [Trace::good(), Trace::adam(), Trace::sgd()] {
+        let rule = rule(&good.description);
+        let kinds: Vec<_> = ["param"].into_iter().chain(rule.state_names()).collect();
+        let good_path = folder.write("good.safetensors", &good.bytes());
+        for backend in ["gpu", "cpu"] {
+            let arguments = ["--backend", backend, "--output", output_path.to_str().unwrap()];
+            assert_eq!(code(&replay(&good_path, &arguments)), 0);
+            let bytes = std::fs::read(&output_path).unwrap();
+            let outcome = SafeTensors::deserialize(&bytes).unwrap();
+            let mut names: Vec<_> = outcome.names().into_iter().map(str::to_owned).collect();
+            names.sort();
+            let mut expected: Vec<_> = kinds
+                .iter()
+                .flat_map(|kind| ["a", "b.weight", "c"].map(|name| format!("{kind}.{name}")))
+                .collect();
+            expected.sort();
+            assert_eq!(names, expected);
+            assert_eq!(outcome.tensor(&format!("{}.a", kinds[1])).unwrap().shape(), [2, 3]);
+            assert_eq!(outcome.tensor("param.c").unwrap().shape(), [0; 0]);
 
-        // What came out is expected of the next run; then one element of it is changed.
-        let mut trace = Trace::good();
-        for (name, view) in outcome.tensors() {
-            let entry = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-            trace.tensors.insert(format!("expected.{name}"), entry);
-        }
-        let path = folder.write("expected.safetensors", &trace.bytes());
-        assert_eq!(code(&replay(&path, &["--backend", backend])), 0);
-        for kind in ["param", "exp_avg", "exp_avg_sq", "exp_avg_lr"] {
-            for change in [|x: f32| x * 1.001 + 1e-4, |_| f32::NAN, |_| f32::INFINITY] {
-                let tensor = format!("expected.{kind}.b.weight");
-                let mut changed = trace.clone();
-                let bytes = &mut changed.tensors.get_mut(&tensor).unwrap().2;
-                let mut elements: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
-                elements[3] = change(elements[3]);
-                *bytes = bytemuck::cast_slice(&elements).to_vec();
-                let path = folder.write("changed.safetensors", &changed.bytes());
-                let output = replay(&path, &["--backend", backend]);
-                assert_eq!(code(&output), 1, "{kind}");
-                let text = String::from_utf8_lossy(&output.stdout);
-                assert!(text.contains(&format!("{tensor}[3]")), "{text}");
+            // The results are expected of the next run; then one element of them is changed.
+            let mut trace = good.clone();
+            for (name, view) in outcome.tensors() {
+                let entry = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+                trace.tensors.insert(format!("expected.{name}"), entry);
+            }
+            let path = folder.write("expected.safetensors", &trace.bytes());
+            assert_eq!(code(&replay(&path, &["--backend", backend])), 0);
+            for kind in &kinds {
+                for change in [|x: f32| x * 1.001 + 1e-4, |_| f32::NAN, |_| f32::INFINITY] {
+                    let tensor = format!("expected.{kind}.b.weight");
+                    let mut changed = trace.clone();
+                    let bytes = &mut changed.tensors.get_mut(&tensor).unwrap().2;
+                    let mut elements: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
+                    elements[3] = change(elements[3]);
+                    *bytes = bytemuck::cast_slice(&elements).to_vec();
+                    let path = folder.write("changed.safetensors", &changed.bytes());
+                    let output = replay(&path, &["--backend", backend]);
+                    assert_eq!(code(&output), 1, "{rule} {kind}");
+                    let text = String::from_utf8_lossy(&output.stdout);
+                    assert!(text.contains(&format!("{tensor}[3]")), "{text}");
+                }
             }
         }
     }
@@ -199,6 +271,13 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
         ("groups[0].weight_decay.kind", |t| {
             t.description["groups"][0]["weight_decay"]["kind"] = json!("secret")
         }),
+        ("formula is missing", |t| {
+            t.description.as_object_mut().unwrap().remove("formula");
+        }),
+        ("formula: got \"secret\"", |t| t.description["formula"] = json!("secret")),
+        ("group 0: momentum is given", |t| t.description["groups"][0]["momentum"] = json!(0.9)),
+        ("group 0: betas is missing", |t| t.description["groups"][0]["betas"] = json!(null)),
+        ("group 1: epsilon is missing", |t| t.description["groups"][1]["epsilon"] = json!(null)),
         ("missing field `steps`", |t| {
             t.description.as_object_mut().unwrap().remove("steps");
         }),
@@ -224,38 +303,86 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
         ("\"grad.01.a\"", |t| t.set("grad.01.a", &[2, 3], &[0.0; 6])),
         ("\"grad.x.a\"", |t| t.set("grad.x.a", &[2, 3], &[0.0; 6])),
         ("\"expected.param.a\" has shape [6]", |t| t.set("expected.param.a", &[6], &[0.0; 6])),
+        ("\"expected.momentum_buffer.a\"", |t| t.set("expected.momentum_buffer.a", &[2, 3], &[0.0; 6])),
         ("\"expected.mystery.a\"", |t| t.set("expected.mystery.a", &[2, 3], &[0.0; 6])),
         ("\"stray\"", |t| t.set("stray", &[1], &[0.0])),
         ("\"grad.1.a\" has dtype F64", |t| {
             t.tensors.insert("grad.1.a".to_owned(), (Dtype::F64, vec![2, 3], vec![0; 48]));
         }),
     ];
+    let of_adam: &[(&str, Change)] = &[
+        ("betas has 3 entries, expected 2", |t| {
+            t.description["groups"][0]["betas"] = json!([0.9, 0.999, 0.999])
+        }),
+        ("group 1: epsilon is missing", |t| {
+            t.description["groups"][1].as_object_mut().unwrap().remove("epsilon");
+        }),
+        ("group 0: momentum is given", |t| t.description["groups"][0]["momentum"] = json!(0.9)),
+        ("formula is given", |t| t.description["formula"] = json!("paper")),
+        ("\"expected.exp_avg_lr.a\"", |t| t.set("expected.exp_avg_lr.a", &[2, 3], &[0.0; 6])),
+        ("\"expected.momentum_buffer.a\"", |t| t.set("expected.momentum_buffer.a", &[2, 3], &[0.0; 6])),
+    ];
+    let of_sgd: &[(&str, Change)] = &[
+        ("momentum is 1", |t| t.description["groups"][0]["momentum"] = json!(1.0)),
+        ("group 1: momentum is missing", |t| {
+            t.description["groups"][1].as_object_mut().unwrap().remove("momentum");
+        }),
+        ("group 0: betas is given", |t| t.description["groups"][0]["betas"] = json!([])),
+        ("group 1: epsilon is given", |t| t.description["groups"][1]["epsilon"] = json!(1e-8)),
+        ("formula is given", |t| t.description["formula"] = json!("authors")),
+        ("\"expected.exp_avg.a\"", |t| t.set("expected.exp_avg.a", &[2, 3], &[0.0; 6])),
+    ];
     let folder = Folder::new();
-    for (culprit, change) in cases {
-        let mut trace = Trace::good();
-        change(&mut trace);
-        let path = folder.write("malformed.safetensors", &trace.bytes());
-        assert_refused(&path, culprit);
+    for (good, cases) in [(Trace::good(), cases), (Trace::adam(), of_adam), (Trace::sgd(), of_sgd)] {
+        let path = folder.write("good.safetensors", &good.bytes());
+        assert_eq!(code(&replay(&path, &["--backend", "cpu"])), 0);
+        for (culprit, change) in cases {
+            let mut trace = good.clone();
+            change(&mut trace);
+            let path = folder.write("malformed.safetensors", &trace.bytes());
+            assert_refused(&path, culprit);
+        }
     }
 }
 
-/// Every trace in the formats of state with fewer bits, within what is documented for them.
+/// A field that this version does not know may change what the trace means, so no trace runs without it.
 #[test]
-fn traces_pass_in_every_format_of_state() {
-    let mut traces = 0;
-    for entry in std::fs::read_dir("tests/traces").unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "safetensors") {
-            continue;
-        }
-        traces += 1;
-        for state in ["bf16", "q8"] {
-            let output = replay(&path, &["--state", state]);
-            let text = String::from_utf8_lossy(&output.stdout);
-            assert_eq!(code(&output), 0, "{} in {state}: {text}", path.display());
+fn unknown_fields_are_refused_with_2_by_name() {
+    let folder = Folder::new();
+    for good in [Trace::good(), Trace::adam(), Trace::sgd()] {
+        type Change = fn(&mut Value);
+        let cases: [(&str, Change); 6] = [
+            ("amsgrad", |of| of["amsgrad"] = json!(true)),
+            ("groups[0].amsgrad", |of| of["groups"][0]["amsgrad"] = json!(true)),
+            ("groups[1].nesterov", |of| of["groups"][1]["nesterov"] = json!(false)),
+            ("groups[0].weight_decay.until", |of| {
+                of["groups"][0]["weight_decay"] = json!({"kind": "none", "until": 7})
+            }),
+            ("rule: got \"lion\", expected one of adamod, adam, sgd", |of| of["rule"] = json!("lion")),
+            ("groups[0].maximize", |of| of["groups"][0]["maximize"] = json!("yes")),
+        ];
+        for (culprit, change) in cases {
+            let mut trace = good.clone();
+            change(&mut trace.description);
+            assert_refused(&folder.write("unknown.safetensors", &trace.bytes()), culprit);
         }
     }
-    assert!(traces >= 7);
+}
+
+/// Every trace passes in the state formats below 32 bits, within the tolerances that are documented for them.
+#[test]
+fn traces_pass_in_every_format_of_state() {
+    let traces = committed_traces();
+    assert!(traces.len() >= 17);
+    for path in traces {
+        for state in StateFormat::ALL.map(StateFormat::name) {
+            let output = replay(&path, &["--state", state, "--json"]);
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(code(&output), 0, "{} in {state}: {text}", path.display());
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["state"], state);
+        }
+    }
     // The reference has no formats.
     let folder = Folder::new();
     let good = folder.write("good.safetensors", &Trace::good().bytes());
@@ -271,6 +398,12 @@ fn assert_refused(path: &Path, culprit: &str) {
         assert_eq!(code(&output), 2, "{culprit}: {text}");
         assert!(text.contains(culprit), "{culprit} is not in: {text}");
         assert!(!text.contains("panicked"), "{text}");
+        // No message prints its cause twice.
+        let mut causes: Vec<_> = text.trim().split(": ").filter(|cause| cause.len() > 8).collect();
+        let count = causes.len();
+        causes.sort_unstable();
+        causes.dedup();
+        assert_eq!(causes.len(), count, "{text}");
     }
 }
 
@@ -318,7 +451,14 @@ fn info_lists_the_adapter_that_replay_runs_on() {
     let reports: Value = serde_json::from_slice(&output.stdout).unwrap();
     let chosen = &reports[0];
     assert_eq!(chosen["chosen"], true);
-    assert!(chosen["modes"].as_array().unwrap().iter().all(|mode| mode[1].is_null()), "{chosen}");
+    let modes = chosen["modes"].as_array().unwrap();
+    assert!(modes.iter().all(|mode| mode[1].is_null()), "{chosen}");
+    for rule in RuleKind::ALL {
+        for state in StateFormat::ALL {
+            let name = format!("{rule}-{}", state.name());
+            assert!(modes.iter().any(|mode| mode[0] == name.as_str()), "{name}: {chosen}");
+        }
+    }
     let folder = Folder::new();
     let good = folder.write("good.safetensors", &Trace::good().bytes());
     let report: Value = serde_json::from_slice(&replay(&good, &["--json"]).stdout).unwrap();

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Times the optimizer steps of PyTorch that one would pick instead of adamod's, beside the JSON of `adamod bench --json`.
+"""Times optimizer steps of PyTorch that are alternatives to adamod, and compares them with the report of `adamod bench --json`.
 
-A peer that cannot run here gets a row that says why. See README.md beside this file.
+A peer that cannot run on this machine gets a row that says why. README.md in this folder explains the table.
 """
 
 import argparse
@@ -30,8 +30,8 @@ ADAMOD_BYTES = 36.0  # and the third state
 BLOCK_8BIT_BYTES = 16.0 + 2 * 2 * 4 / 256  # value and gradient f32; two moments of a byte, an f32 scale for each 256
 FLASH_8BIT_BYTES = 16.0 + 2 * 2 * 2 / 32  # the same with an f16 scale for each 32
 
-FLUSH_BYTES = 512 << 20  # written before every timed step on a GPU, as `adamod bench` does: more than any cache of today
-COMPARABLE_SUITES = ("roofline", "modes", "tensors")  # of one flat tensor, and of models
+FLUSH_BYTES = 512 << 20  # written before every timed step on a GPU, as in `adamod bench`: more than any current cache
+COMPARABLE_SUITES = ("roofline", "modes", "tensors")  # one flat tensor, and models
 SOFTWARE_ADAPTERS = ("llvmpipe", "lavapipe", "swiftshader")
 PACKAGES = ("torch", "adamod", "pytorch_optimizer", "bitsandbytes", "flashoptim")
 
@@ -40,9 +40,9 @@ PACKAGES = ("torch", "adamod", "pytorch_optimizer", "bitsandbytes", "flashoptim"
 class Peer:
     name: str
     mode: str
-    """The mode of `adamod bench` that it is compared with."""
+    """The mode of `adamod bench` to compare it with."""
     bytes_per_parameter: float
-    """What its algorithm has to read and write."""
+    """Bytes that its algorithm has to read and write."""
     build: Callable[[Tensors], Step]
     needs_cuda: bool = False
 
@@ -55,7 +55,7 @@ def torch_optimizer(optimizer_class: type[torch.optim.Adam], **choice: bool) -> 
 
 @contextlib.contextmanager
 def scalar_first() -> Iterator[None]:
-    """Lets in-place operations take the scalar first, as the AdaMod authors call them and torch no longer does."""
+    """Makes in-place operations accept the scalar first. The AdaMod authors call them so, and current torch does not accept it."""
     add, addcmul = torch.Tensor.add_, torch.Tensor.addcmul_
 
     def add_(self: torch.Tensor, first: Any, second: Any = None) -> torch.Tensor:
@@ -68,7 +68,7 @@ def scalar_first() -> Iterator[None]:
     try:
         yield
     finally:
-        # Both were inherited, and are again.
+        # Both methods were inherited before, and are inherited again.
         del torch.Tensor.add_, torch.Tensor.addcmul_
 
 
@@ -94,12 +94,12 @@ def compiled_adamod(parameters: Tensors) -> Step:
     gradients = [parameter.grad for parameter in parameters]
     values = [parameter.detach() for parameter in parameters]
     means, squares, rates = ([torch.zeros_like(value) for value in values] for _ in range(3))
-    # On the device, so that no step waits for the host, and no number that the compiler would take for a constant.
+    # On the device, so that no step waits for the host. A Python number would be a constant to the compiler.
     steps = torch.zeros((), dtype=torch.float64, device=values[0].device)
 
     @torch.compile
     def update() -> None:
-        """Algorithm 2, in operations that take all tensors at once: the compiler makes one kernel of many."""
+        """Algorithm 2, in operations on all tensors at once, which the compiler fuses."""
         steps.add_(1)
         correction1, correction2 = (1 - BETA1**steps).float(), (1 - BETA2**steps).float()
         torch._foreach_lerp_(means, gradients, 1 - BETA1)
@@ -117,7 +117,7 @@ def compiled_adamod(parameters: Tensors) -> Step:
 def flash_adamw(parameters: Tensors) -> Step:
     from flashoptim import FlashAdamW
 
-    # Extra bits of master weights are for parameters below f32.
+    # Only parameters below f32 need extra bits of master weights.
     return FlashAdamW(parameters, lr=LEARNING_RATE, betas=(BETA1, BETA2), eps=EPSILON, master_weight_bits=None).step
 
 
@@ -141,7 +141,7 @@ PEERS = (
 
 
 def gpt2_shapes() -> list[tuple[int, ...]]:
-    """GPT-2 small's 148 tensors, 124,439,808 parameters."""
+    """The 148 tensors of GPT-2 small, with 124,439,808 parameters."""
     width = 768
     norm = [(width,), (width,)]
 
@@ -161,7 +161,7 @@ def gpt2_shapes() -> list[tuple[int, ...]]:
 
 @dataclasses.dataclass
 class Contender:
-    """Something that is timed in every round."""
+    """A step that is timed in every round."""
 
     step: Step
     milliseconds: list[float] = dataclasses.field(default_factory=list)
@@ -169,7 +169,7 @@ class Contender:
 
 
 class Clock:
-    """Times one call: by events of the GPU, whose caches are flushed before, or on the CPU by the wall."""
+    """Times one call: with events on a GPU, after flushing its caches, and with the wall clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -195,7 +195,7 @@ class Clock:
 
 
 def reason(error: Exception) -> str:
-    """One line of an error's message."""
+    """The first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= 120 else f"{text[:117]}..."
@@ -219,7 +219,7 @@ class Problem:
         return sum(value.numel() for value in self.initial)
 
     def copy(self, bytes_per_parameter: float) -> Step:
-        """Reads and writes, in all, as many bytes as a step of so many for each parameter."""
+        """A copy that reads and writes together as many bytes as a step with this many per parameter."""
         source = torch.zeros(round(self.parameters * bytes_per_parameter) // 8, device=self.device)
         destination = torch.empty_like(source)
         return lambda: destination.copy_(source)
@@ -231,7 +231,7 @@ class Problem:
         return values
 
     def wrong(self, values: Tensors) -> str | None:
-        """What is wrong with values that were stepped."""
+        """What is wrong with the values after the steps."""
         if not all(value.isfinite().all() for value in values):
             return "its parameters are not finite"
         if any(value.equal(initial) for value, initial in zip(values, self.initial, strict=True)):
@@ -241,7 +241,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table; either `skipped` or the times."""
+    """One line of the table, with either `skipped` or the times."""
 
     optimizer: str
     mode: str
@@ -259,7 +259,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Ours:
-    """What `adamod bench --json` printed."""
+    """The report of `adamod bench --json`."""
 
     adapter: str
     driver: str
@@ -289,12 +289,12 @@ class Ours:
         return cls(report["adapter"], report["driver"], report["backend"], rows)
 
     def nearest(self, mode: str, tensors: int, parameters: int) -> Row | None:
-        """The row of as many tensors whose size is nearest."""
+        """The row with this number of tensors and the nearest size."""
         alike = [row for row in self.rows if row.mode == mode and row.tensors == tensors]
         return min(alike, key=lambda row: abs(math.log(row.parameters / parameters)), default=None)
 
     def largest(self, modes: set[str]) -> int | None:
-        """The largest size of one tensor that was measured in each of the modes."""
+        """The largest single tensor that was measured in all of these modes."""
         sizes = [{row.parameters for row in self.rows if row.mode == mode and row.tensors == 1} for mode in modes]
         return max(set.intersection(*sizes), default=None)
 
@@ -304,7 +304,7 @@ class Ours:
 
 
 def measure(problem: Problem, runs: int, warmup: int, ours: Ours | None) -> list[Row]:
-    """Times all peers and copies in turn, round after round."""
+    """Times all peers and copies in turn, in rounds."""
     contenders: dict[str, Contender] = {}
     values: dict[str, Tensors] = {}
     failures: dict[str, str] = {}
@@ -317,7 +317,7 @@ def measure(problem: Problem, runs: int, warmup: int, ours: Ours | None) -> list
             step = peer.build(start)
             for _ in range(warmup):
                 step()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the row says it
+        except Exception as error:  # noqa: BLE001 - the row shows any error
             failures[peer.name] = reason(error)
             continue
         values[peer.name], contenders[peer.name] = start, Contender(step)
@@ -395,18 +395,18 @@ def print_table(rows: list[Row]) -> None:
 
 
 def notes(device: torch.device, ours: Ours | None, rows: list[Row]) -> Iterator[str]:
-    """What one has to know to read the table."""
+    """Remarks that a reader of the table needs."""
     if ours is not None:
         alike = {row.mode for row in ours.rows if row.tensors == rows[0].tensors}
         for mode in sorted({row.mode for row in rows} - alike):
-            yield f"No ratio to {mode} of {rows[0].tensors} tensor(s): the file given by --ours has none."
+            yield f"No ratio to {mode} with {rows[0].tensors} tensor(s): the file of --ours has no such row."
     hosts = [row.optimizer for row in rows if row.host_us_median and row.host_us_median >= 1e3 * row.ms_median]
     if hosts:
         yield f"Bound by the host, whose launches take longer than the kernels: {', '.join(hosts)}."
     if device.type == "cpu" or (ours is not None and ours.is_software):
         yield (
-            "Not a fair race: on a CPU, torch runs native kernels and a software Vulkan adapter runs shaders. "
-            "Ratios of such a run say nothing about a GPU."
+            "These ratios say nothing about a GPU: on a CPU, torch runs native kernels, but adamod runs shaders on a software "
+            "Vulkan driver."
         )
 
 
@@ -427,24 +427,24 @@ def describe(device: torch.device) -> str:
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError("needed is a number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not above 0, expected a positive integer")
     return number
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times PyTorch's optimizer steps beside those of `adamod bench --json`.")
-    parser.add_argument("--ours", type=pathlib.Path, metavar="FILE", help="what `adamod bench --json` printed")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default cuda where there is one")
-    parser.add_argument("--shapes", choices=("flat", "gpt2"), default="flat", help="one tensor, or GPT-2 small's 148")
-    parser.add_argument("--parameters", type=positive, metavar="N", help="elements of the flat tensor, by default ours', else 2^24")
-    parser.add_argument("--runs", type=positive, default=30, metavar="N", help="rounds that are timed")
-    parser.add_argument("--warmup", type=positive, default=5, metavar="N", help="steps of each before that")
-    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write the rows here, too")
+    parser.add_argument("--ours", type=pathlib.Path, metavar="FILE", help="the report of `adamod bench --json`")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a device")
+    parser.add_argument("--shapes", choices=("flat", "gpt2"), default="flat", help="one tensor, or the 148 of GPT-2 small")
+    parser.add_argument("--parameters", type=positive, metavar="N", help="elements of the flat tensor; default: as --ours, or 2^24")
+    parser.add_argument("--runs", type=positive, default=30, metavar="N", help="timed rounds")
+    parser.add_argument("--warmup", type=positive, default=5, metavar="N", help="steps of each peer before the first round")
+    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="also write the rows to this file")
     arguments = parser.parse_args()
     if arguments.shapes == "gpt2" and arguments.parameters is not None:
-        parser.error("--parameters is for --shapes flat: GPT-2 small has a size of its own")
+        parser.error("--parameters requires --shapes flat: the size of GPT-2 small is fixed")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device")
+        parser.error("--device is cuda, but torch finds no CUDA device")
     if arguments.ours is not None:
         try:
             arguments.ours = Ours.read(arguments.ours)

@@ -1,25 +1,28 @@
-//! Which adapter the tool runs on.
+//! The adapter that the tool runs on.
 
 use adamod::wgpu;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 
-use crate::Failure;
+use crate::failure::Failure;
 
-/// How to get a software adapter, for messages.
+/// The message without any adapter.
 pub const NO_ADAPTER: &str =
-    "no GPU adapter was found; on Debian or Ubuntu the package mesa-vulkan-drivers gives a software one";
+    "no GPU adapter was found; on Debian or Ubuntu the package mesa-vulkan-drivers provides a software one";
 
 /// The option that subcommands share.
 #[derive(Clone, Debug, Default, Args)]
 pub struct AdapterChoice {
-    /// Part of an adapter's name, in any case; `adamod info` lists them [default: the fastest kind there is]
+    /// Part of an adapter's name, in any case; `adamod info` lists the names [default: the fastest kind of adapter]
     #[arg(long, value_name = "NAME", env = "WGPU_ADAPTER_NAME")]
     adapter: Option<String>,
 }
 
 impl AdapterChoice {
-    /// All adapters, the one to be used first; none only if there is none. An adapter that is named and not there is an error.
+    /// All adapters, starting with the chosen one; empty only if there are none.
+    ///
+    /// # Errors
+    /// If an adapter was named and no adapter has that name.
     pub fn sorted(&self) -> Result<Vec<wgpu::Adapter>, Failure> {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::from_env().unwrap_or_default();
@@ -36,10 +39,8 @@ impl AdapterChoice {
             && !adapters.iter().any(matches)
         {
             let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
-            let there_are = names.join(", ");
-            return Err(Failure::Input(anyhow!(
-                "--adapter {part:?} is part of no adapter's name; there are: {there_are}"
-            )));
+            let names = names.join(", ");
+            return Err(Failure::Input(anyhow!("--adapter is {part:?}, expected a part of one of: {names}")));
         }
         adapters.sort_by_key(|adapter| {
             let info = adapter.get_info();
@@ -55,7 +56,7 @@ impl AdapterChoice {
         Ok(adapters)
     }
 
-    /// A device on the adapter to be used, with all of its limits and what of `features` it has.
+    /// A device on the chosen adapter, with all of its limits and those of `features` that it has.
     pub fn open(
         &self,
         features: wgpu::Features,
@@ -68,7 +69,7 @@ impl AdapterChoice {
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .with_context(|| format!("adapter {:?} gave no device", adapter.get_info().name))
+            .with_context(|| format!("adapter {:?} provides no device", adapter.get_info().name))
             .map_err(Failure::Machine)?;
         Ok((adapter, device, queue))
     }

@@ -1,13 +1,15 @@
 //! `adamod bench`: how fast a step is on an adapter, beside kernels that only move its bytes.
 //!
-//! A group of variants is measured in rounds: in each, a copy of as many bytes (4 GiB at most), a stream kernel with the step's
-//! traffic and the steps themselves run in turn, so that ratios hold on a machine that does other things too. Host time is taken
-//! apart, with an idle device. What was timed is then compared with the f64 reference; a difference ends the bench with an error.
+//! A group of variants is measured in rounds. In each round a copy of as many bytes (at most 4 GiB), a stream kernel with the step's
+//! memory traffic and the steps themselves run in turn, so that their ratios hold on a busy machine, too. Host time is measured
+//! separately, with an idle device. Afterwards the results of the timed steps are compared with the f64 reference; a difference ends
+//! the bench with an error.
 
 mod clock;
 mod engine;
 mod error;
 mod kernels;
+mod mode;
 mod models;
 mod plot;
 mod report;
@@ -21,8 +23,8 @@ use std::time::Duration;
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::Failure;
 use crate::adapter::AdapterChoice;
+use crate::failure::Failure;
 use clock::{Counted, Effort, Machine, Timing, Work};
 use engine::Engine;
 use error::BenchError;
@@ -31,37 +33,37 @@ use report::{Measurement, Report, Series};
 use statistics::Summary;
 use suites::{Group, Sizes, Suite};
 
-/// Measure the step: GPU time beside a copy kernel of the same run, and host time apart.
+/// Measure the step: GPU time beside a copy kernel in the same run, and host time separately.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
     adapter: AdapterChoice,
-    /// What to measure; repeatable. Without it, a quick selection of everything.
+    /// What to measure; repeatable [default: a quick selection of all suites].
     #[arg(long = "suite", value_enum, value_name = "NAME")]
     suites: Vec<Suite>,
-    /// Largest case of `roofline` and of `modes`, in elements; by default 2^23 on a software adapter, on a GPU all that it holds for
-    /// `roofline` and 2^26 for `modes`.
+    /// Largest case of `roofline` and `modes`, in elements [default: 2^23 on a software adapter; on a GPU 2^26 for `modes`, and as
+    /// many as it holds for `roofline`].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
     max_elements: Option<u64>,
-    /// Models at their own width on a software adapter, too.
+    /// Measure models at their own width on a software adapter, too.
     #[arg(long)]
     full: bool,
-    /// Rounds of each measurement; by default as many as fit into --seconds, at least 7.
+    /// Rounds of each measurement [default: as many as fit into --seconds, at least 7].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: Option<u32>,
-    /// Time of each measurement [default: 1, or 0.4 for the quick selection].
+    /// Duration of each measurement in seconds [default: 1, or 0.4 for the quick selection].
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<Duration>,
-    /// What time is taken with [default: timestamps where the adapter has them].
+    /// The clock [default: timestamps if the adapter has them].
     #[arg(long, value_enum)]
     timing: Option<Timing>,
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
-    /// Write the report into this file, too, as one JSON object.
+    /// Also write the report to this file, as one JSON object.
     #[arg(long, value_name = "FILE")]
     json_file: Option<PathBuf>,
-    /// Draw the suite roofline into this file, as SVG: GB/s over parameters, beside the copy and the stream kernel.
+    /// Draw the suite roofline to this file, as SVG: GB/s by parameters, beside the copy and the stream kernel.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -69,19 +71,19 @@ pub struct Arguments {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
     if !(seconds > 0.0 && seconds <= 3_600.0) {
-        return Err("needed is a time above 0 and at most 3600".into());
+        return Err("expected a time above 0 and at most 3600".into());
     }
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// More than any device holds today: a terabyte for AdaMod.
+/// More than any current device holds: a terabyte for AdaMod.
 const MOST_ELEMENTS: u64 = 1 << 36;
 
-/// Most bytes that the copy and the stream kernel move in a pass. Their speed has long stopped growing there, and the rest of the
-/// memory is left to the step.
+/// The most bytes that the copy and the stream kernel move in a pass. Their speed no longer grows there, and the step needs the rest of
+/// the memory.
 const CEILING_BYTES: u64 = 4 << 30;
 
-/// Bytes that are copied before every pass on a GPU: more than any cache of today.
+/// Bytes that are copied before every pass on a GPU: more than any current cache.
 const FLUSH_BYTES: u64 = 512 << 20;
 
 /// Runs the suites on an adapter and prints the report.
@@ -112,7 +114,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         .flat_map(|suite| suites::groups(suite, sizes))
         .collect();
 
-    // Hidden where stderr is no terminal.
+    // Hidden if stderr is not a terminal.
     let progress = ProgressBar::new(groups.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
         progress.set_style(style);
@@ -128,11 +130,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
         match measure(&machine, group, effort) {
             Ok(measurements) => results.extend(measurements),
-            // Sizes go up, so what came before is the largest that the device holds.
+            // Sizes increase, so the previous one is the largest that the device holds.
             Err(error) if ends_roofline(&error, group.suite, arguments, &results) => {
                 roofline_ended_at = Some(group.variants[0].case.clone());
             }
-            // What was measured so far is worth having.
+            // The results so far are still reported.
             Err(error) => {
                 failed = Some(error);
                 break;
@@ -146,7 +148,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(error.into());
     }
     if let Some(case) = roofline_ended_at {
-        eprintln!("roofline ends below {case}: the device has no room for it");
+        eprintln!("roofline ends below {case}, which does not fit on the device");
     }
 
     let wgpu::AdapterInfo { name, driver, driver_info, backend, device_type, .. } = &machine.info;
@@ -164,7 +166,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     print(&report, arguments.json)?;
     if let Some(path) = &arguments.plot {
-        let svg = plot::draw(&report).map_err(BenchError::from)?;
+        let svg = plot::draw(&report).map_err(BenchError::Draw)?;
         std::fs::write(path, svg).map_err(unwritten("--plot", path))?;
     }
     if let Some(path) = &arguments.json_file {
@@ -175,7 +177,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Before minutes of measuring are lost: creates the file where there is none, and leaves one that is there as it is.
+/// Creates the file if it does not exist, so that an error comes before minutes of measuring. Leaves an existing file as it is.
 fn create(option: &'static str, path: &Path) -> Result<(), BenchError> {
     let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
     opened.map(drop).map_err(unwritten(option, path))
@@ -196,7 +198,7 @@ fn print(report: &Report, json: bool) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// How time is taken on a device, and how its caches are treated.
+/// Chooses the clock, and whether caches are flushed.
 fn machine(
     timing: Option<Timing>,
     info: wgpu::AdapterInfo,
@@ -213,7 +215,7 @@ fn machine(
         None => Timing::Wall,
     };
     let mut machine = Machine { device, queue, info, timing, flush: None };
-    // A software adapter's caches are the CPU's; filling them would take longer than what is measured.
+    // A software adapter has the CPU's caches. Filling them would take longer than the measured steps.
     if !machine.is_cpu() {
         let flush = machine
             .catch("flushing the caches", || Ok(Copy::new(&machine.device, &machine.queue, FLUSH_BYTES)))?;
@@ -222,7 +224,8 @@ fn machine(
     Ok(machine)
 }
 
-/// Sizes that end within minutes on a software adapter, or within seconds on a GPU; without a limit on a GPU that is measured whole.
+/// Sizes that take minutes on a software adapter, and seconds on a GPU for the quick selection. Otherwise a GPU is measured up to its
+/// memory.
 fn default_elements(machine: &Machine, quick: bool) -> u64 {
     match (machine.is_cpu(), quick) {
         (true, _) => 1 << 23,
@@ -231,7 +234,7 @@ fn default_elements(machine: &Machine, quick: bool) -> u64 {
     }
 }
 
-/// Whether an error only says that the device's memory has been reached. A size that was asked for is not left out silently.
+/// Whether an error only means that the device's memory is full. An explicitly requested size is never left out.
 fn ends_roofline(error: &BenchError, suite: Suite, arguments: &Arguments, results: &[Measurement]) -> bool {
     suite == Suite::Roofline
         && arguments.max_elements.is_none()
@@ -247,8 +250,8 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let mode = group.variants[0].mode;
     let bytes_per_parameter = mode.bytes_per_parameter();
     let bytes = (elements as f64 * bytes_per_parameter).ceil() as u64;
-    // The stream kernel moves f32: as many elements as have the step's bytes.
-    let states = mode.rule.states();
+    // The stream kernel moves f32, so its number of elements is chosen to move as many bytes as the step.
+    let states = mode.rule.states().len() as u32;
     let ceiling_bytes = bytes.min(CEILING_BYTES);
     let stream_elements = ceiling_bytes / u64::from(mode.rule.bytes_per_parameter());
     let name = |case: &str| format!("{suite}, {case}");
@@ -307,10 +310,10 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     Ok(results)
 }
 
-/// Elements at the start and the end of a buffer that are looked at.
+/// Elements that are checked at the start and at the end of a buffer.
 const SAMPLE_ELEMENTS: u64 = 1_024;
 
-/// First element and contents of samples of a buffer.
+/// The first element and the contents of each sample of a buffer.
 fn samples(machine: &Machine, buffer: &wgpu::Buffer) -> Result<Vec<(u64, Vec<u32>)>, String> {
     let elements = buffer.size() / 4;
     let sample = SAMPLE_ELEMENTS.min(elements);
@@ -338,7 +341,7 @@ fn verify_copy(machine: &Machine, copy: &Counted<Copy>) -> Result<(), String> {
     Ok(())
 }
 
-/// Every run adds 1, exactly.
+/// Every run adds exactly 1.
 fn verify_stream(machine: &Machine, stream: &Counted<Stream>) -> Result<(), String> {
     let expected = stream.runs as f32;
     for buffer in stream.kernel.written() {

@@ -1,16 +1,16 @@
-//! `adamod info`: adapters, the limits and features that matter to the library, and which modes run.
+//! `adamod info`: adapters, the limits and features that matter to the library, and the modes that run.
 
 use std::io::Write;
 
 use adamod::{
-    Control, DType, DeviceControl, Diagnostics, Hyperparameters, MasterWeights, Optimizer, Options,
-    Parameter, Precision, Rule, StateFormat, View, Views, wgpu,
+    Control, DType, DeviceControl, Diagnostics, Group, MasterWeights, Optimizer, Options, Parameter,
+    Precision, Rule, RuleKind, StateFormat, Step, View, Views, wgpu,
 };
 use clap::Args;
 use serde::Serialize;
 
-use crate::Failure;
 use crate::adapter::{AdapterChoice, NO_ADAPTER};
+use crate::failure::Failure;
 
 /// Arguments of `adamod info`.
 #[derive(Debug, Args)]
@@ -28,12 +28,12 @@ struct AdapterReport {
     driver: String,
     backend: String,
     device_type: String,
-    /// Whether `replay` and `bench` would use it.
+    /// Whether `replay` and `bench` use it.
     chosen: bool,
     limits: Vec<(&'static str, u64)>,
     features: Vec<(&'static str, bool)>,
-    /// Mode, and why it does not run if it does not.
-    modes: Vec<(&'static str, Option<String>)>,
+    /// Each mode, with the reason if it does not run.
+    modes: Vec<(String, Option<String>)>,
 }
 
 /// Prints a report on every adapter.
@@ -83,59 +83,65 @@ fn report(adapter: &wgpu::Adapter, chosen: bool) -> AdapterReport {
     }
 }
 
-/// What is tried on a device.
+/// A mode that is tried on a device.
 struct Candidate {
-    name: &'static str,
-    rule: Rule,
-    precision: Precision,
-    values: DType,
+    name: String,
+    group: Group,
+    dtype: DType,
     options: Options,
 }
 
+impl Candidate {
+    /// A rule with all tensors in f32.
+    fn new(name: impl Into<String>, rule: Rule) -> Self {
+        let group = Group::from(rule).with_precision(precision(StateFormat::F32));
+        Self { name: name.into(), group, dtype: DType::F32, options: Options::new() }
+    }
+}
+
+/// The format also for small tensors.
+fn precision(state: StateFormat) -> Precision {
+    Precision::new(state).with_f32_state_below(0)
+}
+
+/// Every rule in every state format, every 16-bit data type with all master weights that fit it, and the options.
 fn candidates() -> Vec<Candidate> {
-    let f32 = |name, rule| Candidate {
-        name,
-        rule,
-        precision: Precision { f32_state_below: 0, ..Precision::default() },
-        values: DType::F32,
-        options: Options::default(),
-    };
-    let state = |name, rule, state| {
-        let candidate = f32(name, rule);
-        Candidate { precision: Precision { state, ..candidate.precision }, ..candidate }
-    };
-    let values = |name, values, master_weights| {
-        let candidate = f32(name, Rule::AdaMod);
-        Candidate { values, precision: Precision { master_weights, ..candidate.precision }, ..candidate }
-    };
-    let options = |name, options| Candidate { options, ..f32(name, Rule::AdaMod) };
-    vec![
-        f32("adamod-f32", Rule::AdaMod),
-        state("adamod-bf16", Rule::AdaMod, StateFormat::Bf16),
-        state("adamod-q8", Rule::AdaMod, StateFormat::Q8),
-        f32("adam-f32", Rule::Adam),
-        state("adam-bf16", Rule::Adam, StateFormat::Bf16),
-        state("adam-q8", Rule::Adam, StateFormat::Q8),
-        f32("sgd-f32", Rule::Sgd),
-        state("sgd-bf16", Rule::Sgd, StateFormat::Bf16),
-        state("sgd-q8", Rule::Sgd, StateFormat::Q8),
-        values("bf16 parameters, rounded stochastically", DType::Bf16, MasterWeights::None),
-        values("bf16 parameters with master weights split24", DType::Bf16, MasterWeights::Split24),
-        values("bf16 parameters with master weights split32", DType::Bf16, MasterWeights::Split32),
-        values("f16 parameters with master weights f32", DType::F16, MasterWeights::F32),
-        options(
-            "loss scale, clip and skipping on the device",
-            Options { control: Control::Device(DeviceControl::default()), ..Options::default() },
-        ),
-        options(
-            "learning rates counted",
-            Options { diagnostics: Diagnostics::LearningRates, ..Options::default() },
-        ),
-    ]
+    let mut candidates = Vec::new();
+    for kind in RuleKind::ALL {
+        for state in StateFormat::ALL {
+            let name = format!("{kind}-{}", state.name());
+            let candidate = Candidate::new(name, kind.with_defaults());
+            let group = candidate.group.with_precision(precision(state));
+            candidates.push(Candidate { group, ..candidate });
+        }
+    }
+    for master_weights in MasterWeights::ALL {
+        for dtype in DType::ALL {
+            if dtype == DType::F32 || !master_weights.fit(dtype) {
+                continue;
+            }
+            let name = match master_weights {
+                MasterWeights::None => format!("{dtype} parameters, rounded stochastically"),
+                _ => format!("{dtype} parameters with master weights {}", master_weights.name()),
+            };
+            let precision = precision(StateFormat::F32).with_master_weights(master_weights);
+            let candidate = Candidate::new(name, Rule::default());
+            let group = candidate.group.with_precision(precision);
+            candidates.push(Candidate { group, dtype, ..candidate });
+        }
+    }
+    let control = Control::Device(DeviceControl::new());
+    for (name, options) in [
+        ("loss scale, clip and skipping on the device", Options::new().with_control(control)),
+        ("learning rates counted", Options::new().with_diagnostics(Diagnostics::RateHistograms)),
+    ] {
+        candidates.push(Candidate { options, ..Candidate::new(name, Rule::default()) });
+    }
+    candidates
 }
 
 /// Takes a step in every mode on a device of the adapter.
-fn modes(adapter: &wgpu::Adapter) -> Vec<(&'static str, Option<String>)> {
+fn modes(adapter: &wgpu::Adapter) -> Vec<(String, Option<String>)> {
     let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
     let device = pollster::block_on(adapter.request_device(&descriptor));
     candidates()
@@ -152,28 +158,27 @@ fn modes(adapter: &wgpu::Adapter) -> Vec<(&'static str, Option<String>)> {
         .collect()
 }
 
-/// One step of a small tensor, up to reading its state back.
+/// Takes a step of a small tensor and reads its state.
 fn step(device: &wgpu::Device, queue: &wgpu::Queue, candidate: &Candidate) -> anyhow::Result<()> {
     const ELEMENTS: u64 = 64;
-    let &Candidate { rule, precision, values, options, .. } = candidate;
+    let &Candidate { group, dtype, ref options, .. } = candidate;
     let buffer = || {
         device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("adamod.info"),
-            size: ELEMENTS * values.bytes(),
+            size: ELEMENTS * dtype.bytes(),
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         })
     };
-    let (parameters, gradients) = (buffer(), buffer());
-    let view = |buffer| View::new(buffer, 0).with_dtype(values);
-    let views = Some(Views::new(view(&parameters), view(&gradients)));
-    let mut optimizer = Optimizer::new(device, queue, Options { rule, ..options })?;
-    let group = optimizer.add_group_with(Hyperparameters::default(), precision)?;
-    let parameter = Parameter { dtype: values, views, ..Parameter::new("parameter", ELEMENTS) };
+    let (values, gradients) = (buffer(), buffer());
+    let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
+    let mut optimizer = Optimizer::new(device, queue, options.clone())?;
+    let group = optimizer.add_group(group)?;
+    let parameter = Parameter::new("parameter", ELEMENTS).with_dtype(dtype).with_views(views);
     let parameter = optimizer.add_parameter(group, parameter)?;
-    optimizer.step()?;
-    let steps = optimizer.read_state_blocking(parameter)?.step;
-    anyhow::ensure!(steps == 1, "a step was taken, {steps} are counted");
+    optimizer.submit(&Step::all())?;
+    let steps = optimizer.read_state(parameter).wait()?.step;
+    anyhow::ensure!(steps == 1, "the step count is {steps}, expected 1");
     Ok(())
 }
 

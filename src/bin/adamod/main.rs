@@ -1,8 +1,10 @@
-//! The tool `adamod`: what adapters can do, replaying recorded gradients, and measuring the step.
+//! The tool `adamod`: lists what adapters can do, replays recorded gradients, and measures the step.
 
 mod adapter;
 mod bench;
+mod failure;
 mod info;
+mod names;
 mod replay;
 mod trace;
 
@@ -22,28 +24,10 @@ struct Cli {
 enum Command {
     /// Lists adapters, their limits and features, and which modes run on them.
     Info(info::Arguments),
-    /// Runs recorded gradients through the optimizer and compares with what is expected.
+    /// Runs recorded gradients through the optimizer and compares the results with the expected ones.
     Replay(replay::Arguments),
-    /// Measures the step: GPU time beside a copy kernel of the same run, and host time apart.
+    /// Measures the step: GPU time beside a copy kernel in the same run, and host time separately.
     Bench(bench::Arguments),
-}
-
-/// What a subcommand ends with, besides success.
-#[derive(Debug)]
-enum Failure {
-    /// A check that the subcommand makes did not hold: exit code 1.
-    CheckFailed,
-    /// The input or the command line is wrong: exit code 2.
-    Input(anyhow::Error),
-    /// The machine could not do it: exit code 3.
-    Machine(anyhow::Error),
-}
-
-/// Standard output could not be written.
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::Machine(anyhow::Error::new(error).context("the report could not be printed"))
-    }
 }
 
 fn main() -> ExitCode {
@@ -54,13 +38,6 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::CheckFailed) => ExitCode::from(1),
-        Err(Failure::Input(error)) => report(&error, 2),
-        Err(Failure::Machine(error)) => report(&error, 3),
+        Err(failure) => failure.report(),
     }
-}
-
-fn report(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("error: {error:#}");
-    ExitCode::from(code)
 }

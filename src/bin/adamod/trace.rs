@@ -1,99 +1,127 @@
-//! Recorded gradients: one safetensors file, fully checked before anything runs.
+//! Recorded gradients: one safetensors file, which is checked completely before anything runs.
 //!
-//! - `param.NAME`: initial parameter, f32, any shape;
-//! - `grad.T.NAME`: its gradient in step T = 1, 2, …; absent, the parameter is left alone in that step;
-//! - `expected.KIND.NAME`: what is expected after the last step, KIND being `param`, `exp_avg`, `exp_avg_sq` or `exp_avg_lr`;
-//! - metadata `adamod.trace`: [`Description`] as JSON.
+//! | tensor (f32) | contents |
+//! |---|---|
+//! | `param.NAME` | the initial values of a parameter, of any shape |
+//! | `grad.T.NAME` | its gradient in step T = 1, 2, …; a step without one leaves the parameter alone |
+//! | `expected.KIND.NAME` | the expected result of the last step; KIND is `param` or one of the rule's states, such as `exp_avg` |
+//!
+//! The metadata has a JSON object under the key `adamod.trace`. Fields that are not listed here are refused.
+//!
+//! | field | value |
+//! |---|---|
+//! | `rule` | name of the update rule; `adamod` by default |
+//! | `formula` | `paper` or `authors`; only with `adamod`, which requires it |
+//! | `steps` | number of steps |
+//! | `learning_rates` | the learning rate of each step, for all groups; optional |
+//! | `made_by` | text for people; optional |
+//! | `groups[i].learning_rate` | the group's learning rate |
+//! | `groups[i].betas` | three numbers with `adamod`, two with `adam` |
+//! | `groups[i].epsilon` | with `adamod` and `adam` |
+//! | `groups[i].momentum` | with `sgd` |
+//! | `groups[i].weight_decay` | `{"kind": "none" \| "decoupled" \| "coupled", "value": 0.1}`; optional |
+//! | `groups[i].maximize` | PyTorch's `maximize`; `false` by default |
+//! | `groups[i].params` | the names of its parameters |
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use adamod::{Formula, HyperparameterError, Hyperparameters, WeightDecay};
+use adamod::{Formula, Hyperparameters, Objective, OutOfRange, Rule, RuleKind, Sign, WeightDecay};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
+
+use crate::names;
 
 /// Key of the metadata.
 const METADATA_KEY: &str = "adamod.trace";
 
-/// More steps than anybody records: a damaged number must not run for years.
+/// More steps than anybody records. A damaged number must not run for years.
 const MOST_STEPS: u64 = 100_000_000;
-
-/// Kinds of tensors that can be expected and are written.
-pub const KINDS: [&str; 4] = ["param", "exp_avg", "exp_avg_sq", "exp_avg_lr"];
 
 /// What is wrong with a trace.
 #[derive(Debug, Error)]
 pub enum TraceError {
-    #[error("{path}: cannot be read")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{path}: is no safetensors file, or a truncated one")]
-    Format { path: PathBuf, source: safetensors::SafeTensorError },
+    #[error("the file cannot be read")]
+    Read(#[from] std::io::Error),
+    #[error("the file is not a complete safetensors file: {0}")]
+    Format(safetensors::SafeTensorError),
     #[error("metadata {METADATA_KEY:?} is missing")]
     NoMetadata,
-    #[error("metadata {METADATA_KEY:?}, field {}", .0.path())]
-    Json(#[from] serde_path_to_error::Error<serde_json::Error>),
-    #[error("steps is {0}, needed is at least 0 and at most {MOST_STEPS}")]
+    #[error("metadata {METADATA_KEY:?}: {0}")]
+    Json(serde_path_to_error::Error<serde_json::Error>),
+    #[error("steps is {0}, expected at least 0 and at most {MOST_STEPS}")]
     Steps(i64),
-    #[error("learning_rates has {found} entries, needed is one a step, {steps}")]
+    #[error("learning_rates has {found} entries, expected at least {steps}, one per step")]
     FewLearningRates { found: usize, steps: u64 },
-    #[error("learning_rates[{index}], group {group}: {source}")]
-    LearningRate { index: usize, group: usize, source: HyperparameterError },
-    #[error("group {group}: betas has {found} entries, needed are 3")]
-    Betas { group: usize, found: usize },
+    #[error("learning_rates[{index}], group {group}")]
+    LearningRate { index: usize, group: usize, source: OutOfRange },
+    #[error("traces of rule {0} are not supported")]
+    Rule(RuleKind),
+    #[error("{field} is missing, expected one with rule {rule}")]
+    Missing { field: String, rule: RuleKind },
+    #[error("{field} is given, expected none with rule {rule}")]
+    Superfluous { field: String, rule: RuleKind },
+    #[error("group {group}: betas has {found} entries, expected {expected} with rule {rule}")]
+    Betas { group: usize, found: usize, expected: usize, rule: RuleKind },
     #[error("group {group}: weight_decay has a kind but no value")]
     NoDecayValue { group: usize },
-    #[error("group {group}: {source}")]
-    Hyperparameter { group: usize, source: HyperparameterError },
+    #[error("group {group}")]
+    Hyperparameter { group: usize, source: OutOfRange },
     #[error("parameter {name:?} is listed twice in groups")]
     ListedTwice { name: String },
     #[error("group {group} lists parameter {name:?}, but tensor \"param.{name}\" is missing")]
     UnknownListed { group: usize, name: String },
     #[error("tensor \"param.{name}\" is in no group")]
     Unlisted { name: String },
-    #[error("tensor {tensor:?} has dtype {found:?}, needed is F32")]
+    #[error("tensor {tensor:?} has dtype {found:?}, expected F32")]
     Dtype { tensor: String, found: Dtype },
     #[error("tensor {tensor:?} has no elements")]
     Empty { tensor: String },
     #[error("tensor {tensor:?} belongs to parameter {name:?}, but tensor \"param.{name}\" is missing")]
     UnknownParameter { tensor: String, name: String },
-    #[error("tensor {tensor:?} has shape {found:?}, its parameter has {needed:?}")]
-    Shape { tensor: String, found: Vec<usize>, needed: Vec<usize> },
-    #[error("tensor {tensor:?} is a gradient of no step: needed is grad.T.NAME with T = 1, 2, …")]
+    #[error("tensor {tensor:?} has shape {found:?}, expected {expected:?}, the shape of its parameter")]
+    Shape { tensor: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("tensor {tensor:?} is a gradient of no step, expected grad.T.NAME with T = 1, 2, …")]
     GradientStep { tensor: String },
     #[error("tensor {tensor:?} is a gradient past the last step, {steps}")]
     GradientPastEnd { tensor: String, steps: u64 },
     #[error(
-        "tensor {tensor:?} is none of param.NAME, grad.T.NAME, expected.KIND.NAME with KIND one of param, exp_avg, exp_avg_sq, exp_avg_lr"
+        "tensor {tensor:?} is unknown, expected param.NAME, grad.T.NAME, or expected.KIND.NAME with KIND one of {kinds}"
     )]
-    UnknownTensor { tensor: String },
+    UnknownTensor { tensor: String, kinds: String },
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Description {
-    formula: FormulaName,
+    #[serde(default = "default_rule", deserialize_with = "rule_by_name")]
+    rule: RuleKind,
+    #[serde(default, deserialize_with = "formula_by_name")]
+    formula: Option<Formula>,
     steps: i64,
     learning_rates: Option<Vec<f64>>,
     groups: Vec<GroupDescription>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum FormulaName {
-    Paper,
-    Authors,
+    #[serde(rename = "made_by")]
+    _made_by: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct GroupDescription {
     learning_rate: f64,
-    betas: Vec<f64>,
-    epsilon: f64,
+    betas: Option<Vec<f64>>,
+    epsilon: Option<f64>,
+    momentum: Option<f64>,
     weight_decay: Option<DecayDescription>,
+    #[serde(default)]
+    maximize: bool,
     params: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct DecayDescription {
     kind: DecayKind,
     value: Option<f64>,
@@ -105,6 +133,38 @@ enum DecayKind {
     None,
     Decoupled,
     Coupled,
+}
+
+fn default_rule() -> RuleKind {
+    RuleKind::AdaMod
+}
+
+fn rule_by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RuleKind, D::Error> {
+    by_name(deserializer, RuleKind::ALL, RuleKind::name)
+}
+
+fn formula_by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Formula>, D::Error> {
+    by_name(deserializer, &Formula::ALL, Formula::name).map(Some)
+}
+
+fn by_name<'de, D: Deserializer<'de>, T: Copy>(
+    deserializer: D,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    names::find(all, name, &text).ok_or_else(|| {
+        D::Error::custom(format_args!("got {text:?}, expected one of {}", names::list(all, name)))
+    })
+}
+
+/// What is compared of a parameter: its values, or one of its states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// `param`, or the name of the state.
+    pub name: &'static str,
+    /// The range of the state; `None` for the values.
+    pub sign: Option<Sign>,
 }
 
 /// A parameter of a trace.
@@ -119,48 +179,46 @@ pub struct TraceParameter {
 /// A checked trace.
 #[derive(Debug, PartialEq)]
 pub struct Trace {
-    pub formula: Formula,
+    /// The values and the states of the rule, in its order.
+    pub kinds: Vec<Kind>,
     pub steps: u64,
-    /// Learning rate of each step for all groups, if the trace has them.
+    /// The learning rate of each step for all groups, if the trace has them.
     pub learning_rates: Option<Vec<f64>>,
     pub groups: Vec<Hyperparameters>,
     /// In the order of their names.
     pub parameters: Vec<TraceParameter>,
     /// By step (from 1), then by index of the parameter.
     gradients: HashMap<(u64, usize), Vec<f32>>,
-    /// By kind, then by index of the parameter.
+    /// By index of the kind, then by index of the parameter.
     expected: BTreeMap<(usize, usize), Vec<f32>>,
 }
 
 impl Trace {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, TraceError> {
-        let bytes =
-            std::fs::read(path).map_err(|source| TraceError::Read { path: path.to_owned(), source })?;
-        Self::parse(&bytes, path)
+        Self::parse(&std::fs::read(path)?)
     }
 
-    /// Checks the bytes of a file; `path` is for messages.
-    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, TraceError> {
-        let format = |source| TraceError::Format { path: path.to_owned(), source };
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
-        let file = SafeTensors::deserialize(bytes).map_err(format)?;
+    /// Checks the bytes of a file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, TraceError> {
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(TraceError::Format)?;
+        let file = SafeTensors::deserialize(bytes).map_err(TraceError::Format)?;
         let text = metadata
             .metadata()
             .as_ref()
             .and_then(|entries| entries.get(METADATA_KEY))
             .ok_or(TraceError::NoMetadata)?;
         let mut json = serde_json::Deserializer::from_str(text);
-        let description: Description = serde_path_to_error::deserialize(&mut json)?;
+        let description: Description =
+            serde_path_to_error::deserialize(&mut json).map_err(TraceError::Json)?;
         let steps = u64::try_from(description.steps).ok().filter(|&steps| steps <= MOST_STEPS);
         let steps = steps.ok_or(TraceError::Steps(description.steps))?;
         let groups = groups(&description)?;
         check_learning_rates(&description, steps, &groups)?;
+        let states = description.rule.states().iter();
+        let states = states.map(|state| Kind { name: state.name, sign: Some(state.sign) });
         let mut trace = Self {
-            formula: match description.formula {
-                FormulaName::Paper => Formula::Paper,
-                FormulaName::Authors => Formula::AuthorsCode,
-            },
+            kinds: [Kind { name: "param", sign: None }].into_iter().chain(states).collect(),
             steps,
             groups,
             parameters: parameters(&description, &file)?,
@@ -174,34 +232,38 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Gradient of a parameter in a step, if it has one.
+    /// The gradient of a parameter in a step, if it has one.
     pub fn gradient(&self, step: u64, parameter: usize) -> Option<&[f32]> {
         self.gradients.get(&(step, parameter)).map(Vec::as_slice)
     }
 
-    /// What is expected of a kind (index into [`KINDS`]) for a parameter.
+    /// The expected values or state (index into [`Trace::kinds`]) of a parameter, if the trace has them.
     pub fn expected(&self, kind: usize, parameter: usize) -> Option<&[f32]> {
         self.expected.get(&(kind, parameter)).map(Vec::as_slice)
     }
 
-    /// Hyperparameters of a group in a step.
+    /// The hyperparameters of a group in a step.
     pub fn hyperparameters(&self, group: usize, step: u64) -> Hyperparameters {
-        let mut hyperparameters = self.groups[group];
-        if let Some(rates) = &self.learning_rates {
-            hyperparameters.learning_rate = rates[step as usize - 1];
+        let hyperparameters = self.groups[group];
+        match &self.learning_rates {
+            Some(rates) => hyperparameters.with_learning_rate(rates[step as usize - 1]),
+            None => hyperparameters,
         }
-        hyperparameters
     }
 
     fn take(&mut self, tensor: &str, view: &TensorView<'_>) -> Result<(), TraceError> {
-        let unknown = || TraceError::UnknownTensor { tensor: tensor.to_owned() };
+        let kinds = &self.kinds;
+        let unknown = || TraceError::UnknownTensor {
+            tensor: tensor.to_owned(),
+            kinds: kinds.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", "),
+        };
         let (what, rest) = tensor.split_once('.').ok_or_else(unknown)?;
         match what {
             "param" => Ok(()),
             "grad" => {
                 let no_step = || TraceError::GradientStep { tensor: tensor.to_owned() };
                 let (step, name) = rest.split_once('.').ok_or_else(no_step)?;
-                // Written otherwise, two tensors could be the gradient of one step.
+                // With leading zeros, two tensors could be the gradient of one step.
                 let is_plain = step.bytes().all(|digit| digit.is_ascii_digit()) && !step.starts_with('0');
                 let step: u64 = step.parse().ok().filter(|_| is_plain).ok_or_else(no_step)?;
                 if step > self.steps {
@@ -213,7 +275,7 @@ impl Trace {
             }
             "expected" => {
                 let (kind, name) = rest.split_once('.').ok_or_else(unknown)?;
-                let kind = KINDS.iter().position(|of| *of == kind).ok_or_else(unknown)?;
+                let kind = kinds.iter().position(|of| of.name == kind).ok_or_else(unknown)?;
                 let (parameter, values) = self.values_of(tensor, name, view)?;
                 self.expected.insert((kind, parameter), values);
                 Ok(())
@@ -222,7 +284,7 @@ impl Trace {
         }
     }
 
-    /// The parameter of that name, and the tensor's elements, which must have its shape.
+    /// The parameter with this name, and the elements of the tensor, which must have its shape.
     fn values_of(
         &self,
         tensor: &str,
@@ -233,12 +295,12 @@ impl Trace {
             .parameters
             .binary_search_by(|parameter| parameter.name.as_str().cmp(name))
             .map_err(|_| TraceError::UnknownParameter { tensor: tensor.to_owned(), name: name.to_owned() })?;
-        let needed = &self.parameters[index].shape;
-        if view.shape() != needed {
+        let expected = &self.parameters[index].shape;
+        if view.shape() != expected {
             return Err(TraceError::Shape {
                 tensor: tensor.to_owned(),
                 found: view.shape().to_vec(),
-                needed: needed.clone(),
+                expected: expected.clone(),
             });
         }
         Ok((index, elements(tensor, view)?))
@@ -256,9 +318,8 @@ fn elements(tensor: &str, view: &TensorView<'_>) -> Result<Vec<f32>, TraceError>
 }
 
 fn groups(description: &Description) -> Result<Vec<Hyperparameters>, TraceError> {
+    let formula = formula(description)?;
     let group = |(group, of): (usize, &GroupDescription)| {
-        let betas: [f64; 3] =
-            of.betas.as_slice().try_into().map_err(|_| TraceError::Betas { group, found: of.betas.len() })?;
         let no_decay = DecayDescription { kind: DecayKind::None, value: None };
         let DecayDescription { kind, value } = of.weight_decay.as_ref().unwrap_or(&no_decay);
         let value = match (kind, value) {
@@ -266,23 +327,72 @@ fn groups(description: &Description) -> Result<Vec<Hyperparameters>, TraceError>
             (DecayKind::None, None) => 0.0,
             (_, None) => return Err(TraceError::NoDecayValue { group }),
         };
-        let mut hyperparameters = Hyperparameters {
-            learning_rate: of.learning_rate,
-            betas,
-            epsilon: of.epsilon,
-            weight_decay: WeightDecay::Decoupled(value),
-            ..Hyperparameters::default()
-        };
-        // The value is checked even where the kind says that it is not used.
-        hyperparameters.validate().map_err(|source| TraceError::Hyperparameter { group, source })?;
-        hyperparameters.weight_decay = match kind {
+        let objective = if of.maximize { Objective::Maximize } else { Objective::Minimize };
+        let hyperparameters = Hyperparameters::from(rule(description.rule, formula, group, of)?)
+            .with_learning_rate(of.learning_rate)
+            .with_objective(objective);
+        // The value is checked even if the kind does not use it.
+        hyperparameters
+            .with_weight_decay(WeightDecay::Decoupled(value))
+            .validate()
+            .map_err(|source| TraceError::Hyperparameter { group, source })?;
+        Ok(hyperparameters.with_weight_decay(match kind {
             DecayKind::None => WeightDecay::None,
             DecayKind::Decoupled => WeightDecay::Decoupled(value),
             DecayKind::Coupled => WeightDecay::Coupled(value),
-        };
-        Ok(hyperparameters)
+        }))
     };
     description.groups.iter().enumerate().map(group).collect()
+}
+
+/// The formula, which AdaMod requires and no other rule has.
+fn formula(description: &Description) -> Result<Formula, TraceError> {
+    let (field, rule) = ("formula".to_owned(), description.rule);
+    match (rule == RuleKind::AdaMod, description.formula) {
+        (true, None) => Err(TraceError::Missing { field, rule }),
+        (false, Some(_)) => Err(TraceError::Superfluous { field, rule }),
+        (_, formula) => Ok(formula.unwrap_or_default()),
+    }
+}
+
+/// The rule of a group. The description has to have all of its hyperparameters, and no others.
+fn rule(kind: RuleKind, formula: Formula, group: usize, of: &GroupDescription) -> Result<Rule, TraceError> {
+    let field = |name| format!("group {group}: {name}");
+    let missing = |name| TraceError::Missing { field: field(name), rule: kind };
+    let epsilon = of.epsilon.ok_or_else(|| missing("epsilon"));
+    let momentum = of.momentum.ok_or_else(|| missing("momentum"));
+    let (rule, used): (Rule, &[&str]) = match kind.with_defaults() {
+        Rule::AdaMod(rule) => {
+            let rule = rule.with_betas(betas(kind, group, of)?).with_epsilon(epsilon?).with_formula(formula);
+            (rule.into(), &["betas", "epsilon"])
+        }
+        Rule::Adam(rule) => {
+            (rule.with_betas(betas(kind, group, of)?).with_epsilon(epsilon?).into(), &["betas", "epsilon"])
+        }
+        Rule::Sgd(rule) => (rule.with_momentum(momentum?).into(), &["momentum"]),
+        _ => return Err(TraceError::Rule(kind)),
+    };
+    let given = [
+        ("betas", of.betas.is_some()),
+        ("epsilon", of.epsilon.is_some()),
+        ("momentum", of.momentum.is_some()),
+    ];
+    match given.into_iter().find(|(name, is_given)| *is_given && !used.contains(name)) {
+        Some((name, _)) => Err(TraceError::Superfluous { field: field(name), rule: kind }),
+        None => Ok(rule),
+    }
+}
+
+fn betas<const N: usize>(
+    rule: RuleKind,
+    group: usize,
+    of: &GroupDescription,
+) -> Result<[f64; N], TraceError> {
+    let betas = of
+        .betas
+        .as_deref()
+        .ok_or_else(|| TraceError::Missing { field: format!("group {group}: betas"), rule })?;
+    betas.try_into().map_err(|_| TraceError::Betas { group, found: betas.len(), expected: N, rule })
 }
 
 fn check_learning_rates(
@@ -296,7 +406,8 @@ fn check_learning_rates(
     }
     for (index, &learning_rate) in rates.iter().enumerate() {
         for (group, hyperparameters) in groups.iter().enumerate() {
-            Hyperparameters { learning_rate, ..*hyperparameters }
+            hyperparameters
+                .with_learning_rate(learning_rate)
                 .validate()
                 .map_err(|source| TraceError::LearningRate { index, group, source })?;
         }

@@ -1,16 +1,16 @@
-//! What time is taken with, and the rounds in which works are measured in turn.
+//! The clocks, and the rounds in which works are measured in turn.
 
 use std::time::{Duration, Instant};
 
 use super::error::BenchError;
 use super::kernels::{Copy, Stream};
 
-/// Where a time comes from.
+/// The source of times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Timing {
     /// The GPU's own clock, at the start and the end of a pass.
     Timestamps,
-    /// The host's clock, from submit to the end of waiting: includes what submitting costs.
+    /// The host's clock, from submit to the end of waiting, which includes the cost of submitting.
     Wall,
 }
 
@@ -21,11 +21,11 @@ pub struct Machine {
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
     pub timing: Timing,
-    /// Fills the caches with something else before every work, so that each finds its data in memory.
+    /// Fills the caches with other data before every work, so that each work reads its data from memory.
     pub flush: Option<Copy>,
 }
 
-/// Two timestamps to be written around a work.
+/// Two timestamps that are written around a work.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
     queries: &'a wgpu::QuerySet,
@@ -33,7 +33,7 @@ pub struct Span<'a> {
 }
 
 impl<'a> Span<'a> {
-    /// For a pass that is the work.
+    /// The timestamp writes of the pass that is the work.
     pub fn around(self) -> wgpu::ComputePassTimestampWrites<'a> {
         wgpu::ComputePassTimestampWrites {
             query_set: self.queries,
@@ -41,31 +41,13 @@ impl<'a> Span<'a> {
             end_of_pass_write_index: Some(self.first + 1),
         }
     }
-
-    /// For an empty pass before the work.
-    pub fn before(self) -> wgpu::ComputePassTimestampWrites<'a> {
-        wgpu::ComputePassTimestampWrites {
-            beginning_of_pass_write_index: None,
-            end_of_pass_write_index: Some(self.first),
-            ..self.around()
-        }
-    }
-
-    /// For an empty pass after the work.
-    pub fn after(self) -> wgpu::ComputePassTimestampWrites<'a> {
-        wgpu::ComputePassTimestampWrites {
-            beginning_of_pass_write_index: Some(self.first + 1),
-            end_of_pass_write_index: None,
-            ..self.around()
-        }
-    }
 }
 
-/// Something to be timed.
+/// A workload that is timed: one compute pass.
 pub trait Work {
     /// Its name, for messages.
     fn name(&self) -> String;
-    /// Records it once, with timestamps around it where there is a span.
+    /// Records it once, with timestamps around it if there is a span.
     fn record(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -73,7 +55,7 @@ pub trait Work {
     ) -> Result<(), BenchError>;
 }
 
-/// A kernel that is a pass of its own, and how often it ran.
+/// A kernel with a pass of its own, and the number of its runs.
 #[derive(Debug)]
 pub struct Counted<K> {
     pub kernel: K,
@@ -112,12 +94,12 @@ impl Work for Counted<Stream> {
     }
 }
 
-/// What steady steps cost the host, each with an idle device.
+/// The host's costs of steady steps, each recorded while the device is idle.
 #[derive(Debug, Default)]
 pub struct HostCost {
-    /// Seconds to record.
+    /// Seconds to record a step.
     pub record: Vec<f64>,
-    /// Seconds to record and submit.
+    /// Seconds to record and submit a step.
     pub submit: Vec<f64>,
     /// Heap allocations of the thread that records and submits.
     pub allocations: Vec<f64>,
@@ -126,17 +108,17 @@ pub struct HostCost {
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Rounds, if they are given.
+    /// The number of rounds, if it is given.
     pub rounds: Option<u32>,
-    /// Else rounds are added until this time has passed.
+    /// Otherwise rounds are added until this time has passed.
     pub time: Duration,
 }
 
 impl Effort {
-    /// Rounds that every measurement has at the least, and at the most.
+    /// The fewest and the most rounds of a measurement.
     const LEAST_ROUNDS: u32 = 7;
     const MOST_ROUNDS: u32 = 256;
-    /// Rounds before the first that counts: pipelines and state are made in them.
+    /// Rounds before the first one that counts. They create pipelines and state.
     const WARM_UP: u32 = 2;
 
     fn is_done(&self, rounds: u32, since: Instant) -> bool {
@@ -180,8 +162,8 @@ impl Machine {
         }
     }
 
-    /// Seconds of each work in each round. Works take turns, and each round starts with another one, so that whatever else
-    /// the machine does meets all of them alike.
+    /// Seconds of each work in each round. Works take turns, and each round starts with a different one, so that other loads on the
+    /// machine affect all of them equally.
     pub fn measure(&self, works: &mut [&mut dyn Work], effort: Effort) -> Result<Vec<Vec<f64>>, BenchError> {
         let mut series = vec![Vec::new(); works.len()];
         for warm_up in 0..Effort::WARM_UP {
@@ -203,7 +185,7 @@ impl Machine {
         Ok(series)
     }
 
-    /// One round, starting with work `first` (modulo their number); without timestamps by the wall clock.
+    /// One round, which starts with work `first` (modulo their number). Uses the wall clock without timestamps.
     fn round(
         &self,
         works: &mut [&mut dyn Work],
@@ -228,7 +210,7 @@ impl Machine {
             }
             return Ok(seconds);
         };
-        // A work waits for the flush before it only if it has an encoder of its own: then wgpu puts a barrier for its buffers first.
+        // Each work has an encoder of its own. Only then does wgpu put a barrier in front of it, so that it waits for the flush.
         let mut encoders = Vec::with_capacity(2 * count + 1);
         for index in order {
             let mut flush = self.encoder();
@@ -255,7 +237,7 @@ impl Machine {
             .collect()
     }
 
-    /// What the host does for a steady step; the device is idle in between.
+    /// The host's costs of a steady step. The device is idle before each step.
     pub fn measure_host(&self, work: &mut dyn Work, effort: Effort) -> Result<HostCost, BenchError> {
         let mut cost = HostCost::default();
         let since = Instant::now();
@@ -271,7 +253,7 @@ impl Machine {
         Ok(cost)
     }
 
-    /// Seconds until the work is recorded, and until it is submitted.
+    /// Seconds until the work is recorded, and seconds until it is submitted.
     fn record_and_submit(&self, work: &mut dyn Work) -> Result<(f64, f64), BenchError> {
         let start = Instant::now();
         let mut encoder = self.encoder();
@@ -282,7 +264,7 @@ impl Machine {
         Ok((record, start.elapsed().as_secs_f64()))
     }
 
-    /// Reads ranges of buffers: byte offset and number of bytes, multiples of 4.
+    /// Reads ranges of buffers: byte offset and number of bytes, both multiples of 4.
     pub fn read(&self, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Result<Vec<u32>, BenchError> {
         let bytes = ranges.iter().map(|(_, _, bytes)| bytes).sum();
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -304,7 +286,7 @@ impl Machine {
     fn map(&self, buffer: &wgpu::Buffer) -> Result<wgpu::BufferView, BenchError> {
         let (sender, receiver) = std::sync::mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver lives until the end of this function.
+            // The receiver exists until the end of this function.
             let _ = sender.send(result);
         });
         self.device.poll(wgpu::PollType::wait_indefinitely())?;
@@ -314,7 +296,7 @@ impl Machine {
         }
     }
 
-    /// Runs `make`, and returns what wgpu refused in it.
+    /// Runs `make`, and returns the error if wgpu refuses something in it.
     pub fn catch<T>(
         &self,
         case: &str,
@@ -331,13 +313,13 @@ impl Machine {
             refused = refused.or(error);
         }
         match refused {
-            Some(source) => Err(BenchError::Resource { case: case.into(), source }),
+            Some(error) => Err(BenchError::Resource { case: case.into(), error }),
             None => made,
         }
     }
 }
 
-/// Two queries a work.
+/// Two queries per work.
 #[derive(Debug)]
 struct Timestamps {
     queries: wgpu::QuerySet,

@@ -1,135 +1,27 @@
-//! A training engine's side of a step: tensors in buffers, gradients that stay as they are, and the check of what came out.
+//! A training engine's side of a step: tensors in buffers, gradients that stay as they are, and a check of the results.
 
-use adamod::format::BlockLayout;
 use adamod::reference::{Reference, rounded};
 use adamod::{
-    Control, DType, DeviceControl, Diagnostics, Formula, Hyperparameters, MasterWeights, Optimizer, Options,
-    Parameter, ParameterId, Precision, Rule, StateFormat, Update, View, Views,
+    Control, DType, DeviceControl, Group, MasterWeights, Optimizer, Options, Parameter, ParameterId,
+    Precision, Step, Update, View, Views,
 };
 
 use super::clock::{Machine, Span, Work, begin_pass};
 use super::error::BenchError;
-
-/// What is computed, and how it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode {
-    pub rule: Rule,
-    pub state: StateFormat,
-    /// Type of parameters and gradients: f32 or bf16.
-    pub values: DType,
-    pub master_weights: MasterWeights,
-    pub diagnostics: Diagnostics,
-    pub gradients: Gradients,
-    /// Whether f32 parameters get a copy in bf16.
-    pub copies: bool,
-}
-
-/// What is done with gradients before the step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gradients {
-    AsTheyAre,
-    /// Clipped to a global norm, steps prepared on the device.
-    Clipped,
-}
-
-impl Mode {
-    /// AdaMod in f32.
-    pub const ADAMOD: Self = Self::f32(Rule::AdaMod);
-
-    /// A rule in f32, without diagnostics.
-    pub const fn f32(rule: Rule) -> Self {
-        Self {
-            rule,
-            state: StateFormat::F32,
-            values: DType::F32,
-            master_weights: MasterWeights::None,
-            diagnostics: Diagnostics::Off,
-            gradients: Gradients::AsTheyAre,
-            copies: false,
-        }
-    }
-
-    /// Its name: rule and format of state, then what differs from f32: `adamod-q8+bf16+split24`.
-    pub fn name(self) -> String {
-        let rule = match self.rule {
-            Rule::AdaMod => "adamod",
-            Rule::Adam => "adam",
-            Rule::Sgd => "sgd",
-        };
-        let state = match self.state {
-            StateFormat::F32 => "f32",
-            StateFormat::Bf16 => "bf16",
-            StateFormat::Q8 => "q8",
-        };
-        let values = match self.values {
-            DType::F32 => "",
-            DType::F16 => "+f16",
-            DType::Bf16 => "+bf16",
-        };
-        let master_weights = match self.master_weights {
-            MasterWeights::None => "",
-            MasterWeights::Split24 => "+split24",
-            MasterWeights::Split32 => "+split32",
-            MasterWeights::F32 => "+master-f32",
-        };
-        let diagnostics = match self.diagnostics {
-            Diagnostics::Off => "",
-            Diagnostics::LearningRates => "+learning-rates",
-        };
-        let gradients = match self.gradients {
-            Gradients::AsTheyAre => "",
-            Gradients::Clipped => "+clip",
-        };
-        let copies = if self.copies { "+copy" } else { "" };
-        format!("{rule}-{state}{values}{master_weights}{diagnostics}{gradients}{copies}")
-    }
-
-    /// Bytes that a step has to read and write a parameter: parameter and state twice, the gradient once, and once more for its
-    /// norm; a copy once.
-    pub fn bytes_per_parameter(self) -> f64 {
-        let Self { rule, state, master_weights, .. } = self;
-        let layout = BlockLayout { states: rule.states(), state, master_weights };
-        let reads = match self.gradients {
-            Gradients::AsTheyAre => 1,
-            Gradients::Clipped => 2,
-        };
-        let copy = if self.copies { DType::Bf16.bytes() } else { 0 };
-        (self.values.bytes() * (2 + reads) + copy) as f64 + 2.0 * layout.bytes_per_parameter()
-    }
-
-    /// Whether every number that is stored is an f32.
-    fn is_exact(self) -> bool {
-        self.state == StateFormat::F32 && self.values == DType::F32
-    }
-}
-
-/// Where tensors lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// All values in one buffer, all gradients in another.
-    TwoPools,
-    /// The same, with tensors that start between multiples of 16 bytes.
-    Unaligned,
-    /// Values and gradients in turn in one buffer.
-    OnePool,
-    /// Two buffers a tensor.
-    OwnBuffers,
-    /// Two pools; gradients lie elsewhere in every other step, and views are handed over at each.
-    Moving,
-}
+use super::mode::{Gradients, Mode, Placement};
 
 /// Buffer and byte offset.
 type Place = (usize, u64);
 
-/// Pools start tensors at multiples of this, so that every access is in words.
+/// Pools start tensors at multiples of this, so that a quad of f32 is one access.
 const ALIGNMENT_BYTES: u64 = 16;
-/// Elements of a sample.
+/// Elements per sample.
 const SAMPLE_ELEMENTS: u64 = 256;
-/// Tensors of which samples are taken.
+/// The most tensors that are sampled.
 const SAMPLED_TENSORS: usize = 16;
-/// State is read back whole, so it is checked in tensors up to this size only.
+/// State is read back whole, so only tensors up to this size have theirs checked.
 const MOST_STATE_ELEMENTS: u64 = 1 << 24;
-/// Uploads are cut into pieces, so that they need little staging memory.
+/// Uploads are cut into pieces of this size, so that they need little staging memory.
 const UPLOAD_BYTES: usize = 16 << 20;
 
 /// Tensors, their optimizer, and how they are stepped.
@@ -139,10 +31,10 @@ pub struct Engine {
     mode: Mode,
     placement: Placement,
     buffers: Vec<wgpu::Buffer>,
-    /// Copies of all tensors, if there are any.
-    copies: Option<wgpu::Buffer>,
+    /// The shadow copies of all tensors, if the mode has them.
+    shadows: Option<wgpu::Buffer>,
     tensors: Vec<Tensor>,
-    /// Steps recorded, which decide where moving gradients lie.
+    /// Recorded steps. Their number decides where moving gradients lie.
     recorded: usize,
 }
 
@@ -151,14 +43,14 @@ struct Tensor {
     id: ParameterId,
     len: u64,
     values: Place,
-    /// Where the gradient lies in even steps and in odd ones; only moving ones have two places.
+    /// Where the gradient lies in even and in odd steps; the two places differ only if it moves.
     gradients: [Place; 2],
-    /// Byte offset of its copy.
-    copy: u64,
+    /// Byte offset of its shadow copy.
+    shadow: u64,
 }
 
 impl Engine {
-    /// Tensors of these lengths, filled and registered.
+    /// Creates, fills and registers tensors of these lengths.
     pub fn new(
         machine: &Machine,
         mode: Mode,
@@ -167,8 +59,8 @@ impl Engine {
     ) -> Result<Self, BenchError> {
         let Machine { device, queue, .. } = machine;
         let (places, sizes) = place(placement, lengths, mode.values.bytes());
-        // Whether there is room is known before minutes are spent on their contents.
-        let copy_bytes = |len: u64| (DType::Bf16.bytes() * len).next_multiple_of(ALIGNMENT_BYTES);
+        // Buffers are created before minutes are spent on their contents, because they may not fit.
+        let shadow_bytes = |len: u64| (DType::Bf16.bytes() * len).next_multiple_of(ALIGNMENT_BYTES);
         let create = |size| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("adamod.bench.tensors"),
@@ -179,47 +71,47 @@ impl Engine {
                 mapped_at_creation: false,
             })
         };
-        let (buffers, copies): (Vec<_>, _) = machine.catch("tensors", || {
-            let copies = mode.copies.then(|| create(lengths.iter().copied().map(copy_bytes).sum()));
-            Ok((sizes.iter().copied().map(create).collect(), copies))
+        let (buffers, shadows): (Vec<_>, _) = machine.catch("tensors", || {
+            let shadows = mode.shadow.then(|| create(lengths.iter().copied().map(shadow_bytes).sum()));
+            Ok((sizes.iter().copied().map(create).collect(), shadows))
         })?;
         fill(machine, mode.values, &buffers, &places, lengths)?;
 
-        let Mode { rule, diagnostics, state, master_weights, .. } = mode;
         let control = match mode.gradients {
             Gradients::AsTheyAre => Control::Host,
-            // A norm that nothing exceeds: the reference does not clip.
-            Gradients::Clipped => {
-                Control::Device(DeviceControl { max_norm: Some(1e30), ..DeviceControl::default() })
-            }
+            // A norm that no gradient exceeds, because the reference does not clip.
+            Gradients::Clipped => Control::Device(DeviceControl::new().with_max_norm(1e30)),
         };
-        let options = Options { rule, diagnostics, control, ..Options::default() };
+        let options = Options::new().with_diagnostics(mode.diagnostics).with_control(control);
         let mut optimizer = Optimizer::new(device, queue, options)?;
-        let precision = Precision { state, master_weights, f32_state_below: 0 };
-        let group = optimizer.add_group_with(Hyperparameters::default(), precision)?;
+        let precision =
+            Precision::new(mode.state).with_master_weights(mode.master_weights).with_f32_state_below(0);
+        let group = Group::from(mode.rule.with_defaults()).with_precision(precision);
+        let group = optimizer.add_group(group)?;
         let mut tensors = Vec::with_capacity(lengths.len());
-        let mut copy = 0;
+        let mut shadow = 0;
         for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
-            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset).with_dtype(mode.values);
-            let mut views = Views::new(view(values), view(gradients[0]));
-            if let Some(copies) = &copies {
-                views = views.with_copy(View::new(copies, copy).with_dtype(DType::Bf16));
-            }
             let label = format!("tensor.{index}");
-            let views = (placement != Placement::Moving).then_some(views);
-            let parameter = Parameter { dtype: mode.values, views, ..Parameter::new(&label, len) };
+            let mut parameter = Parameter::new(&label, len).with_dtype(mode.values);
+            if placement != Placement::Moving {
+                let mut views = views(&buffers, values, gradients[0]);
+                if let Some(shadows) = &shadows {
+                    views = views.with_shadow(View::new(shadows, shadow).with_dtype(DType::Bf16));
+                }
+                parameter = parameter.with_views(views);
+            }
             let id = optimizer.add_parameter(group, parameter)?;
-            tensors.push(Tensor { id, len, values, gradients, copy });
-            copy += copy_bytes(len);
+            tensors.push(Tensor { id, len, values, gradients, shadow });
+            shadow += shadow_bytes(len);
         }
-        Ok(Self { optimizer, mode, placement, buffers, copies, tensors, recorded: 0 })
+        Ok(Self { optimizer, mode, placement, buffers, shadows, tensors, recorded: 0 })
     }
 
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Elements of all tensors.
+    /// Elements of all tensors together.
     pub fn parameters(&self) -> u64 {
         self.tensors.iter().map(|tensor| tensor.len).sum()
     }
@@ -228,7 +120,7 @@ impl Engine {
         self.tensors.len()
     }
 
-    /// Compares samples of values and states with the f64 reference; tells how many elements were compared.
+    /// Compares samples of values and states with the f64 reference, and returns the number of compared elements.
     pub fn verify(&self, machine: &Machine) -> Result<u64, String> {
         let stride = self.tensors.len().div_ceil(SAMPLED_TENSORS);
         let last = self.tensors.len() - 1;
@@ -241,22 +133,21 @@ impl Engine {
     }
 
     fn verify_tensor(&self, machine: &Machine, index: usize) -> Result<u64, String> {
-        let Tensor { id, len, values: (buffer, offset), copy, .. } = self.tensors[index];
+        let Tensor { id, len, values: (buffer, offset), shadow, .. } = self.tensors[index];
         let steps = self.optimizer.step_count(id).unwrap_or(0);
         if steps != self.recorded as u64 {
-            return Err(format!("tensor {index} has taken {steps} steps of {}", self.recorded));
+            return Err(format!("the step count of tensor {index} is {steps}, expected {}", self.recorded));
         }
         let elements = SAMPLE_ELEMENTS.min(len);
         let mut starts = vec![0, (len - elements) / 2, len - elements];
         starts.dedup();
         let state = if len <= MOST_STATE_ELEMENTS && self.mode.is_exact() {
-            let state = self.optimizer.read_state_blocking(id);
-            state.map_err(|error| format!("tensor {index}: {error}"))?.tensors
+            self.optimizer.read_state(id).wait().map_err(|error| error.to_string())?.tensors
         } else {
             Vec::new()
         };
         let tolerance = Tolerance::after(steps);
-        // States keep their sign while gradients do, so their errors are relative to them.
+        // The gradients never change, so nothing cancels in a state, and its errors are relative to it.
         let state_tolerance = Tolerance { absolute: 1e-12, ..tolerance };
         for start in starts.iter_mut() {
             // A read starts at a whole word.
@@ -273,14 +164,15 @@ impl Engine {
                     halves.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)).collect()
                 }
             };
-            if let Some(copies) = &self.copies {
+            if let Some(shadows) = &self.shadows {
                 let bytes = DType::Bf16.bytes();
-                let range = (copies, copy + bytes * start, (bytes * elements).next_multiple_of(4));
+                let range = (shadows, shadow + bytes * start, (bytes * elements).next_multiple_of(4));
                 let words = machine.read(&[range]).map_err(|error| error.to_string())?;
                 let halves: &[u16] = bytemuck::cast_slice(&words);
-                let needed = rounded(DType::Bf16, &got);
-                if !needed.iter().zip(halves).all(|(value, &half)| value.to_bits() >> 16 == u32::from(half)) {
-                    return Err(format!("tensor {index}: its copy is not its values in bf16"));
+                let expected = rounded(DType::Bf16, &got);
+                if !expected.iter().zip(halves).all(|(value, &half)| value.to_bits() >> 16 == u32::from(half))
+                {
+                    return Err(format!("tensor {index}: its shadow copy differs from its values in bf16"));
                 }
             }
             let expected = self.expected(index as u64, start..start + elements, steps);
@@ -304,10 +196,10 @@ impl Engine {
         Ok(starts.len() as u64 * elements)
     }
 
-    /// Numbers in fewer bits are rounded at random: values have moved as far as they should within what that may do to them.
+    /// For modes that round at random: checks how far values have moved, within what the rounding may do.
     fn check_movement(&self, tensor: u64, start: u64, got: &[f32], expected: &[f64]) -> Result<(), String> {
         const OF_MOVEMENT: f64 = 0.35;
-        // Without master weights every step rounds anew, and what that adds goes with the root of the steps.
+        // Without master weights every step rounds again, and the error grows with the root of the steps.
         let roundings = match (self.mode.values, self.mode.master_weights) {
             (DType::F32, _) => 0.0,
             (_, MasterWeights::None) => 2.0 + 3.0 * (self.recorded as f64).sqrt(),
@@ -323,10 +215,10 @@ impl Engine {
         Ok(())
     }
 
-    /// The f64 twin of a part of a tensor.
+    /// The f64 reference of a part of a tensor.
     fn expected(&self, tensor: u64, elements: std::ops::Range<u64>, steps: u64) -> Reference<f64> {
-        let mut reference = Reference::new(self.mode.rule, Formula::default());
-        let group = reference.add_group(Hyperparameters::default());
+        let mut reference = Reference::new();
+        let group = reference.add_group(self.mode.rule.with_defaults());
         let stored = |number| f64::from(stored(self.mode.values, number));
         let values = elements.clone().map(|element| stored(value(tensor, element))).collect();
         let gradients: Vec<_> = elements.map(|element| stored(gradient(tensor, element))).collect();
@@ -348,33 +240,25 @@ impl Work for Engine {
         encoder: &mut wgpu::CommandEncoder,
         span: Option<Span<'_>>,
     ) -> Result<(), BenchError> {
-        if self.placement == Placement::Moving {
-            // `encode_views` has a pass of its own, so empty ones before and after it take the time.
-            if let Some(span) = span {
-                drop(begin_pass(encoder, Some(span.before())));
-            }
-            let turn = self.recorded % 2;
-            // The optimizer is borrowed apart from the buffers.
-            let Self { optimizer, buffers, tensors, mode, .. } = self;
-            let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset).with_dtype(mode.values);
-            let updates: Vec<_> = tensors
-                .iter()
-                .map(|tensor| Update {
-                    parameter: tensor.id,
-                    views: Views::new(view(tensor.values), view(tensor.gradients[turn])),
-                })
-                .collect();
-            optimizer.encode_views(encoder, &updates)?;
-            if let Some(span) = span {
-                drop(begin_pass(encoder, Some(span.after())));
-            }
+        let Self { optimizer, placement, buffers, tensors, recorded, .. } = self;
+        let mut pass = begin_pass(encoder, span.map(Span::around));
+        if *placement == Placement::Moving {
+            let turn = *recorded % 2;
+            let update = |of: &Tensor| Update::new(of.id, views(buffers, of.values, of.gradients[turn]));
+            let updates: Vec<_> = tensors.iter().map(update).collect();
+            optimizer.encode_in_pass(&mut pass, &Step::at(&updates))?;
         } else {
-            let mut pass = begin_pass(encoder, span.map(Span::around));
-            self.optimizer.encode_in_pass(&mut pass)?;
+            optimizer.encode_in_pass(&mut pass, &Step::all())?;
         }
-        self.recorded += 1;
+        *recorded += 1;
         Ok(())
     }
+}
+
+/// Views of values and a gradient at their places.
+fn views(buffers: &[wgpu::Buffer], values: Place, gradients: Place) -> Views<'_> {
+    let view = |(buffer, offset): Place| View::new(&buffers[buffer], offset);
+    Views::new(view(values), view(gradients))
 }
 
 /// Where each tensor's values and gradients lie, and the bytes of each buffer.
@@ -403,7 +287,7 @@ fn place(placement: Placement, lengths: &[u64], element_bytes: u64) -> (Vec<(Pla
         })
         .collect();
     if placement == Placement::Moving {
-        // The second places are in reverse order, so that every tensor moves by another distance.
+        // The second places are in reverse order, so that every tensor moves by a different distance.
         for ((_, gradients), &len) in places.iter_mut().zip(lengths).rev() {
             gradients[1] = take(1, len);
         }
@@ -414,10 +298,10 @@ fn place(placement: Placement, lengths: &[u64], element_bytes: u64) -> (Vec<(Pla
     (places, sizes)
 }
 
-/// Content of an element of a tensor.
+/// The number at an element of a tensor.
 type Element = fn(u64, u64) -> f32;
 
-/// Writes values and gradients, a buffer at a time.
+/// Writes values and gradients, one buffer at a time.
 fn fill(
     machine: &Machine,
     dtype: DType,
@@ -454,22 +338,22 @@ fn fill(
     Ok(())
 }
 
-/// A number as the type has it.
+/// A number rounded to the data type.
 fn stored(dtype: DType, number: f32) -> f32 {
     if dtype == DType::F32 { number } else { rounded(dtype, &[number])[0] }
 }
 
-/// An element's first value, in [-1, 1).
+/// The initial value of an element, in [-1, 1).
 fn value(tensor: u64, element: u64) -> f32 {
     uniform(tensor << 40 ^ element << 1)
 }
 
-/// An element's gradient at every step, in [-1, 1).
+/// The gradient of an element in every step, in [-1, 1).
 fn gradient(tensor: u64, element: u64) -> f32 {
     uniform(tensor << 40 ^ element << 1 ^ 1)
 }
 
-/// SplitMix64's output function (Steele, Lea and Flood 2014), as a float of 24 bits.
+/// The output function of SplitMix64 (Steele, Lea and Flood 2014), as a number with 24 bits.
 fn uniform(seed: u64) -> f32 {
     let mut z = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -478,7 +362,7 @@ fn uniform(seed: u64) -> f32 {
     (z >> 40) as f32 / (1 << 23) as f32 - 1.0
 }
 
-/// Largest allowed difference: `absolute + relative * |expected|`.
+/// The largest allowed difference: `absolute + relative * |expected|`.
 #[derive(Clone, Copy, Debug)]
 struct Tolerance {
     absolute: f64,
@@ -486,13 +370,13 @@ struct Tolerance {
 }
 
 impl Tolerance {
-    /// Rounding errors of f32 add up with the steps.
+    /// Rounding errors of f32 grow with the number of steps.
     fn after(steps: u64) -> Self {
         let steps = steps as f64;
         Self { absolute: 1e-9 + 1e-7 * steps.sqrt(), relative: 1e-5 + 1e-7 * steps }
     }
 
-    /// The first element past the tolerance, if any. NaN is past every tolerance.
+    /// Describes the first element that is not within the tolerance. NaN never is.
     fn check(self, start: u64, got: &[f32], expected: &[f64]) -> Result<(), String> {
         for ((element, &got), &expected) in (start..).zip(got).zip(expected) {
             let difference = (f64::from(got) - expected).abs();
@@ -531,7 +415,7 @@ mod tests {
                 })
                 .collect();
             ranges.sort_unstable();
-            // Only moving gradients have two places; those of the others are one.
+            // Only moving gradients have two different places.
             ranges.dedup();
             let expected = if placement == Placement::Moving { 12 } else { 8 };
             assert_eq!(ranges.len(), expected, "{placement:?}");

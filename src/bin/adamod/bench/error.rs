@@ -1,49 +1,39 @@
-//! Why a measurement was given up.
+//! Why a measurement failed.
 
-use std::error::Error;
 use std::path::PathBuf;
 
-use adamod::{CreateError, EncodeError, HyperparameterError, ReadError, RegisterError};
+use adamod::ErrorKind;
+use plotters::drawing::DrawingAreaErrorKind;
 
-use super::plot::DrawError;
-use crate::Failure;
+use crate::failure::Failure;
+
+/// The error of plotters. The picture is drawn into a string, so only its layout can fail.
+pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
 /// `adamod bench` failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// Something did not fit.
-    #[error("{case}: the device refused a resource; --max-elements makes cases smaller")]
+    /// A case did not fit.
+    #[error("{case}: the device refused a resource: {error}; use --max-elements for smaller cases")]
     Resource {
         /// Suite and case.
         case: String,
-        /// What wgpu says.
-        source: wgpu::Error,
+        /// The error of wgpu.
+        error: wgpu::Error,
     },
-    /// The optimizer was refused.
-    #[error("the optimizer could not be made")]
-    Create(#[from] CreateError),
-    /// A group was refused.
-    #[error("a group was refused")]
-    Hyperparameters(#[from] HyperparameterError),
-    /// A parameter was refused.
-    #[error("a parameter was refused")]
-    Register(#[from] RegisterError),
-    /// A step could not be recorded.
-    #[error("a step could not be recorded")]
-    Encode(#[from] EncodeError),
-    /// State could not be read back.
-    #[error("state could not be read back")]
-    Read(#[from] ReadError),
-    /// The device failed while it was waited for.
+    /// The optimizer failed.
+    #[error("the optimizer failed")]
+    Optimizer(#[from] adamod::Error),
+    /// The device failed while the bench waited for it.
     #[error("waiting for the device failed")]
     Poll(#[from] wgpu::PollError),
     /// A copy could not be mapped.
     #[error("results could not be mapped: the device may be lost")]
     Map,
-    /// Timestamps were asked of an adapter without.
-    #[error("{adapter} has no timestamps: leave --timing out, or give --timing wall")]
+    /// The adapter has no timestamps.
+    #[error("{adapter} has no timestamps, expected --timing wall or no --timing")]
     NoTimestamps {
-        /// Its name.
+        /// Name of the adapter.
         adapter: String,
     },
     /// Timestamps went backwards or stood still.
@@ -51,51 +41,53 @@ pub enum BenchError {
         "the adapter's timestamps cannot be used: a pass of {work} took {ticks} ticks; try --timing wall"
     )]
     Timestamps {
-        /// What was timed.
+        /// The measured work.
         work: String,
         /// End minus start.
         ticks: i64,
     },
-    /// What was timed is wrong.
-    #[error("{case}: what was timed is wrong: {difference}")]
+    /// The measured work computed a wrong result.
+    #[error("{case}: the result is wrong: {difference}")]
     Wrong {
         /// Suite, case and mode.
         case: String,
-        /// Where, and by how much.
+        /// The element and its difference.
         difference: String,
     },
-    /// A picture was asked for of a suite that is not run.
-    #[error("--plot draws the suite roofline: give --suite roofline, too, or leave --suite out")]
+    /// A picture was asked for, but not the suite that it shows.
+    #[error("--plot draws the suite roofline, expected --suite roofline or no --suite")]
     NothingToPlot,
-    /// A file for the results could not be written.
+    /// A file for the results cannot be written.
     #[error("{option}: {} cannot be written", path.display())]
     File {
-        /// What asked for it.
+        /// The option that names the file.
         option: &'static str,
-        /// As it was given.
+        /// Its argument.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The picture could not be laid out.
-    #[error("the picture could not be drawn")]
-    Draw(#[from] DrawError),
-    /// The report could not be written.
-    #[error("the report could not be written")]
+    #[error("the picture could not be drawn: {0}")]
+    Draw(DrawError),
+    /// The report could not be printed.
+    #[error("the report could not be printed")]
     Report(#[from] std::io::Error),
-    /// The report could not be put into JSON.
-    #[error("the report could not be put into JSON")]
+    /// The report could not be converted to JSON.
+    #[error("the report could not be converted to JSON")]
     Json(#[from] serde_json::Error),
 }
 
 impl BenchError {
-    /// Whether the device has no room for the case: smaller ones may run.
+    /// Whether the device has no room for the case, so that smaller ones may run.
     pub fn is_too_large(&self) -> bool {
-        let mut causes = std::iter::successors(Some(self as &dyn Error), |&error| error.source());
-        matches!(self, Self::Resource { .. })
-            || causes.any(|cause| {
-                matches!(cause.downcast_ref::<wgpu::Error>(), Some(wgpu::Error::OutOfMemory { .. }))
-            })
+        match self {
+            Self::Resource { .. } => true,
+            Self::Optimizer(error) => {
+                matches!(error.kind(), ErrorKind::Device(wgpu::Error::OutOfMemory { .. }))
+            }
+            _ => false,
+        }
     }
 }
 
@@ -123,10 +115,10 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_runs_out_anywhere_is_told_from_other_failures() {
-        assert!(BenchError::Encode(EncodeError::Device(out_of_memory())).is_too_large());
-        assert!(BenchError::Read(ReadError::Device(out_of_memory())).is_too_large());
-        assert!(BenchError::Resource { case: "2^30".into(), source: out_of_memory() }.is_too_large());
+    fn running_out_of_memory_is_told_from_other_failures() {
+        assert!(BenchError::from(adamod::Error::from(ErrorKind::Device(out_of_memory()))).is_too_large());
+        assert!(!BenchError::from(adamod::Error::from(ErrorKind::Lost)).is_too_large());
+        assert!(BenchError::Resource { case: "2^30".into(), error: out_of_memory() }.is_too_large());
         assert!(!BenchError::Map.is_too_large());
         assert!(!BenchError::Wrong { case: "2^30".into(), difference: "0 is 1".into() }.is_too_large());
     }

@@ -1,19 +1,19 @@
-//! The two kernels that a step is held against: a copy of the same bytes, and the step's traffic without its arithmetic.
+//! The two kernels that a step is compared with: a copy of the same bytes, and the step's memory traffic without its arithmetic.
 
 use std::num::NonZeroU64;
 
 use adamod::Workgroups;
 
-/// Words that a workgroup has; `WORDS` in the shaders.
-const WORDS: u64 = 256;
-/// Bytes of a word, which one thread moves at a time.
-const WORD_BYTES: u64 = 16;
-/// Elements that a workgroup of the stream kernel has.
-const CHUNK_ELEMENTS: u64 = WORDS * 4;
-/// Uploads are cut into pieces, so that they need little staging memory.
+/// Quads of a chunk, which a workgroup moves; `QUADS` in the shaders.
+const QUADS: u64 = 256;
+/// Bytes of a quad, which a thread moves at a time.
+const QUAD_BYTES: u64 = 16;
+/// Elements of a chunk.
+const CHUNK_ELEMENTS: u64 = QUADS * 4;
+/// Uploads are cut into pieces of this size, so that they need little staging memory.
 const UPLOAD_BYTES: u64 = 16 << 20;
 
-/// A dispatch for each window of buffers that one binding can hold.
+/// One dispatch per window of the buffers. A window fits into a binding.
 #[derive(Debug)]
 struct Windows {
     pipeline: wgpu::ComputePipeline,
@@ -30,7 +30,7 @@ impl Windows {
     }
 }
 
-/// Copies buffers, whose contents are known.
+/// Copies buffers with known contents.
 #[derive(Debug)]
 pub struct Copy {
     windows: Windows,
@@ -39,23 +39,23 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Words after which the contents repeat: a prime, so that a shifted copy shows.
+    /// Elements after which the contents repeat: a prime, so that a shifted copy is noticed.
     const PERIOD: u64 = 1_000_003;
 
-    /// A kernel that reads and writes `bytes` bytes in all, rounded up to whole words.
+    /// A kernel that reads and writes `bytes` bytes together, rounded up to whole quads.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, bytes: u64) -> Self {
-        let half = (bytes / 2).next_multiple_of(WORD_BYTES);
-        let pipeline =
-            pipeline(device, "adamod.copy", include_str!("../../../../shaders/copy.wgsl"), "copy", None);
+        let half = (bytes / 2).next_multiple_of(QUAD_BYTES);
+        let source = include_str!("../../../../shaders/bench/copy.wgsl");
+        let pipeline = pipeline(device, "adamod.copy", source, "copy", None);
         let period: Vec<u32> = (0..Self::PERIOD).map(Self::content).collect();
         let mut launches = Vec::new();
         let mut destinations = Vec::new();
-        for window in split(half, binding_bytes(device) / WORD_BYTES * WORD_BYTES) {
+        for window in split(half, binding_bytes(device) / QUAD_BYTES * QUAD_BYTES) {
             let source = buffer(device, "adamod.copy.source", window);
             let destination = buffer(device, "adamod.copy.destination", window);
             upload(device, queue, &source, bytemuck::cast_slice(&period));
             let bind_group = bind(device, &pipeline, &[&source, &destination]);
-            let (x, y) = grid(device, (window / WORD_BYTES).div_ceil(WORDS));
+            let (x, y) = grid(device, (window / QUAD_BYTES).div_ceil(QUADS));
             launches.push((bind_group, x, y));
             destinations.push(destination);
         }
@@ -72,18 +72,18 @@ impl Copy {
         self.windows.dispatch(pass);
     }
 
-    /// What has been copied to, for verification.
+    /// The buffers that it writes, for verification.
     pub fn destinations(&self) -> &[wgpu::Buffer] {
         &self.destinations
     }
 
-    /// What a destination has to hold at an element.
+    /// The expected content of a destination at an element.
     pub fn content(element: u64) -> u32 {
         (element % Self::PERIOD) as u32 ^ 0x3f80_0000
     }
 }
 
-/// Reads and writes what a step reads and writes.
+/// Reads and writes as many bytes as a step.
 #[derive(Debug)]
 pub struct Stream {
     windows: Windows,
@@ -94,7 +94,7 @@ pub struct Stream {
 impl Stream {
     /// A kernel over `elements` elements, rounded up to whole chunks, with `states` states.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, elements: u64, states: u32) -> Self {
-        let source = include_str!("../../../../shaders/stream.wgsl");
+        let source = include_str!("../../../../shaders/bench/stream.wgsl");
         let pipeline =
             pipeline(device, "adamod.stream", source, "stream", Some(("STATES", f64::from(states))));
         let elements = elements.next_multiple_of(CHUNK_ELEMENTS);
@@ -121,18 +121,18 @@ impl Stream {
         self.bytes
     }
 
-    /// Records one run, which adds 1 to everything that it writes.
+    /// Records one run, which adds 1 to every element that it writes.
     pub fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
         self.windows.dispatch(pass);
     }
 
-    /// What is written, for verification.
+    /// The buffers that it writes, for verification.
     pub fn written(&self) -> &[wgpu::Buffer] {
         &self.written
     }
 }
 
-/// Writes `period` over and over into the whole of a buffer.
+/// Fills a buffer with repetitions of `period`.
 fn upload(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer, period: &[u8]) {
     let mut offset = 0;
     let mut staged = 0;
@@ -143,7 +143,7 @@ fn upload(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer, per
         staged += bytes;
         if staged >= UPLOAD_BYTES {
             queue.submit([]);
-            // Only frees staging memory early; a lost device shows at the next wait that counts.
+            // This only frees staging memory early. The next wait reports a lost device.
             let _ = device.poll(wgpu::PollType::wait_indefinitely());
             staged = 0;
         }
@@ -181,7 +181,7 @@ fn pipeline(
     entry_point: &str,
     constant: Option<(&str, f64)>,
 ) -> wgpu::ComputePipeline {
-    // As many threads as the step has, or software adapters would be slow at this and not at that.
+    // As many threads as the step has. With more, software adapters would be slower here than in the step.
     let lanes = ("LANES", f64::from(Workgroups::Auto.lanes(device)));
     let constants: Vec<_> = constant.into_iter().chain([lanes]).collect();
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {

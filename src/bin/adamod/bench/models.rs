@@ -1,10 +1,10 @@
-//! Lengths of the tensors of well-known models.
+//! The lengths of the tensors of well-known models.
 
-/// GPT-2 small's embedding width.
+/// The embedding width of GPT-2 small.
 pub const GPT2_WIDTH: u64 = 768;
 
-/// GPT-2 small's 148 tensors (124,439,808 parameters at its own width): token and position embeddings, twelve tensors for each
-/// of twelve layers, and the last norm. Vocabulary and context keep their size at other widths.
+/// The 148 tensors of GPT-2 small (124,439,808 parameters at its own width): token and position embeddings, twelve tensors for each of
+/// twelve layers, and the last norm. Vocabulary and context have the same size at every width.
 pub fn gpt2_small(width: u64) -> Vec<u64> {
     const VOCABULARY: u64 = 50_257;
     const CONTEXT: u64 = 1_024;
@@ -27,7 +27,7 @@ pub fn gpt2_small(width: u64) -> Vec<u64> {
     lengths
 }
 
-/// ResNet-50's 161 tensors (25,557,032 parameters), as in torchvision.
+/// The 161 tensors of ResNet-50 (25,557,032 parameters), as in torchvision.
 pub fn resnet50() -> Vec<u64> {
     let convolution = |from: u64, to: u64, side: u64| [to * from * side * side, to, to];
     let mut lengths = convolution(3, 64, 7).to_vec();

@@ -1,25 +1,23 @@
-//! The suite `roofline` as a picture, in SVG: bytes per second over the number of parameters.
+//! A picture of the suite `roofline` in SVG: bytes per second by number of parameters.
 
 use std::collections::BTreeMap;
 
 use plotters::prelude::*;
 
+use super::error::DrawError;
 use super::report::{Measurement, Report};
 use super::suites::{Suite, size_name};
-
-/// SVG is drawn into a string: what can fail is plotters' layout.
-pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
 const SIZE_PIXELS: (u32, u32) = (900, 520);
 const FONT: &str = "sans-serif";
 const TITLE_PIXELS: i32 = 20;
 const LABEL_PIXELS: i32 = 14;
-/// More labels than these would touch.
+/// More labels than this would touch each other.
 const MOST_SIZE_LABELS: usize = 14;
 const FAINT: RGBColor = RGBColor(225, 225, 230);
 const COPY_COLOR: RGBColor = RGBColor(90, 90, 100);
 const STREAM_COLOR: RGBColor = RGBColor(165, 165, 175);
-/// Told apart by the color-blind, too (Okabe and Ito); more modes than colors start over.
+/// Colors that color-blind readers can distinguish (Okabe and Ito). They repeat if there are more modes.
 const MODE_COLORS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -29,13 +27,13 @@ const MODE_COLORS: [RGBColor; 6] = [
     RGBColor(86, 180, 233),
 ];
 
-/// A mode, or a kernel that only moves bytes.
+/// The line of a mode, or of a kernel that only moves bytes.
 #[derive(Debug)]
 struct Line<'a> {
     name: &'a str,
     color: RGBColor,
     width_pixels: u32,
-    /// Parameters and GB/s. Where a size was measured in several groups, the fastest counts.
+    /// GB/s by number of parameters. If a size was measured in several groups, the fastest one counts.
     points: BTreeMap<u64, f64>,
 }
 
@@ -50,7 +48,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The ceilings, then a line a mode in the order in which they were measured.
+/// The two ceilings, then one line per mode in the order of measurement.
 fn lines<'a>(results: &[&'a Measurement]) -> Vec<Line<'a>> {
     let mut copy = Line::new("copy kernel", COPY_COLOR, 1);
     let mut stream = Line::new("stream kernel", STREAM_COLOR, 1);
@@ -67,7 +65,7 @@ fn lines<'a>(results: &[&'a Measurement]) -> Vec<Line<'a>> {
     [copy, stream].into_iter().chain(modes).collect()
 }
 
-/// The picture of a report that has the suite.
+/// Draws a report that has the suite.
 pub fn draw(report: &Report) -> Result<String, DrawError> {
     let suite = Suite::Roofline.name();
     let results: Vec<_> = report.results.iter().filter(|result| result.suite == suite).collect();
@@ -95,7 +93,7 @@ fn draw_chart(
     let least = sizes().min().map_or(1.0, |&parameters| parameters as f64);
     let most = sizes().max().map_or(1.0, |&parameters| parameters as f64);
     let highest = lines.iter().flat_map(|line| line.points.values()).fold(0.0, |a: f64, &b| a.max(b));
-    // Half a power of two beside the points, so that none lies on the frame.
+    // Half a power of two on both sides, so that no point lies on the frame.
     let x_range = least / 2_f64.sqrt()..most * 2_f64.sqrt();
     let octaves = (x_range.end / x_range.start).log2().ceil() as usize;
     let mut chart = ChartBuilder::on(area)

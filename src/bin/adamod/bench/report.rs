@@ -1,4 +1,4 @@
-//! What is printed: a table for people, or one JSON object.
+//! The report: a table for people, or one JSON object.
 
 use std::io::Write;
 
@@ -15,12 +15,12 @@ pub struct Report {
     pub device_type: String,
     /// `timestamps` (GPU clock) or `wall` (submit and wait).
     pub timing: &'static str,
-    /// `cold` (flushed before every pass) or `warm` (as the pass before left it).
+    /// `cold` (flushed before every pass) or `warm` (as the previous pass left them).
     pub cache: &'static str,
     pub results: Vec<Measurement>,
 }
 
-/// One case in one mode. Bytes per second count what the algorithm reads and writes, gigabytes are 10^9 bytes.
+/// One case in one mode. Bytes per second count what the algorithm reads and writes; a gigabyte is 10^9 bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
     pub suite: &'static str,
@@ -37,21 +37,21 @@ pub struct Measurement {
     pub gb_per_s: f64,
     pub copy_gb_per_s: f64,
     pub stream_gb_per_s: f64,
-    /// Bytes per second over the copy's: the median of the rounds' ratios.
+    /// Bytes per second relative to the copy kernel: the median of the ratios of all rounds.
     pub fraction_of_copy: f64,
-    /// The same over the stream kernel's.
+    /// The same relative to the stream kernel.
     pub fraction_of_stream: f64,
     /// Microseconds to record and submit a steady step.
     pub host_us_median: f64,
     /// Microseconds to record it.
     pub host_record_us_median: f64,
-    /// Heap allocations to record and submit it, the median step's; only the suite `host` tells them.
+    /// Heap allocations to record and submit it, the median over steps; only in the suite `host`.
     pub host_allocations: Option<f64>,
-    /// Elements that were compared with the f64 reference afterwards.
+    /// The number of elements that were compared with the f64 reference afterwards.
     pub verified_elements: u64,
 }
 
-/// One kernel's bytes, and its seconds in each round.
+/// The bytes of a kernel, and its seconds in each round.
 #[derive(Clone, Copy, Debug)]
 pub struct Series<'a> {
     pub bytes: f64,
@@ -63,7 +63,7 @@ impl Series<'_> {
         self.bytes / Summary::of(self.seconds).median * 1e-9
     }
 
-    /// Median over the rounds of this one's bytes per second over the other's of the same round.
+    /// Bytes per second relative to another kernel in the same round: the median over all rounds.
     pub fn fraction_of(self, other: Series<'_>) -> f64 {
         let bytes = self.bytes / other.bytes;
         let ratios: Vec<_> =
@@ -73,7 +73,7 @@ impl Series<'_> {
 }
 
 impl Report {
-    /// The table.
+    /// Prints the table.
     pub fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(out, "{} ({}, {}, {})", self.adapter, self.device_type, self.backend, self.driver)?;
         let timing = match self.timing {
@@ -82,11 +82,11 @@ impl Report {
         };
         let cache = match self.cache {
             "cold" => "flushed before every pass",
-            _ => "as the pass before left them",
+            _ => "as the previous pass left them",
         };
         writeln!(
             out,
-            "time: {timing}; caches: {cache}; bytes: a parameter; host: microseconds to record and submit a step"
+            "time: {timing}; caches: {cache}; bytes: per parameter; host: microseconds to record and submit a step"
         )?;
         let case_width = self.results.iter().map(|result| result.case.len()).max().unwrap_or(0);
         let mode_width = self.results.iter().map(|result| result.mode.len()).max().unwrap_or(0);
@@ -138,7 +138,7 @@ impl Report {
             )?;
         }
         let verified: u64 = self.results.iter().map(|result| result.verified_elements).sum();
-        writeln!(out, "\n{verified} elements of what was timed agree with the f64 reference")
+        writeln!(out, "\n{verified} elements of the timed steps agree with the f64 reference")
     }
 }
 

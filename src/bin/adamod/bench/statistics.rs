@@ -1,6 +1,6 @@
 //! Order statistics of a series.
 
-/// Least value, quartiles and median.
+/// The smallest value, the quartiles and the median.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
     pub min: f64,
@@ -10,7 +10,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of a series with at least one value; between two values it interpolates.
+    /// The summary of a series with at least one value. Interpolates between values.
     pub fn of(series: &[f64]) -> Self {
         let mut sorted = series.to_vec();
         sorted.sort_by(f64::total_cmp);

@@ -1,16 +1,16 @@
-//! What is measured: suites of groups of variants. Pure, so that it can be listed before anything is made.
+//! The suites: lists of groups of variants. Nothing is created here, so they can be listed before anything is measured.
 
-use adamod::{DType, Diagnostics, MasterWeights, Rule, StateFormat};
+use adamod::{DType, Diagnostics, MasterWeights, RuleKind, StateFormat};
 
-use super::engine::{Gradients, Mode, Placement};
+use super::mode::{Gradients, Mode, Placement};
 use super::models::{GPT2_WIDTH, gpt2_small, resnet50};
 
 /// A question that the bench answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Suite {
-    /// Bytes per second of one AdaMod tensor over its size.
+    /// Bytes per second of one AdaMod tensor, by size.
     Roofline,
-    /// Models' tensors beside one flat tensor of the same size.
+    /// The tensors of models beside one flat tensor of the same size.
     Tensors,
     /// Pools, own buffers, unaligned tensors and tensors that move.
     Layout,
@@ -21,10 +21,10 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// All, in the order in which they are run.
+    /// All suites, in the order in which they run.
     pub const ALL: [Self; 5] = [Self::Roofline, Self::Tensors, Self::Layout, Self::Host, Self::Modes];
 
-    /// Its name on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Roofline => "roofline",
@@ -36,7 +36,7 @@ impl Suite {
     }
 }
 
-/// Variants of equal bytes, measured in the same rounds with one copy and one stream kernel.
+/// Variants that move equally many bytes, measured in the same rounds with one copy and one stream kernel.
 #[derive(Clone, Debug)]
 pub struct Group {
     pub suite: Suite,
@@ -53,7 +53,7 @@ pub struct Variant {
 }
 
 impl Group {
-    /// Elements of each of its variants.
+    /// Elements of each variant.
     pub fn parameters(&self) -> u64 {
         self.variants[0].lengths.iter().sum()
     }
@@ -62,16 +62,16 @@ impl Group {
 /// How large cases are.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Largest case of `roofline` and size of `modes`.
+    /// The largest case of `roofline`, and the size of `modes`.
     pub most_elements: u64,
-    /// A selection that ends within a minute on a CPU.
+    /// Only a selection that takes less than a minute on a CPU.
     pub quick: bool,
-    /// Models at their own width on a software adapter, too.
+    /// Models at their own width on software adapters, too.
     pub full: bool,
     pub is_cpu: bool,
 }
 
-/// Groups of a suite.
+/// The groups of a suite.
 pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
     let group = |variants| Group { suite, variants };
     match suite {
@@ -126,23 +126,25 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
     }
 }
 
-/// Every mode that is measured, in the order of the table.
+/// Every measured mode, in the order of the table.
 fn modes() -> Vec<Mode> {
     let mut modes = Vec::new();
-    for rule in [Rule::AdaMod, Rule::Adam, Rule::Sgd] {
+    for &rule in RuleKind::ALL {
         let f32 = Mode::f32(rule);
-        modes.extend(
-            [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8].map(|state| Mode { state, ..f32 }),
-        );
-        for state in [StateFormat::F32, StateFormat::Q8] {
-            let masters = [MasterWeights::None, MasterWeights::Split24, MasterWeights::Split32];
+        modes.extend(StateFormat::ALL.map(|state| Mode { state, ..f32 }));
+        // State in bf16 lies between the others.
+        for state in StateFormat::ALL.into_iter().filter(|state| *state != StateFormat::Bf16) {
             let bf16 = Mode { state, values: DType::Bf16, ..f32 };
+            // Split32 keeps every bit of f32 in half the bytes of F32.
+            let masters = MasterWeights::ALL.into_iter().filter(|master_weights| {
+                master_weights.fit(DType::Bf16) && *master_weights != MasterWeights::F32
+            });
             modes.extend(masters.map(|master_weights| Mode { master_weights, ..bf16 }));
         }
         modes.push(Mode { gradients: Gradients::Clipped, ..f32 });
-        modes.push(Mode { copies: true, ..f32 });
-        if rule != Rule::Sgd {
-            modes.push(Mode { diagnostics: Diagnostics::LearningRates, ..f32 });
+        modes.push(Mode { shadow: true, ..f32 });
+        if rule.has_element_rates() {
+            modes.push(Mode { diagnostics: Diagnostics::RateHistograms, ..f32 });
         }
     }
     modes
@@ -156,7 +158,7 @@ fn pooled(case: String, lengths: Vec<u64>) -> Variant {
     Variant { case, mode: Mode::ADAMOD, placement: Placement::TwoPools, lengths }
 }
 
-/// Powers of two up to the largest size, which is the last one whether it is a power or not.
+/// Powers of two below the largest size, then the largest size.
 fn roofline_sizes(sizes: Sizes) -> impl Iterator<Item = u64> {
     let most = sizes.most_elements;
     let step = if sizes.quick { 4 } else { 1 };
@@ -172,7 +174,7 @@ fn models(sizes: Sizes) -> Vec<(String, Vec<u64>)> {
     models
 }
 
-/// GPT-2 small, on a software adapter narrower.
+/// GPT-2 small, narrower on a software adapter.
 fn gpt2(sizes: Sizes) -> (String, Vec<u64>) {
     let width = match (sizes.is_cpu && !sizes.full, sizes.quick) {
         (false, _) => GPT2_WIDTH,
@@ -186,7 +188,7 @@ fn gpt2(sizes: Sizes) -> (String, Vec<u64>) {
     (name, gpt2_small(width))
 }
 
-/// `2^20`, or the number where it is no power of two.
+/// `2^20`, or the number if it is not a power of two.
 pub fn size_name(elements: u64) -> String {
     if elements.is_power_of_two() { format!("2^{}", elements.ilog2()) } else { elements.to_string() }
 }
