@@ -96,8 +96,8 @@ pub enum ErrorKind {
         expected: u64,
     },
     /// The queue does not belong to the device.
-    #[error("the queue belongs to another device: {0}")]
-    Queue(wgpu::Error),
+    #[error("the queue belongs to another device")]
+    Queue,
     /// A hyperparameter or a setting of [`DeviceControl`](crate::DeviceControl) is not finite or not in its range.
     #[error(transparent)]
     OutOfRange(OutOfRange),

@@ -38,7 +38,7 @@
 //! | 16-bit parameters, low-bit state, master weights | [`Precision`], [`DType`], [`StateFormat`], [`MasterWeights`] |
 //! | clip, loss scale and skipping on the device | [`DeviceControl`] |
 //! | reading values, state and counters | [`Readback`] |
-//! | saving and resuming | `Checkpoint`, with the feature `checkpoint` |
+//! | saving and resuming | `Checkpoint`, `Optimizer::save`, `Restore`, with the feature `checkpoint` |
 //! | the same arithmetic on the CPU | [`mod@reference`] |
 //!
 //! # Numerics
@@ -91,6 +91,8 @@ pub use kernels::variant::{Access, GradientBinding};
 pub use optimizer::{
     GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, Shard, State, Step, StepCounts, Update,
 };
+#[cfg(feature = "checkpoint")]
+pub use optimizer::{Mismatch, Restore, Restored};
 pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Options, Workgroups};
 pub use plan::views::{View, Views};
 pub use rules::range::OutOfRange;

@@ -6,180 +6,167 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use adamod::{
-    Checkpoint, CheckpointError, Control, DType, DeviceControl, Hyperparameters, MasterWeights, Optimizer,
-    Options, Parameter, ParameterId, Precision, Rule, StateFormat, View, Views, WeightDecay,
+    AdaMod, Adam, Checkpoint, CheckpointError, Control, DType, DeviceControl, Formula, Group,
+    Hyperparameters, Optimizer, Options, Parameter, Rule, RuleKind, Sgd, StateFormat, WeightDecay,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
 
-use common::{Gpu, gpu, rules};
+use common::{Engine, Kind, Layout, Model, gpu, precision, rules};
 
-const LENGTHS: [u64; 4] = [1, 33, 1025, 5000];
+const LENGTHS: [usize; 4] = [1, 33, 1025, 5000];
+const LABELS: [&str; 4] = ["a", "b", "layers.0.weight", "d \"quoted\""];
 
-/// An engine with tensors of one kind.
-struct Engine {
-    gpu: &'static Gpu,
-    optimizer: Optimizer,
-    ids: Vec<ParameterId>,
-    values: wgpu::Buffer,
-    gradients: wgpu::Buffer,
-    dtype: DType,
+fn hyperparameters(rule: impl Into<Rule>) -> Hyperparameters {
+    Hyperparameters::from(rule.into())
+        .with_learning_rate(0.1 + 0.2)
+        .with_weight_decay(WeightDecay::Decoupled(0.01))
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Kind {
-    options: Options,
-    dtype: DType,
-    precision: Precision,
+/// Tensors of one kind with these labels, and lengths of which none is that of another.
+fn model_of(rule: impl Into<Rule>, kind: Kind, labels: &[&str]) -> Model {
+    let tensors: Vec<_> = LENGTHS.iter().take(labels.len()).map(|&len| (kind, len)).collect();
+    let model = Model::of_kinds(hyperparameters(rule), &tensors);
+    labelled(model.with_options(Options::new().with_seed(5)), labels)
 }
 
-impl Kind {
-    fn new(state: StateFormat) -> Self {
-        let precision = Precision { state, f32_state_below: 0, ..Precision::default() };
-        Self { options: Options { seed: 5, ..Options::default() }, dtype: DType::F32, precision }
+fn labelled(mut model: Model, labels: &[&str]) -> Model {
+    assert_eq!(model.tensors.len(), labels.len());
+    for (tensor, &label) in model.tensors.iter_mut().zip(labels) {
+        tensor.label = label.to_owned();
     }
+    model
 }
 
-fn hyperparameters() -> Hyperparameters {
-    Hyperparameters {
-        learning_rate: 0.1 + 0.2,
-        weight_decay: WeightDecay::Decoupled(0.01),
-        ..Hyperparameters::default()
-    }
+/// AdaMod over f32 tensors with state of this format.
+fn model(state: StateFormat) -> Model {
+    model_of(AdaMod::new(), Kind { state, ..Kind::f32() }, &LABELS)
 }
 
-const STRIDE: u64 = 4 * 5120;
+fn engine(model: &Model) -> Engine<'static> {
+    Engine::new(gpu(), model, Layout::TwoPools(256))
+}
 
-impl Engine {
-    fn new(kind: Kind) -> Self {
-        Self::with_labels(kind, &["a", "b", "layers.0.weight", "d \"quoted\""])
-    }
+/// An engine of AdaMod over f32 tensors with f32 state after one step.
+fn stepped_engine() -> Engine<'static> {
+    let mut engine = engine(&model(StateFormat::F32));
+    step(&mut engine, 1);
+    engine
+}
 
-    fn with_labels(kind: Kind, labels: &[&str]) -> Self {
-        let gpu = gpu();
-        let (values, gradients) = (gpu.buffer(4 * STRIDE), gpu.buffer(4 * STRIDE));
-        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, kind.options).unwrap();
-        let group = optimizer.add_group_with(hyperparameters(), kind.precision).unwrap();
-        let ids = labels
-            .iter()
-            .zip(LENGTHS)
-            .zip(0..)
-            .map(|((label, len), index)| {
-                let view = |buffer| View::new(buffer, index * STRIDE).with_dtype(kind.dtype);
-                let views = Some(Views::new(view(&values), view(&gradients)));
-                let parameter = Parameter { dtype: kind.dtype, views, ..Parameter::new(label, len) };
-                optimizer.add_parameter(group, parameter).unwrap()
-            })
-            .collect();
-        Self { gpu, optimizer, ids, values, gradients, dtype: kind.dtype }
-    }
+/// Takes a step. The first tensor misses every third step, so that it has a count of its own.
+fn step(engine: &mut Engine<'_>, seed: usize) {
+    let gradients: Vec<Vec<f32>> = engine
+        .tensors
+        .iter()
+        .zip(0..)
+        .map(|(tensor, index)| {
+            let number = |i: usize| ((i * 7 + seed * 13) as f32 * 0.37).sin() * 1e-2;
+            (5120 * index..).take(tensor.len()).map(number).collect()
+        })
+        .collect();
+    let is_present = |index| index > 0 || !seed.is_multiple_of(3);
+    let gradients: Vec<_> = gradients
+        .iter()
+        .enumerate()
+        .map(|(index, gradient)| is_present(index).then_some(gradient.as_slice()))
+        .collect();
+    engine.step(&gradients);
+}
 
-    fn step(&mut self, seed: u32) {
-        let elements = self.gradients.size() / self.dtype.bytes();
-        let numbers = (0..elements as u32).map(|i| ((i * 7 + seed * 13) as f32 * 0.37).sin() * 1e-2);
-        let bytes: Vec<u8> = match self.dtype {
-            DType::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
-            DType::F16 => numbers.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
-            DType::Bf16 => numbers.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-        };
-        self.gpu.queue.write_buffer(&self.gradients, 0, &bytes);
-        // A parameter that misses steps has a count of its own.
-        let present: Vec<_> = self.ids.iter().copied().skip(usize::from(seed.is_multiple_of(3))).collect();
-        let mut encoder = self.gpu.encoder();
-        self.optimizer.encode_present(&mut encoder, &present).unwrap();
-        self.gpu.submit(encoder);
-    }
+fn checkpoint(engine: &Engine<'_>) -> Checkpoint {
+    engine.optimizer.checkpoint().wait().unwrap()
+}
 
-    fn checkpoint(&self) -> Checkpoint {
-        self.optimizer.checkpoint_blocking().unwrap()
-    }
+/// Restores a checkpoint, and copies the values that the engine keeps.
+fn continue_from(engine: &mut Engine<'_>, checkpoint: &Checkpoint, values: &wgpu::Buffer) {
+    engine.optimizer.restore(checkpoint).unwrap();
+    let words = engine.gpu.read(values);
+    engine.gpu.queue.write_buffer(&engine.buffers[0], 0, bytemuck::cast_slice(&words));
 }
 
 /// Every rule, formula, type, master weights and format of state, with step counts on the host and on the device.
-fn kinds() -> Vec<Kind> {
-    let mut kinds = Vec::new();
-    for (rule, formula) in rules() {
-        for state in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
-            for (dtype, master_weights) in [
-                (DType::F32, MasterWeights::None),
-                (DType::F16, MasterWeights::F32),
-                (DType::Bf16, MasterWeights::None),
-                (DType::Bf16, MasterWeights::Split24),
-                (DType::Bf16, MasterWeights::Split32),
-            ] {
-                for control in [Control::Host, Control::Device(DeviceControl::default())] {
-                    // Who counts steps has nothing to do with types.
-                    if control != Control::Host && dtype != DType::F32 {
-                        continue;
-                    }
-                    let mut kind = Kind::new(state);
-                    kind.options = Options { rule, formula, control, ..kind.options };
-                    kind.dtype = dtype;
-                    kind.precision.master_weights = master_weights;
-                    kinds.push(kind);
+fn models() -> Vec<Model> {
+    let mut models = Vec::new();
+    for rule in rules() {
+        // The type of the gradients does not matter to a checkpoint.
+        for kind in Kind::all().into_iter().filter(|kind| kind.gradients == kind.values) {
+            for control in [Control::Host, Control::Device(DeviceControl::new())] {
+                // Who counts steps has nothing to do with types.
+                if control != Control::Host && kind.values != DType::F32 {
+                    continue;
                 }
+                let mut model = model_of(rule, kind, &LABELS);
+                model.options.control = control;
+                models.push(model);
             }
         }
     }
-    kinds
+    models
+}
+
+/// What a test names a model by.
+fn name(model: &Model) -> String {
+    format!("{:?} {:?} {:?}", model.rule(), model.tensors[0].kind, model.options.control)
 }
 
 #[test]
 fn a_restored_optimizer_goes_on_with_the_same_bits() {
-    for kind in kinds() {
-        let mut first = Engine::new(kind);
-        (1..4).for_each(|seed| first.step(seed));
-        let checkpoint = first.checkpoint();
-        let read = Checkpoint::from_bytes(&checkpoint.to_bytes().unwrap()).unwrap();
-        assert_eq!(read, checkpoint, "{kind:?}");
-        let mut second = Engine::new(kind);
+    let models = models();
+    // 4 rules with their formulas, 3 formats of state, 6 types with their master weights and 1 with another control.
+    assert!(models.len() >= 4 * 3 * 7, "{} models", models.len());
+    for model in models {
+        let name = name(&model);
+        let mut first = engine(&model);
+        (1..4).for_each(|seed| step(&mut first, seed));
+        let saved = checkpoint(&first);
+        let read = Checkpoint::from_bytes(&saved.to_bytes().unwrap()).unwrap();
+        assert_eq!(read, saved, "{name}");
+        let mut second = engine(&model);
         // What it did before is forgotten.
-        second.step(9);
-        second.optimizer.restore(&read).unwrap();
-        let words = first.gpu.read(&first.values);
-        second.gpu.queue.write_buffer(&second.values, 0, bytemuck::cast_slice(&words));
+        step(&mut second, 9);
+        continue_from(&mut second, &read, &first.buffers[0]);
         for seed in 4..7 {
-            first.step(seed);
-            second.step(seed);
+            step(&mut first, seed);
+            step(&mut second, seed);
         }
-        assert!(first.gpu.read(&first.values) == second.gpu.read(&second.values), "{kind:?}");
-        assert_eq!(first.checkpoint(), second.checkpoint(), "{kind:?}");
+        assert!(first.gpu.read(&first.buffers[0]) == second.gpu.read(&second.buffers[0]), "{name}");
+        assert_eq!(checkpoint(&first), checkpoint(&second), "{name}");
     }
 }
 
 #[test]
 fn another_process_goes_on_with_the_same_bits() {
     const FOLDER: &str = "ADAMOD_TEST_CHECKPOINT_FOLDER";
-    let kind = Kind::new(StateFormat::Q8);
+    let mut engine = engine(&model(StateFormat::Q8));
     if let Ok(folder) = std::env::var(FOLDER) {
         let folder = Path::new(&folder);
-        let mut engine = Engine::new(kind);
         engine.optimizer.restore(&Checkpoint::load(folder.join("before")).unwrap()).unwrap();
-        (4..7).for_each(|seed| engine.step(seed));
-        engine.checkpoint().save(folder.join("after")).unwrap();
+        (4..7).for_each(|seed| step(&mut engine, seed));
+        checkpoint(&engine).save(folder.join("after")).unwrap();
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut engine = Engine::new(kind);
-    (1..4).for_each(|seed| engine.step(seed));
-    engine.checkpoint().save(folder.path().join("before")).unwrap();
+    (1..4).for_each(|seed| step(&mut engine, seed));
+    checkpoint(&engine).save(folder.path().join("before")).unwrap();
     let status = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "another_process_goes_on_with_the_same_bits"])
         .env(FOLDER, folder.path())
         .status()
         .unwrap();
     assert!(status.success());
-    (4..7).for_each(|seed| engine.step(seed));
-    assert_eq!(Checkpoint::load(folder.path().join("after")).unwrap(), engine.checkpoint());
+    (4..7).for_each(|seed| step(&mut engine, seed));
+    assert_eq!(Checkpoint::load(folder.path().join("after")).unwrap(), checkpoint(&engine));
 }
 
 #[test]
 fn several_checkpoints_are_in_flight_while_training_goes_on() {
-    let mut engine = Engine::new(Kind::new(StateFormat::F32));
+    let mut engine = engine(&model(StateFormat::F32));
     let pending: Vec<_> = (1..5)
         .map(|seed| {
-            engine.step(seed);
+            step(&mut engine, seed);
             engine.optimizer.checkpoint()
         })
         .collect();
@@ -193,20 +180,20 @@ fn several_checkpoints_are_in_flight_while_training_goes_on() {
 
 #[test]
 fn state_is_converted_between_formats() {
-    for from in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
-        for to in [StateFormat::F32, StateFormat::Bf16, StateFormat::Q8] {
-            let mut saved = Engine::new(Kind::new(from));
-            (1..5).for_each(|seed| saved.step(seed));
-            let mut engine = Engine::new(Kind::new(to));
-            engine.optimizer.restore(&saved.checkpoint()).unwrap();
+    for from in StateFormat::ALL {
+        for to in StateFormat::ALL {
+            let mut saved = engine(&model(from));
+            (1..5).for_each(|seed| step(&mut saved, seed));
+            let mut engine = engine(&model(to));
+            engine.optimizer.restore(&checkpoint(&saved)).unwrap();
             let relative = match to {
                 StateFormat::F32 => 1e-6,
                 StateFormat::Bf16 => 1e-2,
                 StateFormat::Q8 => 0.08,
+                to => panic!("the tolerance of {to:?} is unknown"),
             };
-            for (&from_id, &to_id) in saved.ids.iter().zip(&engine.ids) {
-                let before = saved.optimizer.read_state_blocking(from_id).unwrap();
-                let after = engine.optimizer.read_state_blocking(to_id).unwrap();
+            for index in 0..LENGTHS.len() {
+                let (before, after) = (saved.state(index), engine.state(index));
                 assert_eq!(before.step, after.step);
                 for ((name, before), (_, after)) in before.tensors.iter().zip(&after.tensors) {
                     let largest = before.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
@@ -225,14 +212,13 @@ fn state_is_converted_between_formats() {
 
 #[test]
 fn the_file_is_readable_as_safetensors_by_pytorchs_names() {
-    let mut engine = Engine::new(Kind::new(StateFormat::F32));
-    engine.step(1);
-    let bytes = engine.checkpoint().to_bytes().unwrap();
+    let engine = stepped_engine();
+    let bytes = checkpoint(&engine).to_bytes().unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     for name in ["exp_avg", "exp_avg_sq", "exp_avg_lr"] {
         let tensor = file.tensor(&format!("{name}.layers.0.weight")).unwrap();
         assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &[1025][..]));
-        let state = engine.optimizer.read_state_blocking(engine.ids[2]).unwrap();
+        let state = engine.state(2);
         assert_eq!(bytemuck::pod_collect_to_vec::<u8, f32>(tensor.data()), state.tensor(name).unwrap());
     }
 }
@@ -240,49 +226,183 @@ fn the_file_is_readable_as_safetensors_by_pytorchs_names() {
 /// What does not fit is refused by name, and the optimizer goes on as if nothing had been asked.
 #[test]
 fn checkpoints_of_another_optimizer_are_refused_and_change_nothing() {
-    let kind = Kind::new(StateFormat::F32);
-    let mut engine = Engine::new(kind);
-    engine.step(1);
-    let before = engine.checkpoint();
-    let labels = ["a", "b", "layers.0.weight", "d \"quoted\""];
-    let other = |change: &dyn Fn(&mut Kind), labels: &[&str]| {
-        let mut kind = kind;
-        change(&mut kind);
-        let mut engine = Engine::with_labels(kind, labels);
-        engine.step(1);
-        engine.checkpoint()
+    let mut engine = stepped_engine();
+    let before = checkpoint(&engine);
+    let other = |change: &dyn Fn(&mut Model)| {
+        let mut model = model(StateFormat::F32);
+        change(&mut model);
+        let mut engine = self::engine(&model);
+        step(&mut engine, 1);
+        checkpoint(&engine)
     };
-    let cases: Vec<(Checkpoint, &str)> = vec![
-        (other(&|k| k.options.rule = Rule::Adam, &labels), "the rule"),
-        (other(&|k| k.options.formula = adamod::Formula::AuthorsCode, &labels), "the formula"),
-        (other(&|k| k.options.seed = 6, &labels), "the seed"),
-        (other(&|k| k.options.control = Control::Device(DeviceControl::default()), &labels), "the control"),
-        (other(&|k| k.dtype = DType::Bf16, &labels), "the type of parameter \"a\""),
-        (other(&|_| {}, &labels[..3]), "no parameter \"d \\\"quoted\\\"\""),
-        (other(&|_| {}, &["a", "renamed", "layers.0.weight", "d \"quoted\""]), "\"renamed\""),
-        (other(&|_| {}, &["b", "a", "layers.0.weight", "d \"quoted\""]), "the length of parameter \"a\""),
+    let with_labels = |labels: &[&str]| {
+        other(&|model| {
+            *model = model_of(AdaMod::new(), Kind::f32(), labels).with_options(model.options.clone())
+        })
+    };
+    let with_rule = |rule: Rule| other(&|model| model.groups[0].hyperparameters.rule = rule);
+    let mut cases: Vec<(Checkpoint, &str)> = vec![
+        (with_rule(AdaMod::new().with_formula(Formula::AuthorsCode).into()), "the formula of group 0"),
+        (other(&|model| model.add_group(Sgd::new(), &[])), "the number of groups"),
+        (other(&|model| model.options.seed = 6), "the seed"),
+        (other(&|model| model.options.control = Control::Device(DeviceControl::new())), "the control"),
+        (
+            other(&|model| {
+                let kind = Kind { values: DType::Bf16, gradients: DType::Bf16, ..Kind::f32() };
+                *model = model_of(AdaMod::new(), kind, &LABELS);
+            }),
+            "the data type of parameter \"a\"",
+        ),
+        (with_labels(&LABELS[..3]), "no parameter \"d \\\"quoted\\\"\""),
+        (with_labels(&["a", "renamed", "layers.0.weight", "d \"quoted\""]), "\"renamed\""),
+        (with_labels(&["b", "a", "layers.0.weight", "d \"quoted\""]), "the length of parameter \"a\""),
     ];
+    for kind in RuleKind::ALL.iter().filter(|&&kind| kind != RuleKind::AdaMod) {
+        cases.push((with_rule(kind.with_defaults()), "the rule of group 0"));
+    }
     for (checkpoint, named) in cases {
         let error = engine.optimizer.restore(&checkpoint).unwrap_err().to_string();
         assert!(error.contains(named), "{error:?} does not name {named:?}");
-        assert_eq!(engine.checkpoint(), before);
+        assert_eq!(self::checkpoint(&engine), before);
     }
-    engine.step(2);
+    step(&mut engine, 2);
 
-    // Adam and SGD have one formula, whatever the options say.
-    for rule in [Rule::Adam, Rule::Sgd] {
-        let saved =
-            other(&|k| (k.options.rule, k.options.formula) = (rule, adamod::Formula::AuthorsCode), &labels);
-        let mut engine = Engine::new(Kind { options: Options { rule, ..kind.options }, ..kind });
+    // A checkpoint has the hyperparameters, and needs only the rule.
+    for rule in [Rule::from(Adam::new().with_betas([0.5, 0.75])), Sgd::new().with_momentum(0.5).into()] {
+        let saved = with_rule(rule);
+        let mut model = model(StateFormat::F32);
+        model.groups[0].hyperparameters.rule = rule.kind().with_defaults();
+        let mut engine = self::engine(&model);
         engine.optimizer.restore(&saved).unwrap();
         assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
+        assert_eq!(engine.optimizer.group(engine.groups[0]).unwrap().hyperparameters.rule, rule);
+    }
+}
+
+/// Groups keep their order, whatever was removed: C takes the place of A in the optimizer, and is still the last.
+#[test]
+fn groups_keep_the_order_in_which_they_were_added() {
+    let [a, b, c] = [1e-3, 1e-2, 1e-1].map(|rate| hyperparameters(AdaMod::new()).with_learning_rate(rate));
+    for control in [Control::Host, Control::Device(DeviceControl::new())] {
+        let options = Options::new().with_seed(5).with_control(control);
+        let mut fresh_model = Model::new(b, &[1025]).with_options(options);
+        fresh_model.add_group(Group::new(c).with_precision(precision(StateFormat::Q8)), &[33, 100]);
+        // The same groups, tensors and buffers, but in front of them there was a group that is gone.
+        let mut old = Engine::empty(
+            gpu(),
+            fresh_model.options.clone(),
+            &common::lay_out(&[1025, 33, 100], Layout::TwoPools(256)).1,
+        );
+        old.add_group(a);
+        old.add_group(fresh_model.groups[0]);
+        old.optimizer.remove_group(old.groups[0]).unwrap();
+        old.add_group(fresh_model.groups[1]);
+        old.groups.remove(0);
+        let rates = |engine: &Engine<'_>| -> Vec<f64> {
+            engine.optimizer.groups().map(|(_, group)| group.hyperparameters.learning_rate).collect()
+        };
+        assert_eq!(rates(&old), [1e-2, 1e-1]);
+        let (locations, _) = common::lay_out(&[1025, 33, 100], Layout::TwoPools(256));
+        for (tensor, location) in fresh_model.tensors.iter().zip(locations) {
+            old.add_tensor(tensor.clone(), location);
+        }
+        (1..4).for_each(|seed| step(&mut old, seed));
+        let saved = checkpoint(&old);
+        assert_eq!(saved.groups(), fresh_model.groups);
+        assert_eq!(saved.parameters().map(|parameter| parameter.group).collect::<Vec<_>>(), [0, 1, 1]);
+
+        let mut fresh = engine(&fresh_model);
+        for group in fresh.groups.clone() {
+            fresh.optimizer.set_learning_rate(group, 0.0).unwrap();
+        }
+        continue_from(&mut fresh, &saved, &old.buffers[0]);
+        assert_eq!(rates(&fresh), [1e-2, 1e-1]);
+        for seed in 4..7 {
+            step(&mut old, seed);
+            step(&mut fresh, seed);
+        }
+        assert!(old.bits() == fresh.bits(), "{control:?}");
+        assert_eq!(checkpoint(&old), checkpoint(&fresh));
+        // And back, into the optimizer with the hole.
+        old.optimizer.restore(&saved).unwrap();
+        assert_eq!(checkpoint(&old), saved);
+
+        // Groups in another order are other groups.
+        let mut swapped =
+            Model::new(fresh_model.groups[1], &[33, 100]).with_options(fresh_model.options.clone());
+        swapped.add_group(fresh_model.groups[0], &[1025]);
+        let swapped = labelled(swapped, &["tensor.1", "tensor.2", "tensor.0"]);
+        let error = engine(&swapped).optimizer.restore(&saved).unwrap_err().to_string();
+        assert!(error.contains("the group of parameter \"tensor."), "{error}");
+    }
+}
+
+/// A group for each rule.
+fn model_of_all_rules(state: StateFormat, control: Control) -> Model {
+    let options = Options::new().with_seed(5).with_control(control);
+    let group =
+        |kind: &RuleKind| Group::new(hyperparameters(kind.with_defaults())).with_precision(precision(state));
+    let mut model = Model::new(group(&RuleKind::ALL[0]), &[33, 1025]).with_options(options);
+    for kind in &RuleKind::ALL[1..] {
+        model.add_group(group(kind), &[100, 2000]);
+    }
+    model
+}
+
+#[test]
+fn groups_of_different_rules_go_on_with_the_same_bits() {
+    assert!(RuleKind::ALL.len() >= 3);
+    for state in StateFormat::ALL {
+        for control in [Control::Host, Control::Device(DeviceControl::new())] {
+            let model = model_of_all_rules(state, control);
+            let mut first = engine(&model);
+            (1..4).for_each(|seed| step(&mut first, seed));
+            let saved = Checkpoint::from_bytes(&checkpoint(&first).to_bytes().unwrap()).unwrap();
+            assert_eq!(saved.groups(), model.groups);
+            let mut second = engine(&model);
+            step(&mut second, 9);
+            continue_from(&mut second, &saved, &first.buffers[0]);
+            for seed in 4..7 {
+                step(&mut first, seed);
+                step(&mut second, seed);
+            }
+            assert!(first.bits() == second.bits(), "{state:?} {control:?}");
+            assert_eq!(checkpoint(&first), checkpoint(&second), "{state:?} {control:?}");
+        }
+    }
+}
+
+#[test]
+fn another_rule_of_any_group_is_refused_and_the_group_is_named() {
+    for control in [Control::Host, Control::Device(DeviceControl::new())] {
+        let model = model_of_all_rules(StateFormat::F32, control);
+        let mut saved = engine(&model);
+        step(&mut saved, 1);
+        let saved = checkpoint(&saved);
+        for (number, &theirs) in RuleKind::ALL.iter().enumerate() {
+            for &ours in RuleKind::ALL.iter().filter(|&&ours| ours != theirs) {
+                let mut model = model.clone();
+                model.groups[number].hyperparameters.rule = ours.with_defaults();
+                let mut engine = engine(&model);
+                step(&mut engine, 2);
+                let before = checkpoint(&engine);
+                let error = engine.optimizer.restore(&saved).unwrap_err();
+                let CheckpointError::Mismatch { what, found, expected, .. } = error else {
+                    panic!("{error}");
+                };
+                assert_eq!(what, format!("the rule of group {number}"));
+                assert_eq!((found.as_str(), expected.as_str()), (theirs.name(), ours.name()));
+                assert_eq!(checkpoint(&engine), before);
+            }
+        }
     }
 }
 
 fn small_checkpoint() -> Vec<u8> {
-    let mut engine = Engine::with_labels(Kind::new(StateFormat::Q8), &["a", "b"]);
-    engine.step(1);
-    engine.checkpoint().to_bytes().unwrap()
+    let mut engine =
+        engine(&model_of(AdaMod::new(), Kind { state: StateFormat::Q8, ..Kind::f32() }, &["a", "b"]));
+    step(&mut engine, 1);
+    checkpoint(&engine).to_bytes().unwrap()
 }
 
 #[test]
@@ -318,28 +438,63 @@ fn file(metadata: &[(&str, &str)], tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)
     safetensors::serialize(views, Some(metadata)).unwrap()
 }
 
+/// The JSON in the metadata of a checkpoint.
+fn header_of(bytes: &[u8]) -> Value {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).unwrap();
+    serde_json::from_str(&metadata.metadata().as_ref().unwrap()["adamod.checkpoint"]).unwrap()
+}
+
+/// Why a file with this JSON, a wrong checksum and no tensors is refused.
+fn refusal(header: &Value) -> CheckpointError {
+    let metadata = [("adamod.checkpoint", header.to_string()), ("adamod.checksum", "0".to_owned())];
+    let metadata = metadata.each_ref().map(|(key, value)| (*key, value.as_str()));
+    Checkpoint::from_bytes(&file(&metadata, &[])).unwrap_err()
+}
+
+/// The same JSON as version 1 had it, with one rule and one formula for all groups.
+fn version_1_of(mut header: Value, formula: &str) -> Value {
+    header["version"] = 1.into();
+    header.as_object_mut().unwrap().remove("piece");
+    for parameter in header["parameters"].as_array_mut().unwrap() {
+        parameter.as_object_mut().unwrap().remove("checksums");
+    }
+    header["rule"] = header["groups"][0]["rule"].clone();
+    header["formula"] = formula.into();
+    for group in header["groups"].as_array_mut().unwrap() {
+        let group = group.as_object_mut().unwrap();
+        group.remove("rule");
+        let of_rule = group.remove("hyperparameters").unwrap();
+        let hyperparameter = |name: &str| match &of_rule[name] {
+            Value::Null => "0000000000000000".into(),
+            value => value.clone(),
+        };
+        let betas = ["betas[0]", "betas[1]", "betas[2]"].map(hyperparameter);
+        group.insert("betas".to_owned(), betas.to_vec().into());
+        for name in ["epsilon", "momentum"] {
+            group.insert(name.to_owned(), hyperparameter(name));
+        }
+    }
+    header
+}
+
 #[test]
 fn metadata_that_cannot_be_are_refused_by_name() {
-    let bytes = small_checkpoint();
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-    let header = metadata.metadata().as_ref().unwrap()["adamod.checkpoint"].clone();
-    let parsed: serde_json::Value = serde_json::from_str(&header).unwrap();
-    let read = |change: &dyn Fn(&mut serde_json::Value)| {
-        let mut header = parsed.clone();
-        change(&mut header);
-        let text = header.to_string();
-        Checkpoint::from_bytes(&file(&[("adamod.checkpoint", &text), ("adamod.checksum", "0")], &[]))
-            .unwrap_err()
-            .to_string()
-    };
-    type Change = fn(&mut serde_json::Value);
+    let parsed = header_of(&small_checkpoint());
+    type Change = fn(&mut Value);
     let cases: &[(Change, &str)] = &[
-        (|h| h["version"] = 2.into(), "version 2"),
-        (|h| h["rule"] = "lion".into(), "rule is \"lion\""),
-        (|h| h["formula"] = "other".into(), "formula"),
-        (|h| h["groups"][0]["epsilon"] = "zz".into(), "epsilon"),
-        (|h| h["groups"][0]["epsilon"] = "0000000000000000".into(), "hyperparameters"),
+        (|h| h["version"] = 3.into(), "version 3"),
+        (|h| h["version"] = 0.into(), "version 0"),
+        (|h| h["groups"][0]["rule"] = "lion".into(), "rule is \"lion\""),
+        (|h| h["groups"][0]["state"] = "q4".into(), "state is \"q4\""),
+        (|h| h["groups"][0]["master_weights"] = "f8".into(), "master_weights is \"f8\""),
+        (|h| h["groups"][0]["learning_rate"] = "zz".into(), "learning_rate is \"zz\""),
+        (|h| h["groups"][0]["hyperparameters"]["epsilon"] = "zz".into(), "epsilon"),
+        (
+            |h| h["groups"][0]["hyperparameters"]["epsilon"] = "0000000000000000".into(),
+            "hyperparameters of the checkpoint: epsilon",
+        ),
         (|h| h["groups"][0]["weight_decay"] = "l1".into(), "weight_decay"),
+        (|h| h["groups"][0]["more"] = 1.into(), "more"),
         (|h| h["parameters"][0]["group"] = 7.into(), "its group is 7"),
         (|h| h["parameters"][0]["len"] = 0.into(), "its length is 0"),
         (|h| h["parameters"][0]["len"] = u64::MAX.into(), "its length is 18446744073709551615"),
@@ -348,39 +503,125 @@ fn metadata_that_cannot_be_are_refused_by_name() {
         (|h| h["parameters"][0]["dtype"] = "f64".into(), "dtype is \"f64\""),
         (|h| h["parameters"][0]["state"] = "q4".into(), "state is \"q4\""),
         (|h| h["parameters"][0]["master_weights"] = "split32".into(), "its master weights"),
+        (|h| h["parameters"][0]["shard"] = serde_json::json!([1, 1]), "its shard is"),
+        (|h| h["parameters"][0]["shard"] = serde_json::json!([u64::MAX, u64::MAX]), "its shard is"),
         (|h| h["parameters"][0]["more"] = 1.into(), "more"),
+        (|h| h["rule"] = "adamod".into(), "rule"),
         (|h| *h = "text".into(), "metadata"),
-        (|h| h["parameters"] = serde_json::json!([]), "adamod.checksum"),
+        // Nothing but a checksum that is wrong.
+        (|h| h["parameters"] = serde_json::json!([]), "checksum"),
+        // Version 1.
+        (|h| *h = version_1_of(h.take(), "other"), "formula is \"other\""),
+        (
+            |h| {
+                *h = version_1_of(h.take(), "paper");
+                h["rule"] = "lion".into();
+            },
+            "rule is \"lion\"",
+        ),
+        (
+            |h| {
+                *h = version_1_of(h.take(), "paper");
+                h["groups"][0]["betas"][2] = "zz".into();
+            },
+            "betas[2] is \"zz\"",
+        ),
     ];
-    for (change, named) in &cases[..cases.len() - 1] {
-        let error = read(change);
+    for (change, named) in cases {
+        let mut header = parsed.clone();
+        change(&mut header);
+        let error = refusal(&header).to_string();
         assert!(error.contains(named), "{error:?} does not name {named:?}");
     }
-    // Nothing but a checksum that is wrong.
-    let error = read(&cases[cases.len() - 1].0);
-    assert!(error.contains("checksum"), "{error}");
     let no_metadata = file(&[("format", "pt")], &[]);
     assert!(
-        Checkpoint::from_bytes(&no_metadata).unwrap_err().to_string().contains("no checkpoint of adamod")
+        Checkpoint::from_bytes(&no_metadata).unwrap_err().to_string().contains("not a checkpoint of adamod")
     );
     let deep = "[".repeat(100_000);
     let error = Checkpoint::from_bytes(&file(&[("adamod.checkpoint", &deep), ("adamod.checksum", "0")], &[]));
     assert!(matches!(error, Err(CheckpointError::Metadata { .. })));
 }
 
+/// Every hyperparameter of every rule, in the file of an optimizer without parameters.
+#[test]
+fn hyperparameters_that_a_rule_lacks_needs_or_cannot_have_are_refused_by_name() {
+    for &kind in RuleKind::ALL {
+        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+        optimizer.add_group(Sgd::new()).unwrap();
+        optimizer.add_group(kind.with_defaults()).unwrap();
+        let sound = header_of(&optimizer.checkpoint().wait().unwrap().to_bytes().unwrap());
+        let of_rule = sound["groups"][1]["hyperparameters"].as_object().unwrap();
+        let names: Vec<&String> = of_rule.keys().collect();
+        assert!(!names.is_empty(), "{kind}");
+        let refused = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+            let mut header = sound.clone();
+            change(header["groups"][1]["hyperparameters"].as_object_mut().unwrap());
+            refusal(&header)
+        };
+        let metadata = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| match refused(change) {
+            CheckpointError::Metadata { what, .. } => what,
+            error => panic!("{kind}: {error}"),
+        };
+        let one = "3ff0000000000000";
+        let what = metadata(&|of_rule| _ = of_rule.insert("gamma".to_owned(), one.into()));
+        assert_eq!(what, format!("rule {kind} has no hyperparameter \"gamma\""));
+        for name in names {
+            let what = metadata(&|of_rule| _ = of_rule.remove(name));
+            assert_eq!(what, format!("hyperparameter {name:?} of rule {kind} is missing"));
+            for hex in ["", "zz", "3ff", "+ff0000000000000", "3ff00000000000000"] {
+                let what = metadata(&|of_rule| of_rule[name] = hex.into());
+                assert_eq!(what, format!("{name} is {hex:?}, expected 16 hexadecimal digits"));
+            }
+            let what = metadata(&|of_rule| of_rule[name] = 1.into());
+            assert!(what.contains(&format!("groups[1].hyperparameters.{name}: invalid type")), "{what}");
+            // NaN is no hyperparameter's, and 1 neither a decay rate's.
+            let not_a_number = "7ff8000000000000";
+            let error = refused(&|of_rule| of_rule[name] = not_a_number.into());
+            match &error {
+                CheckpointError::Hyperparameters(of, ..) => assert_eq!(of.name, name),
+                CheckpointError::Metadata { what, .. } => {
+                    assert_eq!(*what, format!("hyperparameter {name:?} of rule {kind} is {not_a_number:?}"));
+                    assert_eq!(name, "formula");
+                }
+                _ => panic!("{error}"),
+            }
+            if name.starts_with("betas") || name == "momentum" {
+                let error = refused(&|of_rule| of_rule[name] = one.into());
+                assert!(matches!(&error, CheckpointError::Hyperparameters(of) if of.name == name), "{error}");
+            }
+        }
+    }
+}
+
+/// Version 1 gave a formula also to rules that have none.
+#[test]
+fn files_of_version_1_with_a_rule_that_has_no_formula_are_read_whatever_theirs_is() {
+    for rule in [Rule::from(Adam::new().with_betas([0.5, 0.75])), Sgd::new().with_momentum(0.5).into()] {
+        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+        optimizer.add_group(hyperparameters(rule)).unwrap();
+        let saved = optimizer.checkpoint().wait().unwrap();
+        for formula in Formula::ALL {
+            let text = version_1_of(header_of(&saved.to_bytes().unwrap()), formula.name()).to_string();
+            let checksum = format!("{:08x}", crc32fast::hash(text.as_bytes()));
+            let bytes = file(&[("adamod.checkpoint", &text), ("adamod.checksum", &checksum)], &[]);
+            assert_eq!(Checkpoint::from_bytes(&bytes).unwrap(), saved);
+        }
+    }
+}
+
 #[test]
 fn saving_replaces_the_old_checkpoint_and_leaves_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
-    let mut engine = Engine::new(Kind::new(StateFormat::Bf16));
+    let mut engine = engine(&model(StateFormat::Bf16));
     for seed in 1..4 {
-        engine.step(seed);
-        let checkpoint = engine.checkpoint();
+        step(&mut engine, seed);
+        let checkpoint = checkpoint(&engine);
         checkpoint.save(&path).unwrap();
         assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint);
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    let error = engine.checkpoint().save(folder.path().join("missing/state")).unwrap_err();
+    let error = checkpoint(&engine).save(folder.path().join("missing/state")).unwrap_err();
     assert!(matches!(error, CheckpointError::Io { action: "create", .. }), "{error}");
     let error = Checkpoint::load(folder.path().join("missing")).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
@@ -392,10 +633,10 @@ fn saving_replaces_the_old_checkpoint_and_leaves_nothing_else() {
 fn a_process_killed_while_it_saves_leaves_a_whole_checkpoint() {
     const FILE: &str = "ADAMOD_TEST_SAVE_FILE";
     let two = || {
-        let mut engine = Engine::new(Kind::new(StateFormat::F32));
+        let mut engine = engine(&model(StateFormat::F32));
         [1, 2].map(|seed| {
-            engine.step(seed);
-            engine.checkpoint()
+            step(&mut engine, seed);
+            checkpoint(&engine)
         })
     };
     if let Ok(path) = std::env::var(FILE) {
@@ -452,9 +693,8 @@ fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
-    let mut engine = Engine::new(Kind::new(StateFormat::F32));
-    engine.step(1);
-    engine.checkpoint().save(&path).unwrap();
+    let engine = stepped_engine();
+    checkpoint(&engine).save(&path).unwrap();
     // With the signal ignored, the write fails instead. What the child prints goes to a pipe, which has no length.
     let output = std::process::Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
@@ -465,7 +705,7 @@ fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     std::fs::remove_file(path.with_extension("done")).unwrap();
-    assert_eq!(Checkpoint::load(&path).unwrap(), engine.checkpoint());
+    assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint(&engine));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is left over");
 }
 
@@ -477,10 +717,9 @@ fn what_a_killed_save_left_is_in_nobodys_way() {
     let left =
         |save: u64| folder.path().join(format!(".state.safetensors.{}.{save}.tmp", std::process::id()));
     (0..2000).for_each(|save| std::fs::write(left(save), "left").unwrap());
-    let mut engine = Engine::new(Kind::new(StateFormat::F32));
-    engine.step(1);
-    engine.checkpoint().save(&path).unwrap();
-    assert_eq!(Checkpoint::load(&path).unwrap(), engine.checkpoint());
+    let engine = stepped_engine();
+    checkpoint(&engine).save(&path).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint(&engine));
     assert!((0..2000).all(|save| std::fs::read(left(save)).unwrap() == b"left"));
 }
 
@@ -489,13 +728,12 @@ fn a_folder_in_the_place_of_a_file_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     std::fs::create_dir(&path).unwrap();
-    let mut engine = Engine::new(Kind::new(StateFormat::F32));
-    engine.step(1);
-    let error = engine.checkpoint().save(&path).unwrap_err();
+    let engine = stepped_engine();
+    let error = checkpoint(&engine).save(&path).unwrap_err();
     assert!(matches!(error, CheckpointError::Io { action: "replace", .. }), "{error}");
     let error = Checkpoint::load(&path).unwrap_err();
     assert!(matches!(error, CheckpointError::Io { action: "read", .. }), "{error}");
-    let error = engine.checkpoint().save("..").unwrap_err();
+    let error = checkpoint(&engine).save("..").unwrap_err();
     assert!(matches!(error, CheckpointError::Io { action: "save", .. }), "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
@@ -508,14 +746,13 @@ fn saved_files_have_the_mode_of_the_process_or_of_what_they_replace() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    let mut engine = Engine::new(Kind::new(StateFormat::F32));
-    engine.step(1);
-    engine.checkpoint().save(&path).unwrap();
+    let engine = stepped_engine();
+    checkpoint(&engine).save(&path).unwrap();
     let other = folder.path().join("other");
     std::fs::write(&other, "").unwrap();
     assert_eq!(mode(&path), mode(&other));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-    engine.checkpoint().save(&path).unwrap();
+    checkpoint(&engine).save(&path).unwrap();
     assert_eq!(mode(&path), 0o640);
 }
 
@@ -554,12 +791,12 @@ proptest! {
 
 #[test]
 fn names_too_long_for_a_header_are_an_error_of_their_own() {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::default()).unwrap();
-    let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let group = optimizer.add_group(AdaMod::new()).unwrap();
     let long = "x".repeat(10_000);
     for index in 0..3_000 {
         optimizer.add_parameter(group, Parameter::new(&format!("{index}.{long}"), 1)).unwrap();
     }
-    let error = optimizer.checkpoint_blocking().unwrap().to_bytes().unwrap_err();
+    let error = optimizer.checkpoint().wait().unwrap().to_bytes().unwrap_err();
     assert!(matches!(error, CheckpointError::HeaderTooLarge { parameters: 3_000 }), "{error}");
 }

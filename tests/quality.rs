@@ -1,22 +1,25 @@
 //! State in fewer bits moves parameters as f64 does. On the twin, which stores what the GPU stores; tests on a device hold the two
 //! together bit for bit.
 
+mod common;
+
 use adamod::reference::{Reference, Storage};
-use adamod::{Formula, Hyperparameters, Rule, StateFormat};
+use adamod::{AdaMod, Rule, StateFormat};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, LogNormal, StandardNormal};
+
+use common::rules;
 
 const ELEMENTS: usize = 2048;
 
 /// Median absolute relative error of the movement of parameters, and of exp_avg_lr, after a stationary noisy stream.
 fn errors(state: StateFormat, scales: &[f64], steps: u64) -> (f64, f64) {
-    let hyperparameters = Hyperparameters { betas: [0.9, 0.999, 0.9999], ..Hyperparameters::default() };
-    let mut exact = Reference::<f64>::new(Rule::AdaMod, Formula::Paper);
-    let mut stored = Reference::<f32>::new(Rule::AdaMod, Formula::Paper);
-    let group = (exact.add_group(hyperparameters), stored.add_group(hyperparameters));
+    let rule = AdaMod::new().with_betas([0.9, 0.999, 0.9999]);
+    let (mut exact, mut stored) = (Reference::<f64>::new(), Reference::<f32>::new());
+    let group = (exact.add_group(rule), stored.add_group(rule));
     exact.add_parameter(group.0, vec![0.0; ELEMENTS]);
-    let storage = Storage { state, label: "stream", seed: 1, ..Storage::default() };
+    let storage = Storage::new().with_state(state).with_label("stream").with_seed(1);
     stored.add_stored_parameter(group.1, vec![0.0; ELEMENTS], storage);
     let mut rng = StdRng::seed_from_u64(2);
     let normal = |rng: &mut StdRng| -> f64 { StandardNormal.sample(rng) };
@@ -28,10 +31,7 @@ fn errors(state: StateFormat, scales: &[f64], steps: u64) -> (f64, f64) {
         exact.step(&[Some(&wide)]);
         stored.step(&[Some(&gradients)]);
     }
-    let scale = match state {
-        StateFormat::F32 => 1.0,
-        _ => -(0.9999_f64.ln() * steps as f64).exp_m1(),
-    };
+    let scale = if state.is_debiased() { -(0.9999_f64.ln() * steps as f64).exp_m1() } else { 1.0 };
     let median = |got: &mut dyn Iterator<Item = f64>, expected: &[f64]| {
         let mut errors: Vec<f64> =
             got.zip(expected).map(|(got, expected)| (got / expected - 1.0).abs()).collect();
@@ -75,6 +75,11 @@ fn two_thousand_steps_move_parameters_as_f64_does() {
     }
 }
 
+/// The rules that clamp gradients. SGD steps by whatever the gradient is.
+fn bounded_rules() -> Vec<Rule> {
+    rules().into_iter().filter(|rule| rule.kind().has_element_rates()).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
@@ -91,17 +96,16 @@ proptest! {
             ),
             1..12,
         ),
-        state in prop::sample::select(vec![StateFormat::F32, StateFormat::Bf16, StateFormat::Q8]),
-        rule in prop::sample::select(vec![Rule::AdaMod, Rule::Adam]),
-        formula in prop::sample::select(vec![Formula::Paper, Formula::AuthorsCode]),
+        state in prop::sample::select(StateFormat::ALL.to_vec()),
+        rule in prop::sample::select(bounded_rules()),
     ) {
-        let mut twin = Reference::<f32>::new(rule, formula);
-        let group = twin.add_group(Hyperparameters::default());
-        twin.add_stored_parameter(group, vec![1.0; 40], Storage { state, label: "p", ..Storage::default() });
+        let mut twin = Reference::<f32>::new();
+        let group = twin.add_group(rule);
+        twin.add_stored_parameter(group, vec![1.0; 40], Storage::new().with_state(state).with_label("p"));
         for gradients in &stream {
             twin.step(&[Some(gradients)]);
-            prop_assert!(twin.values(0).iter().all(|x| x.is_finite()), "{state:?}: {gradients:?}");
-            prop_assert!(twin.state(0).iter().flatten().all(|x| x.is_finite()), "{state:?}: {gradients:?}");
+            prop_assert!(twin.values(0).iter().all(|x| x.is_finite()), "{rule:?} {state:?}: {gradients:?}");
+            prop_assert!(twin.state(0).iter().flatten().all(|x| x.is_finite()), "{rule:?} {state:?}: {gradients:?}");
         }
     }
 }

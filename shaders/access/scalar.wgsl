@@ -1,11 +1,11 @@
-// Access in words of 4 bytes, for tensors that lie anywhere. A word without an element of the tensor is neither read nor
-// written: the first one is read in its place, and its value is never stored.
+// Access in words of 4 bytes, for tensors that lie anywhere. A word without an element of the tensor is neither read nor written: the
+// kernel reads the quad's first word in its place and never stores the value.
 
 alias Word = u32;
 
 @group(0) @binding(PARAMETERS_BINDING) var<storage, read_write> parameters: array<Word>;
 
-// Which of the four words of 32 bits have an element of the tensor.
+// Which of the four words hold an element of the tensor.
 fn words_held(dtype: u32, mask: vec4<bool>) -> vec4<bool> {
     return select(vec4(mask.xz, false, false), mask, dtype == F32);
 }

@@ -1,5 +1,5 @@
 // Access in words of 8 bytes: four numbers of 16 bits, or two f32. For launches in which every tensor starts at a multiple of 8
-// bytes and its last word of four elements lies within its buffer.
+// bytes and its last quad lies within its buffer.
 
 alias Word = vec2<u32>;
 

@@ -1,5 +1,5 @@
 // Access in words of 16 bytes: four f32. For launches of f32 tensors that all start at a multiple of 16 bytes and whose last
-// words lie within their buffers. What lies behind a tensor's end in its last word is stored back as it was.
+// quads lie within their buffers. What lies past a tensor's end in its last quad is stored back as it was.
 
 alias Word = vec4<u32>;
 

@@ -1,4 +1,4 @@
-// Gradients that are zeroed, or that lie in the parameters' buffer but too far away for one binding: WebGPU refuses one buffer
+// Gradients that are zeroed, or that lie in the parameters' buffer but too far away for one binding. WebGPU refuses a buffer that is
 // bound both `read` and `read_write`.
 
 @group(0) @binding(GRADIENTS_BINDING) var<storage, read_write> gradients: array<Word>;

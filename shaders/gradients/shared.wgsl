@@ -1,5 +1,5 @@
-// Gradients in the parameters' buffer and within one binding of them. Two writable bindings of overlapping ranges are refused
-// in browsers, so the parameters' binding serves both.
+// Gradients in the parameters' buffer and within one binding of them. Browsers refuse two writable bindings of
+// overlapping ranges, so the parameters' binding serves both.
 
 fn gradient_word(index: u32) -> Word {
     return parameters[index];

@@ -194,7 +194,7 @@ fn coefficients_of(group: u32, t: u32) -> Coefficients {
     return c;
 }
 
-// To be called in uniform control flow.
+// Call it in uniform control flow.
 fn prepare_rows(lane: u32) {
     if lane == 0u {
         decide();

@@ -1,5 +1,5 @@
-// Sums of squares of gradients, for the global norm and to find what is not finite. Squares of f32 do not fit into
-// f32, so a sum has an exponent of its own: sum * 2^(2 exponent).
+// Sums of squares of gradients, for the global norm and to find gradients that are not finite. Squares of f32 numbers do not fit into f32,
+// so a sum has an exponent of its own: sum * 2^(2 exponent).
 
 struct Partial {
     sum: f32,
@@ -16,7 +16,7 @@ fn power_of_two(exponent: i32) -> f32 {
     return bitcast<f32>(u32(exponent + 127) << 23u);
 }
 
-// What is 2^126 times smaller than the other sum does not matter, so the factor stays a normal number.
+// A sum that is 2^126 times smaller than the other does not matter, so the factor stays a normal number.
 fn scaled_to(partial: Partial, exponent: i32) -> f32 {
     return partial.sum * power_of_two(2 * max(partial.exponent - exponent, -63));
 }
@@ -34,7 +34,7 @@ fn added(one: Partial, other: Partial) -> Partial {
     return Partial(scaled_to(one, exponent) + scaled_to(other, exponent), exponent);
 }
 
-// The root of a sum, divided by the loss scale. In two steps: 2^exponent and the quotient may each be past f32.
+// The root of a sum, divided by the loss scale. It takes two steps, because 2^exponent and the quotient may each overflow f32.
 fn norm_of(sum: Partial, loss_scale: f32) -> f32 {
     if sum.exponent == NOT_FINITE {
         return bitcast<f32>(0x7f800000u + u32(loss_scale < 0.0));
@@ -50,14 +50,14 @@ fn excess_of(sum: Partial, loss_scale: f32) -> f32 {
 
 const ZERO = Partial(0.0, LEAST_EXPONENT);
 
-// A sum of many numbers one after the other would lose their last digits: some are added up at first.
+// A sum of many numbers, one after the other, loses their last digits. So 64 numbers are summed first, and then their sums.
 struct LongSum {
     total: Partial,
     some: Partial,
     count: u32,
 }
 
-// To be called after each number that was added to `some`.
+// Call it after each number that was added to `some`.
 fn counted(sum: LongSum) -> LongSum {
     let count = sum.count + 1u;
     if count % 64u == 0u {
@@ -69,7 +69,7 @@ fn counted(sum: LongSum) -> LongSum {
 const MOST_LANES = 256u;
 var<workgroup> of_lane: array<Partial, MOST_LANES>;
 
-// The sum of all lanes' partials, in lane 0. To be called in uniform control flow.
+// The sum of all lanes' partials, in lane 0. Call it in uniform control flow.
 fn added_over_lanes(lane: u32, own: Partial) -> Partial {
     of_lane[lane] = own;
     for (var half = LANES / 2u; half > 0u; half /= 2u) {

@@ -5,7 +5,8 @@ use safetensors::SafeTensorError;
 use crate::error::Error;
 use crate::rules::range::OutOfRange;
 
-/// A checkpoint could not be written, read or restored. The optimizer is as it was before the call.
+/// A checkpoint could not be written, read or restored. The optimizer is as it was before the call, except after
+/// [`CheckpointError::Interrupted`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -72,6 +73,24 @@ pub enum CheckpointError {
         /// Checksum in the file.
         expected: String,
     },
+    /// A tensor has changed since it was written.
+    #[error("tensor {name:?} of the checkpoint is damaged: its checksum is {found}, expected {expected}")]
+    TensorChecksum {
+        /// Its name.
+        name: String,
+        /// Checksum of a piece of it.
+        found: String,
+        /// Checksum of the piece in the metadata.
+        expected: String,
+    },
+    /// A file is wrong.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        error: Box<CheckpointError>,
+    },
     /// A hyperparameter is not in its range.
     #[error("the hyperparameters of the checkpoint: {0}")]
     Hyperparameters(OutOfRange),
@@ -97,6 +116,63 @@ pub enum CheckpointError {
         /// The parameter.
         label: String,
     },
+    /// Two parameters of the checkpoint would have one label.
+    #[error("parameters {first:?} and {second:?} of the checkpoint are both renamed to {label:?}")]
+    SameLabel {
+        /// The label of the first one before.
+        first: String,
+        /// The label of the second one before.
+        second: String,
+        /// The new label.
+        label: String,
+    },
+    /// There is no checkpoint to merge.
+    #[error("there are 0 checkpoints to merge, expected at least 1")]
+    NothingToMerge,
+    /// Checkpoints that are to be merged differ.
+    #[error("{what} of checkpoint {checkpoint} is {found}, expected {expected} as in those before it")]
+    Merge {
+        /// What differs: the seed, the step count of a parameter.
+        what: String,
+        /// Which checkpoint differs, counted from 0.
+        checkpoint: usize,
+        /// In this checkpoint.
+        found: String,
+        /// In those before it.
+        expected: String,
+    },
+    /// No merged checkpoint has these elements of a parameter, though there are shards on both sides.
+    #[error("no checkpoint has elements {first}..{end} of parameter {label:?}")]
+    Gap {
+        /// The parameter.
+        label: String,
+        /// The first missing element.
+        first: u64,
+        /// The element after the last missing one.
+        end: u64,
+    },
+    /// Two merged checkpoints have these elements of a parameter.
+    #[error(
+        "elements {first}..{end} of parameter {label:?} are in two checkpoints, expected one, or equal copies"
+    )]
+    Overlap {
+        /// The parameter.
+        label: String,
+        /// The first element that both have.
+        first: u64,
+        /// The element after the last one that both have.
+        end: u64,
+    },
+    /// The checkpoint has no values of a parameter.
+    #[error("the checkpoint has no values of parameter {label:?}, expected one of checkpoint_with_values")]
+    NoValues {
+        /// The parameter.
+        label: String,
+    },
+    /// Reading or writing failed after a part of a checkpoint in a file was restored. Some state is the checkpoint's and some is not;
+    /// step counts and hyperparameters are as they were. Restore a checkpoint before the next step.
+    #[error("the restore stopped after a part of the state was written: {0}")]
+    Interrupted(Box<CheckpointError>),
     /// The optimizer could not write the state.
     #[error(transparent)]
     Optimizer(#[from] Error),

@@ -1,30 +1,35 @@
-//! The content of a checkpoint file.
+//! The metadata of a checkpoint file.
 //!
 //! A safetensors file has a tensor `STATE.LABEL` for each state of each parameter, in the parameter's state format: F32, BF16, or U8 codes
-//! with their `scales.LABEL`. `master.LABEL` holds the master weights. Everything else is in the metadata, with the numbers of
-//! hyperparameters as the hexadecimal digits of their f64.
+//! with their `scales.LABEL`. `master.LABEL` holds the master weights, and `param.LABEL` the values if they are saved, in the data type of
+//! the parameter. Everything else is in the metadata, with the numbers of hyperparameters as the hexadecimal digits of their f64.
+//!
+//! Two kinds of checksums, all CRC32, protect a file. `adamod.checksum` covers the metadata, then the tensors of each parameter. The
+//! metadata have checksums of pieces of each tensor, so that a part of a file can be read and verified. Older files lack them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorView};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::Checkpoint;
 use super::error::CheckpointError;
-use super::{Checkpoint, SavedParameter};
+use super::saved::{Checksums, SavedParameter};
 use crate::hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
 use crate::kernels::abi;
-use crate::rules::RuleKind;
-use crate::storage::block::BlockLayout;
-use crate::storage::contents::Parts;
+use crate::options::{LEAST_LOSS_SCALE, MOST_LOSS_SCALE};
+use crate::rules::{Formula, RuleKind};
+use crate::storage::block::{BlockLayout, QUANT_BLOCK_ELEMENTS};
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
 use crate::storage::state::{Precision, StateFormat};
 
-const METADATA_KEY: &str = "adamod.checkpoint";
-const CHECKSUM_KEY: &str = "adamod.checksum";
+pub(super) const METADATA_KEY: &str = "adamod.checkpoint";
+pub(super) const CHECKSUM_KEY: &str = "adamod.checksum";
 /// Version 1 had one rule for all groups.
 const VERSION: u32 = 2;
+/// A length that no file can hold would overflow what is computed from it.
+const MOST_ELEMENTS: u64 = 1 << 48;
 
 /// The JSON of the metadata.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,6 +43,9 @@ struct Header {
     groups: Vec<GroupHeader>,
     parameters: Vec<ParameterHeader>,
     control: Option<ControlHeader>,
+    /// Elements of a parameter to which each checksum of a piece belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    piece: Option<u64>,
 }
 
 /// The bits of an f64 as 16 hexadecimal digits.
@@ -71,6 +79,12 @@ struct ParameterHeader {
     /// The first element and the length of the tensor that it is a part of, if it is not a whole one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     shard: Option<(u64, u64)>,
+    /// Whether its values are in the file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    values: bool,
+    /// Eight hexadecimal digits for each piece of each tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checksums: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +96,8 @@ struct ControlHeader {
     growth_tracker: u32,
     taken: u32,
     skipped: u32,
+    #[serde(default)]
+    skipped_in_a_row: u32,
 }
 
 impl Header {
@@ -92,7 +108,7 @@ impl Header {
         }
         let Version { version } = json(text)?;
         match version {
-            1 => Ok(json::<v1::Header>(text)?.upgraded()),
+            1 => json::<v1::Header>(text)?.upgraded(),
             VERSION => json(text),
             found => Err(CheckpointError::Version { found, expected: VERSION }),
         }
@@ -112,7 +128,7 @@ fn wrong(what: String) -> CheckpointError {
 mod v1 {
     use serde::Deserialize;
 
-    use super::{ControlHeader, Hex, ParameterHeader, to_hex};
+    use super::{CheckpointError, ControlHeader, Formula, Hex, Named as _, ParameterHeader, to_hex};
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -147,8 +163,8 @@ mod v1 {
 
     impl Header {
         /// The same in the present version. A rule takes the hyperparameters that it has.
-        pub fn upgraded(self) -> super::Header {
-            let formula = if self.formula == "authors" { 1.0 } else { 0.0 };
+        pub fn upgraded(self) -> Result<super::Header, CheckpointError> {
+            let formula = Formula::from_name(&self.formula)?;
             let group = |group: GroupHeader| {
                 let [beta1, beta2, beta3] = group.betas;
                 let all = [
@@ -157,7 +173,7 @@ mod v1 {
                     ("betas[2]", beta3),
                     ("epsilon", group.epsilon),
                     ("momentum", group.momentum),
-                    ("formula", to_hex(formula)),
+                    ("formula", to_hex(f64::from(formula as u32))),
                 ];
                 let of_rule: &[&str] = match self.rule.as_str() {
                     "adamod" => &["betas[0]", "betas[1]", "betas[2]", "epsilon", "formula"],
@@ -180,7 +196,7 @@ mod v1 {
                     f32_state_below: group.f32_state_below,
                 }
             };
-            super::Header {
+            Ok(super::Header {
                 version: super::VERSION,
                 crate_version: self.crate_version,
                 adapter: self.adapter,
@@ -189,7 +205,8 @@ mod v1 {
                 groups: self.groups.into_iter().map(group).collect(),
                 parameters: self.parameters,
                 control: self.control,
-            }
+                piece: None,
+            })
         }
     }
 }
@@ -235,6 +252,14 @@ impl Named for MasterWeights {
     }
 }
 
+impl Named for Formula {
+    const FIELD: &'static str = "formula";
+    const ALL: &'static [Self] = &Self::ALL;
+    fn of(self) -> &'static str {
+        self.name()
+    }
+}
+
 impl Named for RuleKind {
     const FIELD: &'static str = "rule";
     const ALL: &'static [Self] = Self::ALL;
@@ -248,7 +273,9 @@ fn to_hex(value: f64) -> Hex {
 }
 
 fn from_hex(name: &str, hex: &str) -> Result<f64, CheckpointError> {
-    let bits = (hex.len() == 16).then(|| u64::from_str_radix(hex, 16).ok()).flatten();
+    // A sign would be read as well.
+    let has_digits = hex.len() == 16 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let bits = has_digits.then(|| u64::from_str_radix(hex, 16).ok()).flatten();
     bits.map(f64::from_bits).ok_or_else(|| CheckpointError::Metadata {
         what: format!("{name} is {hex:?}, expected 16 hexadecimal digits"),
     })
@@ -318,70 +345,73 @@ impl GroupHeader {
     }
 }
 
-impl SavedParameter {
-    /// Names and types of its tensors, in the order of [`Parts`]; parts without bytes have none.
-    fn tensors(&self) -> Vec<(String, Dtype, Vec<usize>)> {
-        let shape = vec![self.len as usize];
-        let state_dtype = match self.layout.state {
-            StateFormat::F32 => Dtype::F32,
-            StateFormat::Bf16 => Dtype::BF16,
-            StateFormat::Q8 => Dtype::U8,
-        };
-        let states = self.layout.states.iter();
-        let mut tensors: Vec<_> = states
-            .map(|state| (format!("{}.{}", state.name, self.label), state_dtype, shape.clone()))
-            .collect();
-        let (_, scale_bytes, _) = Parts::sizes(self.layout, self.len);
-        if scale_bytes > 0 {
-            tensors.push((format!("scales.{}", self.label), Dtype::U32, vec![scale_bytes as usize / 4]));
+/// What the metadata say.
+pub(super) struct Described {
+    /// The parameters have no data yet.
+    pub checkpoint: Checkpoint,
+    /// Elements of a piece, and the digits of the checksums of each parameter's pieces, if the file has any.
+    pub digits: Option<(u64, Vec<String>)>,
+}
+
+/// Reads the text of the metadata.
+pub(super) fn read(text: &str) -> Result<Described, CheckpointError> {
+    let header = Header::read(text)?;
+    let groups = header.groups.iter().map(GroupHeader::read).collect::<Result<Vec<_>, _>>()?;
+    let mut names = HashSet::with_capacity(header.parameters.len());
+    let mut parameters = Vec::with_capacity(header.parameters.len());
+    let is_piece =
+        |piece: u64| piece > 0 && piece <= MOST_ELEMENTS && piece.is_multiple_of(QUANT_BLOCK_ELEMENTS);
+    if let Some(piece) = header.piece.filter(|&piece| !is_piece(piece)) {
+        return Err(wrong(format!(
+            "piece is {piece}, expected a multiple of {QUANT_BLOCK_ELEMENTS} above 0"
+        )));
+    }
+    for parameter in &header.parameters {
+        if !names.insert(parameter.name.clone()) {
+            return Err(wrong(format!("parameter {:?} is listed twice", parameter.name)));
         }
-        let master = match self.layout.master_weights {
-            MasterWeights::None => None,
-            MasterWeights::Split24 => Some(Dtype::I8),
-            MasterWeights::Split32 => Some(Dtype::I16),
-            MasterWeights::F32 => Some(Dtype::I32),
-        };
-        tensors.extend(master.map(|dtype| (format!("master.{}", self.label), dtype, shape)));
-        tensors
+        parameters.push(parameter.read(&groups)?);
+    }
+    let control = header.control.as_ref().map(ControlHeader::read).transpose()?;
+    let checkpoint = Checkpoint {
+        seed: header.seed,
+        groups,
+        parameters,
+        control,
+        adapter: header.adapter,
+        driver: header.driver,
+    };
+    let digits = header.parameters.into_iter().map(|parameter| parameter.checksums.unwrap_or_default());
+    Ok(Described { checkpoint, digits: header.piece.map(|piece| (piece, digits.collect())) })
+}
+
+/// Reads the digits of a parameter's checksums.
+pub(super) fn checksums(
+    digits: &str,
+    piece: u64,
+    parameter: &SavedParameter,
+) -> Result<Checksums, CheckpointError> {
+    let expected = parameter.tensors().len() as u64 * Checksums::pieces(piece, parameter.len);
+    let bytes = digits.as_bytes();
+    let number = |digits: &[u8]| u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    let numbers: Option<Vec<u32>> = bytes.chunks(8).map(number).collect();
+    match numbers {
+        Some(of_pieces) if bytes.len() as u64 == 8 * expected => Ok(Checksums { piece, of_pieces }),
+        _ => Err(wrong(format!(
+            "parameter {:?}: its checksums have {} characters, expected 8 hexadecimal digits for each of {expected} pieces",
+            parameter.label,
+            bytes.len()
+        ))),
     }
 }
 
-impl Checkpoint {
-    /// The content of the file.
-    ///
-    /// # Errors
-    /// If there are too many parameters for a safetensors header: more than some 200,000 with labels of 20 characters.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, CheckpointError> {
-        let parts: Vec<_> = self
-            .parameters
-            .iter()
-            .map(|parameter| Parts::of_words(parameter.layout, parameter.len, &parameter.words))
-            .collect();
-        let mut views = Vec::new();
-        let mut checksum = crc32fast::Hasher::new();
-        let header = serde_json::to_string(&self.header())
-            .map_err(|error| CheckpointError::Metadata { what: error.to_string() })?;
-        checksum.update(header.as_bytes());
-        for (parameter, parts) in self.parameters.iter().zip(&parts) {
-            let data = parts.states.iter().chain([&parts.scales, &parts.master]).filter(|d| !d.is_empty());
-            for ((name, dtype, shape), data) in parameter.tensors().into_iter().zip(data) {
-                checksum.update(data);
-                views.push((name, TensorView::new(dtype, shape, data)?));
-            }
-        }
-        let metadata = HashMap::from([
-            (METADATA_KEY.to_owned(), header),
-            (CHECKSUM_KEY.to_owned(), format!("{:08x}", checksum.finalize())),
-        ]);
-        safetensors::serialize(views, Some(metadata)).map_err(|error| match error {
-            SafeTensorError::HeaderTooLarge => {
-                CheckpointError::HeaderTooLarge { parameters: self.parameters.len() }
-            }
-            error => error.into(),
-        })
-    }
+/// The text of the metadata of a checkpoint whose parameters have these checksums.
+pub(super) fn text(checkpoint: &Checkpoint, checksums: &[&[u32]]) -> Result<String, CheckpointError> {
+    serde_json::to_string(&checkpoint.header(checksums)).map_err(|error| wrong(error.to_string()))
+}
 
-    fn header(&self) -> Header {
+impl Checkpoint {
+    fn header(&self, checksums: &[&[u32]]) -> Header {
         Header {
             version: VERSION,
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -392,7 +422,8 @@ impl Checkpoint {
             parameters: self
                 .parameters
                 .iter()
-                .map(|parameter| ParameterHeader {
+                .zip(checksums)
+                .map(|(parameter, checksums)| ParameterHeader {
                     name: parameter.label.clone(),
                     len: parameter.len,
                     dtype: parameter.dtype.to_string(),
@@ -401,6 +432,8 @@ impl Checkpoint {
                     state: parameter.layout.state.name().to_owned(),
                     master_weights: parameter.layout.master_weights.name().to_owned(),
                     shard: (parameter.whole != parameter.len).then_some((parameter.first, parameter.whole)),
+                    values: parameter.has_values,
+                    checksums: Some(digits(checksums)),
                 })
                 .collect(),
             control: self.control.map(|control| ControlHeader {
@@ -410,74 +443,26 @@ impl Checkpoint {
                 growth_tracker: control.growth_tracker,
                 taken: control.taken,
                 skipped: control.skipped,
+                skipped_in_a_row: control.skipped_in_a_row,
             }),
+            piece: Some(Checksums::PIECE),
         }
-    }
-
-    /// Reads the content of a file of this version or an older one. Checks its structure, names, sizes, and the checksum of metadata and
-    /// data.
-    ///
-    /// # Errors
-    /// If anything is wrong with the content. The error says what and where.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CheckpointError> {
-        let header_bytes = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
-        if header_bytes.is_none_or(|length| length > bytes.len() as u64) {
-            return Err(CheckpointError::Truncated { bytes: bytes.len() as u64 });
-        }
-        let (_, metadata) = SafeTensors::read_metadata(bytes)?;
-        let file = SafeTensors::deserialize(bytes)?;
-        let (text, checksum) = (entry(&metadata, METADATA_KEY)?, entry(&metadata, CHECKSUM_KEY)?);
-        let header = Header::read(text)?;
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(text.as_bytes());
-        let groups = header.groups.iter().map(GroupHeader::read).collect::<Result<Vec<_>, _>>()?;
-        let mut parameters = Vec::with_capacity(header.parameters.len());
-        let mut tensors = 0;
-        let mut names = HashSet::new();
-        for parameter in &header.parameters {
-            if !names.insert(&parameter.name) {
-                return Err(wrong(format!("parameter {:?} is listed twice", parameter.name)));
-            }
-            let (read, count) = parameter.read(&groups, &file, &mut hasher)?;
-            tensors += count;
-            parameters.push(read);
-        }
-        if file.len() != tensors {
-            return Err(CheckpointError::Metadata {
-                what: format!("the file has {} tensors, its parameters have {tensors}", file.len()),
-            });
-        }
-        let found = format!("{:08x}", hasher.finalize());
-        if found != *checksum {
-            return Err(CheckpointError::Checksum { found, expected: checksum.clone() });
-        }
-        let control = header.control.as_ref().map(ControlHeader::read).transpose()?;
-        Ok(Self {
-            seed: header.seed,
-            groups,
-            parameters,
-            control,
-            adapter: header.adapter,
-            driver: header.driver,
-        })
     }
 }
 
-fn entry<'a>(metadata: &'a Metadata, key: &'static str) -> Result<&'a String, CheckpointError> {
-    let entries = metadata.metadata().as_ref();
-    entries.and_then(|entries| entries.get(key)).ok_or_else(|| CheckpointError::Metadata {
-        what: format!("the file has no metadata {key:?}: it is not a checkpoint of adamod"),
-    })
+fn digits(checksums: &[u32]) -> String {
+    use std::fmt::Write as _;
+    let mut digits = String::with_capacity(8 * checksums.len());
+    for checksum in checksums {
+        // Writing to a string does not fail.
+        let _ = write!(digits, "{checksum:08x}");
+    }
+    digits
 }
 
 impl ParameterHeader {
-    /// The parameter, and how many tensors it has.
-    fn read(
-        &self,
-        groups: &[Group],
-        file: &SafeTensors<'_>,
-        checksum: &mut crc32fast::Hasher,
-    ) -> Result<(SavedParameter, usize), CheckpointError> {
+    /// The parameter without its data.
+    fn read(&self, groups: &[Group]) -> Result<SavedParameter, CheckpointError> {
         let wrong = |what: String| wrong(format!("parameter {:?}: {what}", self.name));
         let Some(group) = groups.get(self.group as usize) else {
             return Err(wrong(format!("its group is {}, expected less than {}", self.group, groups.len())));
@@ -494,15 +479,22 @@ impl ParameterHeader {
                 self.master_weights
             )));
         }
-        // A length that no file can hold would overflow what is computed from it.
-        if self.len == 0 || self.len > 1 << 48 {
+        if self.len == 0 || self.len > MOST_ELEMENTS {
             return Err(wrong(format!("its length is {}", self.len)));
         }
         let (first, whole) = self.shard.unwrap_or((0, self.len));
-        if first.checked_add(self.len).is_none_or(|end| end > whole) {
+        let Some(end) = first.checked_add(self.len).filter(|&end| end <= whole) else {
             return Err(wrong(format!("its shard is {:?}, expected a range within the tensor", self.shard)));
+        };
+        let is_within_scales = |&place: &u64| place != whole && !place.is_multiple_of(QUANT_BLOCK_ELEMENTS);
+        if layout.state == StateFormat::Q8
+            && let Some(place) = [first, end].iter().find(|place| is_within_scales(place))
+        {
+            return Err(wrong(format!(
+                "its shard has a boundary at element {place}, expected a multiple of {QUANT_BLOCK_ELEMENTS}"
+            )));
         }
-        let mut parameter = SavedParameter {
+        Ok(SavedParameter {
             label: self.name.clone(),
             len: self.len,
             dtype,
@@ -511,32 +503,9 @@ impl ParameterHeader {
             first,
             whole,
             layout,
-            words: Vec::new(),
-        };
-        let tensors = parameter.tensors();
-        let mut data = Vec::with_capacity(tensors.len());
-        for (name, dtype, shape) in &tensors {
-            let tensor =
-                file.tensor(name).map_err(|_| CheckpointError::MissingTensor { name: name.clone() })?;
-            if tensor.dtype() != *dtype || tensor.shape() != shape {
-                return Err(CheckpointError::Tensor {
-                    name: name.clone(),
-                    found: format!("{:?} {:?}", tensor.dtype(), tensor.shape()),
-                    expected: format!("{dtype:?} {shape:?}"),
-                });
-            }
-            checksum.update(tensor.data());
-            data.push(tensor.data().to_vec());
-        }
-        let mut data = data.into_iter();
-        let (_, scale_bytes, master_bytes) = Parts::sizes(layout, self.len);
-        let parts = Parts {
-            states: data.by_ref().take(layout.states.len()).collect(),
-            scales: if scale_bytes > 0 { data.next().unwrap_or_default() } else { Vec::new() },
-            master: if master_bytes > 0 { data.next().unwrap_or_default() } else { Vec::new() },
-        };
-        parameter.words = parts.to_words(layout, self.len);
-        Ok((parameter, tensors.len()))
+            has_values: self.values,
+            segments: Vec::new(),
+        })
     }
 }
 
@@ -547,12 +516,13 @@ impl ControlHeader {
             return Err(wrong(format!("loss_scale is {loss_scale}, expected a finite number above 0")));
         }
         Ok(abi::Control {
-            loss_scale,
+            loss_scale: loss_scale.clamp(LEAST_LOSS_SCALE, MOST_LOSS_SCALE),
             multiplier: from_hex("multiplier", &self.multiplier)? as f32,
             norm: from_hex("norm", &self.norm)? as f32,
             growth_tracker: self.growth_tracker,
             taken: self.taken,
             skipped: self.skipped,
+            skipped_in_a_row: self.skipped_in_a_row,
         })
     }
 }

@@ -1,17 +1,28 @@
-//! Checkpoints: everything that a continuation needs to be the same bit for bit, apart from the values of the parameters, which the
-//! engine keeps. In memory, and as a safetensors file.
+//! Checkpoints: everything that a continuation needs to be the same bit for bit. The values of the parameters are in them only if the
+//! caller asks for it. In memory, and as a safetensors file.
 
+mod edit;
 pub mod error;
 #[cfg(not(target_arch = "wasm32"))]
-mod file;
+pub(crate) mod file;
 mod format;
+mod reader;
+pub(crate) mod saved;
+pub(crate) mod writer;
+
+use saved::SavedParameter;
 
 use crate::hyperparameters::Group;
 use crate::kernels::abi;
-use crate::storage::block::BlockLayout;
 use crate::storage::dtype::DType;
+use crate::storage::master::MasterWeights;
+use crate::storage::state::StateFormat;
 
 /// The state of an optimizer between two steps.
+///
+/// A checkpoint that was [taken](crate::Optimizer::checkpoint) or [loaded](Checkpoint::load) is in memory. The data of one that was
+/// [opened](Checkpoint::open) stay in its file, and are read and verified when they are needed. Clones share their data. Comparing
+/// checkpoints reads their data; a file that cannot be read equals nothing.
 ///
 /// ```
 /// # use adamod::{AdaMod, Checkpoint, Optimizer, Options, Parameter, Step, View, Views};
@@ -32,7 +43,7 @@ use crate::storage::dtype::DType;
 /// # std::fs::remove_file(&path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub(crate) seed: u64,
     pub(crate) groups: Vec<Group>,
@@ -61,22 +72,12 @@ pub struct CheckpointParameter<'a> {
     pub first: u64,
     /// Number of elements of that tensor.
     pub whole: u64,
-}
-
-/// A parameter of a checkpoint with its state.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct SavedParameter {
-    pub label: String,
-    pub len: u64,
-    pub dtype: DType,
-    pub group: u32,
-    pub step: u64,
-    /// Its first element in a tensor of `whole` elements.
-    pub first: u64,
-    pub whole: u64,
-    pub layout: BlockLayout,
-    /// The words of its blocks.
-    pub words: Vec<u32>,
+    /// Format of its state.
+    pub state: StateFormat,
+    /// Its master weights.
+    pub master_weights: MasterWeights,
+    /// Whether its values are in the checkpoint, too.
+    pub has_values: bool,
 }
 
 impl Checkpoint {
@@ -92,7 +93,27 @@ impl Checkpoint {
 
     /// The parameters, in the order of registration.
     pub fn parameters(&self) -> impl ExactSizeIterator<Item = CheckpointParameter<'_>> {
-        self.parameters.iter().map(|parameter| CheckpointParameter {
+        self.parameters.iter().map(CheckpointParameter::new)
+    }
+
+    /// The parameter with this label.
+    pub fn parameter(&self, label: &str) -> Option<CheckpointParameter<'_>> {
+        self.saved(label).map(CheckpointParameter::new)
+    }
+
+    pub(crate) fn saved(&self, label: &str) -> Option<&SavedParameter> {
+        self.parameters.iter().find(|parameter| parameter.label == label)
+    }
+
+    /// Adapter and driver that it was made on.
+    pub fn made_on(&self) -> (&str, &str) {
+        (&self.adapter, &self.driver)
+    }
+}
+
+impl<'a> CheckpointParameter<'a> {
+    fn new(parameter: &'a SavedParameter) -> Self {
+        Self {
             label: &parameter.label,
             len: parameter.len,
             dtype: parameter.dtype,
@@ -100,11 +121,19 @@ impl Checkpoint {
             step: parameter.step,
             first: parameter.first,
             whole: parameter.whole,
-        })
+            state: parameter.layout.state,
+            master_weights: parameter.layout.master_weights,
+            has_values: parameter.has_values,
+        }
     }
+}
 
-    /// Adapter and driver that it was made on.
-    pub fn made_on(&self) -> (&str, &str) {
-        (&self.adapter, &self.driver)
+impl PartialEq for Checkpoint {
+    fn eq(&self, other: &Self) -> bool {
+        let same_head = self.seed == other.seed
+            && self.groups == other.groups
+            && self.control == other.control
+            && self.made_on() == other.made_on();
+        same_head && saved::are_equal(&self.parameters, &other.parameters)
     }
 }

@@ -24,19 +24,19 @@ fn raised<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> Result<T, wgpu:
         let _ = device;
         return Ok(make());
     }
+    // Causes come first: what was not made for want of memory is invalid wherever it is used.
     let filters =
-        [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
+        [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
     let scopes = filters.map(|filter| device.push_error_scope(filter));
     // wgpu 30 panics when it runs out of memory for its own command buffers (`PendingWrites::activate`). `make` leaves nothing half
     // done: everything that it was building is dropped.
     let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
-    let mut first = None;
+    let mut cause = None;
     // Error scopes form a stack.
     for scope in scopes.into_iter().rev() {
-        let error = wait(scope.pop());
-        first = first.or(error);
+        cause = wait(scope.pop()).or(cause);
     }
-    match (first, made) {
+    match (cause, made) {
         (Some(error), _) => Err(error),
         (None, Ok(made)) => Ok(made),
         (None, Err(panic)) => Err(wgpu::Error::OutOfMemory { source: Panicked::new(panic.as_ref()).into() }),
@@ -69,6 +69,44 @@ pub fn is_lost(device: &wgpu::Device) -> bool {
         })
     };
     !cfg!(target_arch = "wasm32") && raised(device, refused).is_ok()
+}
+
+/// Whether a queue belongs to a device. The error of a submit goes to the error scopes of the queue's device, so this submits commands
+/// that use a destroyed buffer and checks that this device raises the error. If it does not, the other device's error handler got it;
+/// the default handler panics, which is caught here after the panic hook has run.
+///
+/// Always true in a browser.
+pub fn is_queue_of(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<bool, DeviceError> {
+    if cfg!(target_arch = "wasm32") {
+        return Ok(true);
+    }
+    const LABEL: Option<&str> = Some("adamod.is_queue_of");
+    let commands = catch(device, || {
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: LABEL,
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: LABEL });
+        encoder.clear_buffer(&buffer, 0, None);
+        let commands = encoder.finish();
+        buffer.destroy();
+        commands
+    })?;
+    match raised(device, || queue.submit([commands])) {
+        Err(wgpu::Error::Validation { .. }) => Ok(true),
+        _ if is_lost(device) => Err(DeviceError::Lost),
+        Err(error) if !is_of_default_handler(&error) => Err(DeviceError::Refused(error)),
+        _ => Ok(false),
+    }
+}
+
+/// Whether an error is a panic of wgpu's default error handler.
+fn is_of_default_handler(error: &wgpu::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let panic = source.and_then(|source| source.downcast_ref::<Panicked>());
+    panic.is_some_and(|Panicked(text)| text.starts_with("wgpu error: "))
 }
 
 /// Submits commands and checks that the device accepted them.

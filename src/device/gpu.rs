@@ -1,12 +1,16 @@
 //! The caller's device and queue.
 
-use super::error_scope::{DeviceError, catch, is_lost, submit};
+use std::sync::Arc;
+
+use super::error_scope::{DeviceError, catch, is_lost, is_queue_of, submit};
 
 /// Handles to the caller's device and queue.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
+    /// Stands in front of the labels of all objects.
+    pub label: Arc<str>,
 }
 
 impl Gpu {
@@ -20,20 +24,30 @@ impl Gpu {
         is_lost(&self.device)
     }
 
+    /// Whether the queue belongs to the device.
+    pub fn is_queue_of_device(&self) -> Result<bool, DeviceError> {
+        is_queue_of(&self.device, &self.queue)
+    }
+
     /// Submits commands and checks that the device accepted them.
     pub fn submit(&self, commands: wgpu::CommandBuffer) -> Result<wgpu::SubmissionIndex, DeviceError> {
         submit(&self.device, &self.queue, commands)
     }
 
+    /// The label of an object: `adamod.step`.
+    pub fn name(&self, object: &str) -> String {
+        format!("{}.{object}", self.label)
+    }
+
     /// A command encoder. To be called within [`Gpu::catch`].
-    pub fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
-        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
+    pub fn encoder(&self, object: &str) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&self.name(object)) })
     }
 
     /// A buffer of zeros. To be called within [`Gpu::catch`].
-    pub fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    pub fn buffer(&self, object: &str, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
+            label: Some(&self.name(object)),
             size: bytes,
             usage,
             mapped_at_creation: false,
@@ -43,13 +57,13 @@ impl Gpu {
     /// A buffer of at least `contents.len()` bytes that starts with `contents`. To be called within [`Gpu::catch`].
     pub fn buffer_with(
         &self,
-        label: &str,
+        object: &str,
         bytes: u64,
         usage: wgpu::BufferUsages,
         contents: &[u8],
     ) -> wgpu::Buffer {
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
+            label: Some(&self.name(object)),
             size: bytes,
             usage,
             mapped_at_creation: true,

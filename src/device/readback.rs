@@ -43,29 +43,44 @@ type Mapped = oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>;
 #[derive(Debug)]
 pub struct Snapshot {
     gpu: Gpu,
-    /// The copies that have not been read yet, the last one first.
+    /// The staging buffers that have not been read yet, the last one first. Together they hold all ranges without a gap.
     pending: Vec<(wgpu::Buffer, Mapped)>,
+    /// Bytes of each range.
+    sizes: Vec<usize>,
+    /// The ranges that have arrived. The last one may be incomplete.
     contents: Vec<Vec<u8>>,
 }
 
 impl Snapshot {
     /// Submits the copies. They do not see what is submitted later. With `clear`, the sources are zeroed after the copy.
     pub fn new(gpu: &Gpu, sources: &[Source], clear: bool) -> Result<Self, DeviceError> {
-        const LABEL: &str = "adamod.snapshot";
+        const LABEL: &str = "snapshot";
+        let most = staging_bytes(gpu);
+        let total: u64 = sources.iter().map(|source| source.bytes).sum();
         let mut pending: Vec<_> = gpu.catch(|| {
             let mut encoder = gpu.encoder(LABEL);
-            let staging: Vec<_> = sources
-                .iter()
-                .map(|source| {
-                    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                    let staging = gpu.buffer(LABEL, source.bytes, usage);
-                    encoder.copy_buffer_to_buffer(&source.buffer, source.offset, &staging, 0, source.bytes);
-                    if clear {
-                        encoder.clear_buffer(&source.buffer, source.offset, Some(source.bytes));
+            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            let mut staging: Vec<wgpu::Buffer> = Vec::new();
+            // Bytes of all ranges that have been copied, and of the staging buffers before the last one.
+            let (mut copied, mut before) = (0, 0);
+            for source in sources {
+                let mut done = 0;
+                while done < source.bytes {
+                    if copied - before == staging.last().map_or(0, wgpu::Buffer::size) {
+                        before = copied;
+                        staging.push(gpu.buffer(LABEL, (total - copied).min(most), usage));
                     }
-                    staging
-                })
-                .collect();
+                    let Some(target) = staging.last() else { break };
+                    let place = copied - before;
+                    let bytes = (source.bytes - done).min(target.size() - place);
+                    encoder.copy_buffer_to_buffer(&source.buffer, source.offset + done, target, place, bytes);
+                    copied += bytes;
+                    done += bytes;
+                }
+                if clear {
+                    encoder.clear_buffer(&source.buffer, source.offset, Some(source.bytes));
+                }
+            }
             gpu.queue.submit([encoder.finish()]);
             let pending = staging.into_iter().map(|staging| {
                 let (sender, receiver) = oneshot::channel();
@@ -78,68 +93,117 @@ impl Snapshot {
             pending.collect()
         })?;
         pending.reverse();
-        Ok(Self { gpu: gpu.clone(), contents: Vec::with_capacity(pending.len()), pending })
+        let sizes = sources.iter().map(|source| source.bytes as usize).collect();
+        Ok(Self { gpu: gpu.clone(), pending, sizes, contents: Vec::new() })
     }
 
     /// Resolves to the copied bytes once the caller has polled the device or submitted again.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<Vec<u8>>, SnapshotError>> {
-        while let Some((staging, mapped)) = self.pending.last_mut() {
-            match Pin::new(mapped).poll(context) {
-                Poll::Ready(result) => match copied(staging, result.ok()) {
-                    Ok(bytes) => self.contents.push(bytes),
-                    Err(error) => return Poll::Ready(Err(error)),
-                },
+        while let Some((_, mapped)) = self.pending.last_mut() {
+            let result = match Pin::new(mapped).poll(context) {
+                Poll::Ready(result) => result.ok(),
                 // A lost device may never call back.
-                Poll::Pending if self.gpu.is_lost() => {
-                    return Poll::Ready(Err(DeviceError::Lost.into()));
-                }
+                Poll::Pending if self.gpu.is_lost() => None,
                 Poll::Pending => return Poll::Pending,
+            };
+            if let Some((staging, _)) = self.pending.pop()
+                && let Err(error) = self.take(&staging, result)
+            {
+                return Poll::Ready(Err(error));
             }
-            self.pending.pop();
         }
-        Poll::Ready(Ok(std::mem::take(&mut self.contents)))
+        Poll::Ready(Ok(self.finish()))
     }
 
-    /// Blocks until the copies have arrived, for at most `timeout` per copy.
-    ///
-    /// `Device::poll` panics if the device is lost meanwhile (wgpu 30). An empty submit makes wgpu run its callbacks just as well,
-    /// and raises its errors into the error scope.
+    /// Blocks until the copies have arrived, for at most `timeout` per staging buffer.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(mut self, timeout: std::time::Duration) -> Result<Vec<Vec<u8>>, SnapshotError> {
-        use std::time::{Duration, Instant};
-        const LONGEST_PAUSE: Duration = Duration::from_millis(1);
-
-        while let Some((staging, mut mapped)) = self.pending.pop() {
-            let start = Instant::now();
-            let mut pause = Duration::from_micros(10);
-            let result = loop {
-                match mapped.try_recv() {
-                    Ok(Some(result)) => break Some(result),
-                    Ok(None) => {}
-                    Err(_) => break None,
-                }
-                if self.gpu.is_lost() {
-                    break None;
-                }
-                if start.elapsed() >= timeout {
-                    return Err(SnapshotError::Timeout);
-                }
-                std::thread::sleep(pause);
-                pause = (2 * pause).min(LONGEST_PAUSE);
-                self.gpu.catch(|| self.gpu.queue.submit([]))?;
-            };
-            self.contents.push(copied(&staging, result)?);
+        while let Some((staging, mapped)) = self.pending.pop() {
+            let result = wait_for(&self.gpu, mapped, timeout)?;
+            self.take(&staging, result)?;
         }
-        Ok(self.contents)
+        Ok(self.finish())
+    }
+
+    /// Appends the bytes of a staging buffer that was mapped; `None` if wgpu dropped the callback.
+    fn take(
+        &mut self,
+        staging: &wgpu::Buffer,
+        result: Option<Result<(), wgpu::BufferAsyncError>>,
+    ) -> Result<(), SnapshotError> {
+        result.ok_or(DeviceError::Lost)?.map_err(SnapshotError::Map)?;
+        let view = staging.get_mapped_range(..).map_err(|_| DeviceError::Lost)?;
+        let mut bytes = &view[..];
+        while !bytes.is_empty() {
+            let size = |index: usize| self.sizes.get(index).copied().unwrap_or(0);
+            let is_complete =
+                self.contents.last().is_none_or(|last| last.len() == size(self.contents.len() - 1));
+            if is_complete {
+                let size = size(self.contents.len());
+                self.contents.push(Vec::with_capacity(size));
+            }
+            let missing = size(self.contents.len() - 1);
+            let Some(last) = self.contents.last_mut() else { break };
+            let (now, later) = bytes.split_at((missing - last.len()).min(bytes.len()));
+            last.extend_from_slice(now);
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Vec<Vec<u8>> {
+        // Ranges without bytes at the end.
+        self.contents.resize_with(self.sizes.len(), Vec::new);
+        std::mem::take(&mut self.contents)
     }
 }
 
-/// The bytes of a staging buffer that was mapped; `None` if wgpu dropped the callback.
-fn copied(
-    staging: &wgpu::Buffer,
-    result: Option<Result<(), wgpu::BufferAsyncError>>,
-) -> Result<Vec<u8>, SnapshotError> {
-    result.ok_or(DeviceError::Lost)?.map_err(SnapshotError::Map)?;
-    let view = staging.get_mapped_range(..).map_err(|_| DeviceError::Lost)?;
-    Ok(view.to_vec())
+/// Bytes of a staging buffer at most, so that nothing large needs one of its size.
+pub fn staging_bytes(gpu: &Gpu) -> u64 {
+    const PART_BYTES: u64 = 64 << 20;
+    gpu.device.limits().max_buffer_size.min(PART_BYTES) / 4 * 4
+}
+
+/// Blocks until wgpu calls back, for at most `timeout`; `None` if it never will.
+///
+/// `Device::poll` panics if the device is lost meanwhile (wgpu 30). An empty submit makes wgpu run its callbacks just as well, and raises
+/// its errors into the error scope.
+#[cfg(not(target_arch = "wasm32"))]
+fn wait_for<T>(
+    gpu: &Gpu,
+    mut receiver: oneshot::Receiver<T>,
+    timeout: std::time::Duration,
+) -> Result<Option<T>, SnapshotError> {
+    use std::time::{Duration, Instant};
+    const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(10);
+    loop {
+        match receiver.try_recv() {
+            Ok(Some(result)) => return Ok(Some(result)),
+            Ok(None) => {}
+            Err(_) => return Ok(None),
+        }
+        if gpu.is_lost() {
+            return Ok(None);
+        }
+        if start.elapsed() >= timeout {
+            return Err(SnapshotError::Timeout);
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(LONGEST_PAUSE);
+        gpu.catch(|| gpu.queue.submit([]))?;
+    }
+}
+
+/// Blocks until everything that was submitted is done, for at most `timeout`.
+#[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
+pub fn wait_until_done(gpu: &Gpu, timeout: std::time::Duration) -> Result<(), SnapshotError> {
+    let (sender, receiver) = oneshot::channel();
+    gpu.queue.on_submitted_work_done(move || {
+        // Sending fails only if nobody waits any more.
+        let _ = sender.send(());
+    });
+    Ok(wait_for(gpu, receiver, timeout)?.ok_or(DeviceError::Lost)?)
 }

@@ -2,9 +2,7 @@
 
 use super::error_scope::DeviceError;
 use super::gpu::Gpu;
-
-/// Bytes per staging buffer, so that a large tensor does not need one of its size.
-const PART_BYTES: usize = 64 << 20;
+use super::readback::staging_bytes;
 
 /// Bytes to write into a buffer. Offset and length are multiples of 4.
 pub struct Write<'a> {
@@ -15,42 +13,72 @@ pub struct Write<'a> {
 
 /// Writes through staging buffers and one submit. On an error nothing was written.
 pub fn write_staged(gpu: &Gpu, writes: &[Write<'_>]) -> Result<(), DeviceError> {
-    let most = gpu.device.limits().max_buffer_size.min(PART_BYTES as u64) as usize / 4 * 4;
-    let commands = gpu.catch(|| {
-        let mut encoder = gpu.encoder(LABEL);
+    let mut staged = StagedWrites::new(gpu)?;
+    staged.add(writes)?;
+    staged.submit()
+}
+
+const LABEL: &str = "staged_write";
+
+/// Writes that are collected in staging buffers until they are submitted together.
+pub struct StagedWrites<'a> {
+    gpu: &'a Gpu,
+    encoder: wgpu::CommandEncoder,
+}
+
+/// A copy from a staging buffer: target, offset in it, offset in the staging buffer, bytes.
+type Target<'a> = (&'a wgpu::Buffer, u64, u64, u64);
+
+impl<'a> StagedWrites<'a> {
+    pub fn new(gpu: &'a Gpu) -> Result<Self, DeviceError> {
+        Ok(Self { gpu, encoder: gpu.catch(|| gpu.encoder(LABEL))? })
+    }
+
+    /// Copies the bytes of these writes. Nothing is written before the submit.
+    pub fn add(&mut self, writes: &[Write<'_>]) -> Result<(), DeviceError> {
+        let most = staging_bytes(self.gpu) as usize;
         let mut part = Vec::new();
-        let mut targets = Vec::new();
+        let mut targets: Vec<Target<'_>> = Vec::new();
         for write in writes {
             let mut done = 0;
             while done < write.bytes.len() {
                 let taken = (write.bytes.len() - done).min(most - part.len());
-                targets.push((write.buffer, write.offset + done as u64, part.len() as u64, taken as u64));
+                let (offset, place) = (write.offset + done as u64, part.len() as u64);
+                match targets.last_mut() {
+                    // Writes that continue the one before share its copy.
+                    Some((buffer, start, _, bytes))
+                        if *buffer == write.buffer && *start + *bytes == offset =>
+                    {
+                        *bytes += taken as u64;
+                    }
+                    _ => targets.push((write.buffer, offset, place, taken as u64)),
+                }
                 part.extend_from_slice(&write.bytes[done..done + taken]);
                 done += taken;
                 if part.len() == most {
-                    copy(gpu, &mut encoder, &part, &targets);
+                    self.copy(&part, &targets)?;
                     part.clear();
                     targets.clear();
                 }
             }
         }
-        if !part.is_empty() {
-            copy(gpu, &mut encoder, &part, &targets);
-        }
-        encoder.finish()
-    })?;
-    gpu.submit(commands)?;
-    Ok(())
-}
+        if part.is_empty() { Ok(()) } else { self.copy(&part, &targets) }
+    }
 
-const LABEL: &str = "adamod.staged_write";
+    fn copy(&mut self, bytes: &[u8], targets: &[Target<'_>]) -> Result<(), DeviceError> {
+        let Self { gpu, encoder } = self;
+        gpu.catch(|| {
+            let staging = gpu.buffer_with(LABEL, bytes.len() as u64, wgpu::BufferUsages::COPY_SRC, bytes);
+            for &(buffer, offset, from, length) in targets {
+                encoder.copy_buffer_to_buffer(&staging, from, buffer, offset, length);
+            }
+        })
+    }
 
-/// A copy from the staging buffer: target, offset in it, offset in the staging buffer, bytes.
-type Target<'a> = (&'a wgpu::Buffer, u64, u64, u64);
-
-fn copy(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, bytes: &[u8], targets: &[Target<'_>]) {
-    let staging = gpu.buffer_with(LABEL, bytes.len() as u64, wgpu::BufferUsages::COPY_SRC, bytes);
-    for &(buffer, offset, from, length) in targets {
-        encoder.copy_buffer_to_buffer(&staging, from, buffer, offset, length);
+    /// Submits all writes. On an error nothing was written.
+    pub fn submit(self) -> Result<(), DeviceError> {
+        let commands = self.gpu.catch(|| self.encoder.finish())?;
+        self.gpu.submit(commands)?;
+        Ok(())
     }
 }

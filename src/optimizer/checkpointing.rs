@@ -1,53 +1,183 @@
-//! Checkpoints of an [`Optimizer`]: taken, checked and restored.
+//! Checkpoints of an [`Optimizer`] are taken and saved.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::Optimizer;
 use super::device_steps::DeviceSteps;
-use super::handles::{GroupId, ParameterId};
-use super::memory::BlockPart;
+use super::handles::{GroupId, State};
 use super::readback::Readback;
-use super::registry::Record;
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::error::CheckpointError;
-use crate::checkpoint::{Checkpoint, SavedParameter};
+use crate::checkpoint::saved::{Data, SavedParameter, Segment, Wanted, read};
 use crate::device::readback::Source;
-use crate::device::staged_write::{Write, write_staged};
 use crate::error::Error;
 use crate::kernels::abi;
-use crate::plan::allocator::Extent;
-use crate::storage::block::{BlockLayout, WORD_BYTES, state_words};
-use crate::storage::contents::Contents;
+use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, WORD_BYTES, state_words};
+use crate::storage::contents::{Contents, Parts};
+use crate::storage::dtype::DType;
+use crate::storage::master::join;
+
+/// Copies of parts of parameters that one submit takes.
+#[derive(Default)]
+struct Window {
+    sources: Vec<Source>,
+    items: Vec<Item>,
+    bytes: u64,
+}
+
+/// Elements of a parameter in a window.
+struct Item {
+    /// Position of the parameter in the checkpoint.
+    parameter: usize,
+    elements: u64,
+    /// The source of its blocks, and the byte there at which they start. Without blocks, before the first step, they are zero.
+    blocks: Option<(usize, usize)>,
+    /// The source of its values.
+    values: Option<usize>,
+}
 
 impl Optimizer {
+    /// Bytes that a save or a streamed restore stages at once.
+    pub(super) const WINDOW_BYTES: u64 = 32 << 20;
+
     /// Takes a checkpoint: everything that a continuation needs to be the same bit for bit, apart from the values of the parameters.
     /// Submits a copy, so all recorded steps have to be submitted before. Training may go on while the copy is read.
+    ///
+    /// The copy takes as many bytes as the state, on the device and again on the host. [`Optimizer::save`] takes less.
     ///
     /// # Errors
     /// The read-back fails if the device fails.
     pub fn checkpoint(&self) -> Readback<Checkpoint> {
-        let whole =
-            |buffer: &wgpu::Buffer| Source { buffer: buffer.clone(), offset: 0, bytes: buffer.size() };
-        let (buffers, mut sources): (HashMap<_, _>, Vec<_>) = (0_usize..)
-            .zip(self.memory.buffers())
-            .map(|(source, (number, buffer))| ((number, source), whole(buffer)))
-            .unzip();
-        if let Some(steps) = self.recorder.source().device() {
-            let bytes = DeviceSteps::step_count_offset(self.registry.end());
-            sources.push(Source { bytes, ..whole(steps.control()) });
+        self.take(false)
+    }
+
+    /// Takes a checkpoint with the values of the parameters at their registered views, as raw numbers of their data types. State and
+    /// values are those of the same moment, so one file has all that a run needs.
+    ///
+    /// ```
+    /// # use adamod::{AdaMod, Optimizer, Options, Parameter, View, Views};
+    /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+    /// # let (device, queue) = doc::gpu();
+    /// # let buffer = doc::buffer(&device, 8192);
+    /// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+    /// # let group = optimizer.add_group(AdaMod::new())?;
+    /// # let views = Views::new(View::new(&buffer, 0), View::new(&buffer, 4096));
+    /// # let weight = optimizer.add_parameter(group, Parameter::new("weight", 1024).with_views(views))?;
+    /// optimizer.write_parameter(weight, &[0.5; 1024])?;
+    /// let checkpoint = optimizer.checkpoint_with_values().wait()?;
+    /// assert_eq!(checkpoint.values("weight")?, [0.5; 1024]);
+    ///
+    /// optimizer.write_parameter(weight, &[9.0; 1024])?;
+    /// optimizer.restore(&checkpoint)?;
+    /// assert_eq!(optimizer.read_parameter(weight).wait()?, [0.5; 1024]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The read-back fails if a parameter has no registered views, the buffer of its values lacks COPY_SRC, or the device fails.
+    pub fn checkpoint_with_values(&self) -> Readback<Checkpoint> {
+        self.take(true)
+    }
+
+    fn take(&self, has_values: bool) -> Readback<Checkpoint> {
+        let mut checkpoint = self.head(has_values);
+        let windows = match self.windows(has_values, u64::MAX) {
+            Ok(windows) => windows,
+            Err(error) => return Readback::failed(error),
+        };
+        let Window { mut sources, items, .. } = windows.into_iter().next().unwrap_or_default();
+        let control = self.control_source();
+        let has_control = control.is_some();
+        sources.extend(control);
+        let indices = self.indices();
+        self.read(sources, false, None, move |contents| {
+            let control = contents.last().filter(|_| has_control);
+            set_control(&mut checkpoint, control.map(Vec::as_slice), &indices);
+            let mut data: Vec<Vec<Vec<u8>>> = vec![Vec::new(); checkpoint.parameters.len()];
+            for item in items {
+                let tensors = item.tensors(&checkpoint.parameters[item.parameter], &contents);
+                let all = &mut data[item.parameter];
+                if all.is_empty() {
+                    *all = tensors;
+                } else {
+                    all.iter_mut().zip(tensors).for_each(|(all, more)| all.extend(more));
+                }
+            }
+            for (parameter, data) in checkpoint.parameters.iter_mut().zip(data) {
+                let data = Data::Memory(data.into());
+                parameter.segments = vec![Segment { elements: parameter.len, data }];
+            }
+            checkpoint
+        })
+    }
+
+    /// Saves a checkpoint to a file, a part at a time: at most some 100 MiB are in memory at once, on the host and the device together.
+    /// Blocks until the file is complete. It makes the same promises as [`Checkpoint::save`](crate::Checkpoint::save).
+    ///
+    /// The device copies each part on its own. So all recorded steps have to be submitted before, and none may be submitted meanwhile.
+    /// To train on meanwhile, [take](Optimizer::checkpoint) a checkpoint and save that.
+    ///
+    /// ```
+    /// # use adamod::{AdaMod, Checkpoint, Optimizer, Options, Parameter};
+    /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+    /// # let (device, queue) = doc::gpu();
+    /// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+    /// # let group = optimizer.add_group(AdaMod::new())?;
+    /// # optimizer.add_parameter(group, Parameter::new("weight", 1024))?;
+    /// # let path = std::env::temp_dir().join(format!("adamod-doc-save-{}.safetensors", std::process::id()));
+    /// optimizer.save(&path)?;
+    /// // Later. An open checkpoint is read a part at a time, too.
+    /// optimizer.restore(&Checkpoint::open(&path)?)?;
+    /// # std::fs::remove_file(&path)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the device fails or does not finish a part in time, or the file system refuses an operation. The old file stays then.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<(), CheckpointError> {
+        self.save_to(path.as_ref(), false)
+    }
+
+    /// Saves a checkpoint with the values of the parameters to a file: [`Optimizer::save`], with what
+    /// [`Optimizer::checkpoint_with_values`] adds.
+    ///
+    /// # Errors
+    /// As [`Optimizer::save`] and [`Optimizer::checkpoint_with_values`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn save_with_values(&self, path: impl AsRef<std::path::Path>) -> Result<(), CheckpointError> {
+        self.save_to(path.as_ref(), true)
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn save_to(&self, path: &std::path::Path, has_values: bool) -> Result<(), CheckpointError> {
+        use crate::checkpoint::file::NewFile;
+        use crate::checkpoint::writer::Writer;
+
+        let mut checkpoint = self.head(has_values);
+        let windows = self.windows(has_values, Self::WINDOW_BYTES)?;
+        if let Some(source) = self.control_source() {
+            let contents = self.read(vec![source], false, None, |contents| contents).wait()?;
+            set_control(&mut checkpoint, contents.first().map(Vec::as_slice), &self.indices());
         }
+        let mut writer = Writer::new(&checkpoint, NewFile::create(path)?)?;
+        for Window { sources, items, .. } in windows {
+            let contents = self.read(sources, false, None, |contents| contents).wait()?;
+            for item in items {
+                let tensors = item.tensors(&checkpoint.parameters[item.parameter], &contents);
+                writer.write(item.parameter, item.elements, &tensors)?;
+            }
+        }
+        writer.finish()?.replace()
+    }
+
+    /// The checkpoint without data, and with the step counts that the host has.
+    fn head(&self, has_values: bool) -> Checkpoint {
         let groups = self.registry.groups_in_order();
         let numbers = numbers_of(&groups.iter().map(|(id, _)| *id).collect::<Vec<_>>());
         let wgpu::AdapterInfo { name, driver, driver_info, .. } = self.gpu.device.adapter_info();
-        let mut checkpoint = Checkpoint {
-            seed: self.options.seed,
-            groups: groups.into_iter().map(|(_, group)| *group).collect(),
-            parameters: Vec::with_capacity(self.registry.len()),
-            control: None,
-            adapter: name,
-            driver: format!("{driver} {driver_info}").trim().to_owned(),
-        };
-        checkpoint.parameters.extend(self.registry.parameters().map(|(id, record)| SavedParameter {
+        let mut parameters = Vec::with_capacity(self.registry.len());
+        parameters.extend(self.registry.parameters().map(|(id, record)| SavedParameter {
             label: record.label.clone(),
             len: record.len,
             dtype: record.dtype,
@@ -56,160 +186,203 @@ impl Optimizer {
             first: record.shard.first,
             whole: record.shard.whole,
             layout: record.layout,
-            words: Vec::new(),
+            has_values,
+            segments: Vec::new(),
         }));
-        // Where the state and the step count of each parameter lie.
-        let places: Vec<(usize, Vec<Extent>)> = self
-            .registry
-            .parameters()
-            .map(|(id, _)| (id.key.index(), self.memory.extents(id.key.index()).to_vec()))
-            .collect();
-        self.read(sources, false, None, move |contents| {
-            let control = contents.get(buffers.len());
-            for (parameter, (index, extents)) in checkpoint.parameters.iter_mut().zip(places) {
-                if let Some(control) = control {
-                    let count = &control[DeviceSteps::step_count_offset(index) as usize..][..4];
-                    parameter.step = bytemuck::pod_read_unaligned::<u32>(count).into();
-                }
-                parameter.words = vec![0; state_words(parameter.layout, parameter.len) as usize];
-                let mut to = 0;
-                for extent in extents {
-                    let words = state_words(parameter.layout, extent.elements) as usize;
-                    let start = extent.state as usize * WORD_BYTES as usize;
-                    let bytes =
-                        &contents[buffers[&extent.buffer]][start..start + words * WORD_BYTES as usize];
-                    let target = &mut parameter.words[to..to + words];
-                    bytemuck::cast_slice_mut::<u32, u8>(target).copy_from_slice(bytes);
-                    to += words;
-                }
-            }
-            checkpoint.control =
-                control.map(|bytes| bytemuck::pod_read_unaligned(&bytes[..size_of::<abi::Control>()]));
-            checkpoint
-        })
+        Checkpoint {
+            seed: self.options.seed,
+            parameters,
+            groups: groups.into_iter().map(|(_, group)| *group).collect(),
+            control: None,
+            adapter: name,
+            driver: format!("{driver} {driver_info}").trim().to_owned(),
+        }
     }
 
-    /// Continues from a checkpoint: state, master weights, step counts and hyperparameters are the checkpoint's from the next recorded
-    /// step on.
-    ///
-    /// The optimizer needs the same parameters, in groups of the same order and rules. State formats may differ and are converted,
-    /// rounding to the nearest. Everything is checked before anything changes, and then all of it changes or nothing does. Submits a copy,
-    /// so all recorded steps have to be submitted before.
-    ///
-    /// With [`Control::Device`](crate::Control::Device) a dynamic loss scale, the engine's multiplier and the counts of
-    /// [`Progress`](crate::Progress) are the checkpoint's, too. A constant loss scale stays this optimizer's. An engine that sets the
-    /// multiplier does so after this.
-    ///
-    /// # Errors
-    /// If the checkpoint and the optimizer differ. The error names what differs.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        self.check_checkpoint(checkpoint)?;
-        self.memory.update(&self.gpu, &self.registry).map_err(Error::from)?;
-        let ids: Vec<ParameterId> =
-            checkpoint.parameters.iter().filter_map(|saved| self.registry.parameter(&saved.label)).collect();
-        let mut restored = Vec::with_capacity(ids.len());
-        for (&id, saved) in ids.iter().zip(&checkpoint.parameters) {
-            let record = self.registry.record(id)?;
-            let words: Cow<'_, [u32]> = if record.layout == saved.layout {
-                Cow::Borrowed(&saved.words)
+    /// The index of each parameter, in the order of a checkpoint.
+    fn indices(&self) -> Vec<usize> {
+        self.registry.parameters().map(|(id, _)| id.key.index()).collect()
+    }
+
+    /// The control buffer up to the last step count, if the device counts.
+    fn control_source(&self) -> Option<Source> {
+        let steps = self.recorder.source().device()?;
+        let bytes = DeviceSteps::step_count_offset(self.registry.end());
+        Some(Source { buffer: steps.control().clone(), offset: 0, bytes })
+    }
+
+    /// Divides all parameters into windows of at most `most` bytes. Parts start at whole chunks.
+    fn windows(&self, has_values: bool, most: u64) -> Result<Vec<Window>, Error> {
+        let chunk = u64::from(CHUNK_ELEMENTS);
+        let mut windows = Vec::new();
+        let mut window = Window::default();
+        for (parameter, (id, record)) in self.registry.parameters().enumerate() {
+            let values = has_values
+                .then(|| self.values_of(id, None, wgpu::BufferUsages::COPY_SRC).map(|(_, view)| view))
+                .transpose()?;
+            let value_bytes = if has_values { record.dtype.bytes() } else { 0 };
+            // Bytes of a whole chunk, of which a window holds at least one.
+            let chunk_bytes = state_words(record.layout, chunk) * WORD_BYTES + value_bytes * chunk;
+            let extents = self.memory.extents(id.key.index());
+            let runs: Vec<_> = if extents.is_empty() {
+                vec![(None, record.len)]
             } else {
-                Cow::Owned(converted(record, saved, checkpoint))
+                extents.iter().map(|extent| (Some(extent), extent.elements)).collect()
             };
-            restored.push((id, record.layout, words, (saved.step as u32).to_le_bytes()));
+            let mut first = 0;
+            for (extent, elements) in runs {
+                let mut done = 0;
+                while done < elements {
+                    let fits = (most.saturating_sub(window.bytes) / chunk_bytes).saturating_mul(chunk);
+                    if fits < (elements - done).min(chunk) && !window.items.is_empty() {
+                        windows.push(std::mem::take(&mut window));
+                        continue;
+                    }
+                    let taken = (elements - done).min(fits.max(chunk));
+                    let blocks = extent.map(|extent| {
+                        let place = u64::from(extent.state) + state_words(record.layout, done);
+                        window.add(Source {
+                            buffer: self.memory.buffer(extent.buffer).clone(),
+                            offset: place * WORD_BYTES,
+                            bytes: state_words(record.layout, taken) * WORD_BYTES,
+                        })
+                    });
+                    let values = values.map(|view| {
+                        window.sources.push(Source {
+                            buffer: view.buffer.clone(),
+                            offset: view.offset + first * value_bytes,
+                            bytes: (taken * value_bytes).next_multiple_of(WORD_BYTES),
+                        });
+                        window.sources.len() - 1
+                    });
+                    window.bytes += state_words(record.layout, taken) * WORD_BYTES + taken * value_bytes;
+                    window.items.push(Item { parameter, elements: taken, blocks, values });
+                    done += taken;
+                    first += taken;
+                }
+            }
         }
-        let mut writes = Vec::new();
-        for (id, layout, words, count) in &restored {
-            writes.extend(self.memory.writes(id.key.index(), *layout, words, BlockPart::Whole));
-            writes.extend(self.step_count_write(*id, count));
-        }
-        let control = self.recorder.source().device().zip(checkpoint.control.as_ref());
-        let control = control.map(|(steps, saved)| (steps.control(), steps.continued(saved)));
-        if let Some((buffer, control)) = &control {
-            writes.push(Write { buffer, offset: 0, bytes: bytemuck::bytes_of(control) });
-        }
-        write_staged(&self.gpu, &writes).map_err(Error::from)?;
-        self.registry
-            .set_steps(ids.iter().copied().zip(checkpoint.parameters.iter().map(|saved| saved.step)));
-        let groups: Vec<_> = self.registry.groups_in_order().into_iter().map(|(id, _)| id).collect();
-        for (id, saved) in groups.into_iter().zip(&checkpoint.groups) {
-            self.registry.set_hyperparameters(id, saved.hyperparameters)?;
-        }
-        Ok(())
+        windows.push(window);
+        Ok(windows)
     }
+}
 
-    fn check_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        same("the seed", &checkpoint.seed, &self.options.seed)?;
-        let groups = self.registry.groups_in_order();
-        same("the number of groups", &checkpoint.groups.len(), &groups.len())?;
-        for (number, (saved, (_, group))) in checkpoint.groups.iter().zip(&groups).enumerate() {
-            let (saved, rule) = (saved.hyperparameters.rule, group.hyperparameters.rule);
-            same(&format!("the rule of group {number}"), &saved.kind(), &rule.kind())?;
-            // Two formulas of one rule are different algorithms with the same states.
-            if saved.variant() != rule.variant() {
-                let what = format!("the formula of group {number}");
-                return Err(mismatch(&what, format!("{saved:?}"), format!("{rule:?}")));
-            }
+impl Window {
+    /// Adds a source, or extends the last one that it continues. Returns the source, and the byte there at which it starts.
+    fn add(&mut self, source: Source) -> (usize, usize) {
+        if let Some(last) = self.sources.last_mut()
+            && last.buffer == source.buffer
+            && last.offset + last.bytes == source.offset
+        {
+            let start = last.bytes as usize;
+            last.bytes += source.bytes;
+            return (self.sources.len() - 1, start);
         }
-        let who = |on_device| if on_device { "Control::Device" } else { "Control::Host" };
-        let is_on_device = self.recorder.source().device().is_some();
-        same("the control", &who(checkpoint.control.is_some()), &who(is_on_device))?;
-        let mut saved: HashMap<&str, &SavedParameter> = HashMap::new();
-        for parameter in &checkpoint.parameters {
-            if self.registry.parameter(&parameter.label).is_none() {
-                return Err(CheckpointError::ExtraParameter { label: parameter.label.clone() });
+        self.sources.push(source);
+        (self.sources.len() - 1, 0)
+    }
+}
+
+impl Item {
+    /// The bytes of each tensor.
+    fn tensors(&self, parameter: &SavedParameter, contents: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let layout = parameter.layout;
+        let mut tensors = match self.blocks {
+            Some((source, start)) => {
+                let bytes = (state_words(layout, self.elements) * WORD_BYTES) as usize;
+                let blocks = &contents[source][start..start + bytes];
+                let Parts { states, scales, master } = Parts::of_blocks(layout, self.elements, blocks);
+                let rest = [scales, master].into_iter().filter(|part| !part.is_empty());
+                states.into_iter().chain(rest).collect()
             }
-            saved.insert(&parameter.label, parameter);
-        }
-        let numbers = numbers_of(&groups.iter().map(|(id, _)| *id).collect::<Vec<_>>());
-        for (_, record) in self.registry.parameters() {
-            let label = &record.label;
-            let Some(saved) = saved.get(label.as_str()) else {
-                return Err(CheckpointError::MissingParameter { label: label.clone() });
-            };
-            let of = |what: &str| format!("the {what} of parameter {label:?}");
-            same(&of("length"), &saved.len, &record.len)?;
-            let shard = |first: u64, whole: u64| format!("{first} of {whole}");
-            let found = shard(saved.first, saved.whole);
-            same(&of("first element"), &found, &shard(record.shard.first, record.shard.whole))?;
-            same(&of("data type"), &saved.dtype, &record.dtype)?;
-            same(&of("group"), &saved.group, &numbers[&record.group])?;
-            let most = self.registry.settings().most_steps;
-            if saved.step > most {
-                return Err(mismatch(&of("step count"), saved.step.to_string(), format!("at most {most}")));
+            None => {
+                let has_values = usize::from(parameter.has_values);
+                let tensors = parameter.tensors();
+                let zeros = |&tensor: &_| vec![0; parameter.bytes_before(tensor, self.elements) as usize];
+                tensors[..tensors.len() - has_values].iter().map(zeros).collect::<Vec<_>>()
             }
-            let master = |layout: BlockLayout| layout.master_weights.name();
-            same(&of("master weights"), &master(saved.layout), &master(record.layout))?;
+        };
+        if let Some(source) = self.values {
+            // Without the half after an odd number of halves.
+            tensors.push(contents[source][..(self.elements * parameter.dtype.bytes()) as usize].to_vec());
         }
-        Ok(())
+        tensors
+    }
+}
+
+/// Takes control and step counts from the start of a control buffer.
+fn set_control(checkpoint: &mut Checkpoint, control: Option<&[u8]>, indices: &[usize]) {
+    let Some(bytes) = control else { return };
+    checkpoint.control = Some(bytemuck::pod_read_unaligned(&bytes[..size_of::<abi::Control>()]));
+    for (parameter, &index) in checkpoint.parameters.iter_mut().zip(indices) {
+        let count = &bytes[DeviceSteps::step_count_offset(index) as usize..][..4];
+        parameter.step = bytemuck::pod_read_unaligned::<u32>(count).into();
     }
 }
 
 /// The number of each group, in the order in which they were added.
-fn numbers_of(groups: &[GroupId]) -> HashMap<GroupId, u32> {
+pub(super) fn numbers_of(groups: &[GroupId]) -> HashMap<GroupId, u32> {
     groups.iter().copied().zip(0..).collect()
 }
 
-fn mismatch(what: &str, found: String, expected: String) -> CheckpointError {
-    CheckpointError::Mismatch { what: what.to_owned(), found, expected }
+/// The parts of blocks, and the bytes of the values, among the bytes of a parameter's tensors.
+pub(super) fn parts_of(layout: BlockLayout, tensors: Vec<Vec<u8>>) -> (Parts, Option<Vec<u8>>) {
+    let has_scales = layout.scale_words(1) > 0;
+    let mut tensors = tensors.into_iter();
+    let states = tensors.by_ref().take(layout.states.len()).collect();
+    let mut next_if = |is_there: bool| if is_there { tensors.next().unwrap_or_default() } else { Vec::new() };
+    let (scales, master) = (next_if(has_scales), next_if(layout.master_bits() > 0));
+    (Parts { states, scales, master }, tensors.next())
 }
 
-fn same<T: PartialEq + std::fmt::Display>(
-    what: &str,
-    found: &T,
-    expected: &T,
-) -> Result<(), CheckpointError> {
-    if found == expected { Ok(()) } else { Err(mismatch(what, found.to_string(), expected.to_string())) }
-}
-
-/// The blocks of a saved parameter in the format of this optimizer.
-fn converted(record: &Record, saved: &SavedParameter, checkpoint: &Checkpoint) -> Vec<u32> {
-    let mut contents = Contents::decode(saved.layout, saved.len, &saved.words);
-    let rule = checkpoint.groups[saved.group as usize].hyperparameters.rule;
-    let scales = rule.debiased_scales(saved.step);
-    match (saved.layout.state.is_debiased(), record.layout.state.is_debiased()) {
-        (true, false) => contents.scale_states(&scales),
-        (false, true) => contents.scale_states(&scales.map(|scale| 1.0 / scale)),
-        (true, true) | (false, false) => {}
+impl Checkpoint {
+    /// The state of a parameter as f32, as [`Optimizer::read_state`] gives it.
+    ///
+    /// ```
+    /// # use adamod::{AdaMod, Optimizer, Options, Parameter};
+    /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+    /// # let (device, queue) = doc::gpu();
+    /// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+    /// # let group = optimizer.add_group(AdaMod::new())?;
+    /// # optimizer.add_parameter(group, Parameter::new("weight", 2))?;
+    /// let state = optimizer.checkpoint().wait()?.state("weight")?;
+    /// assert_eq!(state.tensor("exp_avg"), Some(&[0.0, 0.0][..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the checkpoint has no parameter with this label, or its file cannot be read.
+    pub fn state(&self, label: &str) -> Result<State, CheckpointError> {
+        let (parameter, mut contents, _) = self.contents(label)?;
+        let rule = self.groups[parameter.group as usize].hyperparameters.rule;
+        if parameter.layout.state.is_debiased() {
+            contents.scale_states(&rule.debiased_scales(parameter.step));
+        }
+        Ok(State::new(parameter.step, rule.state_names().zip(contents.states).collect()))
     }
-    contents.encode_to_nearest(record.layout)
+
+    /// The values of a parameter, as [`Optimizer::read_parameter`] gives them: master weights are taken into account.
+    ///
+    /// # Errors
+    /// If the checkpoint has no parameter with this label or no values, or its file cannot be read.
+    pub fn values(&self, label: &str) -> Result<Vec<f32>, CheckpointError> {
+        let (parameter, contents, values) = self.contents(label)?;
+        let values = values.ok_or_else(|| CheckpointError::NoValues { label: label.to_owned() })?;
+        if parameter.dtype == DType::F32 {
+            return Ok(bytemuck::pod_collect_to_vec(&values));
+        }
+        let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&values);
+        let join = |(half, difference): (u16, u32)| join(parameter.dtype, half.into(), difference);
+        Ok(halves.into_iter().zip(contents.differences).map(join).collect())
+    }
+
+    /// A parameter, its contents, and the bytes of its values.
+    fn contents(&self, label: &str) -> Result<(&SavedParameter, Contents, Option<Vec<u8>>), CheckpointError> {
+        let missing = || CheckpointError::MissingParameter { label: label.to_owned() };
+        let parameter = self.saved(label).ok_or_else(missing)?;
+        let tensors = read(&[Wanted { parameter, elements: 0..parameter.len }])?.pop().unwrap_or_default();
+        let (parts, values) = parts_of(parameter.layout, tensors);
+        let words = parts.to_words(parameter.layout, parameter.len);
+        Ok((parameter, Contents::decode(parameter.layout, parameter.len, &words), values))
+    }
 }

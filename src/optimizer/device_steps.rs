@@ -53,14 +53,12 @@ impl DeviceSteps {
 
     pub fn new(
         gpu: &Gpu,
-        label: &str,
         settings: DeviceControl,
         most_partials: u32,
     ) -> Result<Self, DeviceError> {
         let initial = initial(&settings);
         let (control, prepared) = gpu.catch(|| {
-            let name = format!("{label}.control");
-            let control = gpu.buffer_with(&name, Self::CONTROL_BYTES, USAGES, bytemuck::bytes_of(&initial));
+                        let control = gpu.buffer_with("control", Self::CONTROL_BYTES, USAGES, bytemuck::bytes_of(&initial));
             (control, prepared_buffer(gpu, size_of::<abi::Coefficients>() as u64))
         })?;
         Ok(Self {
@@ -70,10 +68,10 @@ impl DeviceSteps {
             control,
             prepared,
             generation: 0,
-            rows: Ring::new(gpu, "adamod.rows", 2, size_of::<Row>() as u64)?,
+            rows: Ring::new(gpu, "rows", 2, size_of::<Row>() as u64)?,
             groups: Ring::new(
                 gpu,
-                "adamod.groups",
+                "groups",
                 4,
                 (abi::GROUPS_OFFSET + size_of::<abi::Group>()) as u64,
             )?,
@@ -234,7 +232,7 @@ pub fn control_constants(settings: &DeviceControl) -> Vec<(&'static str, f64)> {
 }
 
 fn prepared_buffer(gpu: &Gpu, bytes: u64) -> wgpu::Buffer {
-    gpu.buffer("adamod.prepared", bytes, USAGES)
+    gpu.buffer("prepared", bytes, USAGES)
 }
 
 const PARTIAL_BYTES: u64 = size_of::<Partial>() as u64;
@@ -275,7 +273,7 @@ impl Preparation {
         let of_launches = plan.partials(alignment.into(), steps.most_partials);
         let entries = of_launches.last().map_or(1, |last| last.end);
         let partials = gpu
-            .catch(|| gpu.buffer("adamod.partials", entries * PARTIAL_BYTES, wgpu::BufferUsages::STORAGE))?;
+            .catch(|| gpu.buffer("partials", entries * PARTIAL_BYTES, wgpu::BufferUsages::STORAGE))?;
         Ok(Self { partials, of_launches, parts: [const { None }; 3] })
     }
 

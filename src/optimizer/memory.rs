@@ -17,7 +17,6 @@ use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, WORD_BYTES, state_words
 /// The buffers that an optimizer owns for good.
 #[derive(Debug)]
 pub struct Memory {
-    label: String,
     allocator: Allocator,
     /// By number. Vacant numbers have none.
     buffers: BTreeMap<u32, wgpu::Buffer>,
@@ -40,7 +39,6 @@ struct Placement {
 /// A part of a parameter's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockPart {
-    Whole,
     States,
     Master,
 }
@@ -49,16 +47,9 @@ const USAGES: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 impl Memory {
-    pub fn new(
-        gpu: &Gpu,
-        label: &str,
-        limits: &PlanLimits,
-        has_histogram: bool,
-    ) -> Result<Self, DeviceError> {
-        let name = format!("{label}.histogram");
-        let histogram = has_histogram.then(|| gpu.catch(|| gpu.buffer(&name, HISTOGRAM_BYTES, USAGES)));
+    pub fn new(gpu: &Gpu, limits: &PlanLimits, has_histogram: bool) -> Result<Self, DeviceError> {
+        let histogram = has_histogram.then(|| gpu.catch(|| gpu.buffer("histogram", HISTOGRAM_BYTES, USAGES)));
         Ok(Self {
-            label: format!("{label}.state"),
             allocator: Allocator::new(limits),
             buffers: BTreeMap::new(),
             placements: Vec::new(),
@@ -81,12 +72,6 @@ impl Memory {
     /// A state buffer.
     pub fn buffer(&self, number: u32) -> &wgpu::Buffer {
         &self.buffers[&number]
-    }
-
-    /// All state buffers with their numbers.
-    #[cfg(feature = "checkpoint")]
-    pub fn buffers(&self) -> impl ExactSizeIterator<Item = (u32, &wgpu::Buffer)> {
-        self.buffers.iter().map(|(&number, buffer)| (number, buffer))
     }
 
     /// Bytes of all state buffers.
@@ -165,7 +150,7 @@ impl Memory {
             .zip(allocator.capacities())
             .filter(|(number, words)| *words > 0 && !self.buffers.contains_key(number))
             .map(|(number, words)| {
-                let buffer = gpu.catch(|| gpu.buffer(&self.label, words * WORD_BYTES, USAGES))?;
+                let buffer = gpu.catch(|| gpu.buffer("state", words * WORD_BYTES, USAGES))?;
                 Ok((number, buffer))
             })
             .collect::<Result<Vec<_>, DeviceError>>()?;
@@ -219,10 +204,8 @@ impl Memory {
             let mut place = u64::from(extent.state);
             let mut left = extent.elements;
             while left > 0 {
-                // Whole blocks of an extent follow each other without a gap.
-                let elements = if part == BlockPart::Whole { left } else { left.min(CHUNK_ELEMENTS.into()) };
+                let elements = left.min(CHUNK_ELEMENTS.into());
                 let range = match part {
-                    BlockPart::Whole => 0..state_words(layout, elements),
                     BlockPart::States => 0..layout.master_start(elements),
                     BlockPart::Master => layout.master_start(elements)..layout.words(elements),
                 };

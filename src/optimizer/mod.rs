@@ -9,6 +9,10 @@ mod memory;
 mod readback;
 mod recorder;
 mod registry;
+#[cfg(feature = "checkpoint")]
+mod restore;
+#[cfg(feature = "checkpoint")]
+mod restoring;
 mod slots;
 mod source;
 mod step;
@@ -33,6 +37,8 @@ use memory::Memory;
 pub use readback::Readback;
 use recorder::Recorder;
 use registry::{Registry, Selection, Settings};
+#[cfg(feature = "checkpoint")]
+pub use restore::{Mismatch, Restore, Restored};
 use source::{CoefficientSource, HostSteps};
 use step::Part;
 pub use step::{Step, Update};
@@ -92,11 +98,15 @@ impl Optimizer {
     /// If the queue belongs to another device, a limit of the device is below what the kernels need (WebGPU's default limits suffice), a setting of
     /// [`DeviceControl`](crate::DeviceControl) is not in its range, or the device is lost or out of memory.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, options: Options) -> Result<Self, Error> {
-        let gpu = Gpu { device: device.clone(), queue: queue.clone() };
+        let label = options.label.as_str().into();
+        let gpu = Gpu { device: device.clone(), queue: queue.clone(), label };
         if gpu.is_lost() {
             return Err(ErrorKind::Lost.into());
         }
-        check_queue(&gpu)?;
+        // wgpu 30 crashes when a write goes to a buffer of another device.
+        if !gpu.is_queue_of_device()? {
+            return Err(ErrorKind::Queue.into());
+        }
         let limits = device.limits();
         let plan_limits = PlanLimits::new(&limits);
         check_limits(&limits, &options)?;
@@ -107,7 +117,7 @@ impl Optimizer {
             Control::Device(settings) => {
                 settings.validate()?;
                 let partials = options.workgroups.most_partials(device);
-                let steps = DeviceSteps::new(&gpu, &options.label, *settings, partials)?;
+                let steps = DeviceSteps::new(&gpu, *settings, partials)?;
                 // The next count has to fit into 32 bits.
                 let most_steps = u64::from(u32::MAX) - 1;
                 let source = CoefficientSource::Device(steps);
@@ -131,7 +141,7 @@ impl Optimizer {
         };
         let diagnostics = options.diagnostics;
         let memory =
-            Memory::new(&gpu, &options.label, &plan_limits, diagnostics == Diagnostics::RateHistograms)?;
+            Memory::new(&gpu, &plan_limits, diagnostics == Diagnostics::RateHistograms)?;
         let dimension = limits.max_compute_workgroups_per_dimension;
         let recorder = Recorder::new(plan_limits, dimension, diagnostics, pipelines, source);
         Ok(Self { gpu, options, registry: Registry::new(settings), memory, recorder })
@@ -237,17 +247,19 @@ impl Optimizer {
     /// # Errors
     /// If the parameter belongs to another optimizer or was removed already, or the device fails. It is still registered then.
     pub fn remove_parameter(&mut self, parameter: ParameterId) -> Result<(), Error> {
-        let (index, layout) = (parameter.key.index(), self.registry.record(parameter)?.layout);
+        let record = self.registry.record(parameter)?;
+        let (index, layout) = (parameter.key.index(), record.layout);
+        let refused = |error: DeviceError| ErrorKind::from(error).of(&record.label);
         if !self.memory.extents(index).is_empty() {
             let commands = self.gpu.catch(|| {
-                let mut encoder = self.gpu.encoder("adamod.remove");
+                let mut encoder = self.gpu.encoder("remove");
                 self.memory.clear(&mut encoder, index, layout);
                 if let Some(steps) = self.recorder.source().device() {
                     encoder.clear_buffer(steps.control(), DeviceSteps::step_count_offset(index), Some(4));
                 }
                 encoder.finish()
-            })?;
-            self.gpu.submit(commands)?;
+            });
+            self.gpu.submit(commands.map_err(refused)?).map_err(refused)?;
         }
         self.memory.release(index, layout);
         self.registry.remove_parameter(parameter)
@@ -282,7 +294,8 @@ impl Optimizer {
     /// another view of the step; if half a step is asked of an optimizer without a norm; or if the device refuses a resource. Nothing was
     /// recorded then, and no step count has advanced.
     pub fn encode(&mut self, encoder: &mut wgpu::CommandEncoder, step: &Step<'_>) -> Result<(), Error> {
-        self.encode_in_pass(&mut begin_pass(encoder), step)
+        let label = self.gpu.name("update");
+        self.encode_in_pass(&mut begin_pass(encoder, &label), step)
     }
 
     /// Records a step into a compute pass of the caller's. Sets the pipeline and bind group 0.
@@ -302,8 +315,8 @@ impl Optimizer {
     pub fn submit(&mut self, step: &Step<'_>) -> Result<wgpu::SubmissionIndex, Error> {
         let gpu = self.gpu.clone();
         let (commands, selection) = gpu.catch(|| {
-            let mut encoder = gpu.encoder("adamod.step");
-            let selection = self.record(step, Some(&mut begin_pass(&mut encoder)))?;
+            let mut encoder = gpu.encoder("step");
+            let selection = self.record(step, Some(&mut begin_pass(&mut encoder, &gpu.name("update"))))?;
             Ok::<_, Error>((encoder.finish(), selection))
         })??;
         let submission = gpu.submit(commands)?;
@@ -409,6 +422,18 @@ impl Optimizer {
         self.recorder.source().device().map(DeviceSteps::control)
     }
 
+    /// Sets or removes the largest norm ([`DeviceControl::max_norm`](crate::DeviceControl::max_norm)) from the next recorded step on.
+    ///
+    /// # Errors
+    /// If the norm is not in its range, or the optimizer computes no norm: it was created with [`Control::Host`], or without a largest
+    /// norm and without skipping. The old norm stays.
+    pub fn set_max_norm(&mut self, max_norm: Option<f64>) -> Result<(), Error> {
+        match self.recorder.source_mut().device_mut() {
+            Some(steps) if steps.uses_norm() => Ok(steps.set_max_norm(max_norm)?),
+            _ => Err(ErrorKind::NoNorm.into()),
+        }
+    }
+
     // Reads and writes.
 
     /// Reads the values of a parameter at its registered view. Submits a copy, so all recorded steps have to be submitted before.
@@ -494,21 +519,8 @@ impl Optimizer {
     }
 }
 
-fn begin_pass(encoder: &mut wgpu::CommandEncoder) -> wgpu::ComputePass<'_> {
-    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-        label: Some("adamod.update"),
-        timestamp_writes: None,
-    })
-}
-
-/// Checks that the queue is the device's. wgpu 30 crashes when a write goes to a buffer of another device; a submit is refused.
-fn check_queue(gpu: &Gpu) -> Result<(), Error> {
-    let commands = gpu.catch(|| gpu.encoder("adamod.check_queue").finish())?;
-    match gpu.submit(commands) {
-        Ok(_) => Ok(()),
-        Err(DeviceError::Lost) => Err(ErrorKind::Lost.into()),
-        Err(DeviceError::Refused(error)) => Err(ErrorKind::Queue(error).into()),
-    }
+fn begin_pass<'a>(encoder: &'a mut wgpu::CommandEncoder, label: &str) -> wgpu::ComputePass<'a> {
+    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None })
 }
 
 fn check_limits(limits: &wgpu::Limits, options: &Options) -> Result<(), Error> {

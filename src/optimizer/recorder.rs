@@ -75,21 +75,22 @@ impl Recorder {
     ) -> Result<(), DeviceError> {
         let Self { limits, diagnostics, .. } = *self;
         let of = Context { gpu, registry, memory, limits: &limits, diagnostics };
-        self.last_is_transient = selection.located.is_some();
         if let Some(located) = selection.located.take() {
             let mut tables = Tables::new(&of, located, self.transient.take())?;
             let recorded = self.record_tables(&of, &mut tables, selection, part, pass);
             tables.release();
             self.transient = Some(tables);
+            self.last_is_transient = true;
             return recorded;
         }
         let revisions = (registry.revisions().views, memory.revision());
-        let mut tables = match self.registered.take() {
-            Some((tables, made_for)) if made_for == revisions => tables,
-            _ => Tables::new(&of, registry.locate_registered(), None)?,
-        };
+        if self.registered.as_ref().is_none_or(|(_, made_for)| *made_for != revisions) {
+            self.registered = Some((Tables::new(&of, registry.locate_registered(), None)?, revisions));
+        }
+        self.last_is_transient = false;
+        let Some((mut tables, made_for)) = self.registered.take() else { return Ok(()) };
         let recorded = self.record_tables(&of, &mut tables, selection, part, pass);
-        self.registered = Some((tables, revisions));
+        self.registered = Some((tables, made_for));
         recorded
     }
 

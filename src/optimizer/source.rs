@@ -31,7 +31,7 @@ impl HostSteps {
     const SLOTS: usize = 8;
 
     pub fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
-        let ring = Ring::new(gpu, "adamod.coefficients", Self::SLOTS, size_of::<abi::Coefficients>() as u64)?;
+        let ring = Ring::new(gpu, "coefficients", Self::SLOTS, size_of::<abi::Coefficients>() as u64)?;
         Ok(Self { rows: Vec::new(), ring, slot: None })
     }
 

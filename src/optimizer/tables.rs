@@ -84,7 +84,7 @@ impl Tables {
             Some(segments) => segments,
             None => {
                 let bytes = size_of_val(plan.segments.as_slice()) as u64;
-                Ring::new(of.gpu, "adamod.segments", Self::SEGMENT_SLOTS, bytes)?
+                Ring::new(of.gpu, "segments", Self::SEGMENT_SLOTS, bytes)?
             }
         };
         Ok(Self {
@@ -236,5 +236,5 @@ fn chunk_buffer(gpu: &Gpu, plan: &Plan) -> Result<wgpu::Buffer, DeviceError> {
     let table = plan.chunk_table();
     let contents: &[u8] = bytemuck::cast_slice(&table);
     let bytes = (contents.len() as u64).max(size_of::<Chunk>() as u64);
-    gpu.catch(|| gpu.buffer_with("adamod.chunks", bytes, wgpu::BufferUsages::STORAGE, contents))
+    gpu.catch(|| gpu.buffer_with("chunks", bytes, wgpu::BufferUsages::STORAGE, contents))
 }

@@ -6,6 +6,7 @@ use super::handles::{ParameterId, State};
 use super::memory::BlockPart;
 use super::readback::Readback;
 use super::registry::Record;
+use crate::device::error_scope::DeviceError;
 use crate::device::readback::{Snapshot, Source};
 use crate::device::staged_write::{Write, write_staged};
 use crate::error::{Error, ErrorKind, Role};
@@ -107,9 +108,11 @@ impl Optimizer {
         view: Option<&View<'_>>,
         values: &[f32],
     ) -> Result<(), Error> {
-        self.memory.update(&self.gpu, &self.registry)?;
-        check_length(self.registry.record(parameter)?, "values", values.len())?;
-        let (record, place) = self.values_of(parameter, view, wgpu::BufferUsages::COPY_DST)?;
+        let record = self.registry.record(parameter)?;
+        check_length(record, "values", values.len())?;
+        let refused = |error: DeviceError| ErrorKind::from(error).of(&record.label);
+        self.memory.update(&self.gpu, &self.registry).map_err(refused)?;
+        let (_, place) = self.values_of(parameter, view, wgpu::BufferUsages::COPY_DST)?;
         let (dtype, layout) = (record.dtype, record.layout);
         let split = |value: &f32| split(dtype, layout.master_weights, *value, Random::TO_NEAREST.parameter);
         let (narrowed, differences): (Vec<u32>, Vec<u32>) = values.iter().map(split).unzip();
@@ -128,12 +131,13 @@ impl Optimizer {
             words = Contents { differences, ..Contents::zero(layout, record.len) }.encode_to_nearest(layout);
             writes.extend(self.memory.writes(parameter.key.index(), layout, &words, BlockPart::Master));
         }
-        Ok(write_staged(&self.gpu, &writes)?)
+        write_staged(&self.gpu, &writes).map_err(refused)
     }
 
     pub(super) fn write_states(&mut self, parameter: ParameterId, state: &State) -> Result<(), Error> {
-        self.memory.update(&self.gpu, &self.registry)?;
         let record = self.registry.record(parameter)?;
+        let refused = |error: DeviceError| ErrorKind::from(error).of(&record.label);
+        self.memory.update(&self.gpu, &self.registry).map_err(refused)?;
         let (index, layout) = (parameter.key.index(), record.layout);
         let rule = self.registry.group_of(record).hyperparameters.rule;
         let most = self.registry.settings().most_steps;
@@ -158,7 +162,7 @@ impl Optimizer {
         let (words, count) = (contents.encode_to_nearest(layout), (state.step as u32).to_le_bytes());
         let mut writes = self.memory.writes(index, layout, &words, BlockPart::States);
         writes.extend(self.step_count_write(parameter, &count));
-        write_staged(&self.gpu, &writes)?;
+        write_staged(&self.gpu, &writes).map_err(refused)?;
         self.registry.set_steps([(parameter, state.step)]);
         Ok(())
     }
@@ -175,7 +179,7 @@ impl Optimizer {
     }
 
     /// A parameter, and where its values lie in a buffer with this usage.
-    fn values_of<'a>(
+    pub(super) fn values_of<'a>(
         &'a self,
         parameter: ParameterId,
         view: Option<&View<'a>>,

@@ -205,31 +205,35 @@ pub struct Parts {
 
 #[cfg(feature = "checkpoint")]
 impl Parts {
-    /// Sorts the words of a tensor's blocks by part.
-    pub fn of_words(layout: BlockLayout, elements: u64, words: &[u32]) -> Self {
+    /// Sorts the bytes of a tensor's blocks by part.
+    pub fn of_blocks(layout: BlockLayout, elements: u64, blocks: &[u8]) -> Self {
         let mut parts = Self { states: vec![Vec::new(); layout.states.len()], ..Self::default() };
-        let bytes: &[u8] = bytemuck::cast_slice(words);
-        parts.visit(layout, elements, |part, range, size| {
-            part.extend_from_slice(&bytes[range.start..range.start + size]);
+        Self::visit(layout, elements, |part, range| {
+            let part = match part {
+                Part::State(index) => &mut parts.states[index],
+                Part::Scales => &mut parts.scales,
+                Part::Master => &mut parts.master,
+            };
+            part.extend_from_slice(&blocks[range]);
         });
         parts
     }
 
-    /// The inverse of [`Parts::of_words`]. Padding is zero.
+    /// The words of the blocks: the inverse of [`Parts::of_blocks`]. Padding is zero.
     pub fn to_words(&self, layout: BlockLayout, elements: u64) -> Vec<u32> {
         let mut words = vec![0; state_words(layout, elements) as usize];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
-        let mut taken = vec![0; self.states.len() + 2];
-        let all: Vec<&[u8]> =
-            self.states.iter().map(Vec::as_slice).chain([&*self.scales, &*self.master]).collect();
-        let mut index = 0;
-        // Parts are visited block by block, in this order.
-        self.clone().visit(layout, elements, |_, range, size| {
-            let part = index % all.len();
-            let from = taken[part];
-            bytes[range.start..range.start + size].copy_from_slice(&all[part][from..from + size]);
-            taken[part] += size;
-            index += 1;
+        let mut states: Vec<&[u8]> = self.states.iter().map(Vec::as_slice).collect();
+        let (mut scales, mut master) = (self.scales.as_slice(), self.master.as_slice());
+        Self::visit(layout, elements, |part, range| {
+            let rest = match part {
+                Part::State(index) => &mut states[index],
+                Part::Scales => &mut scales,
+                Part::Master => &mut master,
+            };
+            let (here, later) = rest.split_at(range.len());
+            bytes[range].copy_from_slice(here);
+            *rest = later;
         });
         words
     }
@@ -242,32 +246,36 @@ impl Parts {
         (of_bits(layout.state_bits()), 4 * scale_words, of_bits(layout.master_bits()))
     }
 
-    /// Calls `visit` for each part of each block with the collected bytes of that part, the part's range in the bytes of the
-    /// blocks, and its size without padding.
-    fn visit(
-        &mut self,
-        layout: BlockLayout,
-        elements: u64,
-        mut visit: impl FnMut(&mut Vec<u8>, std::ops::Range<usize>, usize),
-    ) {
+    /// Calls `visit` for each part of each block with its range in the bytes of the blocks, without padding.
+    fn visit(layout: BlockLayout, elements: u64, mut visit: impl FnMut(Part, std::ops::Range<usize>)) {
         let mut start = 0;
         let mut left = elements;
         while left > 0 {
             let chunk = left.min(CHUNK_ELEMENTS.into());
             let (state_bytes, scale_bytes, master_bytes) = Self::sizes(layout, chunk);
             let part_bytes = 4 * layout.part_words(chunk);
-            let end = start + 4 * layout.words(chunk);
-            let range = |offset: u64| (start + offset) as usize..end as usize;
-            for (index, state) in self.states.iter_mut().enumerate() {
-                visit(state, range(index as u64 * part_bytes), state_bytes as usize);
+            let range = |offset: u64, bytes: u64| {
+                let first = start + offset;
+                first as usize..(first + bytes) as usize
+            };
+            for index in 0..layout.states.len() {
+                visit(Part::State(index), range(index as u64 * part_bytes, state_bytes));
             }
-            let scales = layout.states.len() as u64 * part_bytes;
-            visit(&mut self.scales, range(scales), scale_bytes as usize);
-            visit(&mut self.master, range(4 * layout.master_start(chunk)), master_bytes as usize);
-            start = end;
+            visit(Part::Scales, range(layout.states.len() as u64 * part_bytes, scale_bytes));
+            visit(Part::Master, range(4 * layout.master_start(chunk), master_bytes));
+            start += 4 * layout.words(chunk);
             left -= chunk;
         }
     }
+}
+
+/// A part of a block.
+#[cfg(feature = "checkpoint")]
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    State(usize),
+    Scales,
+    Master,
 }
 
 #[cfg(all(test, feature = "checkpoint"))]
@@ -306,7 +314,7 @@ mod tests {
                     let again = decoded.encode(layout, &encoded, random);
                     let twice = Contents::decode(layout, elements, &again);
                     assert_eq!(twice, decoded, "{layout:?}, {elements} elements");
-                    let parts = Parts::of_words(layout, elements, &encoded);
+                    let parts = Parts::of_blocks(layout, elements, bytemuck::cast_slice(&encoded));
                     assert_eq!(parts.to_words(layout, elements), encoded);
                     let (states, scales, master) = Parts::sizes(layout, elements);
                     assert!(parts.states.iter().all(|state| state.len() as u64 == states));

@@ -1,11 +1,16 @@
 //! Buffers that are gone or of another device, and submits that fail.
 
-use adamod::{EncodeError, Hyperparameters, ReadError, Rule, Update, View, Views, WriteError};
+use adamod::{AdaMod, Error, ErrorKind, Step, Update, View, Views};
 
 use crate::common::{Engine, Layout, Model, all, gpu};
+use crate::errors::Refused as _;
 
 fn model() -> Model {
-    Model::new(Rule::AdaMod, Hyperparameters::default(), &[100, 2000])
+    Model::new(AdaMod::new(), &[100, 2000])
+}
+
+fn is_of_device(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Device(_))
 }
 
 /// The gradients' buffer is destroyed; after it has been replaced, training goes on as if nothing had happened.
@@ -21,15 +26,15 @@ fn a_submit_that_fails_counts_no_step_and_can_be_repeated() {
     other.step(&all(&gradients));
     engine.buffers[1].destroy();
     for _ in 0..2 {
-        let error = engine.optimizer.step().unwrap_err();
-        assert!(matches!(error, EncodeError::Device(_)), "{error}");
+        let error = engine.optimizer.submit(&Step::all()).refused();
+        assert!(is_of_device(&error), "{error}");
         assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
     }
     // Who submits takes the count back.
     let counts = engine.optimizer.step_counts();
     let mut encoder = gpu().encoder();
     let scope = gpu().device.push_error_scope(wgpu::ErrorFilter::Validation);
-    engine.optimizer.encode(&mut encoder).unwrap();
+    engine.optimizer.encode(&mut encoder, &Step::all()).unwrap();
     gpu().submit(encoder);
     assert!(pollster::block_on(scope.pop()).is_some());
     engine.optimizer.rewind(&counts).unwrap();
@@ -53,22 +58,22 @@ fn destroyed_buffers_are_errors_of_reads_writes_and_moving_views() {
     engine.step(&all(&model.gradients(1)));
     let (id, state) = (engine.ids[0], engine.state(0));
     engine.buffers[0].destroy();
-    let error = engine.optimizer.read_parameter_blocking(id).unwrap_err();
-    assert!(matches!(error, ReadError::Device(_) | ReadError::Map(_)), "{error}");
-    let error = engine.optimizer.write_parameter(id, &[0.0; 100]).unwrap_err();
-    assert!(matches!(error, WriteError::Device(_)), "{error}");
+    let error = engine.optimizer.read_parameter(id).wait().refused();
+    assert!(is_of_device(&error) || matches!(error.kind(), ErrorKind::Map(_)), "{error}");
+    let error = engine.optimizer.write_parameter(id, &[0.0; 100]).refused();
+    assert!(is_of_device(&error), "{error}");
     let gone = gpu().buffer(1024);
     let own = gpu().buffer(1024);
     gone.destroy();
-    let update = Update { parameter: id, views: Views::new(View::new(&gone, 0), View::new(&own, 0)) };
-    let error = engine.optimizer.encode_views(&mut gpu().encoder(), &[update]).unwrap_err();
-    assert!(matches!(error, EncodeError::Device(_)), "{error}");
+    let update = Update::new(id, Views::new(View::new(&gone, 0), View::new(&own, 0)));
+    let error = engine.optimizer.encode(&mut gpu().encoder(), &Step::at(&[update])).refused();
+    assert!(is_of_device(&error), "{error}");
     // State is the optimizer's own.
     assert_eq!(engine.state(0), state);
     let (values, gradients) = (gpu().buffer(1024), gpu().buffer(1024));
-    let update = Update { parameter: id, views: Views::new(View::new(&values, 0), View::new(&gradients, 0)) };
+    let update = Update::new(id, Views::new(View::new(&values, 0), View::new(&gradients, 0)));
     let mut encoder = gpu().encoder();
-    engine.optimizer.encode_views(&mut encoder, &[update]).unwrap();
+    engine.optimizer.encode(&mut encoder, &Step::at(&[update])).unwrap();
     gpu().submit(encoder);
     assert_eq!(engine.state(0).step, 2);
 }
@@ -82,12 +87,12 @@ fn buffers_of_another_device_are_errors_when_registered_or_read() {
     let id = engine.ids[0];
     let buffers = engine.buffers.clone();
     engine.optimizer.set_views(id, Views::new(View::new(&foreign, 0), View::new(&own, 0))).unwrap();
-    let error = engine.optimizer.step().unwrap_err();
-    assert!(matches!(error, EncodeError::Device(_)), "{error}");
-    let error = engine.optimizer.read_parameter_blocking(id).unwrap_err();
-    assert!(matches!(error, ReadError::Device(_) | ReadError::Map(_)), "{error}");
-    let error = engine.optimizer.write_parameter(id, &[0.0; 100]).unwrap_err();
-    assert!(matches!(error, WriteError::Device(_)), "{error}");
+    let error = engine.optimizer.submit(&Step::all()).refused();
+    assert!(is_of_device(&error), "{error}");
+    let error = engine.optimizer.read_parameter(id).wait().refused();
+    assert!(is_of_device(&error) || matches!(error.kind(), ErrorKind::Map(_)), "{error}");
+    let error = engine.optimizer.write_parameter(id, &[0.0; 100]).refused();
+    assert!(is_of_device(&error), "{error}");
     assert_eq!(engine.optimizer.step_count(id), Some(0));
     engine.optimizer.set_views(id, engine.locations[0].views(&buffers)).unwrap();
     engine.step(&all(&model.gradients(1)));

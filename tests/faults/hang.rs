@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use adamod::{Hyperparameters, ReadError, Rule};
+use adamod::{AdaMod, ErrorKind};
 
 use crate::common::{Engine, Gpu, Layout, Model, all};
+use crate::errors::Refused as _;
 use crate::injection::{Fault, in_child};
 
 #[test]
 fn blocking_reads_give_up_after_the_timeout_and_work_again_later() {
     in_child("hang::blocking_reads_give_up_after_the_timeout_and_work_again_later", |layer| {
         let gpu = Gpu::with_limits(|limits| limits);
-        let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1, 33, 1025]);
+        let mut model = Model::new(AdaMod::new(), &[1, 33, 1025]);
         let limit = Duration::from_millis(200);
         model.options.device_timeout = limit;
         let mut engine = Engine::new(&gpu, &model, Layout::TwoPools(256));
@@ -19,10 +20,18 @@ fn blocking_reads_give_up_after_the_timeout_and_work_again_later() {
         let before = engine.bits();
         layer.arm(Fault::Hang);
         for _ in 0..2 {
-            let of = |error| matches!(error, ReadError::Timeout { limit: found } if found == limit);
-            assert!(of(engine.optimizer.read_state_blocking(engine.ids[0]).unwrap_err()));
-            assert!(of(engine.optimizer.read_parameter_blocking(engine.ids[0]).unwrap_err()));
-            assert!(of(engine.optimizer.checkpoint_blocking().unwrap_err()));
+            let errors = [
+                engine.optimizer.read_state(engine.ids[0]).wait().refused(),
+                engine.optimizer.read_parameter(engine.ids[0]).wait().refused(),
+                engine.optimizer.checkpoint().wait().refused(),
+            ];
+            for error in &errors {
+                let is_timeout =
+                    matches!(*error.kind(), ErrorKind::Timeout { limit: found } if found == limit);
+                assert!(is_timeout, "{error}");
+            }
+            // Those of one parameter name it.
+            assert_eq!(errors.map(|error| error.label().is_some()), [true, true, false]);
         }
         // Steps are recorded and submitted all the same, more than a ring has slots.
         for step in 2..30 {
@@ -41,7 +50,7 @@ fn blocking_reads_give_up_after_the_timeout_and_work_again_later() {
 #[test]
 fn futures_that_are_dropped_disturb_nothing() {
     let gpu = Gpu::with_limits(|limits| limits);
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[33, 1025]);
+    let model = Model::new(AdaMod::new(), &[33, 1025]);
     let mut engine = Engine::new(&gpu, &model, Layout::TwoPools(256));
     let mut other = Engine::new(&gpu, &model, Layout::TwoPools(256));
     for step in 0..5 {

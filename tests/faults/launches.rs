@@ -1,6 +1,6 @@
 //! What a step is, as the driver sees it.
 
-use adamod::{Control, DeviceControl, Hyperparameters, NonFinite, Rule};
+use adamod::{AdaMod, Control, DeviceControl, NonFinite, Step};
 
 use crate::common::{Engine, Gpu, Layout, Model, all};
 use crate::injection::in_child;
@@ -8,7 +8,7 @@ use crate::injection::in_child;
 /// 148 tensors of many sizes in two pools.
 fn model(control: Control) -> Model {
     let lengths: Vec<usize> = (0..148).map(|index| 1 + index * 37 % 3000).collect();
-    let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &lengths);
+    let mut model = Model::new(AdaMod::new(), &lengths);
     model.options.control = control;
     model
 }
@@ -19,19 +19,19 @@ fn model(control: Control) -> Model {
 fn a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers() {
     in_child("launches::a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers", |layer| {
         let gpu = Gpu::with_limits(|limits| limits);
-        let propagating = DeviceControl { non_finite: NonFinite::Propagate, ..DeviceControl::default() };
+        let propagating = DeviceControl::new().with_non_finite(NonFinite::Propagate);
         for (control, dispatches, most_barriers) in [
             (Control::Host, 1, 2),
             (Control::Device(propagating), 2, 2),
-            (Control::Device(DeviceControl::default()), 2, 2),
+            (Control::Device(DeviceControl::new()), 2, 2),
         ] {
             let model = model(control);
             let mut engine = Engine::new(&gpu, &model, Layout::TwoPools(256));
             engine.step(&all(&model.gradients(1)));
-            engine.optimizer.step().unwrap();
+            engine.optimizer.submit(&Step::all()).unwrap();
             let before = layer.submits().len();
             for _ in 0..3 {
-                engine.optimizer.step().unwrap();
+                engine.optimizer.submit(&Step::all()).unwrap();
             }
             let steps = &layer.submits()[before..];
             println!("{control:?}: {steps:?}");
@@ -44,7 +44,7 @@ fn a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers() {
             let mut ten_in_one = || {
                 let mut encoder = gpu.encoder();
                 for _ in 0..10 {
-                    engine.optimizer.encode(&mut encoder).unwrap();
+                    engine.optimizer.encode(&mut encoder, &Step::all()).unwrap();
                 }
                 let before = layer.submits().len();
                 gpu.submit(encoder);

@@ -1,11 +1,12 @@
 //! Devices that are lost: an error each time, never a panic, and a new device goes on from the last checkpoint.
 
 use adamod::{
-    Checkpoint, CheckpointError, Control, CreateError, DeviceControl, EncodeError, Hyperparameters,
-    Optimizer, ReadError, RemoveError, Rule, Update, WriteError,
+    AdaMod, Checkpoint, CheckpointError, Control, DeviceControl, Error, ErrorKind, Optimizer, State, Step,
+    Update,
 };
 
 use crate::common::{Engine, Gpu, Layout, Model, all};
+use crate::errors::{Refused as _, checked};
 use crate::injection::{Fault, in_child};
 
 const LENGTHS: [usize; 4] = [1, 33, 1025, 5000];
@@ -14,8 +15,8 @@ const BEFORE: u64 = 3;
 const ALL: u64 = 7;
 
 fn models() -> [Model; 2] {
-    [Control::Host, Control::Device(DeviceControl::default())].map(|control| {
-        let mut model = Model::new(Rule::AdaMod, Hyperparameters::default(), &LENGTHS);
+    [Control::Host, Control::Device(DeviceControl::new())].map(|control| {
+        let mut model = Model::new(AdaMod::new(), &LENGTHS);
         model.options.control = control;
         model
     })
@@ -24,6 +25,8 @@ fn models() -> [Model; 2] {
 /// Everything that a continuation needs.
 struct Saved {
     values: Vec<Vec<f32>>,
+    /// State of the second tensor.
+    state: State,
     checkpoint: Checkpoint,
 }
 
@@ -33,8 +36,9 @@ fn train<'g>(gpu: &'g Gpu, model: &Model) -> (Engine<'g>, Saved) {
         engine.step(&all(&model.gradients(step)));
     }
     let values = (0..LENGTHS.len()).map(|index| engine.values(index)).collect();
-    let checkpoint = engine.optimizer.checkpoint_blocking().unwrap();
-    (engine, Saved { values, checkpoint })
+    let checkpoint = engine.optimizer.checkpoint().wait().unwrap();
+    let state = engine.state(1);
+    (engine, Saved { values, state, checkpoint })
 }
 
 /// What a run that nothing happens to ends with.
@@ -59,6 +63,11 @@ fn assert_continues(gpu: &Gpu, model: &Model, saved: &Saved, expected: &[(Vec<u3
     assert!(engine.bits() == expected);
 }
 
+/// Whether a read failed because the device is lost. A copy that was under way may have been unmapped by that.
+fn is_lost_or_unmapped(error: &Error) -> bool {
+    error.is_lost() || matches!(error.kind(), ErrorKind::Map(_))
+}
+
 /// Every method that needs the device says that it is lost, and nothing is counted.
 fn assert_all_refused(engine: &mut Engine<'_>, model: &Model, saved: &Saved) {
     let gpu = engine.gpu;
@@ -67,30 +76,47 @@ fn assert_all_refused(engine: &mut Engine<'_>, model: &Model, saved: &Saved) {
         engine.ids.iter().map(|&id| engine.optimizer.step_count(id)).collect::<Vec<_>>()
     };
     let before = counts(engine);
+    let buffers = engine.buffers.clone();
+    let is_device = engine.optimizer.control_buffer().is_some();
     for _ in 0..2 {
-        assert!(matches!(engine.optimizer.step(), Err(EncodeError::Lost)));
         let mut encoder = gpu.encoder();
-        assert!(matches!(engine.optimizer.encode(&mut encoder), Err(EncodeError::Lost)));
-        assert!(matches!(engine.optimizer.encode_present(&mut encoder, &[id]), Err(EncodeError::Lost)));
-        let views = engine.locations[1].views(&engine.buffers);
-        let update = Update { parameter: id, views };
-        assert!(engine.optimizer.encode_views(&mut encoder, &[update]).is_err());
-        let error = engine.optimizer.read_state_blocking(id).unwrap_err();
-        assert!(matches!(error, ReadError::Lost | ReadError::Map(_)), "{error}");
-        let error = engine.optimizer.read_parameter_blocking(id).unwrap_err();
-        assert!(matches!(error, ReadError::Lost | ReadError::Map(_)), "{error}");
-        let error = engine.optimizer.checkpoint_blocking().unwrap_err();
-        assert!(matches!(error, ReadError::Lost | ReadError::Map(_)), "{error}");
-        let error = pollster::block_on(engine.optimizer.checkpoint()).unwrap_err();
-        assert!(matches!(error, ReadError::Lost | ReadError::Map(_)), "{error}");
-        let error = engine.optimizer.write_parameter(id, &saved.values[1]).unwrap_err();
-        assert!(matches!(error, WriteError::Lost), "{error}");
-        let error = engine.optimizer.restore(&saved.checkpoint).unwrap_err();
-        assert!(matches!(error, CheckpointError::Lost), "{error}");
-        let error = engine.optimizer.remove_parameter(id).unwrap_err();
-        assert!(matches!(error, RemoveError::Lost), "{error}");
-        let error = Optimizer::new(&gpu.device, &gpu.queue, model.options).unwrap_err();
-        assert!(matches!(error, CreateError::Lost), "{error}");
+        let updates = [Update::new(id, engine.views(1, &buffers))];
+        for step in [Step::all(), Step::of(&[id]), Step::at(&updates)] {
+            let mut errors = vec![
+                engine.optimizer.submit(&step).refused(),
+                engine.optimizer.encode(&mut encoder, &step).refused(),
+            ];
+            if is_device {
+                errors.push(engine.optimizer.submit(&step.norm()).refused());
+                errors.push(engine.optimizer.submit(&step.after_norm()).refused());
+            }
+            for error in errors {
+                assert!(error.is_lost(), "{step:?}: {error}");
+            }
+        }
+        let optimizer = &engine.optimizer;
+        let mut errors = vec![
+            optimizer.read_state(id).wait().refused(),
+            optimizer.read_parameter(id).wait().refused(),
+            optimizer.checkpoint().wait().refused(),
+            pollster::block_on(optimizer.checkpoint()).refused(),
+        ];
+        if is_device {
+            errors.push(optimizer.read_progress().wait().refused());
+        }
+        for error in &errors {
+            assert!(is_lost_or_unmapped(error), "{error}");
+        }
+        let error = engine.optimizer.write_parameter(id, &saved.values[1]).refused();
+        assert!(error.is_lost(), "{error}");
+        let error = engine.optimizer.write_state(id, &saved.state).refused();
+        assert!(error.is_lost(), "{error}");
+        let error = engine.optimizer.restore(&saved.checkpoint).refused();
+        assert!(matches!(&error, CheckpointError::Optimizer(error) if error.is_lost()), "{error}");
+        let error = engine.optimizer.remove_parameter(id).refused();
+        assert!(error.is_lost(), "{error}");
+        let error = Optimizer::new(&gpu.device, &gpu.queue, model.options.clone()).refused();
+        assert!(error.is_lost(), "{error}");
     }
     assert_eq!(counts(engine), before);
     assert_eq!(engine.optimizer.label(id), Some("tensor.1"));
@@ -110,13 +136,13 @@ fn a_device_lost_on_submit_is_an_error_and_the_next_one_continues() {
                 let mut taken = 0;
                 let error = loop {
                     engine.write_gradients(&all(&model.gradients(BEFORE + taken)));
-                    match engine.optimizer.step() {
+                    match engine.optimizer.submit(&Step::all()) {
                         Ok(_) => taken += 1,
-                        Err(error) => break error,
+                        Err(error) => break checked(error),
                     }
                 };
                 assert_eq!(layer.faults(), faults + 1);
-                assert!(matches!(error, EncodeError::Lost), "{error}");
+                assert!(error.is_lost(), "{error}");
                 assert_eq!(taken, submit - 1);
                 assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(BEFORE + taken));
                 assert_all_refused(&mut engine, &model, &saved);
@@ -134,19 +160,19 @@ fn a_device_lost_while_it_is_waited_for_is_an_error_and_not_a_panic() {
         let [model, _] = models();
         let expected = undisturbed(&gpu, &model);
         for query in 1..5 {
-            type Read = fn(&Engine<'_>) -> Result<(), ReadError>;
+            type Read = fn(&Engine<'_>) -> Result<(), Error>;
             let reads: [Read; 3] = [
-                |engine| engine.optimizer.read_state_blocking(engine.ids[3]).map(drop),
-                |engine| engine.optimizer.read_parameter_blocking(engine.ids[3]).map(drop),
-                |engine| engine.optimizer.checkpoint_blocking().map(drop),
+                |engine| engine.optimizer.read_state(engine.ids[3]).wait().map(drop),
+                |engine| engine.optimizer.read_parameter(engine.ids[3]).wait().map(drop),
+                |engine| engine.optimizer.checkpoint().wait().map(drop),
             ];
             for read in reads {
                 let doomed = gpu.sibling();
                 let (mut engine, saved) = train(&doomed, &model);
                 layer.arm(Fault::LoseOnQuery(query));
                 // The device may be done before it is asked so often.
-                let error = (0..10).find_map(|_| read(&engine).err()).expect("the fault");
-                assert!(matches!(error, ReadError::Lost | ReadError::Map(_)), "{error}");
+                let error = checked((0..10).find_map(|_| read(&engine).err()).expect("the fault"));
+                assert!(is_lost_or_unmapped(&error), "{error}");
                 layer.arm(Fault::None);
                 assert_all_refused(&mut engine, &model, &saved);
                 drop(engine);
@@ -181,8 +207,9 @@ fn a_checkpoint_under_way_when_the_device_is_lost_is_an_error() {
         layer.arm(Fault::Hang);
         let checkpoint = engine.optimizer.checkpoint();
         layer.arm(Fault::LoseOnSubmit(1));
-        assert!(engine.optimizer.step().is_err());
-        let error = pollster::block_on(checkpoint).unwrap_err();
-        assert!(matches!(error, ReadError::Lost | ReadError::Map(_)), "{error}");
+        let error = engine.optimizer.submit(&Step::all()).refused();
+        assert!(error.is_lost(), "{error}");
+        let error = pollster::block_on(checkpoint).refused();
+        assert!(is_lost_or_unmapped(&error), "{error}");
     });
 }

@@ -7,6 +7,7 @@ mod common;
 mod buffers;
 #[cfg(feature = "cli")]
 mod cli;
+mod errors;
 mod gradients;
 mod hang;
 mod injection;

@@ -1,11 +1,12 @@
 //! Devices that run out of memory, at every single call that may.
 
 use adamod::{
-    Checkpoint, Control, DeviceControl, EncodeError, GroupId, Hyperparameters, Optimizer, Options, Parameter,
-    ParameterId, Update, View, Views,
+    AdaMod, Checkpoint, Control, DeviceControl, Error, Optimizer, Options, Parameter, ParameterId, State,
+    Step, Update, View, Views,
 };
 
 use crate::common::Gpu;
+use crate::errors::{Refused as _, checked};
 use crate::injection::{Fault, in_child};
 
 const LENGTHS: [u64; 3] = [33, 1025, 5000];
@@ -35,7 +36,7 @@ impl Buffers {
 }
 
 /// Repeats what fails until it succeeds. The device may be lost of it: then nothing succeeds, and the error says so.
-fn insist<T, E: std::error::Error>(
+fn insist<T, E: std::error::Error + 'static>(
     gpu: &Gpu,
     refused: &mut u32,
     mut attempt: impl FnMut() -> Result<T, E>,
@@ -45,8 +46,7 @@ fn insist<T, E: std::error::Error>(
             Ok(done) => return Some(done),
             Err(error) => {
                 *refused += 1;
-                // Every message has its cause.
-                assert!(!error.to_string().is_empty());
+                assert_names_the_cause(&checked(error), gpu);
             }
         }
         if is_lost(gpu) {
@@ -56,18 +56,26 @@ fn insist<T, E: std::error::Error>(
     panic!("one fault, three errors");
 }
 
+/// The cause is the memory, whatever else failed for the want of it, unless the device was lost.
+fn assert_names_the_cause(error: &dyn std::error::Error, gpu: &Gpu) {
+    assert!(
+        error.to_string().ends_with("the device refused the operation: Out of Memory") || is_lost(gpu),
+        "{error}"
+    );
+}
+
 /// An optimizer cannot be made on a lost device.
 fn is_lost(gpu: &Gpu) -> bool {
-    matches!(Optimizer::new(&gpu.device, &gpu.queue, Options::default()), Err(adamod::CreateError::Lost))
+    Optimizer::new(&gpu.device, &gpu.queue, Options::new()).is_err_and(|error| checked(error).is_lost())
 }
 
 /// Everything an optimizer does, once. `None` if the device was lost.
-fn everything(gpu: &Gpu, options: Options, buffers: &Buffers, refused: &mut u32) -> Option<Checkpoint> {
-    let mut optimizer = insist(gpu, refused, || Optimizer::new(&gpu.device, &gpu.queue, options))?;
-    let group: GroupId = optimizer.add_group(Hyperparameters::default()).unwrap();
+fn everything(gpu: &Gpu, options: &Options, buffers: &Buffers, refused: &mut u32) -> Option<Checkpoint> {
+    let mut optimizer = insist(gpu, refused, || Optimizer::new(&gpu.device, &gpu.queue, options.clone()))?;
+    let group = optimizer.add_group(AdaMod::new()).unwrap();
     let mut ids: Vec<ParameterId> = Vec::new();
     for ((label, len), place) in ["a", "b", "c"].into_iter().zip(LENGTHS).zip(0..) {
-        let parameter = Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, len) };
+        let parameter = Parameter::new(label, len).with_views(buffers.views(place));
         ids.push(insist(gpu, refused, || optimizer.add_parameter(group, parameter))?);
     }
     let steps = |optimizer: &Optimizer| ids.iter().map(|&id| optimizer.step_count(id)).collect::<Vec<_>>();
@@ -75,7 +83,7 @@ fn everything(gpu: &Gpu, options: Options, buffers: &Buffers, refused: &mut u32)
         let before = steps(&optimizer);
         assert_eq!(before, [Some(step); 3]);
         insist(gpu, refused, || {
-            let result = optimizer.step();
+            let result = optimizer.submit(&Step::all());
             assert_eq!(
                 steps(&optimizer) == before,
                 result.is_err(),
@@ -84,25 +92,25 @@ fn everything(gpu: &Gpu, options: Options, buffers: &Buffers, refused: &mut u32)
             result
         })?;
     }
-    let saved = insist(gpu, refused, || optimizer.checkpoint_blocking())?;
-    insist(gpu, refused, || optimizer.step())?;
+    let saved = insist(gpu, refused, || optimizer.checkpoint().wait())?;
+    insist(gpu, refused, || optimizer.submit(&Step::all()))?;
     insist(gpu, refused, || optimizer.restore(&saved))?;
-    let state = insist(gpu, refused, || optimizer.read_state_blocking(ids[1]))?;
+    let state = insist(gpu, refused, || optimizer.read_state(ids[1]).wait())?;
     assert_eq!(state.step, 2);
-    insist(gpu, refused, || optimizer.write_state(ids[0], &optimizer_state(&state, 33)))?;
-    let values = insist(gpu, refused, || optimizer.read_parameter_blocking(ids[2]))?;
+    insist(gpu, refused, || optimizer.write_state(ids[0], &first_elements(&state, 33)))?;
+    let values = insist(gpu, refused, || optimizer.read_parameter(ids[2]).wait())?;
     insist(gpu, refused, || optimizer.write_parameter(ids[2], &values))?;
     insist(gpu, refused, || optimizer.remove_parameter(ids[1]))?;
-    let parameter = Parameter { views: Some(buffers.views(3)), ..Parameter::new("d", 5000) };
+    let parameter = Parameter::new("d", 5000).with_views(buffers.views(3));
     insist(gpu, refused, || optimizer.add_parameter(group, parameter))?;
-    insist(gpu, refused, || optimizer.step())?;
-    insist(gpu, refused, || optimizer.checkpoint_blocking())
+    insist(gpu, refused, || optimizer.submit(&Step::all()))?;
+    insist(gpu, refused, || optimizer.checkpoint().wait())
 }
 
 /// The first elements of a state.
-fn optimizer_state(state: &adamod::State, len: usize) -> adamod::State {
+fn first_elements(state: &State, len: usize) -> State {
     let cut = |(name, elements): &(&'static str, Vec<f32>)| (*name, elements[..len].to_vec());
-    adamod::State { step: state.step, tensors: state.tensors.iter().map(cut).collect() }
+    State::new(state.step, state.tensors.iter().map(cut).collect())
 }
 
 /// The n-th call that allocates fails, for every n. Whatever failed is an error; repeated, it succeeds, and the end is the same
@@ -111,10 +119,10 @@ fn optimizer_state(state: &adamod::State, len: usize) -> adamod::State {
 fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
     in_child("memory::running_out_of_memory_at_any_call_is_an_error_that_changes_nothing", |layer| {
         let gpu = Gpu::with_limits(|limits| limits);
-        for control in [Control::Host, Control::Device(DeviceControl::default())] {
-            let options = Options { control, ..Options::default() };
+        for control in [Control::Host, Control::Device(DeviceControl::new())] {
+            let options = Options::new().with_control(control);
             let mut refused = 0;
-            let expected = everything(&gpu, options, &Buffers::new(&gpu), &mut refused).unwrap();
+            let expected = everything(&gpu, &options, &Buffers::new(&gpu), &mut refused).unwrap();
             assert_eq!(refused, 0);
             let (mut lost, mut survived) = (0, 0);
             for number in 1.. {
@@ -123,7 +131,7 @@ fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
                 let faults = layer.faults();
                 layer.arm(Fault::OutOfMemory(number));
                 let mut refused = 0;
-                let reached = everything(&doomed, options, &buffers, &mut refused);
+                let reached = everything(&doomed, &options, &buffers, &mut refused);
                 layer.arm(Fault::None);
                 if layer.faults() == faults {
                     // There are fewer such calls.
@@ -139,7 +147,7 @@ fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
                     None => {
                         lost += 1;
                         let gpu = gpu.sibling();
-                        let again = everything(&gpu, options, &Buffers::new(&gpu), &mut 0);
+                        let again = everything(&gpu, &options, &Buffers::new(&gpu), &mut 0);
                         assert_eq!(again.as_ref(), Some(&expected), "call {number}");
                     }
                 }
@@ -153,38 +161,35 @@ fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
 #[test]
 fn recording_that_runs_out_of_memory_counts_nothing() {
     in_child("memory::recording_that_runs_out_of_memory_counts_nothing", |layer| {
-        type Record = fn(
-            &mut Optimizer,
-            &mut wgpu::CommandEncoder,
-            &Buffers,
-            [ParameterId; 2],
-        ) -> Result<(), EncodeError>;
+        type Record =
+            fn(&mut Optimizer, &mut wgpu::CommandEncoder, &Buffers, [ParameterId; 2]) -> Result<(), Error>;
         let recordings: [Record; 3] = [
-            |optimizer, encoder, _, _| optimizer.encode(encoder),
-            |optimizer, encoder, _, [_, second]| optimizer.encode_present(encoder, &[second]),
+            |optimizer, encoder, _, _| optimizer.encode(encoder, &Step::all()),
+            |optimizer, encoder, _, [_, second]| optimizer.encode(encoder, &Step::of(&[second])),
             |optimizer, encoder, buffers, [first, second]| {
-                let update = |parameter, place| Update { parameter, views: buffers.views(place) };
-                optimizer.encode_views(encoder, &[update(second, 3), update(first, 2)])
+                let update = |parameter, place| Update::new(parameter, buffers.views(place));
+                optimizer.encode(encoder, &Step::at(&[update(second, 3), update(first, 2)]))
             },
         ];
         let gpu = Gpu::with_limits(|limits| limits);
-        for control in [Control::Host, Control::Device(DeviceControl::default())] {
+        for control in [Control::Host, Control::Device(DeviceControl::new())] {
             for record in recordings {
                 let run = |doomed: &Gpu, fault: Fault| {
                     let buffers = Buffers::new(doomed);
-                    let options = Options { control, ..Options::default() };
-                    let mut optimizer = Optimizer::new(&doomed.device, &doomed.queue, options).unwrap();
-                    let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+                    let options = Options::new().with_control(control);
+                    let mut optimizer =
+                        Optimizer::new(&doomed.device, &doomed.queue, options.clone()).unwrap();
+                    let group = optimizer.add_group(AdaMod::new()).unwrap();
                     let ids = [("a", 0), ("b", 1)].map(|(label, place)| {
-                        let parameter =
-                            Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, 33) };
+                        let parameter = Parameter::new(label, 33).with_views(buffers.views(place));
                         optimizer.add_parameter(group, parameter).unwrap()
                     });
                     let mut encoder = doomed.encoder();
                     layer.arm(fault);
                     let result = record(&mut optimizer, &mut encoder, &buffers, ids);
                     layer.arm(Fault::None);
-                    if result.is_err() {
+                    if let Err(error) = result {
+                        assert_names_the_cause(&checked(error), doomed);
                         assert_eq!(ids.map(|id| optimizer.step_count(id)), [Some(0); 2]);
                         if is_lost(doomed) {
                             return None;
@@ -193,7 +198,7 @@ fn recording_that_runs_out_of_memory_counts_nothing() {
                         record(&mut optimizer, &mut encoder, &buffers, ids).unwrap();
                     }
                     doomed.submit(encoder);
-                    Some(optimizer.checkpoint_blocking().unwrap())
+                    Some(optimizer.checkpoint().wait().unwrap())
                 };
                 let expected = run(&gpu, Fault::None).unwrap();
                 for number in 1.. {
@@ -216,24 +221,23 @@ fn recording_that_runs_out_of_memory_counts_nothing() {
 fn a_restore_that_runs_out_of_memory_changes_nothing() {
     in_child("memory::a_restore_that_runs_out_of_memory_changes_nothing", |layer| {
         let gpu = Gpu::with_limits(|limits| limits);
-        for control in [Control::Host, Control::Device(DeviceControl::default())] {
-            let options = Options { control, ..Options::default() };
+        for control in [Control::Host, Control::Device(DeviceControl::new())] {
+            let options = Options::new().with_control(control);
             let mut failed = 0;
             for number in 1.. {
                 let doomed = gpu.sibling();
                 let buffers = Buffers::new(&doomed);
-                let mut optimizer = Optimizer::new(&doomed.device, &doomed.queue, options).unwrap();
-                let group = optimizer.add_group(Hyperparameters::default()).unwrap();
+                let mut optimizer = Optimizer::new(&doomed.device, &doomed.queue, options.clone()).unwrap();
+                let group = optimizer.add_group(AdaMod::new()).unwrap();
                 for ((label, len), place) in ["a", "b", "c"].into_iter().zip(LENGTHS).zip(0..) {
-                    let parameter =
-                        Parameter { views: Some(buffers.views(place)), ..Parameter::new(label, len) };
+                    let parameter = Parameter::new(label, len).with_views(buffers.views(place));
                     optimizer.add_parameter(group, parameter).unwrap();
                 }
-                optimizer.step().unwrap();
-                let earlier = optimizer.checkpoint_blocking().unwrap();
+                optimizer.submit(&Step::all()).unwrap();
+                let earlier = optimizer.checkpoint().wait().unwrap();
                 optimizer.set_learning_rate(group, 0.5).unwrap();
-                optimizer.step().unwrap();
-                let now = optimizer.checkpoint_blocking().unwrap();
+                optimizer.submit(&Step::all()).unwrap();
+                let now = optimizer.checkpoint().wait().unwrap();
                 let faults = layer.faults();
                 layer.arm(Fault::OutOfMemory(number));
                 let result = optimizer.restore(&earlier);
@@ -243,10 +247,12 @@ fn a_restore_that_runs_out_of_memory_changes_nothing() {
                     break;
                 }
                 if let Err(error) = result {
+                    let error = checked(error);
+                    assert_names_the_cause(&error, &doomed);
                     failed += 1;
-                    assert_eq!(optimizer.hyperparameters(group).unwrap().learning_rate, 0.5, "{error}");
+                    assert_eq!(optimizer.group(group).unwrap().hyperparameters.learning_rate, 0.5, "{error}");
                     if !is_lost(&doomed) {
-                        assert_eq!(optimizer.checkpoint_blocking().unwrap(), now, "call {number}: {error}");
+                        assert_eq!(optimizer.checkpoint().wait().unwrap(), now, "call {number}: {error}");
                     }
                 }
             }
@@ -261,14 +267,14 @@ fn running_out_of_memory_for_good_is_an_error_each_time() {
     in_child("memory::running_out_of_memory_for_good_is_an_error_each_time", |layer| {
         let gpu = Gpu::with_limits(|limits| limits);
         let buffers = Buffers::new(&gpu);
-        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::default()).unwrap();
-        let group = optimizer.add_group(Hyperparameters::default()).unwrap();
-        let parameter = Parameter { views: Some(buffers.views(0)), ..Parameter::new("a", 5000) };
+        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::new()).unwrap();
+        let group = optimizer.add_group(AdaMod::new()).unwrap();
+        let parameter = Parameter::new("a", 5000).with_views(buffers.views(0));
         let id = optimizer.add_parameter(group, parameter).unwrap();
         layer.arm(Fault::OutOfMemoryFrom(1));
         for _ in 0..5 {
-            optimizer.step().unwrap_err();
-            optimizer.checkpoint_blocking().unwrap_err();
+            assert_names_the_cause(&optimizer.submit(&Step::all()).refused(), &gpu);
+            assert_names_the_cause(&optimizer.checkpoint().wait().refused(), &gpu);
             assert_eq!(optimizer.step_count(id), Some(0));
         }
     });

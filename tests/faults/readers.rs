@@ -4,25 +4,26 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use adamod::{
-    Checkpoint, Control, DeviceControl, Hyperparameters, Optimizer, Options, Parameter, Precision,
-    StateFormat, View, Views, WriteError,
+    AdaMod, Checkpoint, CheckpointError, Control, DType, DeviceControl, ErrorKind, Formula, Group,
+    MasterWeights, Optimizer, Options, Parameter, RuleKind, StateFormat, Step, View, Views,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-use crate::common::gpu;
+use crate::common::{gpu, precision};
+use crate::errors::{Refused as _, checked};
 
 fn optimizer(control: Control) -> Optimizer {
     let (values, gradients) = (&gpu().buffer(8192), &gpu().buffer(8192));
-    let options = Options { control, ..Options::default() };
+    let options = Options::new().with_control(control);
     let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
-    let precision = Precision { state: StateFormat::Q8, f32_state_below: 0, ..Precision::default() };
-    let group = optimizer.add_group_with(Hyperparameters::default(), precision).unwrap();
+    let group = Group::new(AdaMod::new()).with_precision(precision(StateFormat::Q8));
+    let group = optimizer.add_group(group).unwrap();
     for (label, place) in [("a", 0), ("b", 4096)] {
-        let views = Some(Views::new(View::new(values, place), View::new(gradients, place)));
-        optimizer.add_parameter(group, Parameter { views, ..Parameter::new(label, 100) }).unwrap();
+        let views = Views::new(View::new(values, place), View::new(gradients, place));
+        optimizer.add_parameter(group, Parameter::new(label, 100).with_views(views)).unwrap();
     }
     optimizer
 }
@@ -37,8 +38,8 @@ struct Parts {
 impl Parts {
     fn of(control: Control) -> Self {
         let mut optimizer = optimizer(control);
-        optimizer.step().unwrap();
-        let bytes = optimizer.checkpoint_blocking().unwrap().to_bytes().unwrap();
+        optimizer.submit(&Step::all()).unwrap();
+        let bytes = optimizer.checkpoint().wait().unwrap().to_bytes().unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let header = &metadata.metadata().as_ref().unwrap()["adamod.checkpoint"];
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -55,7 +56,16 @@ impl Parts {
         Self { header: serde_json::from_str(header).unwrap(), tensors }
     }
 
-    /// The file, with a checksum that is right for it.
+    /// Checksums that are right for the tensors, which have one piece each.
+    fn renew_checksums(&mut self) {
+        let parameters = self.header["parameters"].as_array_mut().unwrap();
+        for (parameter, tensors) in parameters.iter_mut().zip(self.tensors.chunks(4)) {
+            let digits = tensors.iter().map(|(.., data)| format!("{:08x}", crc32fast::hash(data)));
+            parameter["checksums"] = digits.collect::<String>().into();
+        }
+    }
+
+    /// The file, with a checksum of everything that is right for it.
     fn bytes(&self) -> Vec<u8> {
         let text = self.header.to_string();
         let mut checksum = crc32fast::Hasher::new();
@@ -81,27 +91,32 @@ fn host() -> &'static Parts {
 
 fn device() -> &'static Parts {
     static PARTS: OnceLock<Parts> = OnceLock::new();
-    PARTS.get_or_init(|| Parts::of(Control::Device(DeviceControl::default())))
+    PARTS.get_or_init(|| Parts::of(Control::Device(DeviceControl::new())))
 }
 
 /// Reads a file into an optimizer and steps: no panic, and what is refused leaves the optimizer as it was.
 fn try_to_go_on(bytes: &[u8], control: Control) -> Result<(), String> {
-    let checkpoint = Checkpoint::from_bytes(bytes).map_err(|error| error.to_string())?;
+    let text_of = |error: CheckpointError| checked(error).to_string();
+    let checkpoint = Checkpoint::from_bytes(bytes).map_err(text_of)?;
     let mut optimizer = optimizer(control);
-    let before = optimizer.checkpoint_blocking().unwrap();
-    let restored = optimizer.restore(&checkpoint).map_err(|error| error.to_string());
+    let before = optimizer.checkpoint().wait().unwrap();
+    let restored = optimizer.restore(&checkpoint).map_err(text_of);
     if restored.is_err() {
-        assert_eq!(optimizer.checkpoint_blocking().unwrap(), before);
+        assert_eq!(optimizer.checkpoint().wait().unwrap(), before);
     }
-    optimizer.step().unwrap();
-    optimizer.checkpoint_blocking().unwrap();
+    optimizer.submit(&Step::all()).unwrap();
+    optimizer.checkpoint().wait().unwrap();
     restored
 }
 
 #[test]
 fn files_put_together_anew_are_read() {
     try_to_go_on(&host().bytes(), Control::Host).unwrap();
-    try_to_go_on(&device().bytes(), Control::Device(DeviceControl::default())).unwrap();
+    try_to_go_on(&device().bytes(), Control::Device(DeviceControl::new())).unwrap();
+    // They have the checksums that files have.
+    let mut parts = host().clone();
+    parts.renew_checksums();
+    assert_eq!(parts.header, host().header);
 }
 
 #[test]
@@ -121,6 +136,17 @@ fn numbers_that_cannot_be_are_refused_by_name_though_the_checksum_is_right() {
         (|h| h["seed"] = json!(1), "the seed"),
         (|h| h["version"] = json!(u32::MAX), "version"),
         (|h| h["control"] = json!({}), "control"),
+        (|h| h["piece"] = json!(0), "piece"),
+        (|h| h["piece"] = json!(33), "piece"),
+        (|h| h["piece"] = json!(-1), "piece"),
+        (|h| h["piece"] = json!(32), "parameter \"a\": its checksums"),
+        (|h| h["parameters"][1]["checksums"] = json!(""), "parameter \"b\": its checksums"),
+        (|h| h["parameters"][1]["checksums"] = json!("é".repeat(16)), "parameter \"b\": its checksums"),
+        (|h| h["parameters"][1]["checksums"] = json!("0".repeat(32)), "damaged"),
+        (
+            |h| _ = h["parameters"][0].as_object_mut().unwrap().remove("checksums"),
+            "parameter \"a\": its checksums",
+        ),
     ];
     for (change, named) in cases {
         let mut parts = host().clone();
@@ -131,36 +157,37 @@ fn numbers_that_cannot_be_are_refused_by_name_though_the_checksum_is_right() {
     let mut parts = device().clone();
     for scale in ["0000000000000000", "fff0000000000000", "7ff8000000000000", "bff0000000000000"] {
         parts.header["control"]["loss_scale"] = json!(scale);
-        let error = try_to_go_on(&parts.bytes(), Control::Device(DeviceControl::default())).unwrap_err();
+        let error = try_to_go_on(&parts.bytes(), Control::Device(DeviceControl::new())).unwrap_err();
         assert!(error.contains("loss_scale"), "{error}");
     }
     parts = device().clone();
     parts.header["parameters"][0]["step"] = json!(1_u64 << 32);
-    let error = try_to_go_on(&parts.bytes(), Control::Device(DeviceControl::default())).unwrap_err();
+    let error = try_to_go_on(&parts.bytes(), Control::Device(DeviceControl::new())).unwrap_err();
     assert!(error.contains("the step count of parameter \"a\""), "{error}");
 }
 
 #[test]
 fn step_counts_that_nothing_can_go_on_from_are_refused_when_written() {
     for (control, most) in
-        [(Control::Host, 1 << 53), (Control::Device(DeviceControl::default()), u64::from(u32::MAX) - 1)]
+        [(Control::Host, 1 << 53), (Control::Device(DeviceControl::new()), u64::from(u32::MAX) - 1)]
     {
         let mut optimizer = optimizer(control);
         let id = optimizer.parameter("a").unwrap();
-        let mut state = optimizer.read_state_blocking(id).unwrap();
+        let mut state = optimizer.read_state(id).wait().unwrap();
         for step in [most + 1, u64::MAX] {
             state.step = step;
-            let error = optimizer.write_state(id, &state).unwrap_err();
-            assert!(matches!(error, WriteError::Steps { found, .. } if found == step), "{error}");
+            let error = optimizer.write_state(id, &state).refused();
+            assert!(matches!(*error.kind(), ErrorKind::Steps { found, .. } if found == step), "{error}");
+            assert_eq!(error.label(), Some("a"));
         }
-        optimizer.step().unwrap();
-        assert_eq!(optimizer.read_state_blocking(id).unwrap().step, 1);
+        optimizer.submit(&Step::all()).unwrap();
+        assert_eq!(optimizer.read_state(id).wait().unwrap().step, 1);
         state.step = most;
         optimizer.write_state(id, &state).unwrap();
-        optimizer.step().unwrap();
-        let after = optimizer.read_state_blocking(id).unwrap();
+        optimizer.submit(&Step::all()).unwrap();
+        let after = optimizer.read_state(id).wait().unwrap();
         assert_eq!(after.step, most + 1);
-        let values = optimizer.read_parameter_blocking(id).unwrap();
+        let values = optimizer.read_parameter(id).wait().unwrap();
         assert!(
             values.iter().chain(after.tensors.iter().flat_map(|(_, state)| state)).all(|x| x.is_finite())
         );
@@ -194,8 +221,21 @@ fn hostile_headers_are_refused() {
         ("a header as long as the file says", [u64::MAX.to_le_bytes().as_slice(), &[b'{'; 100]].concat()),
         ("a header just past the end", [101_u64.to_le_bytes().as_slice(), &[b' '; 100]].concat()),
     ] {
-        assert!(Checkpoint::from_bytes(&bytes).is_err(), "{what} was read");
+        let read = Checkpoint::from_bytes(&bytes);
+        assert!(read.is_err(), "{what} was read");
+        read.refused();
     }
+}
+
+/// The names that metadata have, and some that they do not have.
+fn names() -> Vec<&'static str> {
+    let mut names = vec!["decoupled", "coupled", "a", "b", ""];
+    names.extend(RuleKind::ALL.iter().map(|of| of.name()));
+    names.extend(Formula::ALL.iter().map(|of| of.name()));
+    names.extend(DType::ALL.iter().map(|of| of.name()));
+    names.extend(StateFormat::ALL.iter().map(|of| of.name()));
+    names.extend(MasterWeights::ALL.iter().map(|of| of.name()));
+    names
 }
 
 /// Anything that JSON can have in the place of a value.
@@ -208,11 +248,7 @@ fn any_json() -> impl Strategy<Value = Value> {
         (0_u64..4).prop_map(Value::from),
         any::<f64>().prop_map(|x| json!(x)),
         "[0-9a-f]{16}".prop_map(Value::from),
-        prop::sample::select(vec![
-            "f32", "bf16", "f16", "q8", "none", "split24", "split32", "adam", "adamod", "sgd", "authors",
-            "a", "b", "",
-        ])
-        .prop_map(Value::from),
+        prop::sample::select(names()).prop_map(Value::from),
         Just(json!([])),
         Just(json!({})),
     ]
@@ -242,7 +278,7 @@ proptest! {
     ) {
         let (parts, control) = match on_device {
             false => (host(), Control::Host),
-            true => (device(), Control::Device(DeviceControl::default())),
+            true => (device(), Control::Device(DeviceControl::new())),
         };
         let mut parts = parts.clone();
         for (place, value) in changes {
@@ -261,6 +297,7 @@ proptest! {
         for (.., bytes) in &mut parts.tensors {
             bytes.iter_mut().zip(data.iter().cycle()).for_each(|(byte, with)| *byte = *with);
         }
+        parts.renew_checksums();
         try_to_go_on(&parts.bytes(), Control::Host).unwrap();
     }
 }

@@ -1,44 +1,39 @@
 //! Several threads: what may go from one to another, and that nobody disturbs anybody.
 
-use std::pin::Pin;
 use std::sync::mpsc;
 
 use adamod::{
-    Checkpoint, CheckpointError, Control, CreateError, DeviceControl, EncodeError, HyperparameterError,
-    Hyperparameters, Optimizer, Options, ReadError, RegisterError, RemoveError, Rule, State, StepCounts,
-    WriteError,
+    AdaMod, Adam, Checkpoint, CheckpointError, Control, DeviceControl, Error, Optimizer, Options, OutOfRange,
+    Progress, RateHistograms, Readback, State, StepCounts, ViewError,
 };
 
 use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
+use crate::errors::Refused as _;
 
 /// Holds if it compiles.
 #[test]
 fn optimizers_checkpoints_and_errors_are_send_and_sync() {
     fn check<T: Send + Sync + 'static>() {}
-    fn check_send<T: Send + 'static>(_: T) {}
     check::<Optimizer>();
     check::<Options>();
     check::<Checkpoint>();
     check::<State>();
     check::<StepCounts>();
-    check::<CreateError>();
-    check::<HyperparameterError>();
-    check::<RegisterError>();
-    check::<RemoveError>();
-    check::<EncodeError>();
-    check::<ReadError>();
-    check::<WriteError>();
+    check::<Error>();
+    check::<OutOfRange>();
+    check::<ViewError>();
     check::<CheckpointError>();
-    let model = Model::new(Rule::AdaMod, Hyperparameters::default(), &[8]);
-    let engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
-    check_send(engine.optimizer.checkpoint());
-    check_send(engine.optimizer.read_progress());
+    check::<Readback<Vec<f32>>>();
+    check::<Readback<State>>();
+    check::<Readback<Checkpoint>>();
+    check::<Readback<Progress>>();
+    check::<Readback<RateHistograms>>();
 }
 
 fn models() -> [Model; 2] {
-    let mut first = Model::new(Rule::AdaMod, Hyperparameters::default(), &[1000, 5, 3000]);
-    first.options.control = Control::Device(DeviceControl::default());
-    [first, Model::new(Rule::Adam, Hyperparameters::default(), &[2000, 33])]
+    let mut first = Model::new(AdaMod::new(), &[1000, 5, 3000]);
+    first.options.control = Control::Device(DeviceControl::new());
+    [first, Model::new(Adam::new(), &[2000, 33])]
 }
 
 fn train(gpu: &Gpu, model: &Model, steps: u64) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
@@ -46,7 +41,7 @@ fn train(gpu: &Gpu, model: &Model, steps: u64) -> Vec<(Vec<u32>, Vec<Vec<u32>>)>
     for step in 0..steps {
         engine.step(&all(&model.gradients(step)));
         // A refused call of one thread is no error of another: scopes are a thread's own.
-        assert!(engine.optimizer.set_learning_rate(engine.groups[0], -1.0).is_err());
+        engine.optimizer.set_learning_rate(engine.groups[0], -1.0).refused();
     }
     engine.bits()
 }
@@ -70,8 +65,7 @@ fn a_writer_of_checkpoints_runs_beside_the_training_loop() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
     let steps = 60;
-    type Pending = Pin<Box<dyn Future<Output = Result<Checkpoint, ReadError>> + Send>>;
-    let (sender, receiver) = mpsc::channel::<Pending>();
+    let (sender, receiver) = mpsc::channel::<Readback<Checkpoint>>();
     let written: Vec<Checkpoint> = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut written = Vec::new();
@@ -86,7 +80,7 @@ fn a_writer_of_checkpoints_runs_beside_the_training_loop() {
         for step in 0..steps {
             engine.step(&all(&model.gradients(step)));
             if step % 5 == 4 {
-                sender.send(Box::pin(engine.optimizer.checkpoint())).unwrap();
+                sender.send(engine.optimizer.checkpoint()).unwrap();
             }
         }
         drop(sender);
@@ -99,7 +93,7 @@ fn a_writer_of_checkpoints_runs_beside_the_training_loop() {
     for step in 0..steps {
         engine.step(&all(&model.gradients(step)));
         if step % 5 == 4 {
-            expected.push(engine.optimizer.checkpoint_blocking().unwrap());
+            expected.push(engine.optimizer.checkpoint().wait().unwrap());
         }
     }
     assert!(written == expected);

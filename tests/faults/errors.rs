@@ -1,0 +1,251 @@
+//! What errors say: the cause once, and the parameter where one is involved. What is refused changes nothing.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use adamod::{
+    AdaMod, CheckpointError, Control, DeviceControl, ErrorKind, Optimizer, Options, OutOfRange, Parameter,
+    RuleKind, Sgd, State, Step,
+};
+
+use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
+use crate::injection::{Fault, in_child};
+
+/// The error of a call that is refused. Its message is checked.
+pub trait Refused<E> {
+    fn refused(self) -> E;
+}
+
+impl<T, E: Error + 'static> Refused<E> for Result<T, E> {
+    #[track_caller]
+    fn refused(self) -> E {
+        match self {
+            Ok(_) => panic!("the call succeeded"),
+            Err(error) => checked(error),
+        }
+    }
+}
+
+/// Checks that no message in the chain of an error is empty, says the same twice, or says what its source says.
+#[track_caller]
+pub fn checked<E: Error + 'static>(error: E) -> E {
+    if let Err(fault) = check(&error) {
+        panic!("{fault}");
+    }
+    error
+}
+
+fn check(error: &(dyn Error + 'static)) -> Result<(), String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if text.is_empty() {
+            return Err(format!("the message of {error:?} is empty"));
+        }
+        let mut clauses: Vec<_> =
+            text.split([':', '\n']).map(str::trim).filter(|clause| !clause.is_empty()).collect();
+        clauses.sort_unstable();
+        if let Some(twice) = clauses.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("{text:?} says {:?} twice", twice[0]));
+        }
+        next = error.source();
+        if let Some(source) = next.map(ToString::to_string)
+            && text.contains(&source)
+        {
+            return Err(format!("{text:?} contains its source {source:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn messages_that_repeat_their_cause_are_noticed() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Fault {
+        text: &'static str,
+        source: Option<Box<Fault>>,
+    }
+    let fault = |text, source: Option<Fault>| Fault { text, source: source.map(Box::new) };
+    let check = |error: &Fault| check(error).is_ok();
+    assert!(check(&fault("read: no memory", None)));
+    assert!(check(&fault("read", Some(fault("no memory", None)))));
+    assert!(!check(&fault("", None)));
+    assert!(!check(&fault("read: no memory: no memory", None)));
+    assert!(!check(&fault("read: no memory", Some(fault("no memory", None)))));
+    assert!(!check(&fault("read", Some(fault("copy: no memory", Some(fault("no memory", None)))))));
+}
+
+fn model() -> Model {
+    Model::new(AdaMod::new(), &[100, 2000])
+}
+
+fn controls() -> [Control; 2] {
+    [Control::Host, Control::Device(DeviceControl::new())]
+}
+
+/// What can be asked of one parameter, without what reads its values.
+type Call = fn(&mut Engine<'_>, &State) -> Result<(), adamod::Error>;
+const CALLS: [Call; 3] = [
+    |engine, _| engine.optimizer.read_state(engine.ids[1]).wait().map(drop),
+    |engine, state| engine.optimizer.write_state(engine.ids[1], state),
+    |engine, _| engine.optimizer.remove_parameter(engine.ids[1]),
+];
+
+/// The same of its values.
+const CALLS_ON_VALUES: [Call; 2] = [
+    |engine, _| engine.optimizer.read_parameter(engine.ids[1]).wait().map(drop),
+    |engine, _| engine.optimizer.write_parameter(engine.ids[1], &[0.0; 2000]),
+];
+
+/// An engine after a step, and the state of its second tensor.
+fn stepped<'g>(gpu: &'g Gpu, model: &Model) -> (Engine<'g>, State) {
+    let mut engine = Engine::new(gpu, model, Layout::TwoPools(256));
+    engine.step(&all(&model.gradients(1)));
+    let state = engine.state(1);
+    (engine, state)
+}
+
+/// Whatever is asked of a parameter whose device has no memory or is lost, or whose buffer is destroyed, names the parameter and what
+/// the device said. A step names what the device said.
+#[test]
+fn errors_of_the_device_name_the_cause_and_the_parameter() {
+    in_child("errors::errors_of_the_device_name_the_cause_and_the_parameter", |layer| {
+        let gpu = Gpu::with_limits(|limits| limits);
+        for control in controls() {
+            let model = model().with_options(Options::new().with_control(control));
+            for call in CALLS.iter().chain(&CALLS_ON_VALUES) {
+                let doomed = gpu.sibling();
+                let (mut engine, state) = stepped(&doomed, &model);
+                layer.arm(Fault::OutOfMemoryFrom(1));
+                let error = call(&mut engine, &state).refused();
+                layer.arm(Fault::None);
+                assert_eq!(error.label(), Some("tensor.1"), "{error}");
+                // wgpu may give the device up.
+                let is_told = matches!(error.kind(), ErrorKind::Device(wgpu::Error::OutOfMemory { .. }));
+                assert!(is_told || error.is_lost(), "{error}");
+                let cause = if is_told { "Out of Memory" } else { "the device is lost" };
+                assert!(error.to_string().starts_with("parameter \"tensor.1\": "), "{error}");
+                assert!(error.to_string().contains(cause), "{error}");
+
+                doomed.device.destroy();
+                let error = call(&mut engine, &state).refused();
+                assert_eq!(error.label(), Some("tensor.1"), "{error}");
+                assert!(error.is_lost() || matches!(error.kind(), ErrorKind::Map(_)), "{error}");
+            }
+            for call in &CALLS_ON_VALUES {
+                let (mut engine, state) = stepped(&gpu, &model);
+                engine.buffers[0].destroy();
+                let error = call(&mut engine, &state).refused();
+                assert_eq!(error.label(), Some("tensor.1"), "{error}");
+                assert!(matches!(error.kind(), ErrorKind::Device(_)), "{error}");
+                assert!(error.to_string().starts_with("parameter \"tensor.1\": "), "{error}");
+                // The label of the buffer, and what is wrong with it.
+                assert!(error.to_string().contains("'test'"), "{error}");
+                assert!(error.to_string().contains("destroyed"), "{error}");
+                // A step has to do with all parameters.
+                let error = engine.optimizer.submit(&Step::all()).refused();
+                assert_eq!(error.label(), None, "{error}");
+                assert!(error.to_string().contains("destroyed"), "{error}");
+            }
+            // A restore has as well. Its error is the optimizer's.
+            let doomed = gpu.sibling();
+            let (mut engine, _) = stepped(&doomed, &model);
+            let checkpoint = engine.optimizer.checkpoint().wait().unwrap();
+            doomed.device.destroy();
+            let error = engine.optimizer.restore(&checkpoint).refused();
+            assert!(matches!(&error, CheckpointError::Optimizer(error) if error.is_lost()), "{error}");
+            assert_eq!(error.to_string(), "the device is lost");
+        }
+    });
+}
+
+#[test]
+fn parameters_without_a_label_are_refused_and_change_nothing() {
+    let mut engine = Engine::new(gpu(), &model(), Layout::TwoPools(256));
+    engine.step(&all(&model().gradients(1)));
+    let before = engine.optimizer.checkpoint().wait().unwrap();
+    let group = engine.groups[0];
+    let buffers = engine.buffers.clone();
+    for parameter in [Parameter::new("", 100), Parameter::new("", 100).with_views(engine.views(0, &buffers))]
+    {
+        let error = engine.optimizer.add_parameter(group, parameter).refused();
+        assert!(matches!(error.kind(), ErrorKind::EmptyLabel), "{error}");
+        assert_eq!(error.label(), None);
+    }
+    assert_eq!(engine.optimizer.parameters().count(), 2);
+    assert_eq!(engine.optimizer.parameter(""), None);
+    assert_eq!(engine.optimizer.checkpoint().wait().unwrap(), before);
+    // A blank is a label.
+    engine.optimizer.add_parameter(group, Parameter::new(" ", 100)).unwrap();
+}
+
+/// The states of a parameter are those of its rule, so a group keeps it.
+#[test]
+fn hyperparameters_of_another_rule_are_refused_and_change_nothing() {
+    for control in controls() {
+        for &ours in RuleKind::ALL {
+            let mut model = Model::new(ours.with_defaults(), &[100, 2000]);
+            model.add_group(Sgd::new(), &[33]);
+            model.options.control = control;
+            let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+            let mut other = Engine::new(gpu(), &model, Layout::TwoPools(256));
+            let group = engine.groups[0];
+            for step in 1..4 {
+                for &theirs in RuleKind::ALL.iter().filter(|&&theirs| theirs != ours) {
+                    let error = engine.optimizer.set_hyperparameters(group, theirs.with_defaults()).refused();
+                    let ErrorKind::Rule { found, expected } = *error.kind() else { panic!("{error}") };
+                    assert_eq!((found, expected), (theirs, ours));
+                    for name in [theirs.name(), ours.name()] {
+                        assert!(error.to_string().contains(name), "{error}");
+                    }
+                }
+                // Nor does one that is out of range change anything.
+                let error = engine.optimizer.set_learning_rate(group, f64::NAN).refused();
+                assert!(
+                    matches!(error.kind(), ErrorKind::OutOfRange(OutOfRange { name: "learning_rate", .. })),
+                    "{error}"
+                );
+                assert_eq!(engine.optimizer.group(group), Some(&model.groups[0]));
+                let gradients = model.gradients(step);
+                engine.step(&all(&gradients));
+                other.step(&all(&gradients));
+            }
+            assert!(engine.bits() == other.bits(), "{ours} {control:?}");
+            let checkpoints = [engine, other].map(|engine| engine.optimizer.checkpoint().wait().unwrap());
+            assert_eq!(checkpoints[0], checkpoints[1]);
+        }
+    }
+}
+
+/// Whatever the other device does with its errors: by default it panics, and a handler of its owner's need not.
+#[test]
+fn a_queue_of_another_device_is_refused() {
+    let (panicking, handled) = (gpu().sibling(), gpu().sibling());
+    let errors = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&errors);
+    handled.device.on_uncaptured_error(Arc::new(move |_| _ = counted.fetch_add(1, Ordering::Relaxed)));
+    for other in [&panicking, &handled] {
+        for options in controls().map(|control| Options::new().with_control(control)) {
+            let error = Optimizer::new(&gpu().device, &other.queue, options).refused();
+            assert!(matches!(error.kind(), ErrorKind::Queue), "{error}");
+        }
+        // Both devices work on.
+        for gpu in [gpu(), other] {
+            let mut engine = Engine::new(gpu, &model(), Layout::TwoPools(256));
+            engine.step(&all(&model().gradients(1)));
+            assert_eq!(engine.state(0).step, 1);
+        }
+    }
+    assert_eq!(errors.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn an_optimizer_on_a_lost_device_is_refused_and_the_error_says_so() {
+    let gpu = Gpu::with_limits(|limits| limits);
+    gpu.device.destroy();
+    let error = Optimizer::new(&gpu.device, &gpu.queue, Options::new()).refused();
+    assert!(error.is_lost(), "{error}");
+    assert_eq!(error.to_string(), "the device is lost");
+}
