@@ -41,7 +41,8 @@ impl Gpu {
 
     /// A command encoder. To be called within [`Gpu::catch`].
     pub fn encoder(&self, object: &str) -> wgpu::CommandEncoder {
-        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&self.name(object)) })
+        self.device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&self.name(object)) })
     }
 
     /// A buffer of zeros. To be called within [`Gpu::catch`].

@@ -58,7 +58,7 @@ pub struct Pipeline {
 /// All pipelines of an optimizer. They are kept for its life, because some drivers leak dropped ones.
 #[derive(Debug)]
 pub struct Pipelines {
-    label: String,
+    gpu: Gpu,
     /// Overrides that all kernels share, or that a kernel without them ignores.
     lanes: u32,
     zero_gradients: bool,
@@ -70,8 +70,6 @@ pub struct Pipelines {
 
 /// What all pipelines of an optimizer have in common.
 pub struct PipelineSettings {
-    /// Stands in front of labels.
-    pub label: String,
     /// Threads per workgroup.
     pub lanes: u32,
     /// Whether the step zeroes gradients.
@@ -86,15 +84,16 @@ pub struct PipelineSettings {
 
 impl Pipelines {
     /// No pipelines yet.
-    pub fn new(settings: PipelineSettings) -> Self {
-        let PipelineSettings { label, lanes, zero_gradients, control, control_bytes, cache } = settings;
-        Self { label, lanes, zero_gradients, control, control_bytes, cache, made: HashMap::new() }
+    pub fn new(gpu: &Gpu, settings: PipelineSettings) -> Self {
+        let PipelineSettings { lanes, zero_gradients, control, control_bytes, cache } = settings;
+        let gpu = gpu.clone();
+        Self { gpu, lanes, zero_gradients, control, control_bytes, cache, made: HashMap::new() }
     }
 
     /// Compiles a kernel, unless it is compiled already.
-    pub fn make(&mut self, gpu: &Gpu, kernel: Kernel) -> Result<(), DeviceError> {
+    pub fn make(&mut self, kernel: Kernel) -> Result<(), DeviceError> {
         if !self.made.contains_key(&kernel) {
-            let made = gpu.catch(|| self.compile(gpu, kernel))?;
+            let made = self.gpu.catch(|| self.compile(kernel))?;
             self.made.insert(kernel, made);
         }
         Ok(())
@@ -105,40 +104,44 @@ impl Pipelines {
         &self.made[kernel].pipeline
     }
 
-    /// A bind group for a kernel that [`Pipelines::make`] has compiled. To be called within [`Gpu::catch`].
+    /// A bind group for a kernel that [`Pipelines::make`] has compiled.
     pub fn bind_group<'a>(
         &self,
-        gpu: &Gpu,
         kernel: &Kernel,
         entries: impl IntoIterator<Item = (u32, wgpu::BindingResource<'a>)>,
-    ) -> wgpu::BindGroup {
+    ) -> Result<wgpu::BindGroup, DeviceError> {
         let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
-        gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(&format!("{}.{}", self.label, kernel.name())),
-            layout: &self.made[kernel].layout,
-            entries: &entries.into_iter().map(entry).collect::<Vec<_>>(),
+        let entries: Vec<_> = entries.into_iter().map(entry).collect();
+        let label = self.gpu.name(kernel.name());
+        self.gpu.catch(|| {
+            self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&label),
+                layout: &self.made[kernel].layout,
+                entries: &entries,
+            })
         })
     }
 
-    fn compile(&self, gpu: &Gpu, kernel: Kernel) -> Pipeline {
+    fn compile(&self, kernel: Kernel) -> Pipeline {
+        let device = &self.gpu.device;
         let label = match kernel {
-            Kernel::Update { variant, .. } => format!("{}.update.{}", self.label, variant.name()),
-            _ => format!("{}.{}", self.label, kernel.name()),
+            Kernel::Update { variant, .. } => self.gpu.name(&format!("update.{}", variant.name())),
+            _ => self.gpu.name(kernel.name()),
         };
-        let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(&label),
             entries: &kernel.layout_entries(self.control_bytes),
         });
-        let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
-        let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
         });
-        let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&label),
             layout: Some(&pipeline_layout),
             module: &module,

@@ -51,14 +51,11 @@ impl DeviceSteps {
     /// Size of the control buffer.
     pub const CONTROL_BYTES: u64 = Self::STEP_COUNTS_OFFSET + 4 * Self::MOST_PARAMETERS as u64;
 
-    pub fn new(
-        gpu: &Gpu,
-        settings: DeviceControl,
-        most_partials: u32,
-    ) -> Result<Self, DeviceError> {
+    pub fn new(gpu: &Gpu, settings: DeviceControl, most_partials: u32) -> Result<Self, DeviceError> {
         let initial = initial(&settings);
         let (control, prepared) = gpu.catch(|| {
-                        let control = gpu.buffer_with("control", Self::CONTROL_BYTES, USAGES, bytemuck::bytes_of(&initial));
+            let control =
+                gpu.buffer_with("control", Self::CONTROL_BYTES, USAGES, bytemuck::bytes_of(&initial));
             (control, prepared_buffer(gpu, size_of::<abi::Coefficients>() as u64))
         })?;
         Ok(Self {
@@ -69,12 +66,7 @@ impl DeviceSteps {
             prepared,
             generation: 0,
             rows: Ring::new(gpu, "rows", 2, size_of::<Row>() as u64)?,
-            groups: Ring::new(
-                gpu,
-                "groups",
-                4,
-                (abi::GROUPS_OFFSET + size_of::<abi::Group>()) as u64,
-            )?,
+            groups: Ring::new(gpu, "groups", 4, (abi::GROUPS_OFFSET + size_of::<abi::Group>()) as u64)?,
             rows_written: None,
             rows_slot: None,
             groups_written: None,
@@ -272,15 +264,14 @@ impl Preparation {
         let alignment = gpu.device.limits().min_storage_buffer_offset_alignment;
         let of_launches = plan.partials(alignment.into(), steps.most_partials);
         let entries = of_launches.last().map_or(1, |last| last.end);
-        let partials = gpu
-            .catch(|| gpu.buffer("partials", entries * PARTIAL_BYTES, wgpu::BufferUsages::STORAGE))?;
+        let partials =
+            gpu.catch(|| gpu.buffer("partials", entries * PARTIAL_BYTES, wgpu::BufferUsages::STORAGE))?;
         Ok(Self { partials, of_launches, parts: [const { None }; 3] })
     }
 
     /// Brings the dispatches up to date for a part of a step.
     pub fn update<'a>(
         &mut self,
-        gpu: &Gpu,
         pipelines: &mut Pipelines,
         steps: &DeviceSteps,
         launches: &[Launch],
@@ -302,7 +293,7 @@ impl Preparation {
                     Part::Whole | Part::AfterNorm => NormEnd::Prepare,
                 };
                 let kernel = launch.norm_kernel(end);
-                pipelines.make(gpu, kernel)?;
+                pipelines.make(kernel)?;
                 let partials = &self.of_launches[index];
                 // The last launch binds the partial sums of all launches.
                 let first = if end == NormEnd::Launch { partials.start } else { 0 };
@@ -334,7 +325,7 @@ impl Preparation {
                         0..3
                     }
                 };
-                let bind_group = gpu.catch(|| pipelines.bind_group(gpu, &kernel, entries))?;
+                let bind_group = pipelines.bind_group(&kernel, entries)?;
                 let workgroups = (partials.end - partials.start) as u32;
                 dispatches.push(Dispatch { kernel, bind_group, workgroups, slots });
             }
@@ -342,8 +333,8 @@ impl Preparation {
             let no_norm = looks_at_gradients.then_some(Kernel::NoNorm);
             let prepare = (part != Part::Norm).then_some(Kernel::Prepare);
             for kernel in no_norm.into_iter().chain(prepare) {
-                pipelines.make(gpu, kernel)?;
-                let bind_group = gpu.catch(|| pipelines.bind_group(gpu, &kernel, steps.bindings()))?;
+                pipelines.make(kernel)?;
+                let bind_group = pipelines.bind_group(&kernel, steps.bindings())?;
                 dispatches.push(Dispatch { kernel, bind_group, workgroups: 1, slots: 1..3 });
             }
         }

@@ -120,18 +120,18 @@ impl Optimizer {
                 let steps = DeviceSteps::new(&gpu, *settings, partials)?;
                 // The next count has to fit into 32 bits.
                 let most_steps = u64::from(u32::MAX) - 1;
-                let source = CoefficientSource::Device(steps);
+                let source = CoefficientSource::Device(Box::new(steps));
                 (source, control_constants(settings), DeviceSteps::MOST_PARAMETERS, most_steps)
             }
         };
-        let pipelines = Pipelines::new(PipelineSettings {
-            label: options.label.clone(),
+        let pipelines = PipelineSettings {
             lanes: options.workgroups.lanes(device),
             zero_gradients: options.zero_gradients,
             control,
             control_bytes: DeviceSteps::CONTROL_BYTES,
             cache: options.pipeline_cache.clone(),
-        });
+        };
+        let pipelines = Pipelines::new(&gpu, pipelines);
         let settings = Settings {
             seed: options.seed,
             most_bytes: limits.max_buffer_size.min(Self::MOST_BYTES),
@@ -140,8 +140,7 @@ impl Optimizer {
             zero_gradients: options.zero_gradients,
         };
         let diagnostics = options.diagnostics;
-        let memory =
-            Memory::new(&gpu, &plan_limits, diagnostics == Diagnostics::RateHistograms)?;
+        let memory = Memory::new(&gpu, &plan_limits, diagnostics == Diagnostics::RateHistograms)?;
         let dimension = limits.max_compute_workgroups_per_dimension;
         let recorder = Recorder::new(plan_limits, dimension, diagnostics, pipelines, source);
         Ok(Self { gpu, options, registry: Registry::new(settings), memory, recorder })

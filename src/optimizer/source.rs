@@ -14,7 +14,7 @@ pub enum CoefficientSource {
     /// The host computes one row per cohort.
     Host(HostSteps),
     /// The device computes one row per parameter.
-    Device(DeviceSteps),
+    Device(Box<DeviceSteps>),
 }
 
 /// Steps that the host counts.

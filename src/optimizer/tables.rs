@@ -135,7 +135,6 @@ impl Tables {
                 None => Preparation::new(of.gpu, &self.plan, steps)?,
             };
             let updated = preparation.update(
-                of.gpu,
                 pipelines,
                 steps,
                 &self.plan.launches,
@@ -162,7 +161,7 @@ impl Tables {
         self.bind_groups.clear();
         self.bound = None;
         for (launch, kernel) in self.plan.launches.iter().zip(&self.kernels) {
-            pipelines.make(of.gpu, *kernel)?;
+            pipelines.make(*kernel)?;
             let mut entries = vec![
                 (bindings::COEFFICIENTS, source.binding()),
                 (bindings::SEGMENTS, self.segments.binding()),
@@ -176,7 +175,7 @@ impl Tables {
             let histogram = of.memory.histogram().filter(|_| launch.rule.has_element_rates());
             entries.extend(histogram.map(|of| (bindings::HISTOGRAM, of.as_entire_binding())));
             entries.extend(launch.shadow.as_ref().map(|of| (bindings::SHADOW, self.window(of))));
-            self.bind_groups.push(of.gpu.catch(|| pipelines.bind_group(of.gpu, kernel, entries))?);
+            self.bind_groups.push(pipelines.bind_group(kernel, entries)?);
         }
         Ok(())
     }
