@@ -1,4 +1,4 @@
-//! Checkpoints: the same bits go on, files are whole or refused, and the old one or the new one is always there.
+//! Checkpoints: a restored run continues with the same bits, damaged files are refused, and saving never loses the old file.
 
 mod common;
 
@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
-use common::{Engine, Kind, Layout, Model, gpu, precision, rules};
+use common::{Engine, Kind, Layout, Model, gpu, lay_out, precision, rules};
 
 const LENGTHS: [usize; 4] = [1, 33, 1025, 5000];
 const LABELS: [&str; 4] = ["a", "b", "layers.0.weight", "d \"quoted\""];
@@ -25,7 +25,7 @@ fn hyperparameters(rule: impl Into<Rule>) -> Hyperparameters {
         .with_weight_decay(WeightDecay::Decoupled(0.01))
 }
 
-/// Tensors of one kind with these labels, and lengths of which none is that of another.
+/// Tensors of one kind with these labels. No two have the same length.
 fn model_of(rule: impl Into<Rule>, kind: Kind, labels: &[&str]) -> Model {
     let tensors: Vec<_> = LENGTHS.iter().take(labels.len()).map(|&len| (kind, len)).collect();
     let model = Model::of_kinds(hyperparameters(rule), &tensors);
@@ -56,7 +56,7 @@ fn stepped_engine() -> Engine<'static> {
     engine
 }
 
-/// Takes a step. The first tensor misses every third step, so that it has a count of its own.
+/// Takes a step. The first tensor misses every third step, so that its step count differs.
 fn step(engine: &mut Engine<'_>, seed: usize) {
     let gradients: Vec<Vec<f32>> = engine
         .tensors
@@ -80,21 +80,21 @@ fn checkpoint(engine: &Engine<'_>) -> Checkpoint {
     engine.optimizer.checkpoint().wait().unwrap()
 }
 
-/// Restores a checkpoint, and copies the values that the engine keeps.
+/// Restores a checkpoint and copies the values, which are not in it.
 fn continue_from(engine: &mut Engine<'_>, checkpoint: &Checkpoint, values: &wgpu::Buffer) {
     engine.optimizer.restore(checkpoint).unwrap();
     let words = engine.gpu.read(values);
     engine.gpu.queue.write_buffer(&engine.buffers[0], 0, bytemuck::cast_slice(&words));
 }
 
-/// Every rule, formula, type, master weights and format of state, with step counts on the host and on the device.
+/// Every rule, formula, data type, kind of master weights and state format, with step counts on the host and on the device.
 fn models() -> Vec<Model> {
     let mut models = Vec::new();
     for rule in rules() {
-        // The type of the gradients does not matter to a checkpoint.
+        // A checkpoint does not depend on the data type of gradients.
         for kind in Kind::all().into_iter().filter(|kind| kind.gradients == kind.values) {
             for control in [Control::Host, Control::Device(DeviceControl::new())] {
-                // Who counts steps has nothing to do with types.
+                // How steps are counted does not depend on data types.
                 if control != Control::Host && kind.values != DType::F32 {
                     continue;
                 }
@@ -107,7 +107,7 @@ fn models() -> Vec<Model> {
     models
 }
 
-/// What a test names a model by.
+/// A model in messages.
 fn name(model: &Model) -> String {
     format!("{:?} {:?} {:?}", model.rule(), model.tensors[0].kind, model.options.control)
 }
@@ -115,7 +115,7 @@ fn name(model: &Model) -> String {
 #[test]
 fn a_restored_optimizer_goes_on_with_the_same_bits() {
     let models = models();
-    // 4 rules with their formulas, 3 formats of state, 6 types with their master weights and 1 with another control.
+    // 4 rules with their formulas, 3 state formats, 6 data types with their master weights, and f32 again with Control::Device.
     assert!(models.len() >= 4 * 3 * 7, "{} models", models.len());
     for model in models {
         let name = name(&model);
@@ -125,7 +125,7 @@ fn a_restored_optimizer_goes_on_with_the_same_bits() {
         let read = Checkpoint::from_bytes(&saved.to_bytes().unwrap()).unwrap();
         assert_eq!(read, saved, "{name}");
         let mut second = engine(&model);
-        // What it did before is forgotten.
+        // A restore replaces whatever the optimizer did before.
         step(&mut second, 9);
         continue_from(&mut second, &read, &first.buffers[0]);
         for seed in 4..7 {
@@ -223,7 +223,7 @@ fn the_file_is_readable_as_safetensors_by_pytorchs_names() {
     }
 }
 
-/// What does not fit is refused by name, and the optimizer goes on as if nothing had been asked.
+/// The error names what differs, and the optimizer does not change.
 #[test]
 fn checkpoints_of_another_optimizer_are_refused_and_change_nothing() {
     let mut engine = stepped_engine();
@@ -267,7 +267,7 @@ fn checkpoints_of_another_optimizer_are_refused_and_change_nothing() {
     }
     step(&mut engine, 2);
 
-    // A checkpoint has the hyperparameters, and needs only the rule.
+    // Only the rule has to be the same. The other hyperparameters become those of the checkpoint.
     for rule in [Rule::from(Adam::new().with_betas([0.5, 0.75])), Sgd::new().with_momentum(0.5).into()] {
         let saved = with_rule(rule);
         let mut model = model(StateFormat::F32);
@@ -279,7 +279,7 @@ fn checkpoints_of_another_optimizer_are_refused_and_change_nothing() {
     }
 }
 
-/// Groups keep their order, whatever was removed: C takes the place of A in the optimizer, and is still the last.
+/// A, B and C are added and A is removed before C comes. C reuses the slot of A, but it is still the last group.
 #[test]
 fn groups_keep_the_order_in_which_they_were_added() {
     let [a, b, c] = [1e-3, 1e-2, 1e-1].map(|rate| hyperparameters(AdaMod::new()).with_learning_rate(rate));
@@ -287,12 +287,9 @@ fn groups_keep_the_order_in_which_they_were_added() {
         let options = Options::new().with_seed(5).with_control(control);
         let mut fresh_model = Model::new(b, &[1025]).with_options(options);
         fresh_model.add_group(Group::new(c).with_precision(precision(StateFormat::Q8)), &[33, 100]);
-        // The same groups, tensors and buffers, but in front of them there was a group that is gone.
-        let mut old = Engine::empty(
-            gpu(),
-            fresh_model.options.clone(),
-            &common::lay_out(&[1025, 33, 100], Layout::TwoPools(256)).1,
-        );
+        // The same groups and tensors in an optimizer that had another group first.
+        let (locations, sizes) = lay_out(&fresh_model.lengths(), Layout::TwoPools(256));
+        let mut old = Engine::empty(gpu(), fresh_model.options.clone(), &sizes);
         old.add_group(a);
         old.add_group(fresh_model.groups[0]);
         old.optimizer.remove_group(old.groups[0]).unwrap();
@@ -302,7 +299,6 @@ fn groups_keep_the_order_in_which_they_were_added() {
             engine.optimizer.groups().map(|(_, group)| group.hyperparameters.learning_rate).collect()
         };
         assert_eq!(rates(&old), [1e-2, 1e-1]);
-        let (locations, _) = common::lay_out(&[1025, 33, 100], Layout::TwoPools(256));
         for (tensor, location) in fresh_model.tensors.iter().zip(locations) {
             old.add_tensor(tensor.clone(), location);
         }
@@ -323,11 +319,11 @@ fn groups_keep_the_order_in_which_they_were_added() {
         }
         assert!(old.bits() == fresh.bits(), "{control:?}");
         assert_eq!(checkpoint(&old), checkpoint(&fresh));
-        // And back, into the optimizer with the hole.
+        // The optimizer that removed a group restores its checkpoint, too.
         old.optimizer.restore(&saved).unwrap();
         assert_eq!(checkpoint(&old), saved);
 
-        // Groups in another order are other groups.
+        // The order of groups matters.
         let mut swapped =
             Model::new(fresh_model.groups[1], &[33, 100]).with_options(fresh_model.options.clone());
         swapped.add_group(fresh_model.groups[0], &[1025]);
@@ -337,7 +333,7 @@ fn groups_keep_the_order_in_which_they_were_added() {
     }
 }
 
-/// A group for each rule.
+/// A model with a group of each rule.
 fn model_of_all_rules(state: StateFormat, control: Control) -> Model {
     let options = Options::new().with_seed(5).with_control(control);
     let group =
@@ -420,7 +416,7 @@ fn every_flipped_bit_is_noticed() {
     let whole = Checkpoint::from_bytes(&bytes).unwrap();
     for bit in 0..8 * bytes.len() {
         bytes[bit / 8] ^= 1 << (bit % 8);
-        // Some bits of the header do not matter: white space at its end, and digits that are the same in another case.
+        // Some bits of the header have no meaning: white space at its end, and the case of hexadecimal digits.
         if let Ok(read) = Checkpoint::from_bytes(&bytes) {
             assert!(read == whole, "bit {bit} was flipped, and another checkpoint read");
         }
@@ -444,14 +440,14 @@ fn header_of(bytes: &[u8]) -> Value {
     serde_json::from_str(&metadata.metadata().as_ref().unwrap()["adamod.checkpoint"]).unwrap()
 }
 
-/// Why a file with this JSON, a wrong checksum and no tensors is refused.
+/// The error of a file with this JSON, a wrong checksum and no tensors.
 fn refusal(header: &Value) -> CheckpointError {
     let metadata = [("adamod.checkpoint", header.to_string()), ("adamod.checksum", "0".to_owned())];
     let metadata = metadata.each_ref().map(|(key, value)| (*key, value.as_str()));
     Checkpoint::from_bytes(&file(&metadata, &[])).unwrap_err()
 }
 
-/// The same JSON as version 1 had it, with one rule and one formula for all groups.
+/// The same JSON in version 1 of the format, which had one rule and one formula for all groups.
 fn version_1_of(mut header: Value, formula: &str) -> Value {
     header["version"] = 1.into();
     header.as_object_mut().unwrap().remove("piece");
@@ -508,7 +504,7 @@ fn metadata_that_cannot_be_are_refused_by_name() {
         (|h| h["parameters"][0]["more"] = 1.into(), "more"),
         (|h| h["rule"] = "adamod".into(), "rule"),
         (|h| *h = "text".into(), "metadata"),
-        // Nothing but a checksum that is wrong.
+        // Only the checksum is wrong.
         (|h| h["parameters"] = serde_json::json!([]), "checksum"),
         // Version 1.
         (|h| *h = version_1_of(h.take(), "other"), "formula is \"other\""),
@@ -574,7 +570,7 @@ fn hyperparameters_that_a_rule_lacks_needs_or_cannot_have_are_refused_by_name() 
             }
             let what = metadata(&|of_rule| of_rule[name] = 1.into());
             assert!(what.contains(&format!("groups[1].hyperparameters.{name}: invalid type")), "{what}");
-            // NaN is no hyperparameter's, and 1 neither a decay rate's.
+            // No hyperparameter can be NaN, and no decay rate can be 1.
             let not_a_number = "7ff8000000000000";
             let error = refused(&|of_rule| of_rule[name] = not_a_number.into());
             match &error {
@@ -593,7 +589,7 @@ fn hyperparameters_that_a_rule_lacks_needs_or_cannot_have_are_refused_by_name() 
     }
 }
 
-/// Version 1 gave a formula also to rules that have none.
+/// Version 1 stored a formula for every rule. Only AdaMod has one.
 #[test]
 fn files_of_version_1_with_a_rule_that_has_no_formula_are_read_whatever_theirs_is() {
     for rule in [Rule::from(Adam::new().with_betas([0.5, 0.75])), Sgd::new().with_momentum(0.5).into()] {
@@ -627,7 +623,7 @@ fn saving_replaces_the_old_checkpoint_and_leaves_nothing_else() {
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
-/// A process that saves two checkpoints in turn is killed at any moment: the file is always one of them, whole.
+/// A process that saves two checkpoints in turn is killed at different moments. The file is always one of the two.
 #[cfg(unix)]
 #[test]
 fn a_process_killed_while_it_saves_leaves_a_whole_checkpoint() {
@@ -670,7 +666,7 @@ fn a_process_killed_while_it_saves_leaves_a_whole_checkpoint() {
         seen[which.expect("one of the two")] += 1;
         let entries = std::fs::read_dir(folder.path()).unwrap();
         for entry in entries.map(|entry| entry.unwrap().path()).filter(|entry| *entry != path) {
-            // What a killed save had written so far.
+            // The temporary file of the save that was killed.
             unfinished += 1;
             std::fs::remove_file(entry).unwrap();
         }
@@ -679,7 +675,7 @@ fn a_process_killed_while_it_saves_leaves_a_whole_checkpoint() {
     assert!(unfinished > 0, "no kill hit a save");
 }
 
-/// The file system has no room for a new one: here, no file may be longer than 4 KiB.
+/// A limit of 4 KiB per file stands for a full file system.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
@@ -695,7 +691,7 @@ fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
     let path = folder.path().join("state.safetensors");
     let engine = stepped_engine();
     checkpoint(&engine).save(&path).unwrap();
-    // With the signal ignored, the write fails instead. What the child prints goes to a pipe, which has no length.
+    // With the signal ignored, the write fails instead. The limit does not apply to the pipe that the child prints to.
     let output = std::process::Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
@@ -709,7 +705,7 @@ fn a_full_disk_is_an_error_and_the_old_checkpoint_stays() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is left over");
 }
 
-/// A process that was killed had the same number: in a container it often has.
+/// In a container, a process often has the same number as the one that was killed before it.
 #[test]
 fn what_a_killed_save_left_is_in_nobodys_way() {
     let folder = tempfile::tempdir().unwrap();
@@ -738,7 +734,7 @@ fn a_folder_in_the_place_of_a_file_is_an_error() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// As any other file of the process: others may read it if the process's mask allows; and one that is replaced stays as it was.
+/// A new file has the mode that any new file of the process has. A file that replaces another has the mode of the other.
 #[cfg(unix)]
 #[test]
 fn saved_files_have_the_mode_of_the_process_or_of_what_they_replace() {
@@ -772,7 +768,7 @@ proptest! {
         prop_assert!(Checkpoint::from_bytes(&bytes).is_err());
     }
 
-    /// A whole file with some bytes overwritten reads as it was, or is refused.
+    /// A file with some bytes overwritten is refused, or the bytes have no meaning.
     #[test]
     fn overwritten_files_are_refused(at in 0_usize..2000, with in prop::collection::vec(any::<u8>(), 1..40)) {
         use std::sync::OnceLock;

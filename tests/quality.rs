@@ -1,5 +1,5 @@
-//! State in fewer bits moves parameters as f64 does. On the twin, which stores what the GPU stores; tests on a device hold the two
-//! together bit for bit.
+//! Low-bit state moves parameters as f64 state does. These tests use the CPU twin; tests/gpu compares the twin with the device bit for
+//! bit.
 
 mod common;
 
@@ -13,7 +13,7 @@ use common::rules;
 
 const ELEMENTS: usize = 2048;
 
-/// Median absolute relative error of the movement of parameters, and of exp_avg_lr, after a stationary noisy stream.
+/// Median absolute relative errors of the movement of parameters and of exp_avg_lr after a stationary, noisy stream of gradients.
 fn errors(state: StateFormat, scales: &[f64], steps: u64) -> (f64, f64) {
     let rule = AdaMod::new().with_betas([0.9, 0.999, 0.9999]);
     let (mut exact, mut stored) = (Reference::<f64>::new(), Reference::<f32>::new());
@@ -43,7 +43,7 @@ fn errors(state: StateFormat, scales: &[f64], steps: u64) -> (f64, f64) {
     (moved, rates)
 }
 
-/// Neighbours whose scales are alike: lognormal with a deviation of 0.7 around a level that 32 share.
+/// Scales that are similar within a quant block: lognormal with a deviation of 0.7 around the level of the block.
 fn alike() -> Vec<f64> {
     let mut rng = StdRng::seed_from_u64(3);
     let spread = LogNormal::new(0.0, 0.7).unwrap();
@@ -51,7 +51,7 @@ fn alike() -> Vec<f64> {
     (0..ELEMENTS).map(|i| levels[i / 32] * spread.sample(&mut rng)).collect()
 }
 
-/// Five decades in every block.
+/// Scales over five decades in every quant block.
 fn mixed() -> Vec<f64> {
     let mut rng = StdRng::seed_from_u64(4);
     (0..ELEMENTS).map(|_| 10_f64.powf(rng.random_range(-5.0..0.0))).collect()
@@ -75,7 +75,7 @@ fn two_thousand_steps_move_parameters_as_f64_does() {
     }
 }
 
-/// The rules that clamp gradients. SGD steps by whatever the gradient is.
+/// The rules that limit steps. A step of SGD is as large as the gradient.
 fn bounded_rules() -> Vec<Rule> {
     rules().into_iter().filter(|rule| rule.kind().has_element_rates()).collect()
 }
@@ -83,7 +83,7 @@ fn bounded_rules() -> Vec<Rule> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-    /// No stream of finite gradients gives a parameter that is not finite, in any format.
+    /// Finite gradients never give a non-finite parameter or state, in any state format.
     #[test]
     fn finite_gradients_give_finite_parameters(
         stream in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! Buffers that are gone or of another device, and submits that fail.
+//! Buffers that are destroyed or belong to another device, and submits that fail.
 
 use adamod::{AdaMod, Error, ErrorKind, Step, Update, View, Views};
 
@@ -13,7 +13,7 @@ fn is_of_device(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Device(_))
 }
 
-/// The gradients' buffer is destroyed; after it has been replaced, training goes on as if nothing had happened.
+/// The buffer of the gradients is destroyed. Once it is replaced, training continues with the same bits.
 #[test]
 fn a_submit_that_fails_counts_no_step_and_can_be_repeated() {
     let model = model();
@@ -30,7 +30,7 @@ fn a_submit_that_fails_counts_no_step_and_can_be_repeated() {
         assert!(is_of_device(&error), "{error}");
         assert_eq!(engine.optimizer.step_count(engine.ids[0]), Some(1));
     }
-    // Who submits takes the count back.
+    // An engine that submits by itself takes the count back.
     let counts = engine.optimizer.step_counts();
     let mut encoder = gpu().encoder();
     let scope = gpu().device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -68,7 +68,7 @@ fn destroyed_buffers_are_errors_of_reads_writes_and_moving_views() {
     let update = Update::new(id, Views::new(View::new(&gone, 0), View::new(&own, 0)));
     let error = engine.optimizer.encode(&mut gpu().encoder(), &Step::at(&[update])).refused();
     assert!(is_of_device(&error), "{error}");
-    // State is the optimizer's own.
+    // The state lies in a buffer of the optimizer.
     assert_eq!(engine.state(0), state);
     let (values, gradients) = (gpu().buffer(1024), gpu().buffer(1024));
     let update = Update::new(id, Views::new(View::new(&values, 0), View::new(&gradients, 0)));

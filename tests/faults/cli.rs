@@ -1,6 +1,8 @@
-//! Command lines that cannot be: each is refused with 2 and names the culprit, or 3 if the machine cannot do it; none panics.
+//! Invalid command lines, and machines that cannot run the tool: exit code 2 or 3, a message that names the argument, no panic.
 
 use std::process::{Command, Output};
+
+use crate::errors::check_text;
 
 fn adamod(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_adamod")).args(arguments).output().unwrap()
@@ -41,7 +43,7 @@ fn command_lines_that_cannot_be_are_refused_by_name() {
         (vec!["bench", "--timing", "sundial"], "--timing"),
     ] {
         if arguments.iter().any(|argument| argument.contains('\0')) {
-            // No system takes it as an argument.
+            // An argument cannot contain a null character on any system.
             let spawned = Command::new(env!("CARGO_BIN_EXE_adamod")).args(&arguments).output();
             assert!(spawned.is_err());
             continue;
@@ -52,6 +54,8 @@ fn command_lines_that_cannot_be_are_refused_by_name() {
         assert_eq!(output.status.code(), Some(2), "{shown:?}: {text}");
         assert!(text.contains(named), "{shown:?}: {text}");
         assert!(!text.contains("panicked"), "{shown:?}: {text}");
+        // Hints and the usage may follow.
+        check_text(text.lines().next().unwrap_or_default()).unwrap();
     }
 }
 
@@ -73,7 +77,8 @@ fn output_that_cannot_be_written_fails_with_2_and_a_machine_without_adapters_wit
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(output.stdout.is_empty() && text.contains("/no/such/folder/out"), "{text}");
-    // No driver is found in an empty folder.
+    check_text(text.trim()).unwrap();
+    // The files of these drivers do not exist.
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
         .args(["replay", trace])
@@ -85,6 +90,7 @@ fn output_that_cannot_be_written_fails_with_2_and_a_machine_without_adapters_wit
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.contains("no GPU adapter"), "{text}");
+    check_text(text.trim()).unwrap();
 }
 
 /// `adamod info | true`

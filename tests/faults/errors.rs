@@ -1,4 +1,4 @@
-//! What errors say: the cause once, and the parameter where one is involved. What is refused changes nothing.
+//! Messages of errors: they name the cause once, and the parameter where one is involved. Calls that are refused change nothing.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -12,8 +12,9 @@ use adamod::{
 use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
 use crate::injection::{Fault, in_child};
 
-/// The error of a call that is refused. Its message is checked.
+/// Results of calls that have to fail.
 pub trait Refused<E> {
+    /// The error, whose message is checked.
     fn refused(self) -> E;
 }
 
@@ -27,7 +28,8 @@ impl<T, E: Error + 'static> Refused<E> for Result<T, E> {
     }
 }
 
-/// Checks that no message in the chain of an error is empty, says the same twice, or says what its source says.
+/// Checks every message in the chain of an error: it is not empty, it does not say the same twice, and it does not contain the message
+/// of its source.
 #[track_caller]
 pub fn checked<E: Error + 'static>(error: E) -> E {
     if let Err(fault) = check(&error) {
@@ -36,19 +38,25 @@ pub fn checked<E: Error + 'static>(error: E) -> E {
     error
 }
 
+/// Checks that a message is not empty and has no clause twice.
+pub fn check_text(text: &str) -> Result<(), String> {
+    let mut clauses: Vec<_> =
+        text.split([':', '\n']).map(str::trim).filter(|clause| !clause.is_empty()).collect();
+    clauses.sort_unstable();
+    if clauses.is_empty() {
+        return Err("the message is empty".to_owned());
+    }
+    match clauses.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(twice) => Err(format!("{text:?} says {:?} twice", twice[0])),
+        None => Ok(()),
+    }
+}
+
 fn check(error: &(dyn Error + 'static)) -> Result<(), String> {
     let mut next = Some(error);
     while let Some(error) = next {
         let text = error.to_string();
-        if text.is_empty() {
-            return Err(format!("the message of {error:?} is empty"));
-        }
-        let mut clauses: Vec<_> =
-            text.split([':', '\n']).map(str::trim).filter(|clause| !clause.is_empty()).collect();
-        clauses.sort_unstable();
-        if let Some(twice) = clauses.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("{text:?} says {:?} twice", twice[0]));
-        }
+        check_text(&text)?;
         next = error.source();
         if let Some(source) = next.map(ToString::to_string)
             && text.contains(&source)
@@ -85,7 +93,7 @@ fn controls() -> [Control; 2] {
     [Control::Host, Control::Device(DeviceControl::new())]
 }
 
-/// What can be asked of one parameter, without what reads its values.
+/// Calls for one parameter that fail if the device fails. They do not use its values.
 type Call = fn(&mut Engine<'_>, &State) -> Result<(), adamod::Error>;
 const CALLS: [Call; 3] = [
     |engine, _| engine.optimizer.read_state(engine.ids[1]).wait().map(drop),
@@ -93,7 +101,7 @@ const CALLS: [Call; 3] = [
     |engine, _| engine.optimizer.remove_parameter(engine.ids[1]),
 ];
 
-/// The same of its values.
+/// Calls that read or write the values of a parameter.
 const CALLS_ON_VALUES: [Call; 2] = [
     |engine, _| engine.optimizer.read_parameter(engine.ids[1]).wait().map(drop),
     |engine, _| engine.optimizer.write_parameter(engine.ids[1], &[0.0; 2000]),
@@ -107,8 +115,8 @@ fn stepped<'g>(gpu: &'g Gpu, model: &Model) -> (Engine<'g>, State) {
     (engine, state)
 }
 
-/// Whatever is asked of a parameter whose device has no memory or is lost, or whose buffer is destroyed, names the parameter and what
-/// the device said. A step names what the device said.
+/// The device is out of memory or lost, or a buffer is destroyed. The error of a call for one parameter names the parameter and what
+/// wgpu said.
 #[test]
 fn errors_of_the_device_name_the_cause_and_the_parameter() {
     in_child("errors::errors_of_the_device_name_the_cause_and_the_parameter", |layer| {
@@ -122,7 +130,7 @@ fn errors_of_the_device_name_the_cause_and_the_parameter() {
                 let error = call(&mut engine, &state).refused();
                 layer.arm(Fault::None);
                 assert_eq!(error.label(), Some("tensor.1"), "{error}");
-                // wgpu may give the device up.
+                // wgpu may lose the device when memory runs out.
                 let is_told = matches!(error.kind(), ErrorKind::Device(wgpu::Error::OutOfMemory { .. }));
                 assert!(is_told || error.is_lost(), "{error}");
                 let cause = if is_told { "Out of Memory" } else { "the device is lost" };
@@ -141,15 +149,15 @@ fn errors_of_the_device_name_the_cause_and_the_parameter() {
                 assert_eq!(error.label(), Some("tensor.1"), "{error}");
                 assert!(matches!(error.kind(), ErrorKind::Device(_)), "{error}");
                 assert!(error.to_string().starts_with("parameter \"tensor.1\": "), "{error}");
-                // The label of the buffer, and what is wrong with it.
+                // The message names the buffer, and says what is wrong with it.
                 assert!(error.to_string().contains("'test'"), "{error}");
                 assert!(error.to_string().contains("destroyed"), "{error}");
-                // A step has to do with all parameters.
+                // The error of a step of all parameters names none of them.
                 let error = engine.optimizer.submit(&Step::all()).refused();
                 assert_eq!(error.label(), None, "{error}");
                 assert!(error.to_string().contains("destroyed"), "{error}");
             }
-            // A restore has as well. Its error is the optimizer's.
+            // Neither does the error of a restore.
             let doomed = gpu.sibling();
             let (mut engine, _) = stepped(&doomed, &model);
             let checkpoint = engine.optimizer.checkpoint().wait().unwrap();
@@ -177,11 +185,11 @@ fn parameters_without_a_label_are_refused_and_change_nothing() {
     assert_eq!(engine.optimizer.parameters().count(), 2);
     assert_eq!(engine.optimizer.parameter(""), None);
     assert_eq!(engine.optimizer.checkpoint().wait().unwrap(), before);
-    // A blank is a label.
+    // A space is a label.
     engine.optimizer.add_parameter(group, Parameter::new(" ", 100)).unwrap();
 }
 
-/// The states of a parameter are those of its rule, so a group keeps it.
+/// Parameters of a group have the states of its rule.
 #[test]
 fn hyperparameters_of_another_rule_are_refused_and_change_nothing() {
     for control in controls() {
@@ -201,7 +209,7 @@ fn hyperparameters_of_another_rule_are_refused_and_change_nothing() {
                         assert!(error.to_string().contains(name), "{error}");
                     }
                 }
-                // Nor does one that is out of range change anything.
+                // A hyperparameter that is out of range changes nothing, either.
                 let error = engine.optimizer.set_learning_rate(group, f64::NAN).refused();
                 assert!(
                     matches!(error.kind(), ErrorKind::OutOfRange(OutOfRange { name: "learning_rate", .. })),
@@ -219,7 +227,7 @@ fn hyperparameters_of_another_rule_are_refused_and_change_nothing() {
     }
 }
 
-/// Whatever the other device does with its errors: by default it panics, and a handler of its owner's need not.
+/// The error of wgpu goes to the other device. Its default handler panics; a handler of the caller's may do anything.
 #[test]
 fn a_queue_of_another_device_is_refused() {
     let (panicking, handled) = (gpu().sibling(), gpu().sibling());
@@ -231,7 +239,7 @@ fn a_queue_of_another_device_is_refused() {
             let error = Optimizer::new(&gpu().device, &other.queue, options).refused();
             assert!(matches!(error.kind(), ErrorKind::Queue), "{error}");
         }
-        // Both devices work on.
+        // Both devices still work.
         for gpu in [gpu(), other] {
             let mut engine = Engine::new(gpu, &model(), Layout::TwoPools(256));
             engine.step(&all(&model().gradients(1)));

@@ -1,4 +1,4 @@
-//! Gradients that are not finite, in every mode: they propagate into their own elements, or the step is called off.
+//! Non-finite gradients: they propagate only to their own elements, or the step is skipped.
 
 use adamod::{
     AdaMod, Control, DType, DeviceControl, LossScale, MasterWeights, NonFinite, Options, Rule, StateFormat,
@@ -10,7 +10,7 @@ const LEN: usize = 200;
 /// Elements with a NaN, an infinity, and a negative infinity.
 const BAD: [usize; 3] = [3, 70, 199];
 
-/// An engine with one tensor, which starts at 0.
+/// An engine with one tensor of zeros.
 fn engine(rule: Rule, control: Control, kind: Kind) -> Engine<'static> {
     let mut model = Model::of_kinds(rule, &[(kind, LEN)]).with_options(Options::new().with_control(control));
     model.tensors[0].values.fill(0.0);
@@ -27,7 +27,7 @@ fn step(engine: &mut Engine<'_>, bad: bool) {
     engine.step(&[Some(&numbers)]);
 }
 
-/// Every type with the master weights that lose the least, and every format of state.
+/// Every data type, with its most precise master weights, and every state format.
 fn kinds() -> Vec<Kind> {
     let mut kinds = Vec::new();
     for dtype in DType::ALL {
@@ -72,7 +72,8 @@ fn non_finite_gradients_stay_with_their_elements_in_every_format() {
                         assert!(!value.is_finite(), "{what}");
                         continue;
                     }
-                    // All started at 0. In 8 bits the others' scale no longer counts the element that is lost: measured, by 2.3%.
+                    // Values started at 0. An element that is not finite has no part in the scale of its quant block, so the others of the
+                    // block are rounded differently. They differ by up to 2.3%.
                     let tolerance = if kind.state == StateFormat::Q8 { 0.1 * expected.abs() } else { 0.0 };
                     assert!((value - expected).abs() <= tolerance, "{what}, expected {expected}");
                 }

@@ -1,4 +1,4 @@
-//! Devices that do not get on.
+//! Devices that make no progress, and reads that nobody waits for.
 
 use std::time::Duration;
 
@@ -30,10 +30,10 @@ fn blocking_reads_give_up_after_the_timeout_and_work_again_later() {
                     matches!(*error.kind(), ErrorKind::Timeout { limit: found } if found == limit);
                 assert!(is_timeout, "{error}");
             }
-            // Those of one parameter name it.
+            // The first two are about a parameter.
             assert_eq!(errors.map(|error| error.label().is_some()), [true, true, false]);
         }
-        // Steps are recorded and submitted all the same, more than a ring has slots.
+        // Steps can still be recorded and submitted, and more of them than a ring has slots.
         for step in 2..30 {
             engine.step(&all(&model.gradients(step)));
         }

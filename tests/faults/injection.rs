@@ -1,28 +1,28 @@
-//! Child processes whose Vulkan devices fail when they are told to.
+//! Child processes whose Vulkan devices fail on demand.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the layer in `layer/lib.rs` can do.
+/// A fault that the layer in `layer/lib.rs` injects.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// The n-th submit loses the device.
     LoseOnSubmit(u64),
     /// The n-th wait or query of progress loses the device.
     LoseOnQuery(u64),
-    /// The n-th call that may run out of memory does.
+    /// The n-th call that can run out of memory does.
     OutOfMemory(u64),
-    /// That call, and all after it.
+    /// The n-th call that can run out of memory and all later ones do.
     OutOfMemoryFrom(u64),
-    /// Nothing gets done any more.
+    /// The device makes no progress.
     Hang,
     /// No fault.
     None,
 }
 
-/// What a submit had in it.
+/// The commands of a submit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Submit {
     pub command_buffers: u32,
@@ -40,7 +40,7 @@ pub struct Layer {
 const ORDERS: &str = "ADAMOD_FAULTS";
 
 impl Layer {
-    /// What shall happen from now on; counts from here.
+    /// Sets the fault from now on. Its number counts from here.
     pub fn arm(&self, fault: Fault) {
         static ORDER: AtomicU64 = AtomicU64::new(0);
         let (kind, number) = match fault {
@@ -52,7 +52,7 @@ impl Layer {
             Fault::None => ("none", 0),
         };
         let order = ORDER.fetch_add(1, Ordering::Relaxed);
-        // Replaced as a whole: the layer reads it at any moment.
+        // The file is replaced as a whole, because the layer may read it at any moment.
         let new = self.orders.with_extension("new");
         std::fs::write(&new, format!("{kind} {number} {order}")).unwrap();
         std::fs::rename(new, &self.orders).unwrap();
@@ -63,12 +63,12 @@ impl Layer {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Faults so far.
+    /// The number of faults so far.
     pub fn faults(&self) -> usize {
         self.log().iter().filter(|line| line.starts_with("fault")).count()
     }
 
-    /// Submits so far.
+    /// All submits so far.
     pub fn submits(&self) -> Vec<Submit> {
         let parse = |line: &String| {
             let mut numbers = line.strip_prefix("submit ")?.split(' ').map(|word| word.parse().unwrap());
@@ -93,7 +93,7 @@ fn log_of(orders: &Path) -> PathBuf {
 
 const LAYER: &str = "VK_LAYER_ADAMOD_faults";
 
-/// Folder with the layer and its manifest, built on first use of this source.
+/// Folder with the layer and its manifest. The layer is built when this version of its source is first used.
 fn layer() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -104,7 +104,7 @@ fn layer() -> &'static Path {
         if folder.exists() {
             return folder;
         }
-        // Built beside and then renamed: other processes may be at it as well.
+        // The folder is renamed when it is complete, because other processes may build it at the same time.
         let new = tempfile::tempdir_in(all).unwrap();
         let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
         let library = format!("{prefix}adamod_faults{suffix}");
@@ -133,7 +133,7 @@ fn layer() -> &'static Path {
     })
 }
 
-/// Runs `body` in a child process with the layer. `test` is the test's path, `module::name`; the child runs that test alone.
+/// Runs `body` in a child process with the layer. `test` is the path of the test, `module::name`; the child runs only that test.
 pub fn in_child(test: &str, body: impl FnOnce(&Layer)) {
     if let Some(orders) = std::env::var_os(ORDERS) {
         let layer = Layer { orders: orders.into() };
@@ -147,7 +147,7 @@ pub fn in_child(test: &str, body: impl FnOnce(&Layer)) {
     });
 }
 
-/// Runs `body` in a child process of its own: nothing else uses its memory.
+/// Runs `body` in a child process, where nothing else uses memory.
 pub fn alone(test: &str, body: impl FnOnce()) {
     if let Some(orders) = std::env::var_os(ORDERS) {
         body();

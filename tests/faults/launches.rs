@@ -1,4 +1,4 @@
-//! What a step is, as the driver sees it.
+//! The commands of a step as the driver gets them.
 
 use adamod::{AdaMod, Control, DeviceControl, NonFinite, Step};
 
@@ -13,8 +13,8 @@ fn model(control: Control) -> Model {
     model
 }
 
-/// The host prepares a step: one dispatch. The device does: one more, whether it looks at all gradients or not. Barriers order
-/// what one dispatch leaves to the next, and the step before.
+/// A step that the host prepares is one dispatch. The device needs one more to prepare it, with or without a norm. Barriers separate
+/// the dispatches, and the step from the one before.
 #[test]
 fn a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers() {
     in_child("launches::a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers", |layer| {
@@ -40,7 +40,7 @@ fn a_step_over_148_pooled_tensors_is_one_dispatch_and_at_most_two_barriers() {
                 assert_eq!(step.dispatches, dispatches, "{control:?}");
                 assert!(step.barriers <= most_barriers, "{control:?}: {step:?}");
             }
-            // Steps in one encoder have no more each. The first time, tables grow.
+            // Ten steps in one encoder have ten times as many. The first time, rings grow.
             let mut ten_in_one = || {
                 let mut encoder = gpu.encoder();
                 for _ in 0..10 {

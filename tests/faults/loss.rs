@@ -1,4 +1,4 @@
-//! Devices that are lost: an error each time, never a panic, and a new device goes on from the last checkpoint.
+//! Lost devices: every call returns an error and none panics, and a new device continues from the last checkpoint.
 
 use adamod::{
     AdaMod, Checkpoint, CheckpointError, Control, DeviceControl, Error, ErrorKind, Optimizer, State, Step,
@@ -10,8 +10,9 @@ use crate::errors::{Refused as _, checked};
 use crate::injection::{Fault, in_child};
 
 const LENGTHS: [usize; 4] = [1, 33, 1025, 5000];
-/// Steps before the checkpoint, and in all.
+/// Steps before the checkpoint.
 const BEFORE: u64 = 3;
+/// All steps.
 const ALL: u64 = 7;
 
 fn models() -> [Model; 2] {
@@ -22,7 +23,7 @@ fn models() -> [Model; 2] {
     })
 }
 
-/// Everything that a continuation needs.
+/// What another device needs to continue.
 struct Saved {
     values: Vec<Vec<f32>>,
     /// State of the second tensor.
@@ -41,7 +42,7 @@ fn train<'g>(gpu: &'g Gpu, model: &Model) -> (Engine<'g>, Saved) {
     (engine, Saved { values, state, checkpoint })
 }
 
-/// What a run that nothing happens to ends with.
+/// The values and states at the end of a run without a fault.
 fn undisturbed(gpu: &Gpu, model: &Model) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
     let (mut engine, _) = train(gpu, model);
     for step in BEFORE..ALL {
@@ -50,7 +51,7 @@ fn undisturbed(gpu: &Gpu, model: &Model) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
     engine.bits()
 }
 
-/// A new device goes on with the same bits.
+/// Checks that a new device continues with the same bits.
 fn assert_continues(gpu: &Gpu, model: &Model, saved: &Saved, expected: &[(Vec<u32>, Vec<Vec<u32>>)]) {
     let mut engine = Engine::new(gpu, model, Layout::TwoPools(256));
     engine.optimizer.restore(&saved.checkpoint).unwrap();
@@ -63,12 +64,12 @@ fn assert_continues(gpu: &Gpu, model: &Model, saved: &Saved, expected: &[(Vec<u3
     assert!(engine.bits() == expected);
 }
 
-/// Whether a read failed because the device is lost. A copy that was under way may have been unmapped by that.
+/// Whether a read failed because the device is lost. wgpu may report that as a copy that could not be mapped.
 fn is_lost_or_unmapped(error: &Error) -> bool {
     error.is_lost() || matches!(error.kind(), ErrorKind::Map(_))
 }
 
-/// Every method that needs the device says that it is lost, and nothing is counted.
+/// Checks that every method that needs the device returns an error, and that no step is counted.
 fn assert_all_refused(engine: &mut Engine<'_>, model: &Model, saved: &Saved) {
     let gpu = engine.gpu;
     let id = engine.ids[1];
@@ -170,7 +171,7 @@ fn a_device_lost_while_it_is_waited_for_is_an_error_and_not_a_panic() {
                 let doomed = gpu.sibling();
                 let (mut engine, saved) = train(&doomed, &model);
                 layer.arm(Fault::LoseOnQuery(query));
-                // The device may be done before it is asked so often.
+                // The device may finish before it is queried often enough.
                 let error = checked((0..10).find_map(|_| read(&engine).err()).expect("the fault"));
                 assert!(is_lost_or_unmapped(&error), "{error}");
                 layer.arm(Fault::None);
@@ -182,7 +183,7 @@ fn a_device_lost_while_it_is_waited_for_is_an_error_and_not_a_panic() {
     });
 }
 
-/// A device that its owner destroys is lost as any other, on every backend.
+/// The caller destroys the device. This test works on every backend.
 #[test]
 fn a_destroyed_device_is_an_error_and_the_next_one_continues() {
     let gpu = Gpu::with_limits(|limits| limits);
@@ -197,7 +198,7 @@ fn a_destroyed_device_is_an_error_and_the_next_one_continues() {
     }
 }
 
-/// A future that is waiting when the device goes away ends with an error once it is polled again.
+/// A future that is pending when the device is lost resolves to an error when it is polled again.
 #[test]
 fn a_checkpoint_under_way_when_the_device_is_lost_is_an_error() {
     in_child("loss::a_checkpoint_under_way_when_the_device_is_lost_is_an_error", |layer| {

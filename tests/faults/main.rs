@@ -1,5 +1,5 @@
-//! What goes wrong, and what becomes of it: devices that are lost, out of memory or hang, buffers that are gone, hostile files,
-//! long runs, several threads.
+//! Faults and long runs: devices that are lost, out of memory or hang, destroyed buffers, hostile files, several threads.
+//! `docs/faults.md` lists them.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! Devices that run out of memory, at every single call that may.
+//! Devices that run out of memory, in every single call that can.
 
 use adamod::{
     AdaMod, Checkpoint, Control, DeviceControl, Error, Optimizer, Options, Parameter, ParameterId, State,
@@ -12,7 +12,7 @@ use crate::injection::{Fault, in_child};
 const LENGTHS: [u64; 3] = [33, 1025, 5000];
 const STRIDE: u64 = 4 * 5120;
 
-/// An engine's buffers, all there before anything fails.
+/// The buffers of an engine, which are created before anything fails.
 struct Buffers {
     values: wgpu::Buffer,
     gradients: wgpu::Buffer,
@@ -35,7 +35,7 @@ impl Buffers {
     }
 }
 
-/// Repeats what fails until it succeeds. The device may be lost of it: then nothing succeeds, and the error says so.
+/// Repeats an attempt until it succeeds; `None` if the device was lost.
 fn insist<T, E: std::error::Error + 'static>(
     gpu: &Gpu,
     refused: &mut u32,
@@ -56,7 +56,8 @@ fn insist<T, E: std::error::Error + 'static>(
     panic!("one fault, three errors");
 }
 
-/// The cause is the memory, whatever else failed for the want of it, unless the device was lost.
+/// Checks that the message names the lack of memory, unless the device was lost. What could not be made for lack of memory makes later
+/// calls fail, too, but these are not the cause.
 fn assert_names_the_cause(error: &dyn std::error::Error, gpu: &Gpu) {
     assert!(
         error.to_string().ends_with("the device refused the operation: Out of Memory") || is_lost(gpu),
@@ -64,12 +65,12 @@ fn assert_names_the_cause(error: &dyn std::error::Error, gpu: &Gpu) {
     );
 }
 
-/// An optimizer cannot be made on a lost device.
+/// Whether the device is lost, which is when an optimizer cannot be created.
 fn is_lost(gpu: &Gpu) -> bool {
     Optimizer::new(&gpu.device, &gpu.queue, Options::new()).is_err_and(|error| checked(error).is_lost())
 }
 
-/// Everything an optimizer does, once. `None` if the device was lost.
+/// Calls every method of an optimizer that needs the device; `None` if the device was lost.
 fn everything(gpu: &Gpu, options: &Options, buffers: &Buffers, refused: &mut u32) -> Option<Checkpoint> {
     let mut optimizer = insist(gpu, refused, || Optimizer::new(&gpu.device, &gpu.queue, options.clone()))?;
     let group = optimizer.add_group(AdaMod::new()).unwrap();
@@ -113,8 +114,8 @@ fn first_elements(state: &State, len: usize) -> State {
     State::new(state.step, state.tensors.iter().map(cut).collect())
 }
 
-/// The n-th call that allocates fails, for every n. Whatever failed is an error; repeated, it succeeds, and the end is the same
-/// bit for bit. Where wgpu gives the device up, that is an error as well, and a new device does all of it.
+/// For every n, the n-th call that can run out of memory does. The method returns an error, and succeeds when it is called again. The run
+/// ends with the same bits. If wgpu loses the device, a new device does everything again.
 #[test]
 fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
     in_child("memory::running_out_of_memory_at_any_call_is_an_error_that_changes_nothing", |layer| {
@@ -134,7 +135,7 @@ fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
                 let reached = everything(&doomed, &options, &buffers, &mut refused);
                 layer.arm(Fault::None);
                 if layer.faults() == faults {
-                    // There are fewer such calls.
+                    // There are fewer than `number` such calls.
                     println!("{control:?}: {number} calls, {survived} errors, {lost} devices lost");
                     assert!(number > 20);
                     break;
@@ -157,7 +158,7 @@ fn running_out_of_memory_at_any_call_is_an_error_that_changes_nothing() {
     });
 }
 
-/// Recording into an engine's own encoder: at registered views, at moving ones, with some gradients missing.
+/// Steps recorded into an encoder of the caller's: of all parameters, of some, and at views of the step.
 #[test]
 fn recording_that_runs_out_of_memory_counts_nothing() {
     in_child("memory::recording_that_runs_out_of_memory_counts_nothing", |layer| {
@@ -216,7 +217,7 @@ fn recording_that_runs_out_of_memory_counts_nothing() {
     });
 }
 
-/// A restore happens whole or not at all, whichever call it fails in.
+/// A restore changes everything or nothing, whichever call runs out of memory.
 #[test]
 fn a_restore_that_runs_out_of_memory_changes_nothing() {
     in_child("memory::a_restore_that_runs_out_of_memory_changes_nothing", |layer| {
@@ -261,7 +262,7 @@ fn a_restore_that_runs_out_of_memory_changes_nothing() {
     });
 }
 
-/// Memory that never comes back is an error each time.
+/// All calls run out of memory from some point on.
 #[test]
 fn running_out_of_memory_for_good_is_an_error_each_time() {
     in_child("memory::running_out_of_memory_for_good_is_an_error_each_time", |layer| {

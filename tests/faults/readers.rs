@@ -1,4 +1,4 @@
-//! Hostile checkpoints whose checksum is right: whatever they say is refused by name, or can be gone on from.
+//! Hostile checkpoints with correct checksums: they are refused by name, or steps can continue from them.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -28,7 +28,7 @@ fn optimizer(control: Control) -> Optimizer {
     optimizer
 }
 
-/// A checkpoint's header and tensors, apart.
+/// The metadata and the tensors of a checkpoint.
 #[derive(Clone)]
 struct Parts {
     header: Value,
@@ -43,7 +43,7 @@ impl Parts {
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let header = &metadata.metadata().as_ref().unwrap()["adamod.checkpoint"];
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        // In the order in which the checksum takes them.
+        // In the order in which the checksum covers them.
         let mut tensors = Vec::new();
         for label in ["a", "b"] {
             for what in ["exp_avg", "exp_avg_sq", "exp_avg_lr", "scales"] {
@@ -56,7 +56,7 @@ impl Parts {
         Self { header: serde_json::from_str(header).unwrap(), tensors }
     }
 
-    /// Checksums that are right for the tensors, which have one piece each.
+    /// Makes the checksums of pieces correct. Each tensor is one piece.
     fn renew_checksums(&mut self) {
         let parameters = self.header["parameters"].as_array_mut().unwrap();
         for (parameter, tensors) in parameters.iter_mut().zip(self.tensors.chunks(4)) {
@@ -65,7 +65,7 @@ impl Parts {
         }
     }
 
-    /// The file, with a checksum of everything that is right for it.
+    /// A file of these parts with a correct checksum.
     fn bytes(&self) -> Vec<u8> {
         let text = self.header.to_string();
         let mut checksum = crc32fast::Hasher::new();
@@ -94,7 +94,7 @@ fn device() -> &'static Parts {
     PARTS.get_or_init(|| Parts::of(Control::Device(DeviceControl::new())))
 }
 
-/// Reads a file into an optimizer and steps: no panic, and what is refused leaves the optimizer as it was.
+/// Restores a file and steps. Nothing panics, and the optimizer does not change if the file is refused.
 fn try_to_go_on(bytes: &[u8], control: Control) -> Result<(), String> {
     let text_of = |error: CheckpointError| checked(error).to_string();
     let checkpoint = Checkpoint::from_bytes(bytes).map_err(text_of)?;
@@ -113,7 +113,7 @@ fn try_to_go_on(bytes: &[u8], control: Control) -> Result<(), String> {
 fn files_put_together_anew_are_read() {
     try_to_go_on(&host().bytes(), Control::Host).unwrap();
     try_to_go_on(&device().bytes(), Control::Device(DeviceControl::new())).unwrap();
-    // They have the checksums that files have.
+    // The checksums of pieces are those that the library computes.
     let mut parts = host().clone();
     parts.renew_checksums();
     assert_eq!(parts.header, host().header);
@@ -194,7 +194,7 @@ fn step_counts_that_nothing_can_go_on_from_are_refused_when_written() {
     }
 }
 
-/// A file with this header, and so many bytes of data.
+/// A file with this header and a number of bytes of data.
 fn raw(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -227,7 +227,7 @@ fn hostile_headers_are_refused() {
     }
 }
 
-/// The names that metadata have, and some that they do not have.
+/// All names that metadata can have, and others.
 fn names() -> Vec<&'static str> {
     let mut names = vec!["decoupled", "coupled", "a", "b", ""];
     names.extend(RuleKind::ALL.iter().map(|of| of.name()));
@@ -238,7 +238,7 @@ fn names() -> Vec<&'static str> {
     names
 }
 
-/// Anything that JSON can have in the place of a value.
+/// Any JSON value.
 fn any_json() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(Value::Null),
@@ -254,7 +254,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Places of all values in a header.
+/// JSON pointers to all values in a header.
 fn places(value: &Value, at: String, found: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
@@ -286,11 +286,11 @@ proptest! {
             places(&parts.header, String::new(), &mut all);
             *parts.header.pointer_mut(&all[place.index(all.len())]).unwrap() = value;
         }
-        // Either is fine; panics and aborts are not.
+        // Both results are right. A panic is not.
         let _ = try_to_go_on(&parts.bytes(), control);
     }
 
-    /// Any bytes as state: they are numbers, and NaN among them.
+    /// Any bytes are state. Some are NaN.
     #[test]
     fn any_bytes_of_state_are_gone_on_from(data in prop::collection::vec(any::<u8>(), 64)) {
         let mut parts = host().clone();

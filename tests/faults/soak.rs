@@ -1,4 +1,4 @@
-//! Long runs in which everything changes all the time: memory stays flat, and every bit is the reference's.
+//! Long runs in which parameters, groups and views keep changing. Memory stays flat, and every bit is that of the reference.
 
 use adamod::reference::Reference;
 use adamod::{
@@ -11,7 +11,7 @@ use crate::common::{Engine, Gpu, Kind, Location, Tensor, Tolerance, bytes_of, pr
 use crate::errors::Refused as _;
 use crate::injection::alone;
 
-/// Steps of a run; set `ADAMOD_SOAK_STEPS=20000` for a long one.
+/// Steps of a run; `ADAMOD_SOAK_STEPS=20000` makes it a long one.
 fn steps() -> u64 {
     std::env::var("ADAMOD_SOAK_STEPS").map_or(400, |steps| steps.parse().expect("a number of steps"))
 }
@@ -20,24 +20,24 @@ const PLACES: u64 = 24;
 const PLACE_BYTES: u64 = 32 * 1024;
 const MOST_ELEMENTS: usize = 6000;
 
-/// What is known of a tensor besides what the engine knows.
+/// What the test knows about a tensor besides what the engine knows.
 struct Known {
-    /// The place of its values, and of its gradient where that is registered.
+    /// The place of its values, and of its gradient if views are registered.
     place: u64,
-    /// Whether its views are registered. Otherwise each step gives them.
+    /// Whether its views are registered. Otherwise they come with each step.
     has_views: bool,
-    /// The tensor alone, in a group of its own.
+    /// A reference with this tensor only.
     twin: Reference<f32>,
 }
 
-/// An engine that registers, removes, moves and changes at random.
+/// An engine whose parameters and groups come, go, move and change at random.
 struct Soak<'g> {
     engine: Engine<'g>,
     rng: StdRng,
     /// In the order of the engine's tensors.
     known: Vec<Known>,
     registered: u64,
-    /// Whether every bit has to be the twin's.
+    /// Whether every bit has to be that of the twin.
     is_exact: bool,
 }
 
@@ -57,8 +57,8 @@ impl<'g> Soak<'g> {
         soak
     }
 
-    /// Compiles every pipeline that a run may use: for each rule, each set of formats. An optimizer keeps pipelines for its life, so
-    /// memory is flat once they are there.
+    /// Compiles every pipeline that a run may use, for each rule with each set of state formats. An optimizer keeps its pipelines, so
+    /// the process would grow whenever the run needed a new one.
     fn compile_all(&mut self) {
         let formats = self.formats();
         for kind in RuleKind::ALL {
@@ -81,7 +81,8 @@ impl<'g> Soak<'g> {
         assert_eq!(self.engine.optimizer.state_bytes(), 0);
     }
 
-    /// Where not every bit is compared, numbers that are rounded at random differ by whole steps of their format.
+    /// The state formats of a run. Stochastic rounding turns small differences into steps of a low-bit format, so a comparison with a
+    /// tolerance needs f32.
     fn formats(&self) -> Vec<StateFormat> {
         if self.is_exact { StateFormat::ALL.to_vec() } else { vec![StateFormat::F32] }
     }
@@ -188,7 +189,7 @@ impl<'g> Soak<'g> {
         }
     }
 
-    /// Moves a tensor to any group. One of another rule does not take it.
+    /// Moves a tensor to any group. A group of another rule refuses it.
     fn change_tensor(&mut self) {
         let index = self.rng.random_range(0..self.known.len());
         let to = self.rng.random_range(0..self.engine.groups.len());
@@ -205,7 +206,7 @@ impl<'g> Soak<'g> {
         }
     }
 
-    /// At most steps gradients lie somewhere else, and at all some are missing.
+    /// Takes a step. Most steps have gradients at places of their own, and in every step some gradients are missing.
     fn step(&mut self) {
         let moves = self.rng.random_range(0..4) > 0;
         let mut places: Vec<u64> = (0..PLACES).collect();
@@ -236,7 +237,7 @@ impl<'g> Soak<'g> {
         }
     }
 
-    /// Values and state are the twin's.
+    /// Checks that values and state are those of the twin.
     fn check(&self, index: usize) {
         let (tensor, twin) = (&self.engine.tensors[index], &self.known[index].twin);
         let rule = self.group(tensor.group).hyperparameters.rule;
@@ -280,7 +281,7 @@ fn resident_bytes() -> Option<u64> {
 fn run(control: Control, steps: u64) {
     let gpu = Gpu::with_limits(|limits| limits);
     let mut soak = Soak::new(&gpu, control);
-    // A tensor for every place, as long as they come, takes no more than this; the rest is what freed blocks leave between them.
+    // Three times the state of the longest tensors in all places. Free runs between blocks take space, too.
     let most_state = 3 * PLACES * 12 * MOST_ELEMENTS as u64;
     let mut after_warm_up = None;
     let mut pending = Vec::new();
@@ -305,7 +306,7 @@ fn run(control: Control, steps: u64) {
             soak.check_all();
         }
         if pending.len() == 3 {
-            // They arrived while others were read.
+            // These arrived during the checks above.
             for checkpoint in pending.drain(..) {
                 let bytes = pollster::block_on(checkpoint).unwrap().to_bytes().unwrap();
                 adamod::Checkpoint::from_bytes(&bytes).unwrap();

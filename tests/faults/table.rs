@@ -1,10 +1,10 @@
-//! `docs/faults.md`: every row names a test that exists.
+//! Every row of `docs/faults.md` names a test that exists.
 
 use std::path::Path;
 
 const DOCUMENT: &str = include_str!("../../docs/faults.md");
 
-/// File and name of each row's test, which its last cell has as `file::name`.
+/// The file and name of the test in the last cell of each row, `file::name`.
 fn rows() -> Vec<(&'static str, &'static str)> {
     let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| What");
     DOCUMENT
@@ -19,7 +19,7 @@ fn rows() -> Vec<(&'static str, &'static str)> {
         .collect()
 }
 
-/// Whether a source has a test of that name: a function below an attribute of its own.
+/// Whether a source has a test with this name: a function right below a `#[test]`.
 fn has_test(source: &str, name: &str) -> bool {
     let function = format!("fn {name}(");
     let lines: Vec<_> = source.lines().map(str::trim).collect();

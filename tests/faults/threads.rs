@@ -1,4 +1,4 @@
-//! Several threads: what may go from one to another, and that nobody disturbs anybody.
+//! Several threads: types that can move between them, and work that goes on at the same time.
 
 use std::sync::mpsc;
 
@@ -10,7 +10,7 @@ use adamod::{
 use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
 use crate::errors::Refused as _;
 
-/// Holds if it compiles.
+/// This test passes if it compiles.
 #[test]
 fn optimizers_checkpoints_and_errors_are_send_and_sync() {
     fn check<T: Send + Sync + 'static>() {}
@@ -40,7 +40,7 @@ fn train(gpu: &Gpu, model: &Model, steps: u64) -> Vec<(Vec<u32>, Vec<Vec<u32>>)>
     let mut engine = Engine::new(gpu, model, Layout::TwoPools(256));
     for step in 0..steps {
         engine.step(&all(&model.gradients(step)));
-        // A refused call of one thread is no error of another: scopes are a thread's own.
+        // An error on one thread does not appear on the other: error scopes belong to threads.
         engine.optimizer.set_learning_rate(engine.groups[0], -1.0).refused();
     }
     engine.bits()
@@ -58,7 +58,7 @@ fn two_optimizers_on_one_device_do_not_disturb_each_other() {
     assert!(alone == together);
 }
 
-/// One thread trains and takes checkpoints; another waits for them, writes them and reads them back.
+/// One thread trains and takes checkpoints. Another waits for them, writes them and reads them back.
 #[test]
 fn a_writer_of_checkpoints_runs_beside_the_training_loop() {
     let [_, model] = models();
@@ -84,7 +84,7 @@ fn a_writer_of_checkpoints_runs_beside_the_training_loop() {
             }
         }
         drop(sender);
-        // Whoever polls lets the last ones arrive.
+        // The last checkpoints arrive when the device is polled.
         gpu().device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
         writer.join().unwrap()
     });

@@ -1,15 +1,16 @@
 //! A Vulkan layer that makes a device fail, and counts what is submitted. Built by the tests with `rustc`, loaded by Vulkan's
 //! loader into their child processes.
 //!
-//! Two files tell it what to do and have what it did. `$ADAMOD_FAULTS` has one line, `KIND N`, read anew whenever it changes:
+//! `$ADAMOD_FAULTS` is a file with one line, `KIND N`, which the layer reads again whenever it changes:
 //!
 //! - `lose_on_submit N`: the N-th submit from now on loses its device;
-//! - `lose_on_query N`: the N-th wait or query of progress does;
-//! - `out_of_memory N`: the N-th call that may fail for want of memory does, once; `out_of_memory_from N`: all from there on;
-//! - `hang 0`: no device makes progress any more, as far as anyone is told;
-//! - `none 0`.
+//! - `lose_on_query N`: the N-th wait or query of progress loses its device;
+//! - `out_of_memory N`: the N-th call that can fail for lack of memory fails;
+//! - `out_of_memory_from N`: that call and all later ones fail;
+//! - `hang 0`: devices report no progress any more;
+//! - `none 0`: no fault.
 //!
-//! `$ADAMOD_FAULTS.log` gets a line for every fault and every submit.
+//! The layer writes a line for every fault and every submit to the file `$ADAMOD_FAULTS.log`.
 //!
 //! See the Vulkan loader's LoaderLayerInterface.md for how a layer is found and linked.
 #![allow(non_snake_case)]
@@ -87,7 +88,7 @@ struct Counts {
 struct Device {
     get_proc_addr: Option<GetProcAddr>,
     is_lost: bool,
-    /// Values of semaphores when it began to hang.
+    /// The last values of semaphores before it began to hang.
     frozen: HashMap<u64, u64>,
 }
 
@@ -103,7 +104,7 @@ struct State {
     seen: u64,
 }
 
-// SAFETY: the function pointers in it may be called from any thread.
+// SAFETY: its function pointers may be called from any thread.
 unsafe impl Send for State {}
 
 static STATE: LazyLock<Mutex<State>> = LazyLock::new(Mutex::default);
@@ -125,7 +126,7 @@ fn log(line: &str) {
 }
 
 impl State {
-    /// Reads what is to be done, and whether the event at hand is the one.
+    /// Reads the order, and returns whether an event of this kind is the one that fails.
     fn strikes(&mut self, kind: &str) -> bool {
         let order = std::fs::read_to_string(path()).unwrap_or_default();
         if order != self.order {
@@ -156,16 +157,16 @@ impl State {
     }
 }
 
-/// The next layer's or the driver's function of a device.
+/// A function of a device in the next layer or the driver.
 unsafe fn next(handle: Handle, name: &CStr) -> Function {
     let key = unsafe { key(handle) };
     let get_proc_addr = STATE.lock().unwrap().devices[&key].get_proc_addr.unwrap();
-    // Only the device itself may be asked with; its dispatch key finds it for the driver as well.
+    // The call needs the device itself, and the handle may be a queue or a command buffer.
     let device = DEVICES.lock().unwrap()[&key] as Handle;
     unsafe { get_proc_addr(device, name.as_ptr()) }
 }
 
-/// The same, where a driver may have it under its extension's name.
+/// The same function under either of two names: older drivers have it under that of its extension.
 unsafe fn next_or(handle: Handle, name: &CStr, extension: &CStr) -> Function {
     unsafe { next(handle, name).or_else(|| next(handle, extension)) }
 }
@@ -195,12 +196,12 @@ unsafe extern "system" fn get_instance_proc_addr(instance: Handle, name: *const 
 
 unsafe extern "system" fn get_device_proc_addr(device: Handle, name: *const c_char) -> Function {
     let following = STATE.lock().unwrap().devices.get(&unsafe { key(device) })?.get_proc_addr?;
-    // What the driver lacks has no hook either.
+    // There is no hook for a function that the driver lacks.
     unsafe { following(device, name) }?;
     hook(unsafe { CStr::from_ptr(name) }).or_else(|| unsafe { following(device, name) })
 }
 
-/// The loader's link in a chain of structures; moves it on to the next layer.
+/// Finds the loader's link in a chain of structures, and advances it to the next layer.
 unsafe fn take_link(mut info: *mut CreateInfo, structure_type: i32) -> Option<&'static Link> {
     unsafe {
         while !info.is_null() {
@@ -295,7 +296,7 @@ unsafe extern "system" fn queue_submit(
     }
 }
 
-/// What a wait or a query has to answer, if not the truth.
+/// The result of a wait or a query if it has to be a wrong one.
 unsafe fn query(device: Handle) -> Option<VkResult> {
     let mut state = STATE.lock().unwrap();
     let key = unsafe { key(device) };
@@ -352,7 +353,7 @@ unsafe extern "system" fn get_semaphore_counter_value(
         let mut state = STATE.lock().unwrap();
         let frozen = &mut state.devices.get_mut(&key(device)).unwrap().frozen;
         if answer == Some(TIMEOUT) {
-            // The work may be done before the hang is noticed: what was known before it counts.
+            // The work may be done already. The value from before the hang is returned.
             *value = *frozen.entry(semaphore).or_insert(0);
         } else {
             frozen.insert(semaphore, *value);
