@@ -108,13 +108,16 @@ macro_rules! rules {
                 }
             }
 
-            pub(crate) fn hyperparameters(&self) -> Vec<(&'static str, f64)> {
+            /// Names and values of the hyperparameters, as checkpoints store them: `betas[0]`, `epsilon`. A formula is its number.
+            pub fn hyperparameters(&self) -> Vec<(&'static str, f64)> {
                 match self {
                     $(Self::$rule(rule) => rule.hyperparameters(),)*
                 }
             }
 
-            pub(crate) fn set_hyperparameter(&mut self, name: &str, value: f64) -> bool {
+            /// Sets a hyperparameter by its [name](Rule::hyperparameters), without checking its range. Returns false if the rule has none
+            /// of this name, or its formula has not this number.
+            pub fn set_hyperparameter(&mut self, name: &str, value: f64) -> bool {
                 match self {
                     $(Self::$rule(rule) => rule.set_hyperparameter(name, value),)*
                 }

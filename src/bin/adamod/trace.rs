@@ -57,8 +57,6 @@ pub enum TraceError {
     FewLearningRates { found: usize, steps: u64 },
     #[error("learning_rates[{index}], group {group}")]
     LearningRate { index: usize, group: usize, source: OutOfRange },
-    #[error("traces of rule {0} are not supported")]
-    Rule(RuleKind),
     #[error("{field} is missing, expected one with rule {rule}")]
     Missing { field: String, rule: RuleKind },
     #[error("{field} is given, expected none with rule {rule}")]
@@ -357,42 +355,41 @@ fn formula(description: &Description) -> Result<Formula, TraceError> {
 
 /// The rule of a group. The description has to have all of its hyperparameters, and no others.
 fn rule(kind: RuleKind, formula: Formula, group: usize, of: &GroupDescription) -> Result<Rule, TraceError> {
-    let field = |name| format!("group {group}: {name}");
+    let field = |name: &str| format!("group {group}: {name}");
     let missing = |name| TraceError::Missing { field: field(name), rule: kind };
-    let epsilon = of.epsilon.ok_or_else(|| missing("epsilon"));
-    let momentum = of.momentum.ok_or_else(|| missing("momentum"));
-    let (rule, used): (Rule, &[&str]) = match kind.with_defaults() {
-        Rule::AdaMod(rule) => {
-            let rule = rule.with_betas(betas(kind, group, of)?).with_epsilon(epsilon?).with_formula(formula);
-            (rule.into(), &["betas", "epsilon"])
-        }
-        Rule::Adam(rule) => {
-            (rule.with_betas(betas(kind, group, of)?).with_epsilon(epsilon?).into(), &["betas", "epsilon"])
-        }
-        Rule::Sgd(rule) => (rule.with_momentum(momentum?).into(), &["momentum"]),
-        _ => return Err(TraceError::Rule(kind)),
-    };
+    let mut rule = kind.with_defaults();
+    let names: Vec<_> = rule.hyperparameters().into_iter().map(|(name, _)| name).collect();
+    let betas = names.iter().filter(|name| name.starts_with("betas[")).count();
     let given = [
-        ("betas", of.betas.is_some()),
-        ("epsilon", of.epsilon.is_some()),
-        ("momentum", of.momentum.is_some()),
+        ("betas", of.betas.is_some(), betas > 0),
+        ("epsilon", of.epsilon.is_some(), names.contains(&"epsilon")),
+        ("momentum", of.momentum.is_some(), names.contains(&"momentum")),
     ];
-    match given.into_iter().find(|(name, is_given)| *is_given && !used.contains(name)) {
-        Some((name, _)) => Err(TraceError::Superfluous { field: field(name), rule: kind }),
-        None => Ok(rule),
+    if let Some((name, ..)) = given.into_iter().find(|(_, is_given, is_used)| *is_given && !is_used) {
+        return Err(TraceError::Superfluous { field: field(name), rule: kind });
     }
-}
-
-fn betas<const N: usize>(
-    rule: RuleKind,
-    group: usize,
-    of: &GroupDescription,
-) -> Result<[f64; N], TraceError> {
-    let betas = of
-        .betas
-        .as_deref()
-        .ok_or_else(|| TraceError::Missing { field: format!("group {group}: betas"), rule })?;
-    betas.try_into().map_err(|_| TraceError::Betas { group, found: betas.len(), expected: N, rule })
+    if let Some((name, ..)) = given.into_iter().find(|(_, is_given, is_used)| !is_given && *is_used) {
+        return Err(missing(name));
+    }
+    let given_betas = of.betas.as_deref().unwrap_or_default();
+    if given_betas.len() != betas {
+        return Err(TraceError::Betas { group, found: given_betas.len(), expected: betas, rule: kind });
+    }
+    let mut next_beta = given_betas.iter().copied();
+    for name in names {
+        let value = match name {
+            "epsilon" => of.epsilon,
+            "momentum" => of.momentum,
+            "formula" => Some(f64::from(formula as u32)),
+            _ if name.starts_with("betas[") => next_beta.next(),
+            _ => None,
+        };
+        let value = value.ok_or_else(|| missing(name))?;
+        if !rule.set_hyperparameter(name, value) {
+            return Err(missing(name));
+        }
+    }
+    Ok(rule)
 }
 
 fn check_learning_rates(
