@@ -120,10 +120,10 @@ fn the_worked_example_builds_and_steps_as_written() {
     std::fs::write(&list, format!("{end}{}}}\n", block(&text, "    /// Lion. State"))).unwrap();
     write("tests/lion.rs", TEST);
 
-    // The dependencies are built already: the same target folder serves.
+    // The dependencies are built already, with the features that CI uses, so the same target folder serves.
     let target: PathBuf = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned();
     let output = Command::new(env!("CARGO"))
-        .args(["test", "--offline", "--test", "lion"])
+        .args(["test", "--offline", "--all-features", "--test", "lion"])
         .current_dir(folder.path())
         .env("CARGO_TARGET_DIR", target)
         .output()
