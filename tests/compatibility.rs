@@ -288,10 +288,12 @@ fn check_device(workgroups: Workgroups) {
     }
     let loss_scale =
         LossScale::Dynamic { initial: 1024.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2 };
+    // The last digits of a norm beyond f32 depend on the number of threads that sum it.
+    let clipped = if workgroups == Workgroups::Cpu { "clipped-cpu" } else { "clipped" };
     let runs = [
         ("host", Control::Host),
         ("device", Control::Device(DeviceControl::new())),
-        ("clipped", Control::Device(DeviceControl::new().with_loss_scale(loss_scale).with_max_norm(1.0))),
+        (clipped, Control::Device(DeviceControl::new().with_loss_scale(loss_scale).with_max_norm(1.0))),
     ];
     let mut found = Golden::new();
     for GoldenModel { key, mut model, groups } in golden_models() {

@@ -43,9 +43,12 @@ fn norm_of(sum: Partial, loss_scale: f32) -> f32 {
     return sqrt(sum.sum) * power_of_two(half) / loss_scale * power_of_two(sum.exponent - half);
 }
 
-// How many times the norm is larger than the largest finite number.
+// How many times the norm is larger than the largest finite number. It takes two steps, because many small gradients have an exponent
+// from which 127 cannot be subtracted.
 fn excess_of(sum: Partial, loss_scale: f32) -> f32 {
-    return sqrt(sum.sum) * power_of_two(sum.exponent - 127) / (loss_scale * (2.0 - 0x1p-23));
+    let exponent = sum.exponent - 127;
+    let half = exponent / 2;
+    return sqrt(sum.sum) * power_of_two(half) / (loss_scale * (2.0 - 0x1p-23)) * power_of_two(exponent - half);
 }
 
 const ZERO = Partial(0.0, LEAST_EXPONENT);
