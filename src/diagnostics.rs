@@ -57,8 +57,8 @@ pub struct Progress {
     pub skipped_in_a_row: u32,
     /// The loss scale.
     pub loss_scale: f32,
-    /// L2 norm of the latest step's gradients, without the loss scale and the engine's multiplier. Infinite if an element is not finite,
-    /// and 0 where no norm is computed.
+    /// L2 norm of the latest step's gradients, without the loss scale and the engine's multiplier. The same gradients give the same bits
+    /// wherever they lie and whatever the order of registration. Infinite if an element is not finite, and 0 where no norm is computed.
     pub norm: f32,
 }
 

@@ -2,17 +2,90 @@
 
 mod common;
 
-use adamod::{AdaMod, Control, DeviceControl, Hyperparameters, LossScale, Options, Sgd, Step, Workgroups};
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::sync::OnceLock;
 
-use common::{Engine, Kind, Layout, Model, all, gpu, lay_out_kinds};
+use adamod::{
+    AdaMod, Control, DType, DeviceControl, Hyperparameters, LossScale, Options, Sgd, Step, Workgroups,
+};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
+use common::{Engine, Gpu, Kind, Layout, Model, all, gpu, lay_out_kinds};
+
+const LAYOUTS: [Layout; 6] = [
+    Layout::TwoPools(16),
+    Layout::TwoPools(4),
+    Layout::OnePool(256),
+    Layout::OnePool(4),
+    Layout::OwnBuffers,
+    Layout::Mixed,
+];
 const WORKGROUPS: [Workgroups; 2] = [Workgroups::Gpu, Workgroups::Cpu];
+
+/// A device whose bindings are too small for some tensors, which are cut.
+fn small_gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| {
+        Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 5 << 18, ..limits })
+    })
+}
 
 fn model(tensors: &[(Kind, usize)], workgroups: Workgroups) -> Model {
     let control = Control::Device(DeviceControl::new());
     let options = Options::new().with_control(control).with_workgroups(workgroups);
     Model::of_kinds(AdaMod::new(), tensors).with_options(options)
+}
+
+/// The norm of these gradients, and the number of launches, with tensors in this layout and registered in this order.
+fn norm_of(
+    gpu: &'static Gpu,
+    model: &Model,
+    gradients: &[Vec<f32>],
+    layout: Layout,
+    order: &[usize],
+) -> (f32, usize) {
+    let (locations, sizes) = lay_out_kinds(&model.kinds(), layout);
+    let mut engine = Engine::with_order(gpu, model, locations, &sizes, order);
+    engine.write_gradients(&all(gradients));
+    engine.record(&Step::all().norm());
+    let norm = engine.optimizer.read_progress().wait().unwrap().norm;
+    (norm, engine.optimizer.launches().len())
+}
+
+fn norm_in_f64(gradients: &[Vec<f32>]) -> f64 {
+    gradients.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn a_norm_has_the_same_bits_wherever_tensors_lie_and_however_they_are_cut() {
+    let lengths = [1500, 3, 700, 33, 5000, 4, 1025, 20_000, 257, 1, 2048, 500_000, 7, 400_000];
+    let tensors: Vec<_> = lengths
+        .into_iter()
+        .enumerate()
+        .map(|(index, len)| (Kind { gradients: DType::ALL[index % 3], ..Kind::f32() }, len))
+        .collect();
+    let in_order: Vec<_> = (0..tensors.len()).collect();
+    let mut orders = vec![in_order.clone(), in_order.clone().into_iter().rev().collect(), in_order];
+    orders[2].shuffle(&mut StdRng::seed_from_u64(1));
+    for workgroups in WORKGROUPS {
+        let model = model(&tensors, workgroups);
+        for seed in 0..2 {
+            let gradients = model.gradients(seed);
+            let mut all_launches = Vec::new();
+            let mut norms = Vec::new();
+            for (layout, order) in LAYOUTS.iter().zip(orders.iter().cycle()) {
+                for gpu in [gpu(), small_gpu()] {
+                    let (norm, launches) = norm_of(gpu, &model, &gradients, *layout, order);
+                    norms.push(norm);
+                    all_launches.push(launches);
+                }
+            }
+            assert!(all_launches.contains(&1) && all_launches.iter().any(|&of| of > tensors.len()));
+            assert!(norms.iter().all(|norm| norm.to_bits() == norms[0].to_bits()), "{norms:?}");
+            let error = f64::from(norms[0]) / norm_in_f64(&gradients) - 1.0;
+            assert!(error.abs() < 2_f64.powi(-22), "{error:e}");
+        }
+    }
 }
 
 /// Numbers of a sign each, with exponents in this range.
@@ -23,6 +96,49 @@ fn numbers(rng: &mut StdRng, len: usize, exponents: [i32; 2]) -> Vec<f32> {
         if rng.random() { number } else { -number }
     };
     (0..len).map(number).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Of all magnitudes that f32 has, alike or not.
+    #[test]
+    fn a_norm_is_exact_and_has_the_same_bits_in_any_order(
+        lengths in prop::collection::vec(prop_oneof![1_usize..3000, 3000_usize..50_000], 1..8),
+        exponents in prop::sample::select(vec![
+            [-149, -127], [-110, -90], [-60, 0], [-3, 3], [0, 63], [-40, 120], [-149, 120], [100, 118],
+        ]),
+        has_outlier in any::<bool>(),
+        layouts in prop::sample::subsequence(LAYOUTS.to_vec(), 3),
+        workgroups in prop::sample::select(WORKGROUPS.to_vec()),
+        seed in any::<u64>(),
+    ) {
+        // Other devices may flush subnormal numbers to zero.
+        let exponents = exponents.map(|exponent| if gpu().is_exact() { exponent } else { exponent.max(-126) });
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let tensors: Vec<_> = lengths.iter().map(|&len| (Kind::f32(), len)).collect();
+        let model = model(&tensors, workgroups);
+        let mut gradients: Vec<_> = lengths.iter().map(|&len| numbers(rng, len, exponents)).collect();
+        if has_outlier {
+            // Far above all others, but not so far that they do not matter.
+            let last = gradients.last_mut().unwrap();
+            let outlier = 20 + exponents[1];
+            last[0] = f64::from(outlier.min(118)).exp2() as f32;
+        }
+        let mut order: Vec<_> = (0..lengths.len()).collect();
+        let norms: Vec<_> = layouts
+            .into_iter()
+            .map(|layout| {
+                order.shuffle(rng);
+                norm_of(gpu(), &model, &gradients, layout, &order).0
+            })
+            .collect();
+        prop_assert!(norms.iter().all(|norm| norm.to_bits() == norms[0].to_bits()), "{norms:?}");
+        let expected = norm_in_f64(&gradients);
+        let error = (f64::from(norms[0]) - expected).abs();
+        let allowed = 2_f64.powi(-22) * expected + 2_f64.powi(-149);
+        prop_assert!(error <= allowed, "{:e} instead of {expected:e}", norms[0]);
+    }
 }
 
 /// One element that is not finite, in whichever lane, chunk and launch.

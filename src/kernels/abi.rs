@@ -84,14 +84,16 @@ pub struct Chunk {
     pub state: u32,
 }
 
-/// A workgroup's sum of squared gradients, `sum * 2^(2 exponent)`; WGSL `Partial`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+/// A workgroup's sum of squared gradients; WGSL `Partial`.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Partial {
-    /// The sum.
-    pub sum: f32,
-    /// Its exponent, or `i32::MAX` where an element is not finite.
-    pub exponent: i32,
+    /// Low words of the counters of three bins.
+    pub low: [u32; 3],
+    /// The highest bin.
+    pub top: u32,
+    /// High words of the counters.
+    pub high: [u32; 3],
 }
 
 /// A parameter in a step that the device prepares; WGSL `Row`.

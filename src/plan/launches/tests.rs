@@ -376,7 +376,10 @@ fn partial_sums_are_few_however_many_chunks_there_are() {
         let mut last_end = 0;
         for (partials, &chunks) in partials.iter().zip(chunks) {
             let count = partials.end - partials.start;
-            assert!(partials.start >= last_end && (8 * partials.start).is_multiple_of(256));
+            assert!(
+                partials.start >= last_end
+                    && (size_of::<Partial>() as u64 * partials.start).is_multiple_of(256)
+            );
             assert!((1..=u64::from(chunks).min(1000)).contains(&count));
             last_end = partials.end;
         }
