@@ -65,7 +65,7 @@ fn a_norm_has_the_same_bits_wherever_tensors_lie_and_however_they_are_cut() {
         .map(|(index, len)| (Kind { gradients: DType::ALL[index % 3], ..Kind::f32() }, len))
         .collect();
     let in_order: Vec<_> = (0..tensors.len()).collect();
-    let mut orders = vec![in_order.clone(), in_order.clone().into_iter().rev().collect(), in_order];
+    let mut orders = [in_order.clone(), in_order.clone().into_iter().rev().collect(), in_order];
     orders[2].shuffle(&mut StdRng::seed_from_u64(1));
     for workgroups in WORKGROUPS {
         let model = model(&tensors, workgroups);
