@@ -288,7 +288,7 @@ fn check_device(workgroups: Workgroups) {
     }
     let loss_scale =
         LossScale::Dynamic { initial: 1024.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2 };
-    // The last digits of a norm beyond f32 depend on the number of threads that sum it.
+    // The last digits of a norm may depend on the number of threads that sum it.
     let clipped = if workgroups == Workgroups::Cpu { "clipped-cpu" } else { "clipped" };
     let runs = [
         ("host", Control::Host),
