@@ -1221,7 +1221,7 @@ fn the_average_over_seeds_is_what_was_computed() {
                 };
                 let number = exact[index][i];
                 let (below, above) = (grid.below(number), grid.above(number));
-                // What is below the least number is stored as that, and zero as zero.
+                // A number below the least one is stored as the least one, and zero as zero.
                 if number < below || number == 0.0 {
                     let kept = if number == 0.0 && index < 3 { 0.0 } else { below };
                     assert_eq!(sums[index][i], SEEDS as f64 * kept, "{name} {i}");

@@ -281,7 +281,7 @@ fn a_rank_reads_its_own_part_and_verifies_it() {
     let text = error.to_string();
     assert!(text.contains("rank-0.safetensors: tensor \"momentum_buffer.wte\""), "{text}");
     assert_eq!(ranks[1].checkpoint().wait().unwrap(), before);
-    // All of it is damaged for whoever wants all of it.
+    // A restore of everything finds the damage.
     assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("rank-0.safetensors"));
 }
 

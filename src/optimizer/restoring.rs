@@ -265,7 +265,7 @@ impl Optimizer {
         let mut bytes = 0;
         for (number, job) in jobs.iter().enumerate() {
             let layout = job.record.layout;
-            // What is converted is decoded to f32 first.
+            // A conversion decodes to f32 first.
             let is_converted = layout != job.saved.layout;
             let decoded = if is_converted { 8 * (layout.states.len() as u64 + 1) } else { 0 };
             let values = if job.values.is_some() { job.record.dtype.bytes() } else { 0 };
