@@ -228,44 +228,24 @@ trait Named: Sized + Copy + 'static {
     }
 }
 
-impl Named for DType {
-    const FIELD: &'static str = "dtype";
-    const ALL: &'static [Self] = &Self::ALL;
-    fn of(self) -> &'static str {
-        self.name()
-    }
+macro_rules! named {
+    ($($type:ident: $field:literal = $all:expr;)*) => {$(
+        impl Named for $type {
+            const FIELD: &'static str = $field;
+            const ALL: &'static [Self] = $all;
+            fn of(self) -> &'static str {
+                self.name()
+            }
+        }
+    )*};
 }
 
-impl Named for StateFormat {
-    const FIELD: &'static str = "state";
-    const ALL: &'static [Self] = &Self::ALL;
-    fn of(self) -> &'static str {
-        self.name()
-    }
-}
-
-impl Named for MasterWeights {
-    const FIELD: &'static str = "master_weights";
-    const ALL: &'static [Self] = &Self::ALL;
-    fn of(self) -> &'static str {
-        self.name()
-    }
-}
-
-impl Named for Formula {
-    const FIELD: &'static str = "formula";
-    const ALL: &'static [Self] = &Self::ALL;
-    fn of(self) -> &'static str {
-        self.name()
-    }
-}
-
-impl Named for RuleKind {
-    const FIELD: &'static str = "rule";
-    const ALL: &'static [Self] = Self::ALL;
-    fn of(self) -> &'static str {
-        self.name()
-    }
+named! {
+    DType: "dtype" = &DType::ALL;
+    StateFormat: "state" = &StateFormat::ALL;
+    MasterWeights: "master_weights" = &MasterWeights::ALL;
+    Formula: "formula" = &Formula::ALL;
+    RuleKind: "rule" = RuleKind::ALL;
 }
 
 fn to_hex(value: f64) -> Hex {
