@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::device::error_scope::DeviceError;
 use crate::device::readback::SnapshotError;
+use crate::options::DeviceControl;
 use crate::rules::RuleKind;
 use crate::rules::range::OutOfRange;
 use crate::storage::dtype::DType;
@@ -79,6 +80,29 @@ impl From<OutOfRange> for Error {
     fn from(error: OutOfRange) -> Self {
         ErrorKind::OutOfRange(error).into()
     }
+}
+
+/// Why an optimizer cannot take part in a [`JointStep`](crate::JointStep).
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JointError {
+    /// It belongs to another device than the first optimizer.
+    #[error("belongs to another device than the first optimizer")]
+    Device,
+    /// It was created with [`Control::Host`](crate::Control::Host).
+    #[error("was created with Control::Host, expected Control::Device")]
+    Host,
+    /// Its settings are not those of the first optimizer, which decides for all.
+    #[error("has {found:?}, expected {expected:?}, which the first optimizer has")]
+    Control {
+        /// Its settings, with the largest norm as it is now.
+        found: Box<DeviceControl>,
+        /// The settings of the first optimizer.
+        expected: Box<DeviceControl>,
+    },
+    /// Its step is another half than that of the first optimizer.
+    #[error("takes another half of its step than the first optimizer")]
+    Half,
 }
 
 /// What is wrong with an operation.
@@ -189,6 +213,22 @@ pub enum ErrorKind {
         "the optimizer computes no norm, expected Control::Device with NonFinite::Skip, a max_norm or a dynamic loss scale"
     )]
     NoNorm,
+    /// A schedule has no factors, or too many for a storage buffer of the device.
+    #[error("the schedule has {found} factors, expected 1 to {most}")]
+    Schedule {
+        /// Number of factors.
+        found: u64,
+        /// The most factors: [`wgpu::Limits::max_storage_buffer_binding_size`] in f32.
+        most: u64,
+    },
+    /// An optimizer cannot take part in a joint step with the first one.
+    #[error("optimizer {optimizer:?} of the joint step {error}")]
+    Joint {
+        /// [`Options::label`](crate::Options::label) of the optimizer.
+        optimizer: String,
+        /// What is wrong.
+        error: JointError,
+    },
     /// The buffer of the parameter's values lacks a usage.
     #[error("the buffer of its values has usages {found:?}, expected {expected:?}")]
     Usage {

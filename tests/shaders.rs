@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 use std::path::Path;
 
-use adamod::low_level::abi::{self, Chunk, Coefficients, Control, Group, Partial, Row, Segment};
-use adamod::low_level::{MAX_STATES, Shadow, StateAccess, Variant, bindings, norm_source, prepare_source};
+use adamod::low_level::abi::{self, Chunk, Coefficients, Control, ControlHead, Group, Partial, Row, Segment};
+use adamod::low_level::{
+    MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, prepare_source,
+    schedule_source,
+};
 use adamod::{Access, Diagnostics, GradientBinding, RuleKind};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -77,8 +80,26 @@ fn kernels_that_prepare_steps_are_valid_too() {
     }
     let module = validated(&prepare_source());
     let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(entry_points, ["no_norm", "prepare"]);
+    assert_eq!(entry_points, ["no_norm", "prepare", "prepare_joint"]);
     assert_same_layout!(&module, Row { group, activity });
+    for (source, expected) in
+        [(schedule_source(), &["schedule"] as &[_]), (joint_source(), &["join", "follow"])]
+    {
+        let module = validated(&source);
+        let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(entry_points, expected);
+    }
+    let (mut members, _) = reflect(&module, "ControlBuffer");
+    let counts = members.pop();
+    assert_eq!(counts, Some(("step_counts".to_owned(), size_of::<ControlHead>() as u32)));
+    let expected = [
+        ("control", offset_of!(ControlHead, control)),
+        ("arrived", offset_of!(ControlHead, arrived)),
+        ("norm_excess", offset_of!(ControlHead, norm_excess)),
+        ("rate_factor", offset_of!(ControlHead, rate_factor)),
+        ("sum_of_squares", offset_of!(ControlHead, sum_of_squares)),
+    ];
+    assert_eq!(members, expected.map(|(name, offset)| (name.to_owned(), offset as u32)));
     let (members, _) = reflect(&module, "GroupTable");
     assert_eq!(members, [("max_norm".to_owned(), 0), ("groups".to_owned(), abi::GROUPS_OFFSET as u32)]);
     assert_same_layout!(
@@ -93,6 +114,7 @@ fn kernels_that_prepare_steps_are_valid_too() {
             decoupled_decay,
             rule,
             variant,
+            rate_coefficients,
             coefficients,
             one_minus_betas,
             one_minus_powers,

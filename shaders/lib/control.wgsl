@@ -11,6 +11,8 @@ struct Group {
     rule: u32,
     // Which of the rule's formulas is computed.
     variant: u32,
+    // Bit i is set if coefficient i is proportional to the learning rate.
+    rate_coefficients: u32,
     // The rule's coefficients with all bias corrections 1.
     coefficients: array<f32, MAX_COEFFICIENTS>,
     one_minus_betas: array<f32, 3>,
@@ -54,6 +56,10 @@ struct ControlBuffer {
     arrived: atomic<u32>,
     // How many times the norm is larger than `control.norm`, if that is the largest finite number.
     norm_excess: f32,
+    // Factor of all learning rates: that of the schedule for the step that is prepared, or 1.
+    rate_factor: f32,
+    // The words of a `Partial`: the sum of squares behind the norm, while the halves of a joint step are recorded.
+    sum_of_squares: array<u32, 7>,
     step_counts: array<u32>,
 }
 
@@ -187,8 +193,13 @@ fn coefficients_of(group: u32, t: u32) -> Coefficients {
     c.gradient_scale = table.groups[group].sign * gradient_multiplier;
     c.gradient_prescale = gradient_prescale;
     c.coupled_decay = table.groups[group].coupled_decay;
-    c.decoupled_decay = table.groups[group].decoupled_decay;
-    c.of_rule = coefficients_of_rule(table.groups[group].rule, table.groups[group].coefficients, table.groups[group].variant, decay);
+    c.decoupled_decay = table.groups[group].decoupled_decay * kept.rate_factor;
+    var of_rule = table.groups[group].coefficients;
+    for (var i = 0u; i < MAX_COEFFICIENTS; i++) {
+        let is_rate = ((table.groups[group].rate_coefficients >> i) & 1u) == 1u;
+        of_rule[i] *= select(1.0, kept.rate_factor, is_rate);
+    }
+    c.of_rule = coefficients_of_rule(table.groups[group].rule, of_rule, table.groups[group].variant, decay);
     c.step = t;
     c.activity = ACTIVE;
     return c;

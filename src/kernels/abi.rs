@@ -123,6 +123,8 @@ pub struct Group {
     pub rule: u32,
     /// Which of the rule's formulas is computed.
     pub variant: u32,
+    /// Bit i is set if coefficient i is proportional to the learning rate.
+    pub rate_coefficients: u32,
     /// The rule's own coefficients with all bias corrections 1.
     pub coefficients: [f32; MAX_COEFFICIENTS],
     /// 1 - beta of each decay rate.
@@ -149,6 +151,22 @@ pub struct Control {
     pub skipped: u32,
     /// Steps skipped since the last step that was taken.
     pub skipped_in_a_row: u32,
+}
+
+/// The control buffer up to the step counts; WGSL `ControlBuffer`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct ControlHead {
+    /// What engines and checkpoints see.
+    pub control: Control,
+    /// The number of workgroups that have summed their gradients; zero between steps.
+    pub arrived: u32,
+    /// How many times the norm is larger than the largest finite number, if it is that in `control`.
+    pub norm_excess: f32,
+    /// Factor of all learning rates.
+    pub rate_factor: f32,
+    /// The exact sum of squares behind the norm.
+    pub sum_of_squares: [u32; 7],
 }
 
 /// Number of bins of a histogram.

@@ -57,6 +57,7 @@ fn row(hyperparameters: &Hyperparameters, one_minus_powers: [[f32; 32]; MAX_DECA
         decoupled_decay: general.decoupled_decay,
         rule: rule.kind().code(),
         variant: rule.variant(),
+        rate_coefficients: rule.kind().rate_coefficients(),
         coefficients,
         one_minus_betas: rule.decay_rates().map(|beta| (1.0 - beta) as f32),
         one_minus_powers,

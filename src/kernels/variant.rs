@@ -221,19 +221,39 @@ pub fn norm_source(access: Access, gradients: GradientBinding) -> String {
     let mut files = tensor_files(access, gradients).to_vec();
     files.push(include_str!("../../shaders/lib/sums.wgsl"));
     files.extend(control_files());
+    files.push(include_str!("../../shaders/lib/norm.wgsl"));
     files.push(include_str!("../../shaders/kernels/norm.wgsl"));
     linked(files.into_iter(), &control_glue())
 }
 
-/// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare` and `no_norm`.
+/// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare`, `prepare_joint` and
+/// `no_norm`.
 pub fn prepare_source() -> String {
+    control_source(&[include_str!("../../shaders/kernels/prepare.wgsl")])
+}
+
+/// The WGSL of the kernel that takes the factor of the learning rates from a schedule. Its entry point is `schedule`.
+pub fn schedule_source() -> String {
+    control_source(&[include_str!("../../shaders/kernels/schedule.wgsl")])
+}
+
+/// The WGSL of the kernels of joint steps. Their entry points are `join` and `follow`.
+pub fn joint_source() -> String {
+    control_source(&[
+        include_str!("../../shaders/lib/sums.wgsl"),
+        include_str!("../../shaders/lib/norm.wgsl"),
+        include_str!("../../shaders/kernels/joint.wgsl"),
+    ])
+}
+
+fn control_source(kernels: &[&'static str]) -> String {
     let mut files = vec![
         include_str!("../../shaders/lib/abi.wgsl"),
         include_str!("../../shaders/lib/format.wgsl"),
         include_str!("../../shaders/lib/rounding.wgsl"),
     ];
     files.extend(control_files());
-    files.push(include_str!("../../shaders/kernels/prepare.wgsl"));
+    files.extend(kernels);
     linked(files.into_iter(), &control_glue())
 }
 

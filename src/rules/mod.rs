@@ -78,6 +78,12 @@ macro_rules! rules {
                 }
             }
 
+            const fn rate_coefficient_names(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$rule => $rule::RATE_COEFFICIENTS,)*
+                }
+            }
+
             /// Whether every element has a learning rate of its own.
             pub const fn has_element_rates(self) -> bool {
                 match self {
@@ -200,6 +206,14 @@ impl RuleKind {
         4 * (2 + 1 + 2 * self.states().len() as u32)
     }
 
+    /// The coefficients that are proportional to the learning rate, as bits.
+    pub(crate) fn rate_coefficients(self) -> u32 {
+        let is_rate = |name| self.rate_coefficient_names().contains(name);
+        let bits =
+            self.coefficients().iter().enumerate().map(|(index, name)| u32::from(is_rate(name)) << index);
+        bits.sum()
+    }
+
     /// The rule's code in WGSL.
     pub(crate) const fn code(self) -> u32 {
         self as u32
@@ -242,6 +256,29 @@ impl Rule {
 }
 
 pub use self::adamod::Formula;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coefficients_are_proportional_to_the_learning_rate_as_declared() {
+        for &kind in RuleKind::ALL {
+            let rule = kind.with_defaults();
+            for t in [1, 2, 1000, u64::MAX] {
+                let (one, three) = (rule.coefficients(0.01, t), rule.coefficients(0.03, t));
+                for (index, name) in kind.coefficients().iter().enumerate() {
+                    let is_rate = (kind.rate_coefficients() >> index) & 1 == 1;
+                    let expected = one[index] * if is_rate { 3.0 } else { 1.0 };
+                    assert!(
+                        (three[index] - expected).abs() <= 1e-12 * expected.abs(),
+                        "{kind}, step {t}: {name}"
+                    );
+                }
+            }
+        }
+    }
+}
 
 rules! {
     /// AdaMod, Algorithm 2 of the paper. States `exp_avg`, `exp_avg_sq` and `exp_avg_lr`; 36 bytes per element and step in f32.

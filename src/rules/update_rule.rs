@@ -24,6 +24,8 @@ pub(crate) trait UpdateRule: Copy + Debug + Default + PartialEq + Send + Sync + 
     const STATES: &'static [StateTensor];
     /// Names of its coefficients, in the order of the WGSL structure.
     const COEFFICIENTS: &'static [&'static str];
+    /// Names of the coefficients that are proportional to the learning rate. The others do not depend on it.
+    const RATE_COEFFICIENTS: &'static [&'static str] = &["step_size"];
     /// Whether every element has a learning rate of its own, so that there is something to count in histograms.
     const HAS_ELEMENT_RATES: bool;
 

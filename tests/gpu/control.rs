@@ -1,7 +1,7 @@
 //! Steps that the device prepares: step counts, clip, loss scale and skipping, without a word from the host.
 
 use adamod::low_level::abi::{
-    ACTIVE, Coefficients, Control as ControlWords, GROUPS_OFFSET, Group as GroupWords, Row,
+    ACTIVE, Coefficients, Control as ControlWords, ControlHead, GROUPS_OFFSET, Group as GroupWords, Row,
 };
 use adamod::low_level::prepare_source;
 use adamod::{
@@ -484,8 +484,8 @@ fn prepared(gpu: &Gpu, group: GroupWords, steps: &[u32]) -> Vec<Coefficients> {
     let rows = vec![Row { group: 0, activity: ACTIVE }; steps.len()];
     let before: Vec<u32> = steps.iter().map(|t| t - 1).collect();
     let control = ControlWords { loss_scale: 1.0, multiplier: 1.0, ..Zeroable::zeroed() };
-    // What the device keeps: the control, workgroups that are done, the excess of the norm, step counts.
-    let kept = [bytemuck::bytes_of(&control), &[0; 8], bytemuck::cast_slice(&before)].concat();
+    let head = ControlHead { control, rate_factor: 1.0, ..Zeroable::zeroed() };
+    let kept = [bytemuck::bytes_of(&head), bytemuck::cast_slice(&before)].concat();
     let groups = [&[0; GROUPS_OFFSET], bytemuck::bytes_of(&group)].concat();
     let contents: [&[u8]; 3] = [bytemuck::cast_slice(&rows), &groups, &kept];
     let mut buffers: Vec<_> = contents
@@ -579,6 +579,7 @@ fn coefficients_of_the_device_agree_with_f64() {
             decoupled_decay: 0.125,
             rule: RuleKind::ALL.iter().position(|kind| *kind == rule.kind()).unwrap() as u32,
             variant,
+            rate_coefficients: 0,
             // What the function of the rule does not compute it leaves alone.
             coefficients: std::array::from_fn(|index| 100.0 + index as f32),
             one_minus_betas: betas.map(|beta| (1.0 - beta) as f32),
