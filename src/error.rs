@@ -180,7 +180,7 @@ pub enum ErrorKind {
     },
     /// The group's master weights do not fit the parameter's data type.
     #[error(
-        "it is {dtype} in a group with MasterWeights::{found:?}, expected MasterWeights::F32 for f16, or a bf16 parameter"
+        "it is {dtype} in a group with MasterWeights::{found:?}, expected Split24, Split32 or F32 for f16"
     )]
     MasterWeights {
         /// The parameter's data type.

@@ -213,7 +213,7 @@ impl<T: Real> Parameter<T> {
         let (narrowed, differences): (Vec<_>, Vec<_>) = split.unzip();
         for (value, (&narrowed, &difference)) in self.values.iter_mut().zip(narrowed.iter().zip(&differences))
         {
-            *value = T::from_f64(join(dtype, narrowed, difference).into());
+            *value = T::from_f64(join(dtype, master, narrowed, difference).into());
         }
         let states = self.states.iter().map(|state| state.iter().map(|x| x.to_f32()).collect()).collect();
         let contents = Contents { states, differences };
