@@ -6,10 +6,11 @@ use std::time::Duration;
 use crate::device::error_scope::DeviceError;
 use crate::device::readback::SnapshotError;
 use crate::options::DeviceControl;
-use crate::rules::RuleKind;
 use crate::rules::range::OutOfRange;
+use crate::rules::{RuleForm, RuleKind};
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
+use crate::storage::state::StateFormat;
 
 /// An operation of an [`Optimizer`](crate::Optimizer) failed.
 ///
@@ -132,6 +133,24 @@ pub enum ErrorKind {
         found: RuleKind,
         /// The rule of the group.
         expected: RuleKind,
+    },
+    /// Options of the rule would change which states parameters of the group have.
+    #[error("the options give the rule the states of {found}, expected those of the group, {expected}")]
+    Form {
+        /// The form of the given rule.
+        found: RuleForm,
+        /// The form of the group.
+        expected: RuleForm,
+    },
+    /// The rule does not offer the format of state.
+    #[error("the state format is {}, expected one that {form} has: {reason}", found.name())]
+    StateFormat {
+        /// The rule and its states.
+        form: RuleForm,
+        /// The format.
+        found: StateFormat,
+        /// Why the rule does not have it.
+        reason: &'static str,
     },
     /// The group belongs to another optimizer or was removed.
     #[error("the group belongs to another optimizer or was removed")]

@@ -98,7 +98,7 @@ pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Opt
 pub use plan::views::{View, Views};
 pub use rules::range::OutOfRange;
 pub use rules::types::*;
-pub use rules::{Formula, Rule, RuleKind};
+pub use rules::{Formula, Rule, RuleForm, RuleKind};
 pub use storage::dtype::DType;
 pub use storage::master::MasterWeights;
 pub use storage::state::{Precision, Sign, StateFormat, StateTensor};
@@ -109,6 +109,7 @@ pub mod low_level {
 
     pub use crate::kernels::abi;
     pub use crate::kernels::bindings;
+    pub use crate::kernels::rows::{GroupRow, coefficient_row};
     pub use crate::kernels::variant::{
         Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
     };

@@ -132,8 +132,8 @@ impl<T: Real> Reference<T> {
         assert!(group < self.groups.len(), "group {group} does not exist");
         let zero = vec![T::from_f64(0.0); values.len()];
         let Storage { dtype, state, master_weights, label, seed, first } = storage;
-        let states = self.groups[group].rule.kind().states();
-        let layout = BlockLayout { states, state, master_weights };
+        let states = self.groups[group].rule.states();
+        let layout = BlockLayout::new(states, state, master_weights);
         let words = if T::IS_STORED { state_words(layout, values.len() as u64) } else { 0 };
         self.parameters.push(Parameter {
             group,

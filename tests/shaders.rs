@@ -10,7 +10,7 @@ use adamod::low_level::{
     MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, prepare_source,
     schedule_source,
 };
-use adamod::{Access, Diagnostics, GradientBinding, RuleKind};
+use adamod::{Access, Diagnostics, GradientBinding, RuleForm, RuleKind};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn parse(variant: &Variant) -> naga::Module {
@@ -56,7 +56,7 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
         count += 1;
     }
     // Rules without a learning rate for each element have no diagnostics. With and without shadow copies.
-    let of_rules: usize = RuleKind::ALL.iter().map(|rule| 1 + usize::from(rule.has_element_rates())).sum();
+    let of_rules: usize = RuleForm::all().map(|form| 1 + usize::from(form.rule().has_element_rates())).sum();
     let tensors = Access::ALL.len() * GradientBinding::ALL.len();
     assert_eq!(count, of_rules * tensors * StateAccess::ALL.len() * 2);
 }
@@ -112,6 +112,7 @@ fn kernels_that_prepare_steps_are_valid_too() {
             sign,
             coupled_decay,
             decoupled_decay,
+            options,
             rule,
             variant,
             rate_coefficients,
@@ -179,6 +180,7 @@ fn shared_structures_have_one_layout() {
             gradient_prescale,
             coupled_decay,
             decoupled_decay,
+            options,
             activity,
             step,
             of_rule,
@@ -215,6 +217,8 @@ fn shared_constants_are_equal() {
         ("INACTIVE", abi::INACTIVE as usize),
         ("ACTIVE", abi::ACTIVE as usize),
         ("SKIPPED", abi::SKIPPED as usize),
+        ("CAUTIOUS", abi::CAUTIOUS as usize),
+        ("CAUTIOUS_DECAY", abi::CAUTIOUS_DECAY as usize),
         ("BINS", abi::BINS),
         ("CLIPPED", abi::CLIPPED),
         ("NOT_FINITE_UPDATES", abi::NOT_FINITE_UPDATES),
@@ -249,7 +253,7 @@ fn coefficients_of_rules_have_the_same_members_in_the_same_order_in_rust_and_in_
         let call = between(case, "let c = ", ";");
         let constructed = between(call, &format!("{}_coefficients(", rule.name()), ")");
         let (structure, arguments) = constructed.split_once('(').unwrap();
-        let variant = Variant::all().into_iter().find(|variant| variant.rule == *rule).unwrap();
+        let variant = Variant::all().into_iter().find(|variant| variant.form.rule() == *rule).unwrap();
         let (members, span) = reflect(&parse(&variant), structure);
         let expected: Vec<_> = (0..members.len()).map(|index| format!("base[{index}]")).collect();
         assert_eq!(arguments, expected.join(", "), "{rule}");

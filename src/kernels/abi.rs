@@ -28,6 +28,8 @@ pub struct Coefficients {
     pub coupled_decay: f32,
     /// alpha * lambda: subtracted from the parameter, times the parameter.
     pub decoupled_decay: f32,
+    /// [`CAUTIOUS`] and [`CAUTIOUS_DECAY`], or 0.
+    pub options: u32,
     /// One of [`INACTIVE`], [`ACTIVE`] and [`SKIPPED`].
     pub activity: u32,
     /// t modulo 2^32, for random numbers.
@@ -35,6 +37,11 @@ pub struct Coefficients {
     /// The rule's own coefficients.
     pub of_rule: [f32; MAX_COEFFICIENTS],
 }
+
+/// An element moves only if its step has the sign of its gradient.
+pub const CAUTIOUS: u32 = 1;
+/// An element decays only where its step does not move it away from 0.
+pub const CAUTIOUS_DECAY: u32 = 2;
 
 /// The parameter has no gradient in this step and stays as it is.
 pub const INACTIVE: u32 = 0;
@@ -119,6 +126,8 @@ pub struct Group {
     pub coupled_decay: f32,
     /// alpha * lambda: subtracted from the parameter, times the parameter.
     pub decoupled_decay: f32,
+    /// [`CAUTIOUS`] and [`CAUTIOUS_DECAY`], or 0.
+    pub options: u32,
     /// Code of the rule.
     pub rule: u32,
     /// Which of the rule's formulas is computed.

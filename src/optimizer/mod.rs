@@ -351,7 +351,7 @@ impl Optimizer {
     /// The dispatches of the last step that was recorded or warmed up. Steps with a norm have others before these.
     pub fn launches(&self) -> impl ExactSizeIterator<Item = LaunchInfo> {
         self.recorder.launches().iter().map(|launch: &Launch| LaunchInfo {
-            rule: launch.rule,
+            form: launch.form,
             workgroups: launch.chunks,
             segments: launch.segments.len() as u32,
             access: launch.access,
