@@ -287,7 +287,20 @@ impl GroupHeader {
         }
     }
 
-    fn read(&self) -> Result<Group, CheckpointError> {
+    /// The group with this index. Errors name it.
+    fn read(&self, group: usize) -> Result<Group, CheckpointError> {
+        let read = self.parse().map_err(|error| match error {
+            CheckpointError::Metadata { what } => wrong(format!("group {group}: {what}")),
+            error => error,
+        })?;
+        match read.hyperparameters.validate() {
+            Ok(()) => Ok(read),
+            Err(error) => Err(CheckpointError::Hyperparameters { group, error }),
+        }
+    }
+
+    /// The group, whose hyperparameters may be out of range.
+    fn parse(&self) -> Result<Group, CheckpointError> {
         let lambda = from_hex("weight_decay_value", &self.weight_decay_value)?;
         let weight_decay = match self.weight_decay.as_str() {
             "none" => WeightDecay::None,
@@ -317,7 +330,6 @@ impl GroupHeader {
             .with_learning_rate(from_hex("learning_rate", &self.learning_rate)?)
             .with_weight_decay(weight_decay)
             .with_objective(objective);
-        hyperparameters.validate()?;
         let precision = Precision::new(StateFormat::from_name(&self.state)?)
             .with_master_weights(MasterWeights::from_name(&self.master_weights)?)
             .with_f32_state_below(self.f32_state_below);
@@ -336,7 +348,8 @@ pub(super) struct Described {
 /// Reads the text of the metadata.
 pub(super) fn read(text: &str) -> Result<Described, CheckpointError> {
     let header = Header::read(text)?;
-    let groups = header.groups.iter().map(GroupHeader::read).collect::<Result<Vec<_>, _>>()?;
+    let groups = header.groups.iter().enumerate().map(|(index, group)| group.read(index));
+    let groups = groups.collect::<Result<Vec<_>, _>>()?;
     let mut names = HashSet::with_capacity(header.parameters.len());
     let mut parameters = Vec::with_capacity(header.parameters.len());
     let is_piece =
