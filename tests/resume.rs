@@ -490,11 +490,13 @@ fn a_restore_whose_file_changes_halfway_says_that_it_was_interrupted() {
             "{error}"
         );
         assert!(error.to_string().contains("stopped after a part of the state was written"), "{error}");
-        // The first tensor has the checkpoint's state, the last one its own. Counts and hyperparameters are as they were.
+        // The first tensor has the checkpoint's state, the end of the last one its own. Counts and hyperparameters are as they were.
         let mixed = checkpoint(&restored);
         let state = |of: &Checkpoint, label: &str| of.state(label).unwrap().tensors;
-        assert_eq!(state(&mixed, "tensor.0"), state(&opened, "tensor.0"));
-        assert_eq!(state(&mixed, "tensor.2"), state(&before, "tensor.2"));
+        assert!(state(&mixed, "tensor.0") == state(&opened, "tensor.0"));
+        for ((_, mixed), (_, before)) in state(&mixed, "tensor.2").iter().zip(state(&before, "tensor.2")) {
+            assert_eq!(mixed[LENGTHS[2] - 1000..], before[LENGTHS[2] - 1000..]);
+        }
         assert!(mixed.parameters().all(|parameter| parameter.step == 2));
         assert_eq!(restored.optimizer.group(group).unwrap().hyperparameters.learning_rate, 0.5);
         // A whole checkpoint makes it whole again.
