@@ -2,9 +2,8 @@
 """Trains in PyTorch, continues in the Rust crate on a GPU and then in PyTorch again, and compares with PyTorch alone. In float32, and with
 a model in bfloat16 or float16 whose master weights the optimizer has. Then lets the crate read hyperparameters at the edges of its ranges.
 
-    python3 -m venv venv && venv/bin/pip install -r examples/pytorch/requirements.txt
-    venv/bin/python examples/pytorch/there_and_back.py
-    venv/bin/python examples/pytorch/there_and_back.py --fixture    # writes the files that the example's tests expect
+    .ci/with-pytorch python examples/pytorch/there_and_back.py
+    .ci/with-pytorch python examples/pytorch/there_and_back.py --fixture    # writes the files that the example's tests expect
 """
 
 import argparse
