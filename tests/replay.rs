@@ -126,7 +126,12 @@ impl Trace {
     fn kinds(&self, name: &str) -> Vec<&'static str> {
         let groups = self.description["groups"].as_array().unwrap();
         let group = groups.iter().find(|group| group["params"].as_array().unwrap().contains(&json!(name)));
-        let rule = rule_of(&self.description, group.unwrap());
+        let group = group.unwrap();
+        let mut rule = rule_of(&self.description, group).with_defaults();
+        // Without momentum SGD has no state.
+        if let Some(momentum) = group["momentum"].as_f64() {
+            assert!(rule.set_hyperparameter("momentum", momentum));
+        }
         ["param"].into_iter().chain(rule.state_names()).collect()
     }
 
@@ -382,6 +387,16 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
         ("groups[1].formula is 1, expected one of paper, authors", |t| {
             t.description["groups"][1]["formula"] = json!(1)
         }),
+        ("groups[0].weight_decay.max_learning_rate is given", |t| {
+            t.description["groups"][0]["weight_decay"]["max_learning_rate"] = json!(1e-3)
+        }),
+        ("groups[1].weight_decay.max_learning_rate is missing", |t| {
+            t.description["groups"][1]["weight_decay"]["kind"] = json!("fully_decoupled")
+        }),
+        ("cautious_weight_decay is 1, expected 0 (false) with coupled weight decay", |t| {
+            t.description["groups"][1]["weight_decay"]["kind"] = json!("coupled");
+            t.description["groups"][1]["cautious_weight_decay"] = json!(true);
+        }),
         ("groups[1].rule: got \"adagrad2\"", |t| t.description["groups"][1]["rule"] = json!("adagrad2")),
         ("groups[1].betas has 3 entries, expected 2 with rule adam", |t| {
             t.description["groups"][1]["rule"] = json!("adam")
@@ -525,6 +540,42 @@ fn every_rule_is_described_by_the_names_of_its_hyperparameters() {
             let path = folder.write("changed.safetensors", &changed.bytes());
             assert_refused(&path, &format!("groups[0].{field} is \"nonsense\""));
         }
+    }
+}
+
+/// Cautious steps and decay that follows the schedule alone are other arithmetic.
+#[test]
+fn every_field_of_a_group_is_taken() {
+    let folder = Folder::new();
+    let plain = Trace::good();
+    let results = |trace: &Trace, name: &str| {
+        let path = folder.write("trace.safetensors", &trace.bytes());
+        let output = folder.0.path().join(name);
+        let arguments = ["--backend", "cpu", "--output", output.to_str().unwrap()];
+        assert_eq!(code(&replay(&path, &arguments)), 0, "{name}");
+        std::fs::read(output).unwrap()
+    };
+    let expected = results(&plain, "plain");
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 7] = [
+        ("learning_rate", |group| group["learning_rate"] = json!(0.02)),
+        ("maximize", |group| group["maximize"] = json!(true)),
+        ("cautious", |group| group["cautious"] = json!(true)),
+        ("cautious_weight_decay", |group| group["cautious_weight_decay"] = json!(true)),
+        ("fully_decoupled", |group| {
+            group["weight_decay"] =
+                json!({"kind": "fully_decoupled", "value": 1e-2, "max_learning_rate": 0.1})
+        }),
+        ("formula", |group| group["formula"] = json!("authors")),
+        ("rule", |group| {
+            group["rule"] = json!("adam");
+            group["betas"] = json!([0.9, 0.98]);
+        }),
+    ];
+    for (name, change) in cases {
+        let mut trace = plain.clone();
+        change(&mut trace.description["groups"][1]);
+        assert_ne!(results(&trace, name), expected, "{name}");
     }
 }
 

@@ -12,20 +12,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-# Version 1 had one rule for all groups. `read` takes both, `write` writes this one.
-VERSION = 2
+# Version 1 had one rule for all groups, and version 2 fewer hyperparameters. `read` takes all, `write` writes this one.
+VERSION = 3
 RULES = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
 STATES = {
     "adamod": ["exp_avg", "exp_avg_sq", "exp_avg_lr"],
     "adam": ["exp_avg", "exp_avg_sq"],
     "sgd": ["momentum_buffer"],
 }
-# The hyperparameters that only the rule has.
+# The hyperparameters that only the rule has. Files before version 3 lack the options, which are off there.
 HYPERPARAMETERS = {
     "adamod": ["betas[0]", "betas[1]", "betas[2]", "epsilon", "formula"],
-    "adam": ["betas[0]", "betas[1]", "epsilon"],
-    "sgd": ["momentum"],
+    "adam": ["amsgrad", "betas[0]", "betas[1]", "epsilon"],
+    "sgd": ["dampening", "momentum", "nesterov"],
 }
+OPTIONS = ["amsgrad", "dampening", "nesterov"]
 # AdaMod's formulas in the order of their numbers. PyTorch's side has the second: that of the authors' package.
 FORMULAS = ["paper", "authors"]
 # torch.optim.Adam counts steps in a float32, which is exact up to here. The crate counts up to the second number.
@@ -51,11 +52,14 @@ def rule_of(optimizer):
     rule = "adamod" if is_authors else RULES.get(kind)
     if rule is None:
         raise ValueError(f"{kind.__module__}.{kind.__qualname__} has no counterpart in adamod")
-    for group in optimizer.param_groups:
-        for option in ["amsgrad", "nesterov", "dampening"]:
-            if group.get(option):
-                raise ValueError(f"{option}={group[option]} has no counterpart in adamod")
     return rule
+
+
+def states_of(rule, of_rule):
+    """The states of a rule. Its options choose some of them."""
+    if rule == "sgd" and of_rule["momentum"] == 0:
+        return []
+    return STATES[rule] + (["max_exp_avg_sq"] if of_rule.get("amsgrad") else [])
 
 
 def bits(value):
@@ -118,6 +122,11 @@ def check_ranges(index, rule, lr, decay, of_rule):
     for name in ["betas[0]", "betas[1]", "betas[2]", "momentum"]:
         if name in of_rule:
             in_range(names.get(name, name), of_rule[name], "a number in [0, 1)", 0 <= of_rule[name] < 1)
+    if "dampening" in of_rule:
+        in_range("dampening", of_rule["dampening"], "a number in [0, 1]", 0 <= of_rule["dampening"] <= 1)
+        has_lookahead = of_rule["momentum"] > 0 and of_rule["dampening"] == 0
+        expected = "0 (False) without momentum or with dampening"
+        in_range("nesterov", of_rule["nesterov"], expected, has_lookahead or not of_rule["nesterov"])
     if "epsilon" in of_rule:
         epsilon, step_size = of_rule["epsilon"], lr / (1 - of_rule["betas[0]"])
         normal = 2.0**-126 <= rounded(epsilon) < math.inf
@@ -132,24 +141,31 @@ def hyperparameters_of(rule, index, group):
     def value(name):
         return float_of(f"{name} of group {index}", group[name])
 
+    def option(name):
+        return 1.0 if group.get(name, False) else 0.0
+
     if rule == "sgd":
-        found = {"momentum": value("momentum")}
+        found = {"momentum": value("momentum"), "dampening": value("dampening"), "nesterov": option("nesterov")}
     else:
         if len(group["betas"]) != 2:
             raise ValueError(f"betas of group {index} has {len(group['betas'])} entries, expected 2")
         beta1, beta2 = [float_of(f"betas of group {index}", beta) for beta in group["betas"]]
-        found = {"betas[0]": beta1, "betas[1]": beta2, "epsilon": value("eps")}
+        found = {"betas[0]": beta1, "betas[1]": beta2, "epsilon": value("eps"), "amsgrad": option("amsgrad")}
     if rule == "adamod":
         found.update({"betas[2]": value("beta3"), "formula": FORMULAS.index("authors")})
     return {name: found[name] for name in HYPERPARAMETERS[rule]}
 
 
+def of_rule_in(saved):
+    return {name: number(digits) for name, digits in saved["hyperparameters"].items()}
+
+
 def group_of(saved):
     """All hyperparameters of a group that are numbers: from the names of checkpoints to PyTorch's."""
     found = {"lr": number(saved["learning_rate"]), "weight_decay": decay_of(saved)}
-    of_rule = {name: number(digits) for name, digits in saved["hyperparameters"].items()}
+    of_rule = of_rule_in(saved)
     if saved["rule"] == "sgd":
-        found["momentum"] = of_rule["momentum"]
+        found.update(momentum=of_rule["momentum"], dampening=of_rule["dampening"])
     else:
         found.update(betas=(of_rule["betas[0]"], of_rule["betas[1]"]), eps=of_rule["epsilon"])
     if saved["rule"] == "adamod":
@@ -218,16 +234,16 @@ def upgraded(header):
     def group(saved):
         every = {f"betas[{index}]": digits for index, digits in enumerate(saved["betas"])}
         every.update(epsilon=saved["epsilon"], momentum=saved["momentum"], formula=bits(FORMULAS.index(formula)))
-        of_rule = {name: every[name] for name in HYPERPARAMETERS.get(rule, [])}
+        of_rule = {name: every[name] for name in HYPERPARAMETERS.get(rule, []) if name not in OPTIONS}
         rest = {key: value for key, value in saved.items() if key not in ["betas", "epsilon", "momentum"]}
         return {**rest, "rule": rule, "hyperparameters": of_rule}
 
     rest = {key: value for key, value in header.items() if key not in ["rule", "formula"]}
-    return {**rest, "version": VERSION, "groups": [group(saved) for saved in header["groups"]]}
+    return {**rest, "version": 2, "groups": [group(saved) for saved in header["groups"]]}
 
 
 def read(path):
-    """The header in version 2 and the tensors of a checkpoint with state in f32, whole and undamaged."""
+    """The header in version 3 and the tensors of a checkpoint with state in f32, whole and undamaged."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         if not {"adamod.checkpoint", "adamod.checksum"} <= metadata.keys():
@@ -237,9 +253,13 @@ def read(path):
             raise ValueError(f"the checkpoint has version {header['version']}, expected at most {VERSION}")
         if header["version"] == 1:
             header = upgraded(header)
+        version, header["version"] = header["version"], VERSION
         for index, group in enumerate(header["groups"]):
             if group["rule"] not in STATES:
                 raise ValueError(f"the rule of group {index} is {group['rule']!r}, expected one of {', '.join(STATES)}")
+            if version < 3:
+                for name in set(OPTIONS).intersection(HYPERPARAMETERS[group["rule"]]):
+                    group["hyperparameters"].setdefault(name, bits(0))
             found, expected = sorted(group["hyperparameters"]), HYPERPARAMETERS[group["rule"]]
             if found != expected:
                 raise ValueError(f"the hyperparameters of group {index} are {found}, expected {expected}")
@@ -257,7 +277,9 @@ def read(path):
             if entry.get("shard") is not None:
                 raise ValueError(f"{entry['name']} is a shard of a tensor, expected a whole tensor")
             labels.add(entry["name"])
-            kinds = dict.fromkeys(STATES[header["groups"][entry["group"]]["rule"]], torch.float32)
+            group = header["groups"][entry["group"]]
+            states = STATES[group["rule"]] if version < 3 else states_of(group["rule"], of_rule_in(group))
+            kinds = dict.fromkeys(states, torch.float32)
             if entry["master_weights"] != "none":
                 kinds["master"] = MASTERS[entry["master_weights"]][0]
             if entry.get("values"):
@@ -295,6 +317,11 @@ def check(header, optimizer, parameters, low_precision, values):
         if decay_of(saved) != 0:
             same(f"the weight decay of group {index}", saved["weight_decay"], decay_kind(optimizer, group))
         same(f"maximize of group {index}", saved["maximize"], bool(group.get("maximize", False)))
+        for option in ["amsgrad", "nesterov"]:
+            if option in HYPERPARAMETERS[rule]:
+                same(f"{option} of group {index}", of_rule_in(saved)[option] != 0, bool(group.get(option, False)))
+        for option in ["cautious", "cautious_weight_decay"]:
+            same(f"{option} of group {index}", saved.get(option, False), False)
     entries = {entry["name"]: entry for entry in header["parameters"]}
     if entries.keys() != parameters.keys():
         there, here = sorted(entries.keys() - parameters.keys()), sorted(parameters.keys() - entries.keys())
@@ -326,8 +353,9 @@ def bits_of(tensor):
     return flat(tensor, torch.float32).view(torch.int32)
 
 
-def step_of(name, state):
-    step = float(state.get("step", 0))
+def step_of(rule, name, state):
+    # torch.optim.SGD counts no steps. All that matters is whether there was one: the first one has no dampening.
+    step = float(state.get("momentum_buffer") is not None) if rule == "sgd" else float(state.get("step", 0))
     if not (step.is_integer() and 0 <= step <= MOST_STEPS):
         raise ValueError(f"the step count of {name} is {step}, expected a whole number from 0 to 2^53")
     return int(step)
@@ -352,11 +380,13 @@ def save(optimizer, names, path, *, strip=(), low_precision=None, values=False):
         "parameters": [],
         "control": None,
     }
+    of_rules = []
     for index, group in enumerate(optimizer.param_groups):
         lr = float_of(f"lr of group {index}", group["lr"])
         decay = float_of(f"weight_decay of group {index}", group.get("weight_decay", 0))
         of_rule = hyperparameters_of(rule, index, group)
         check_ranges(index, rule, lr, decay, of_rule)
+        of_rules.append(of_rule)
         # A group has one kind of master weights. The crate needs some for float16.
         halves = [parameter in low_precision or parameter.dtype == torch.float16 for parameter in group["params"]]
         header["groups"].append(
@@ -375,7 +405,7 @@ def save(optimizer, names, path, *, strip=(), low_precision=None, values=False):
     tensors = {}
     for name, (index, parameter) in parameters.items():
         state, stored = optimizer.state.get(parameter, {}), low_precision.get(parameter, parameter)
-        for kind in STATES[rule]:
+        for kind in states_of(rule, of_rules[index]):
             value = state.get(kind)
             if value is None:
                 value = torch.zeros_like(parameter)
@@ -394,7 +424,7 @@ def save(optimizer, names, path, *, strip=(), low_precision=None, values=False):
                 "len": parameter.numel(),
                 "dtype": NAMES_OF_DTYPES[stored.dtype],
                 "group": index,
-                "step": step_of(name, state),
+                "step": step_of(rule, name, state),
                 "state": "f32",
                 "master_weights": masters,
                 **({"values": True} if values else {}),
@@ -410,7 +440,8 @@ def like(old, new):
             return old.fill_(new)
     if isinstance(old, (list, tuple)):
         return type(old)(like(*pair) for pair in zip(old, new))
-    return new
+    # An int that PyTorch has by default stays one.
+    return old if old == new else new
 
 
 def load(path, optimizer, names, *, strip=(), low_precision=None, values=False):
@@ -440,9 +471,10 @@ def load(path, optimizer, names, *, strip=(), low_precision=None, values=False):
         for parameter, key in zip(group["params"], packed["params"]):
             name = names_of[parameter]
             step = entries[name]["step"]
-            state = {kind: tensors[f"{kind}.{labels[name]}"].reshape(parameter.shape) for kind in STATES[rule]}
-            # PyTorch has no state before the first step. Its SGD counts no steps, so the state itself shows whether there was one.
-            if step == 0 and not any(value.any() for value in state.values()):
+            kinds = [kind for kind in states_of(rule, of_rule_in(saved)) if f"{kind}.{labels[name]}" in tensors]
+            state = {kind: tensors[f"{kind}.{labels[name]}"].reshape(parameter.shape) for kind in kinds}
+            # PyTorch has no state before the first step. Files of version 2 have counted no steps of its SGD.
+            if not state or (step == 0 and not any(value.any() for value in state.values())):
                 continue
             if rule != "sgd":
                 # The authors' optimizer counts in an int. torch.optim makes a tensor of it when it takes the state.

@@ -215,18 +215,20 @@ mod tests {
 
     #[test]
     fn a_run_of_pytorch_continues_as_in_pytorch() {
-        for file in ["checkpoint.safetensors", "version-2.safetensors"] {
+        for file in ["checkpoint.safetensors", "version-2.safetensors", "version-3.safetensors"] {
             assert_continues_as_pytorch(&Checkpoint::from_bytes(&fixture(file)).unwrap());
         }
     }
 
-    /// `there_and_back.py --fixture` made the second file from the first.
+    /// `there_and_back.py --fixture` made the other files from the first.
     #[test]
-    fn both_versions_of_the_checkpoint_have_the_same_content() {
-        let [one, two] = ["checkpoint.safetensors", "version-2.safetensors"]
+    fn all_versions_of_the_checkpoint_have_the_same_content() {
+        let [one, two, three] = ["checkpoint.safetensors", "version-2.safetensors", "version-3.safetensors"]
             .map(|file| Checkpoint::from_bytes(&fixture(file)).unwrap());
-        assert_eq!(one.groups(), two.groups());
-        assert!(one.parameters().eq(two.parameters()));
+        for other in [&two, &three] {
+            assert_eq!(one.groups(), other.groups());
+            assert!(one.parameters().eq(other.parameters()));
+        }
         let run = fixture("run.safetensors");
         let run = SafeTensors::deserialize(&run).unwrap();
         let states = |checkpoint: &Checkpoint| {
@@ -235,5 +237,6 @@ mod tests {
             run.parameters.iter().map(state).collect::<Vec<_>>()
         };
         assert_eq!(states(&one), states(&two));
+        assert_eq!(states(&one), states(&three));
     }
 }

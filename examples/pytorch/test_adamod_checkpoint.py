@@ -10,21 +10,26 @@ import torch
 from safetensors.torch import save_file
 
 import adamod_checkpoint
-from adamod_checkpoint import FORMULAS, bits, formula_of
+from adamod_checkpoint import FORMULAS, OPTIONS, bits, formula_of
 from there_and_back import AUTHORS, FIXTURE, IN_RANGE, OUT_OF_RANGE, RULES, Run, gradients, initial
 
 # After 10 steps every parameter has state. After 4 steps the bias has none.
 STEPS, STEPS_WITHOUT_BIAS = 10, 4
 
 OPTIMIZERS = {
-    **RULES,
+    **{name: make for name, make in RULES.items() if name.startswith(("torch.", "adamod."))},
     "coupled, up": lambda groups: torch.optim.Adam(groups, lr=1e-2, maximize=True),
     "decoupled by an option": lambda groups: torch.optim.Adam(groups, lr=1e-2, decoupled_weight_decay=True),
     "decoupled, up": lambda groups: torch.optim.AdamW(groups, lr=1e-2, maximize=True),
     "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
     "SGD, up": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, maximize=True),
     "SGD without momentum": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.0),
+    "SGD, dampened": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, dampening=0.5),
+    "SGD, Nesterov": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True),
+    "amsgrad": lambda groups: torch.optim.AdamW(groups, lr=1e-2, amsgrad=True),
 }
+# What version 2 did not have.
+OF_VERSION_3 = ["SGD, dampened", "SGD, Nesterov", "amsgrad"]
 OTHER_VALUES = {"lr": 0.5, "betas": (0.5, 0.5), "beta3": 0.5, "eps": 0.5, "momentum": 0.5, "weight_decay": 0.5}
 
 
@@ -56,6 +61,16 @@ def version_1(header):
 
     groups = [group(saved) for saved in header["groups"]]
     return {**header, "version": 1, "rule": rule, "formula": formula, "groups": groups}
+
+
+def version_2(header):
+    """A header as version 2 of the format had it, without options."""
+
+    def group(saved):
+        own = {name: digits for name, digits in saved["hyperparameters"].items() if name not in OPTIONS}
+        return {**saved, "hyperparameters": own}
+
+    return {**header, "version": 2, "groups": [group(saved) for saved in header["groups"]]}
 
 
 class TestOfCheckpoints(unittest.TestCase):
@@ -130,26 +145,30 @@ class RoundTrips(TestOfCheckpoints):
                 adamod_checkpoint.save(run.optimizer, run.names, self.path)
                 self.assertEqual(frozen(adamod_checkpoint.read(self.path)), frozen(first))
 
-    def test_version_1_is_the_same_checkpoint(self):
-        for optimizer in OPTIMIZERS:
-            with self.subTest(optimizer=optimizer):
-                run = self.saved(optimizer)
-                second = adamod_checkpoint.read(self.path)
-                header, tensors = second
-                adamod_checkpoint.write(self.path, version_1(header), tensors)
-                self.assertEqual(frozen(adamod_checkpoint.read(self.path)), frozen(second))
-                other = Run(OPTIMIZERS[optimizer], initial())
-                adamod_checkpoint.load(self.path, other.optimizer, other.names)
-                self.assertEqual(frozen(other.optimizer.state_dict()), frozen(run.optimizer.state_dict()))
+    def test_older_versions_are_the_same_checkpoint(self):
+        for optimizer in set(OPTIMIZERS).difference(OF_VERSION_3):
+            for version in [1, 2]:
+                with self.subTest(optimizer=optimizer, version=version):
+                    run = self.saved(optimizer)
+                    header, tensors = adamod_checkpoint.read(self.path)
+                    if optimizer == "SGD without momentum":
+                        # It had a state all the same.
+                        tensors = {f"momentum_buffer.{name}": torch.zeros(value.numel()) for name, value in initial().items()}
+                    expected = frozen((header, tensors))
+                    adamod_checkpoint.write(self.path, [version_1, version_2][version - 1](header), tensors)
+                    self.assertEqual(frozen(adamod_checkpoint.read(self.path)), expected)
+                    other = Run(OPTIMIZERS[optimizer], initial())
+                    adamod_checkpoint.load(self.path, other.optimizer, other.names)
+                    self.assertEqual(frozen(other.optimizer.state_dict()), frozen(run.optimizer.state_dict()))
 
-    def test_the_fixture_is_the_same_in_both_versions(self):
-        (one, states), (two, expected) = [
-            adamod_checkpoint.read(FIXTURE / name) for name in ["checkpoint.safetensors", "version-2.safetensors"]
-        ]
-        for header in [one, two]:
+    def test_the_fixture_is_the_same_in_all_versions(self):
+        names = ["checkpoint.safetensors", "version-2.safetensors", "version-3.safetensors"]
+        read = [adamod_checkpoint.read(FIXTURE / name) for name in names]
+        for header, _ in read:
             del header["adapter"]
-        self.assertEqual(frozen((one, states)), frozen((two, expected)))
-        self.assertEqual([formula_of(group) for group in one["groups"]], ["authors"] * 2)
+        for other in read[1:]:
+            self.assertEqual(frozen(read[0]), frozen(other))
+        self.assertEqual([formula_of(group) for group in read[0][0]["groups"]], ["authors"] * 2)
 
     def test_the_largest_step_count_is_kept(self):
         for optimizer, most in [("torch.optim.Adam", 1 << 24), ("adamod.AdaMod", 1 << 40)]:
@@ -520,7 +539,7 @@ class Refusals(TestOfCheckpoints):
 
     def test_groups_with_different_rules(self):
         def change_header(header):
-            header["groups"][1].update(rule="sgd", hyperparameters={"momentum": bits(0.9)})
+            header["groups"][1].update(rule="sgd", hyperparameters={"dampening": bits(0), "momentum": bits(0.9), "nesterov": bits(0)})
 
         def change_tensors(tensors):
             for name in ["layer.0.bias", "head.weight"]:
@@ -541,22 +560,20 @@ class Refusals(TestOfCheckpoints):
                 self.change(lambda header: header["parameters"][3].update(step=(1 << 24) + 1))
                 self.refused(run, "the step count of head.weight", "16777217", "16777216")
 
-    def test_options_without_a_counterpart(self):
-        cases = {
-            "amsgrad": lambda groups: torch.optim.Adam(groups, amsgrad=True),
-            "nesterov": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True),
-            "dampening": lambda groups: torch.optim.SGD(groups, momentum=0.9, dampening=0.5),
-        }
-        for option, make_optimizer in cases.items():
+    def test_other_options(self):
+        for found, needed, option in [
+            ("torch.optim.AdamW", "amsgrad", "amsgrad"),
+            ("torch.optim.SGD", "SGD, Nesterov", "nesterov"),
+        ]:
+            for one, other in [(found, needed), (needed, found)]:
+                with self.subTest(one=one, other=other):
+                    self.saved(one)
+                    self.refused(self.trained(other), f"{option} of group 0 of the checkpoint is {one == needed}")
+        for option in ["cautious", "cautious_weight_decay"]:
             with self.subTest(option=option):
-                run = Run(make_optimizer, initial())
-                run.steps(gradients(), 0, STEPS)
-                self.saved("torch.optim.SGD" if option != "amsgrad" else "torch.optim.Adam")
-                self.refused(run, option)
-                self.path.unlink()
-                with self.assertRaisesRegex(ValueError, option):
-                    adamod_checkpoint.save(run.optimizer, run.names, self.path)
-                self.assertFalse(self.path.exists())
+                run = self.saved("torch.optim.AdamW")
+                self.change(lambda header: header["groups"][1].update({option: True}))
+                self.refused(run, f"{option} of group 1 of the checkpoint is True, expected False")
 
     def test_optimizers_of_the_same_name(self):
         for name in ["Adam", "AdaMod"]:
@@ -628,8 +645,8 @@ class Refusals(TestOfCheckpoints):
             return group(header)["hyperparameters"]
 
         headers = [
-            (lambda header: header.update(version=3), ["version 3", "expected at most 2"]),
-            (lambda header: header.update(version=0), ["version 0", "expected at most 2"]),
+            (lambda header: header.update(version=4), ["version 4", "expected at most 3"]),
+            (lambda header: header.update(version=0), ["version 0", "expected at most 3"]),
             (lambda header: header.update({**version_1(header), "rule": "lion"}), ["the rule of group 0", "lion"]),
             (lambda header: group(header).update(rule="lion"), ["the rule of group 1", "lion"]),
             (lambda header: own(header).pop("epsilon"), ["the hyperparameters of group 1", "epsilon"]),

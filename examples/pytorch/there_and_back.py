@@ -46,6 +46,9 @@ RULES = {
     "torch.optim.Adam": lambda groups: torch.optim.Adam(groups, lr=1e-2),
     "torch.optim.AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-2),
     "torch.optim.SGD": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9),
+    "AdamW, amsgrad": lambda groups: torch.optim.AdamW(groups, lr=1e-2, amsgrad=True),
+    "SGD, dampening": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, dampening=0.5),
+    "SGD, nesterov": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True),
 }
 
 
@@ -172,6 +175,9 @@ OUT_OF_RANGE = [
     ("adamod.AdaMod", {"beta3": 1.0}, r"beta3 of group 1 is 1.0, expected a number in \[0, 1\)"),
     ("torch.optim.SGD", {"momentum": 1.0}, r"momentum of group 1 is 1.0, expected a number in \[0, 1\)"),
     ("torch.optim.SGD", {"momentum": 1.5}, "momentum of group 1 is 1.5"),
+    ("torch.optim.SGD", {"dampening": 1.5}, r"dampening of group 1 is 1.5, expected a number in \[0, 1\]"),
+    ("torch.optim.SGD", {"nesterov": True, "momentum": 0.0}, r"nesterov of group 1 is 1.0, expected 0 \(False\)"),
+    ("torch.optim.SGD", {"nesterov": True, "dampening": 0.5}, "nesterov of group 1 is 1.0"),
     ("torch.optim.SGD", {"weight_decay": -0.1}, "weight_decay of group 1 is -0.1"),
     ("torch.optim.SGD", {"weight_decay": NAN}, "weight_decay of group 1 is nan"),
     ("torch.optim.SGD", {"lr": 1e30, "weight_decay": 1e30}, r"lr \* weight_decay of group 1"),
@@ -181,6 +187,7 @@ OUT_OF_RANGE = [
 IN_RANGE = [
     ("torch.optim.Adam", {"lr": 0.0, "eps": 1.2e-38, "betas": (0.0, 0.0)}),
     ("torch.optim.Adam", {"lr": 1e37, "eps": 1e20, "betas": (0.9, 1 - 1e-16)}),
+    ("torch.optim.SGD", {"dampening": 1.0, "momentum": 0.5}),
     ("torch.optim.SGD", {"lr": 3.4028235e38, "momentum": 1 - 1e-16, "weight_decay": 0.0}),
     ("adamod.AdaMod", {"beta3": 0.0, "weight_decay": 3e38, "lr": 1e-38}),
 ]
@@ -209,11 +216,11 @@ def ranges_agree():
 
 
 def write_fixture():
-    """Writes what follows from the fixture's checkpoint, which is of version 1 and stays: its version 2, and PyTorch's next steps."""
+    """Writes what follows from the fixture's checkpoint, which is of version 1 and stays: its version 3, and PyTorch's next steps."""
     run = load_file(FIXTURE / "run.safetensors")
     back = Run(RULES["adamod.AdaMod"], {name: run[f"param.{name}"] for name in SHAPES})
     adamod_checkpoint.load(FIXTURE / "checkpoint.safetensors", back.optimizer, back.names)
-    adamod_checkpoint.save(back.optimizer, back.names, FIXTURE / "version-2.safetensors")
+    adamod_checkpoint.save(back.optimizer, back.names, FIXTURE / "version-3.safetensors")
     back.steps(run, 0, BACK - THERE)
     found = {name: value.contiguous() for name, value in back.everything().items()}
     save_file(found, FIXTURE / "expected.safetensors")

@@ -8,10 +8,14 @@ struct Group {
     sign: f32,
     coupled_decay: f32,
     decoupled_decay: f32,
+    // CAUTIOUS and CAUTIOUS_DECAY, or 0.
+    options: u32,
     rule: u32,
     // Which of the rule's formulas is computed.
     variant: u32,
-    // The rule's coefficients with all bias corrections 1.
+    // Bit i is set if coefficient i is proportional to the learning rate.
+    rate_coefficients: u32,
+    // What the rule's function computes coefficients from: those with all bias corrections 1.
     coefficients: array<f32, MAX_COEFFICIENTS>,
     one_minus_betas: array<f32, 3>,
     one_minus_powers: array<array<f32, 32>, 3>,
@@ -54,6 +58,10 @@ struct ControlBuffer {
     arrived: atomic<u32>,
     // How many times the norm is larger than `control.norm`, if that is the largest finite number.
     norm_excess: f32,
+    // Factor of all learning rates: that of the schedule for the step that is prepared, or 1.
+    rate_factor: f32,
+    // The words of a `Partial`: the sum of squares behind the norm, while the halves of a joint step are recorded.
+    sum_of_squares: array<u32, 7>,
     step_counts: array<u32>,
 }
 
@@ -179,6 +187,7 @@ fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
 
 fn coefficients_of(group: u32, t: u32) -> Coefficients {
     var decay: Decay;
+    decay.t = t;
     for (var beta = 0u; beta < 3u; beta++) {
         decay.one_minus_beta[beta] = table.groups[group].one_minus_betas[beta];
         decay.one_minus_power[beta] = one_minus_power(group, beta, t);
@@ -187,8 +196,14 @@ fn coefficients_of(group: u32, t: u32) -> Coefficients {
     c.gradient_scale = table.groups[group].sign * gradient_multiplier;
     c.gradient_prescale = gradient_prescale;
     c.coupled_decay = table.groups[group].coupled_decay;
-    c.decoupled_decay = table.groups[group].decoupled_decay;
-    c.of_rule = coefficients_of_rule(table.groups[group].rule, table.groups[group].coefficients, table.groups[group].variant, decay);
+    c.decoupled_decay = table.groups[group].decoupled_decay * kept.rate_factor;
+    c.options = table.groups[group].options;
+    var of_rule = table.groups[group].coefficients;
+    for (var i = 0u; i < MAX_COEFFICIENTS; i++) {
+        let is_rate = ((table.groups[group].rate_coefficients >> i) & 1u) == 1u;
+        of_rule[i] *= select(1.0, kept.rate_factor, is_rate);
+    }
+    c.of_rule = coefficients_of_rule(table.groups[group].rule, of_rule, table.groups[group].variant, decay);
     c.step = t;
     c.activity = ACTIVE;
     return c;

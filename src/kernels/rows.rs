@@ -2,8 +2,8 @@
 
 use super::abi;
 use crate::hyperparameters::Hyperparameters;
-use crate::rules::arithmetic::one_minus_power;
-use crate::rules::update_rule::MAX_DECAY_RATES;
+use crate::rules::arithmetic::{General, one_minus_power};
+use crate::rules::update_rule::{BASE, MAX_DECAY_RATES};
 
 /// The coefficients of step `t`.
 pub fn coefficient_row(hyperparameters: &Hyperparameters, t: u64) -> abi::Coefficients {
@@ -13,10 +13,16 @@ pub fn coefficient_row(hyperparameters: &Hyperparameters, t: u64) -> abi::Coeffi
         gradient_prescale: 1.0,
         coupled_decay: general.coupled_decay,
         decoupled_decay: general.decoupled_decay,
+        options: options(&general),
         activity: abi::ACTIVE,
         step: t as u32,
         of_rule,
     }
+}
+
+fn options(general: &General<f32>) -> u32 {
+    let cautious = if general.is_cautious { abi::CAUTIOUS } else { 0 };
+    cautious | if general.has_cautious_decay { abi::CAUTIOUS_DECAY } else { 0 }
 }
 
 /// What the device needs to compute the coefficients of any step.
@@ -48,15 +54,16 @@ impl GroupRow {
 }
 
 fn row(hyperparameters: &Hyperparameters, one_minus_powers: [[f32; 32]; MAX_DECAY_RATES]) -> abi::Group {
-    // In the limit of many steps, all bias corrections are 1.
-    let (general, coefficients) = hyperparameters.coefficients::<f32>(u64::MAX, false);
+    let (general, coefficients) = hyperparameters.coefficients::<f32>(BASE, false);
     let rule = &hyperparameters.rule;
     abi::Group {
         sign: general.gradient_scale,
         coupled_decay: general.coupled_decay,
         decoupled_decay: general.decoupled_decay,
+        options: options(&general),
         rule: rule.kind().code(),
         variant: rule.variant(),
+        rate_coefficients: rule.kind().rate_coefficients(),
         coefficients,
         one_minus_betas: rule.decay_rates().map(|beta| (1.0 - beta) as f32),
         one_minus_powers,

@@ -62,6 +62,13 @@ pub(crate) enum Part {
     Norm,
     /// Everything after the norm.
     AfterNorm,
+    /// Everything after the norm of a joint step.
+    AfterJointNorm,
+}
+
+impl Part {
+    /// The number of parts.
+    pub const COUNT: usize = 4;
 }
 
 impl<'a> Step<'a> {

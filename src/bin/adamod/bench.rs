@@ -245,9 +245,9 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let bytes_per_parameter = mode.bytes_per_parameter();
     let bytes = (elements as f64 * bytes_per_parameter).ceil() as u64;
     // The stream kernel moves f32, so its number of elements is chosen to move as many bytes as the step.
-    let states = mode.rule.states().len() as u32;
+    let states = mode.form.states().len() as u32;
     let ceiling_bytes = bytes.min(CEILING_BYTES);
-    let stream_elements = ceiling_bytes / u64::from(mode.rule.bytes_per_parameter());
+    let stream_elements = ceiling_bytes / u64::from(mode.form.bytes_per_parameter());
     let name = |case: &str| format!("{suite}, {case}");
 
     let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {

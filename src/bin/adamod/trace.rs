@@ -52,6 +52,14 @@ pub enum TraceError {
     Value { field: String, found: String, expected: String },
     #[error("groups[{group}].weight_decay has a kind but no value")]
     NoDecayValue { group: usize },
+    #[error(
+        "groups[{group}].weight_decay.max_learning_rate is missing, expected one with kind fully_decoupled"
+    )]
+    NoMaxLearningRate { group: usize },
+    #[error(
+        "groups[{group}].weight_decay.max_learning_rate is given, expected none without kind fully_decoupled"
+    )]
+    MaxLearningRate { group: usize },
     #[error("groups[{group}]")]
     Hyperparameter { group: usize, source: OutOfRange },
     #[error("parameter {name:?} is listed twice in groups")]
@@ -106,6 +114,10 @@ struct GroupDescription {
     weight_decay: Option<DecayDescription>,
     #[serde(default)]
     maximize: bool,
+    #[serde(default)]
+    cautious: bool,
+    #[serde(default)]
+    cautious_weight_decay: bool,
     params: Vec<String>,
     /// The hyperparameters that only the rule has.
     #[serde(flatten)]
@@ -145,14 +157,17 @@ impl<'de> Deserialize<'de> for Fields {
 struct DecayDescription {
     kind: DecayKind,
     value: Option<f64>,
+    /// Only with fully decoupled decay.
+    max_learning_rate: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 enum DecayKind {
     None,
     Decoupled,
     Coupled,
+    FullyDecoupled,
 }
 
 fn default_rule() -> RuleKind {
@@ -238,15 +253,17 @@ impl Trace {
             gradients: HashMap::new(),
             expected: BTreeMap::new(),
         };
-        for (tensor, view) in file.tensors() {
-            trace.take(&tensor, &view)?;
+        // By name, so that of several errors the same one is named each time.
+        let tensors: BTreeMap<_, _> = file.tensors().into_iter().collect();
+        for (tensor, view) in &tensors {
+            trace.take(tensor, view)?;
         }
         Ok(trace)
     }
 
     /// The states of a parameter, in the order of its rule.
     pub fn states(&self, parameter: &TraceParameter) -> &'static [StateTensor] {
-        self.groups[parameter.group].rule.kind().states()
+        self.groups[parameter.group].rule.states()
     }
 
     /// What is compared: `param`, then the states of all rules in the order of the groups.
@@ -369,26 +386,35 @@ fn numbers(tensor: &str, view: &TensorView<'_>) -> Result<Numbers, TraceError> {
 fn groups(description: &Description) -> Result<Vec<Hyperparameters>, TraceError> {
     let rules = rule::of_groups(description)?;
     let group = |(group, (of, rule)): (usize, (&GroupDescription, adamod::Rule))| {
-        let no_decay = DecayDescription { kind: DecayKind::None, value: None };
-        let DecayDescription { kind, value } = of.weight_decay.as_ref().unwrap_or(&no_decay);
-        let value = match (kind, value) {
-            (_, Some(value)) => *value,
+        let no_decay = DecayDescription { kind: DecayKind::None, value: None, max_learning_rate: None };
+        let decay = of.weight_decay.as_ref().unwrap_or(&no_decay);
+        let lambda = match (decay.kind, decay.value) {
+            (_, Some(lambda)) => lambda,
             (DecayKind::None, None) => 0.0,
             (_, None) => return Err(TraceError::NoDecayValue { group }),
         };
+        let weight_decay = match (decay.kind, decay.max_learning_rate) {
+            (DecayKind::FullyDecoupled, Some(max_learning_rate)) => {
+                WeightDecay::FullyDecoupled { lambda, max_learning_rate }
+            }
+            (DecayKind::FullyDecoupled, None) => return Err(TraceError::NoMaxLearningRate { group }),
+            (_, Some(_)) => return Err(TraceError::MaxLearningRate { group }),
+            (DecayKind::Coupled, None) => WeightDecay::Coupled(lambda),
+            (DecayKind::None | DecayKind::Decoupled, None) => WeightDecay::Decoupled(lambda),
+        };
         let objective = if of.maximize { Objective::Maximize } else { Objective::Minimize };
-        let hyperparameters =
-            Hyperparameters::from(rule).with_learning_rate(of.learning_rate).with_objective(objective);
+        let hyperparameters = Hyperparameters::from(rule)
+            .with_learning_rate(of.learning_rate)
+            .with_objective(objective)
+            .with_cautious(of.cautious)
+            .with_cautious_weight_decay(of.cautious_weight_decay)
+            .with_weight_decay(weight_decay);
         // The value is checked even if the kind does not use it.
-        hyperparameters
-            .with_weight_decay(WeightDecay::Decoupled(value))
-            .validate()
-            .map_err(|source| TraceError::Hyperparameter { group, source })?;
-        Ok(hyperparameters.with_weight_decay(match kind {
-            DecayKind::None => WeightDecay::None,
-            DecayKind::Decoupled => WeightDecay::Decoupled(value),
-            DecayKind::Coupled => WeightDecay::Coupled(value),
-        }))
+        hyperparameters.validate().map_err(|source| TraceError::Hyperparameter { group, source })?;
+        Ok(match decay.kind {
+            DecayKind::None => hyperparameters.with_weight_decay(WeightDecay::None),
+            _ => hyperparameters,
+        })
     };
     description.groups.iter().zip(rules).enumerate().map(group).collect()
 }
