@@ -301,7 +301,20 @@ impl GroupHeader {
         }
     }
 
-    fn read(&self, version: u32) -> Result<Group, CheckpointError> {
+    /// The group with this index in a file of this version. Errors name it.
+    fn read(&self, group: usize, version: u32) -> Result<Group, CheckpointError> {
+        let read = self.parse(version).map_err(|error| match error {
+            CheckpointError::Metadata { what } => wrong(format!("group {group}: {what}")),
+            error => error,
+        })?;
+        match read.hyperparameters.validate() {
+            Ok(()) => Ok(read),
+            Err(error) => Err(CheckpointError::Hyperparameters { group, error }),
+        }
+    }
+
+    /// The group, whose hyperparameters may be out of range.
+    fn parse(&self, version: u32) -> Result<Group, CheckpointError> {
         let lambda = from_hex("weight_decay_value", &self.weight_decay_value)?;
         let weight_decay = match self.weight_decay.as_str() {
             "none" => WeightDecay::None,
@@ -345,7 +358,6 @@ impl GroupHeader {
             .with_objective(objective)
             .with_cautious(self.cautious)
             .with_cautious_weight_decay(self.cautious_weight_decay);
-        hyperparameters.validate()?;
         let precision = Precision::new(StateFormat::from_name(&self.state)?)
             .with_master_weights(MasterWeights::from_name(&self.master_weights)?)
             .with_f32_state_below(self.f32_state_below);
@@ -365,7 +377,8 @@ pub(super) struct Described {
 pub(super) fn read(text: &str) -> Result<Described, CheckpointError> {
     let header = Header::read(text)?;
     let version = header.version;
-    let groups = header.groups.iter().map(|group| group.read(version)).collect::<Result<Vec<_>, _>>()?;
+    let groups = header.groups.iter().enumerate().map(|(index, group)| group.read(index, version));
+    let groups = groups.collect::<Result<Vec<_>, _>>()?;
     let mut names = HashSet::with_capacity(header.parameters.len());
     let mut parameters = Vec::with_capacity(header.parameters.len());
     let is_piece =

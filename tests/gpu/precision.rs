@@ -54,7 +54,8 @@ impl<'g> Pair<'g> {
     /// Values in their type, state and master values are the twin's, and nothing else has changed. Where the device's arithmetic is
     /// not the twin's, numbers of few bits may be neighbours where rounding was close; most are the same.
     fn check(&self) {
-        let mut comparison = Comparison { is_exact: self.is_exact, near: 0, all: 0 };
+        let flushed = FLUSHES_PER_STEP * self.steps as f64 * f64::from(f32::MIN_POSITIVE);
+        let mut comparison = Comparison { is_exact: self.is_exact, flushed, near: 0, all: 0 };
         for index in 0..self.model.tensors.len() {
             self.check_tensor(index, &mut comparison);
         }
@@ -110,9 +111,17 @@ impl<'g> Pair<'g> {
     }
 }
 
+/// How many subnormal numbers a step may flush to zero on the way to a state: the state as it is loaded, the gradient or its square,
+/// their weighted difference, and the sum that is stored. Each moves the state by less than the smallest normal number, and averages
+/// do not amplify what earlier steps left. Values move by the rate times as much, which epsilon keeps below their rounding: the root
+/// of what is missing in `exp_avg_sq` is 1e-19.
+const FLUSHES_PER_STEP: f64 = 4.0;
+
 /// Numbers of the device beside the twin's.
 struct Comparison {
     is_exact: bool,
+    /// How far flushed subnormals may move a number.
+    flushed: f64,
     /// How many are within what f32 arithmetic may differ by.
     near: usize,
     all: usize,
@@ -130,7 +139,7 @@ impl Comparison {
         for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
             let (got, expected) = (f64::from(got), f64::from(expected));
             let error = (got - expected).abs();
-            let is_near = error <= 1e-6 * largest + 1e-5 * expected.abs();
+            let is_near = error <= 1e-6 * largest + 1e-5 * expected.abs() + self.flushed;
             self.near += usize::from(is_near);
             self.all += 1;
             let farthest = farthest(i, expected);
@@ -140,7 +149,7 @@ impl Comparison {
 
     /// A twin whose learning rate is off by 3e-7 has all but 5 of a million near, and those at most 0.03 of what is allowed away.
     fn finish(self) {
-        let Self { is_exact, near, all } = self;
+        let Self { is_exact, near, all, .. } = self;
         assert!(is_exact || 100 * near >= 99 * all, "of {all} numbers only {near} are near");
     }
 }
