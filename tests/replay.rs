@@ -1,11 +1,11 @@
 //! `adamod replay`: recorded traces pass on both backends, and errors name what is wrong with a trace.
 #![cfg(feature = "cli")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use adamod::{RuleKind, StateFormat};
+use adamod::{RuleForm, RuleKind, StateFormat};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -141,10 +141,41 @@ fn rule(description: &Value) -> RuleKind {
         .map_or(RuleKind::AdaMod, |rule| RuleKind::from_name(rule.as_str().unwrap()).unwrap())
 }
 
+/// The kinds of which a trace expects something.
+fn expected_kinds(trace: &Path) -> BTreeSet<String> {
+    let bytes = std::fs::read(trace).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let names = file.names().into_iter();
+    names.filter_map(|name| Some(name.strip_prefix("expected.")?.split('.').next()?.to_owned())).collect()
+}
+
+/// Every rule with every option has a trace, which has all of its states.
+#[test]
+fn every_form_of_every_rule_has_a_trace() {
+    let mut missing: BTreeSet<_> = RuleForm::all().map(|form| form.to_string()).collect();
+    for trace in committed_traces() {
+        let description = description(&trace);
+        let kinds = expected_kinds(&trace);
+        for group in description["groups"].as_array().unwrap() {
+            let mut of = rule(&description).with_defaults();
+            let others = group.get("hyperparameters").and_then(Value::as_object).into_iter().flatten();
+            for (name, value) in
+                others.map(|(name, value)| (name.as_str(), value)).chain([("momentum", &group["momentum"])])
+            {
+                value.as_f64().map(|value| of.set_hyperparameter(name, value));
+            }
+            if of.state_names().all(|name| kinds.contains(name)) {
+                missing.remove(&of.form().to_string());
+            }
+        }
+    }
+    assert_eq!(missing, BTreeSet::new());
+}
+
 #[test]
 fn traces_of_pytorch_of_the_authors_optimizer_and_of_algorithm_2_pass_on_both_backends() {
     let traces = committed_traces();
-    for maker in ["authors", "paper", "torch-adam-", "torch-adamw-", "torch-sgd-"] {
+    for maker in ["authors", "paper", "torch-adam-", "torch-adamw-", "torch-sgd-", "family-"] {
         let starts = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(maker);
         let least = if maker.starts_with("torch") { 2 } else { 3 };
         assert!(traces.iter().filter(|path| starts(path)).count() >= least, "{maker}");
@@ -157,8 +188,10 @@ fn traces_of_pytorch_of_the_authors_optimizer_and_of_algorithm_2_pass_on_both_ba
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(report["passed"], true);
             let kinds = report["kinds"].as_array().unwrap().iter().map(|kind| kind["kind"].as_str().unwrap());
-            let states = rule(&description(&trace)).state_names();
-            assert!(kinds.eq(["param"].into_iter().chain(states)), "every kind was compared: {text}");
+            assert_eq!(
+                kinds.collect::<BTreeSet<_>>(),
+                expected_kinds(&trace).iter().map(String::as_str).collect()
+            );
         }
     }
 }
@@ -189,6 +222,30 @@ fn other_arithmetic_does_not_pass() {
             let other = if kind == "coupled" { "decoupled" } else { "coupled" };
             let swap = |of: &mut Value| of["groups"][group]["weight_decay"]["kind"] = json!(other);
             variants.push(("weight_decay", changed(&trace, swap)));
+        }
+        // Each option and each other hyperparameter that a group names, and caution.
+        for group in 0..groups {
+            let of = &original["groups"][group];
+            for (name, value) in of.get("hyperparameters").and_then(Value::as_object).into_iter().flatten() {
+                let value = value.as_f64().unwrap();
+                let other = if [0.0, 1.0].contains(&value) { 1.0 - value } else { 0.5 * value };
+                let change = |of: &mut Value| of["groups"][group]["hyperparameters"][name] = json!(other);
+                // Another number of states is refused, and some options have no effect beside others.
+                let has_none = name == "dampening" && of["momentum"] == 0.0;
+                let is_far = name == "momentum_decay" && of["betas"][0] == 0.0;
+                if !(["amsgrad", "amsbound", "centered", "initial_accumulator_value", "nesterov"]
+                    .contains(&name.as_str())
+                    || has_none
+                    || is_far)
+                {
+                    variants.push(("hyperparameters", changed(&trace, change)));
+                }
+            }
+            for name in ["cautious", "cautious_weight_decay"] {
+                if of.get(name).is_some() {
+                    variants.push((name, changed(&trace, |of| of["groups"][group][name] = json!(false))));
+                }
+            }
         }
         for (what, bytes) in variants {
             let output = replay(&folder.write("changed.safetensors", &bytes), &["--backend", "cpu"]);
@@ -351,14 +408,17 @@ fn unknown_fields_are_refused_with_2_by_name() {
     let folder = Folder::new();
     for good in [Trace::good(), Trace::adam(), Trace::sgd()] {
         type Change = fn(&mut Value);
-        let cases: [(&str, Change); 6] = [
+        let cases: [(&str, Change); 7] = [
+            ("group 0: hyperparameters.mystery", |of| {
+                of["groups"][0]["hyperparameters"] = json!({"mystery": 1})
+            }),
             ("amsgrad", |of| of["amsgrad"] = json!(true)),
             ("groups[0].amsgrad", |of| of["groups"][0]["amsgrad"] = json!(true)),
             ("groups[1].nesterov", |of| of["groups"][1]["nesterov"] = json!(false)),
             ("groups[0].weight_decay.until", |of| {
                 of["groups"][0]["weight_decay"] = json!({"kind": "none", "until": 7})
             }),
-            ("rule: got \"lion\", expected one of adamod, adam, sgd", |of| of["rule"] = json!("lion")),
+            ("rule: got \"shampoo\", expected one of adamod, adam, sgd", |of| of["rule"] = json!("shampoo")),
             ("groups[0].maximize", |of| of["groups"][0]["maximize"] = json!("yes")),
         ];
         for (culprit, change) in cases {
@@ -378,6 +438,12 @@ fn traces_pass_in_every_format_of_state() {
         for state in StateFormat::ALL.map(StateFormat::name) {
             let output = replay(&path, &["--state", state, "--json"]);
             let text = String::from_utf8_lossy(&output.stdout);
+            if path.to_str().unwrap().contains("centered") && state != StateFormat::F32.name() {
+                let text = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(code(&output), 2, "{text}");
+                assert!(text.contains("rmsprop-centered of group 0") && text.contains("grad_avg"), "{text}");
+                continue;
+            }
             assert_eq!(code(&output), 0, "{} in {state}: {text}", path.display());
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(report["state"], state);

@@ -16,11 +16,13 @@
 //! | `learning_rates` | the learning rate of each step, for all groups; optional |
 //! | `made_by` | text for people; optional |
 //! | `groups[i].learning_rate` | the group's learning rate |
-//! | `groups[i].betas` | three numbers with `adamod`, two with `adam` |
-//! | `groups[i].epsilon` | with `adamod` and `adam` |
-//! | `groups[i].momentum` | with `sgd` |
-//! | `groups[i].weight_decay` | `{"kind": "none" \| "decoupled" \| "coupled", "value": 0.1}`; optional |
+//! | `groups[i].betas` | as many numbers as the rule has betas: three with `adamod`, two with `adam` |
+//! | `groups[i].epsilon` | with rules that have it |
+//! | `groups[i].momentum` | with `sgd` and `rmsprop` |
+//! | `groups[i].hyperparameters` | an object with the rule's other hyperparameters by name, options as 0 or 1: `{"amsgrad": 1}`; optional, and those that it lacks have their defaults |
+//! | `groups[i].weight_decay` | `{"kind": "none" \| "decoupled" \| "coupled", "value": 0.1}`, or `{"kind": "fully_decoupled", "value": 1e-4, "max_learning_rate": 1e-3}`; optional |
 //! | `groups[i].maximize` | PyTorch's `maximize`; `false` by default |
+//! | `groups[i].cautious`, `groups[i].cautious_weight_decay` | cautious updates and cautious decay; `false` by default |
 //! | `groups[i].params` | the names of its parameters |
 
 use std::collections::{BTreeMap, HashMap};
@@ -65,6 +67,10 @@ pub enum TraceError {
     Betas { group: usize, found: usize, expected: usize, rule: RuleKind },
     #[error("group {group}: weight_decay has a kind but no value")]
     NoDecayValue { group: usize },
+    #[error(
+        "group {group}: weight_decay.max_learning_rate is given or missing, expected one with fully_decoupled alone"
+    )]
+    DecayLearningRate { group: usize },
     #[error("group {group}")]
     Hyperparameter { group: usize, source: OutOfRange },
     #[error("parameter {name:?} is listed twice in groups")]
@@ -112,9 +118,15 @@ struct GroupDescription {
     betas: Option<Vec<f64>>,
     epsilon: Option<f64>,
     momentum: Option<f64>,
+    #[serde(default)]
+    hyperparameters: BTreeMap<String, f64>,
     weight_decay: Option<DecayDescription>,
     #[serde(default)]
     maximize: bool,
+    #[serde(default)]
+    cautious: bool,
+    #[serde(default)]
+    cautious_weight_decay: bool,
     params: Vec<String>,
 }
 
@@ -123,14 +135,16 @@ struct GroupDescription {
 struct DecayDescription {
     kind: DecayKind,
     value: Option<f64>,
+    max_learning_rate: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 enum DecayKind {
     None,
     Decoupled,
     Coupled,
+    FullyDecoupled,
 }
 
 fn default_rule() -> RuleKind {
@@ -177,7 +191,7 @@ pub struct TraceParameter {
 /// A checked trace.
 #[derive(Debug, PartialEq)]
 pub struct Trace {
-    /// The values and the states of the rule, in its order.
+    /// The values and the states of all groups.
     pub kinds: Vec<Kind>,
     pub steps: u64,
     /// The learning rate of each step for all groups, if the trace has them.
@@ -213,10 +227,17 @@ impl Trace {
         let steps = steps.ok_or(TraceError::Steps(description.steps))?;
         let groups = groups(&description)?;
         check_learning_rates(&description, steps, &groups)?;
-        let states = description.rule.states().iter();
-        let states = states.map(|state| Kind { name: state.name, sign: Some(state.sign) });
+        let mut kinds = vec![Kind { name: "param", sign: None }];
+        // Options choose the states of a group. Without groups there are those of the default options.
+        let of_groups = groups.iter().flat_map(|group| group.rule.states());
+        let of_rule = description.rule.states().iter().filter(|_| groups.is_empty());
+        for state in of_groups.chain(of_rule) {
+            if kinds.iter().all(|kind| kind.name != state.name) {
+                kinds.push(Kind { name: state.name, sign: Some(state.sign) });
+            }
+        }
         let mut trace = Self {
-            kinds: [Kind { name: "param", sign: None }].into_iter().chain(states).collect(),
+            kinds,
             steps,
             groups,
             parameters: parameters(&description, &file)?,
@@ -238,6 +259,13 @@ impl Trace {
     /// The expected values or state (index into [`Trace::kinds`]) of a parameter, if the trace has them.
     pub fn expected(&self, kind: usize, parameter: usize) -> Option<&[f32]> {
         self.expected.get(&(kind, parameter)).map(Vec::as_slice)
+    }
+
+    /// Values and states of a parameter, sorted by kind from the order of its rule. Kinds that it does not have are empty.
+    pub fn by_kind(&self, parameter: usize, values: Vec<f64>, states: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+        let names = self.groups[self.parameters[parameter].group].rule.state_names();
+        let mut named: HashMap<_, _> = names.zip(states).chain([("param", values)]).collect();
+        self.kinds.iter().map(|kind| named.remove(kind.name).unwrap_or_default()).collect()
     }
 
     /// The hyperparameters of a group in a step.
@@ -275,6 +303,10 @@ impl Trace {
                 let (kind, name) = rest.split_once('.').ok_or_else(unknown)?;
                 let kind = kinds.iter().position(|of| of.name == kind).ok_or_else(unknown)?;
                 let (parameter, values) = self.values_of(tensor, name, view)?;
+                let mut names = self.groups[self.parameters[parameter].group].rule.state_names();
+                if kind > 0 && names.all(|of| of != kinds[kind].name) {
+                    return Err(unknown());
+                }
                 self.expected.insert((kind, parameter), values);
                 Ok(())
             }
@@ -318,8 +350,9 @@ fn elements(tensor: &str, view: &TensorView<'_>) -> Result<Vec<f32>, TraceError>
 fn groups(description: &Description) -> Result<Vec<Hyperparameters>, TraceError> {
     let formula = formula(description)?;
     let group = |(group, of): (usize, &GroupDescription)| {
-        let no_decay = DecayDescription { kind: DecayKind::None, value: None };
-        let DecayDescription { kind, value } = of.weight_decay.as_ref().unwrap_or(&no_decay);
+        let no_decay = DecayDescription { kind: DecayKind::None, value: None, max_learning_rate: None };
+        let DecayDescription { kind, value, max_learning_rate } =
+            of.weight_decay.as_ref().unwrap_or(&no_decay);
         let value = match (kind, value) {
             (_, Some(value)) => *value,
             (DecayKind::None, None) => 0.0,
@@ -328,17 +361,29 @@ fn groups(description: &Description) -> Result<Vec<Hyperparameters>, TraceError>
         let objective = if of.maximize { Objective::Maximize } else { Objective::Minimize };
         let hyperparameters = Hyperparameters::from(rule(description.rule, formula, group, of)?)
             .with_learning_rate(of.learning_rate)
-            .with_objective(objective);
+            .with_objective(objective)
+            .with_cautious(of.cautious);
+        if matches!(kind, DecayKind::FullyDecoupled) != max_learning_rate.is_some() {
+            return Err(TraceError::DecayLearningRate { group });
+        }
         // The value is checked even if the kind does not use it.
         hyperparameters
             .with_weight_decay(WeightDecay::Decoupled(value))
             .validate()
             .map_err(|source| TraceError::Hyperparameter { group, source })?;
-        Ok(hyperparameters.with_weight_decay(match kind {
-            DecayKind::None => WeightDecay::None,
-            DecayKind::Decoupled => WeightDecay::Decoupled(value),
-            DecayKind::Coupled => WeightDecay::Coupled(value),
-        }))
+        let weight_decay = match (kind, *max_learning_rate) {
+            (DecayKind::None, _) => WeightDecay::None,
+            (DecayKind::Coupled, _) => WeightDecay::Coupled(value),
+            (DecayKind::FullyDecoupled, Some(max_learning_rate)) => {
+                WeightDecay::FullyDecoupled { lambda: value, max_learning_rate }
+            }
+            (DecayKind::Decoupled | DecayKind::FullyDecoupled, _) => WeightDecay::Decoupled(value),
+        };
+        let hyperparameters = hyperparameters
+            .with_weight_decay(weight_decay)
+            .with_cautious_weight_decay(of.cautious_weight_decay);
+        hyperparameters.validate().map_err(|source| TraceError::Hyperparameter { group, source })?;
+        Ok(hyperparameters)
     };
     description.groups.iter().enumerate().map(group).collect()
 }
@@ -365,6 +410,13 @@ fn rule(kind: RuleKind, formula: Formula, group: usize, of: &GroupDescription) -
         ("epsilon", of.epsilon.is_some(), names.contains(&"epsilon")),
         ("momentum", of.momentum.is_some(), names.contains(&"momentum")),
     ];
+    let is_other =
+        |name: &str| !(["epsilon", "momentum", "formula"].contains(&name) || name.starts_with("betas["));
+    if let Some(name) =
+        of.hyperparameters.keys().find(|name| !(names.contains(&name.as_str()) && is_other(name)))
+    {
+        return Err(TraceError::Superfluous { field: field(&format!("hyperparameters.{name}")), rule: kind });
+    }
     if let Some((name, ..)) = given.into_iter().find(|(_, is_given, is_used)| *is_given && !is_used) {
         return Err(TraceError::Superfluous { field: field(name), rule: kind });
     }
@@ -382,7 +434,10 @@ fn rule(kind: RuleKind, formula: Formula, group: usize, of: &GroupDescription) -
             "momentum" => of.momentum,
             "formula" => Some(f64::from(formula as u32)),
             _ if name.starts_with("betas[") => next_beta.next(),
-            _ => None,
+            _ => match of.hyperparameters.get(name) {
+                Some(value) => Some(*value),
+                None => continue,
+            },
         };
         let value = value.ok_or_else(|| missing(name))?;
         if !rule.set_hyperparameter(name, value) {

@@ -54,10 +54,7 @@ pub fn on_cpu(trace: &Trace) -> Vec<Outcome> {
     }
     bar.finish_and_clear();
     (0..trace.parameters.len())
-        .map(|index| {
-            let values = reference.values(index).to_vec();
-            [values].into_iter().chain(reference.state(index).iter().cloned()).collect()
-        })
+        .map(|index| trace.by_kind(index, reference.values(index).to_vec(), reference.state(index).to_vec()))
         .collect()
 }
 
@@ -128,11 +125,11 @@ pub fn on_gpu(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let outcome = |id| -> anyhow::Result<Outcome> {
+    let outcome = |(index, id)| -> anyhow::Result<Outcome> {
         let values = wide(&optimizer.read_parameter(id).wait()?);
         let state = optimizer.read_state(id).wait()?;
         let states = state.tensors.iter().map(|(_, elements)| wide(elements));
-        Ok([values].into_iter().chain(states).collect())
+        Ok(trace.by_kind(index, values, states.collect()))
     };
-    ids.iter().map(|&id| outcome(id)).collect()
+    ids.into_iter().enumerate().map(outcome).collect()
 }
