@@ -10,7 +10,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData, activation};
 
-/// The device of all tests. Burn opens a device only once in a process.
+/// The device of all tests.
 pub fn gpu() -> &'static Gpu {
     static GPU: LazyLock<Gpu> =
         LazyLock::new(|| Gpu::open(DeviceKind::DefaultDevice).expect("an adapter and Burn's runtime on it"));
@@ -202,4 +202,22 @@ pub fn place<const D: usize>(tensor: Tensor<D>) -> (burn::backend::wgpu::wgpu::B
     let server = primitive.client.get_resource::<cubecl::wgpu::WgpuServer<AutoCompiler>>(primitive.handle);
     let resource = server.expect("a buffer");
     (resource.resource().buffer.clone(), resource.resource().offset)
+}
+
+/// Asserts that two modules have close values.
+#[track_caller]
+pub fn assert_close(
+    found: &[(String, Vec<f32>)],
+    expected: &[(String, Vec<f32>)],
+    tolerance: f32,
+    what: &str,
+) {
+    assert_eq!(found.len(), expected.len());
+    for ((path, found), (expected_path, expected)) in found.iter().zip(expected) {
+        assert_eq!((path, found.len()), (expected_path, expected.len()));
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let is_close = (found - expected).abs() <= tolerance;
+            assert!(is_close, "{what}: element {index} of {path} is {found}, expected {expected}");
+        }
+    }
 }

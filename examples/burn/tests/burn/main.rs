@@ -2,10 +2,13 @@
 
 mod checkpoints;
 mod common;
+mod configs;
 mod groups;
 mod in_place;
 mod per_tensor;
 mod precision;
 mod ranks;
+mod rates;
+mod records;
 mod refusals;
 mod training;
