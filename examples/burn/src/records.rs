@@ -83,8 +83,11 @@ pub(crate) fn states_of(record: OptimizerRecord) -> Result<States, Error> {
 /// An optimizer that only notes the states that it is to load.
 #[derive(Default)]
 struct Reader {
-    states: Arc<Mutex<Vec<(String, Result<State, String>)>>>,
+    states: Arc<Mutex<Read>>,
 }
+
+/// States by prefix.
+type Read = Vec<(String, Result<State, String>)>;
 
 impl DynOptimizer for Reader {
     fn step_dyn(

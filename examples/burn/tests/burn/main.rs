@@ -3,6 +3,8 @@
 mod checkpoints;
 mod common;
 mod configs;
+mod counterparts;
+mod custom_training_loop;
 mod groups;
 mod in_place;
 mod per_tensor;

@@ -84,7 +84,7 @@ fn other_optimizers_step_beside_tensors_that_step_together() {
         let members = ParamGroup::from_any_predicates(vec!["matrix", "bias"]);
         optimizer
             .with_group(members, SgdConfig::new().build(), None)
-            .with_grad_clipping(GradientClipping::Norm(0.3))
+            .with_grad_clipping(GradientClipping::Value(0.3))
     };
     let mut rates = ModuleLrSchedulerConfig::new(0.01.into())
         .with_group(ParamGroup::from_path("cube"), 0.03)
