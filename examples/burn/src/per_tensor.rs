@@ -11,7 +11,7 @@ use burn::backend::wgpu::Wgpu;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::{
-    GradientsParams, LearningRate, ModuleOptimizer, Optimizer, RecordState, StateSink, StateSource,
+    GradAdaptor, LearningRate, ModuleOptimizer, Optimizer, RecordState, StateSink, StateSource,
 };
 use burn::tensor::{DType, Device, Tensor};
 
@@ -63,7 +63,8 @@ impl PerTensor {
     /// Takes a step with `optimizer`, which was made of this or has it in a group, and steps all of this one's tensors in one submission
     /// rather than one by one. State stays with `optimizer`, so its records and clones are complete.
     ///
-    /// Burn's `Learner` takes its steps in `TrainStep::optimize`. A model that overrides it with a call of this trains fused.
+    /// Burn's `Learner` takes its steps in `TrainStep::optimize` and, on several devices, in `TrainStep::optimize_multi`. A model that
+    /// overrides them with a call of this trains fused.
     ///
     /// Errors are returned by [`PerTensor::take_error`], as those of single tensors are.
     pub fn step_fused<M: Module>(
@@ -71,12 +72,15 @@ impl PerTensor {
         optimizer: &mut ModuleOptimizer,
         learning_rate: impl Into<ModuleLearningRate>,
         module: M,
-        gradients: GradientsParams,
+        gradients: impl Into<GradAdaptor>,
     ) -> M {
         let mut empty = Empty::default();
         module.visit(&mut empty);
         let step = WaitingStep::begin(self);
-        let module = optimizer.step(learning_rate, module, gradients);
+        let module = match gradients.into() {
+            GradAdaptor::Single(gradients) => optimizer.step(learning_rate, module, gradients),
+            GradAdaptor::Multi(gradients) => optimizer.step_multi(learning_rate, module, gradients),
+        };
         let jobs = step.end();
         let groups = vec![(self.id, self.group)];
         let (values, outcome) = backend::run(&self.shared, groups, jobs);

@@ -3,9 +3,9 @@
 use adamod_burn::adamod::{Options, RuleKind};
 use adamod_burn::{Error, PerTensor};
 use burn::grad_clipping::GradientClipping;
-use burn::lr_scheduler::module_lr_scheduler::ModuleLrSchedulerConfig;
+use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrSchedulerConfig};
 use burn::module::{Module, Param, ParamGroup};
-use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::optim::{GradientsParams, ModuleOptimizer, MultiGradientsParams, SgdConfig};
 use burn::tensor::{FloatDType, Tensor};
 
 use crate::common::{Network, Ranks, adamod, assert_same, device, gpu, hyperparameters, parameter, values};
@@ -43,8 +43,23 @@ struct Learned {
 
 impl Learned {
     /// What a model's `TrainStep::optimize` does.
-    fn optimize(self, optimizer: &mut ModuleOptimizer, gradients: GradientsParams) -> Self {
-        self.route.clone().step_fused(optimizer, LEARNING_RATE, self, gradients)
+    fn optimize(
+        self,
+        optimizer: &mut ModuleOptimizer,
+        learning_rate: ModuleLearningRate,
+        gradients: GradientsParams,
+    ) -> Self {
+        self.route.clone().step_fused(optimizer, learning_rate, self, gradients)
+    }
+
+    /// What a model's `TrainStep::optimize_multi` does.
+    fn optimize_multi(
+        self,
+        optimizer: &mut ModuleOptimizer,
+        learning_rate: ModuleLearningRate,
+        gradients: MultiGradientsParams,
+    ) -> Self {
+        self.route.clone().step_fused(optimizer, learning_rate, self, gradients)
     }
 }
 
@@ -59,7 +74,13 @@ fn all_tensors_step_together_with_the_bits_of_the_module_route() {
     for step in 0..5 {
         let mut gradients = found.network.gradients(step);
         gradients.register(found.empty.id, Tensor::<1>::empty([0], &gpu().device()));
-        found = found.optimize(&mut of_trait, gradients);
+        let rate = LEARNING_RATE.into();
+        found = if step % 2 == 0 {
+            found.optimize(&mut of_trait, rate, gradients)
+        } else {
+            let gradients = MultiGradientsParams { grads: vec![(gradients, gpu().device())] };
+            found.optimize_multi(&mut of_trait, rate, gradients)
+        };
         let gradients = expected.gradients(step);
         expected = fused.step(LEARNING_RATE, expected, gradients).expect("a step");
         assert_same(&values(&found.network), &values(&expected), "together");
