@@ -39,7 +39,28 @@ pub struct PerTensor {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-type Waiting = HashMap<ThreadId, Vec<Job<Primitive>>>;
+type Waiting = HashMap<ThreadId, WaitingTensors>;
+
+#[derive(Default)]
+struct WaitingTensors {
+    jobs: Vec<Job<Primitive>>,
+    /// What stands for a tensor that waits, by its rank. Cloning one is cheap, while making one is an operation of Burn's.
+    placeholders: HashMap<usize, Primitive>,
+}
+
+impl WaitingTensors {
+    /// A tensor without elements.
+    fn placeholder<const D: usize>(&mut self, device: &Device) -> Result<Tensor<D>, Error> {
+        let placeholder = match self.placeholders.get(&D) {
+            Some(placeholder) => placeholder.clone(),
+            None => {
+                let new = primitive(&Tensor::<D>::empty([0; D], device))?;
+                self.placeholders.entry(D).or_insert(new).clone()
+            }
+        };
+        Ok(Tensor::from_primitive::<Wgpu>(placeholder))
+    }
+}
 
 impl fmt::Debug for PerTensor {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -161,12 +182,12 @@ struct WaitingStep<'a>(&'a PerTensor);
 
 impl<'a> WaitingStep<'a> {
     fn begin(of: &'a PerTensor) -> Self {
-        of.waiting().insert(thread::current().id(), Vec::new());
+        of.waiting().insert(thread::current().id(), WaitingTensors::default());
         Self(of)
     }
 
     fn end(self) -> Vec<Job<Primitive>> {
-        self.0.waiting().remove(&thread::current().id()).unwrap_or_default()
+        self.0.waiting().remove(&thread::current().id()).unwrap_or_default().jobs
     }
 }
 
@@ -232,8 +253,16 @@ impl Optimizer for PerTensor {
         if D > 0
             && let Some(waiting) = self.waiting().get_mut(&thread::current().id())
         {
-            waiting.push(job);
-            return (Tensor::empty([0; D], &self.shared.gpu.device()), Some(state));
+            return match waiting.placeholder(&self.shared.gpu.device()) {
+                Ok(placeholder) => {
+                    waiting.jobs.push(job);
+                    (placeholder, Some(state))
+                }
+                Err(error) => {
+                    self.shared.fail(error);
+                    (tensor, Some(state))
+                }
+            };
         }
         // Dropped before the step, so that a tensor to which nothing else refers is updated in place.
         drop(tensor);
