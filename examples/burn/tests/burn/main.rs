@@ -1,4 +1,4 @@
-//! The adapter against Burn's tensor operations and against the core.
+//! The adapter against Burn's optimizers, against tensor operations of Burn and, bit for bit, against the core.
 
 mod checkpoints;
 mod common;
