@@ -108,7 +108,7 @@ pub mod low_level {
 
     pub use crate::kernels::abi;
     pub use crate::kernels::bindings;
-    pub use crate::kernels::variant::{Shadow, Variant, norm_source, prepare_source};
+    pub use crate::kernels::variant::{Quantized, Shadow, Variant, norm_source, prepare_source};
     pub use crate::storage::block::{
         BlockLayout, CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess, state_words,
     };

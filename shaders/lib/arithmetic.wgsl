@@ -5,11 +5,8 @@
 const GRADIENT_LIMIT: f32 = 0x1p63;
 
 fn scaled_gradient(general: General, e: Elements) -> vec4<f32> {
-    var gradient = bitcast<vec4<f32>>(e.gradient);
-    // Uniform, and rarely true.
-    if general.gradient_prescale != 1.0 {
-        gradient *= general.gradient_prescale;
-    }
+    // Without a branch: compilers would compute both ways and select.
+    let gradient = general.gradient_prescale * bitcast<vec4<f32>>(e.gradient);
     return general.gradient_scale * gradient + general.coupled_decay * e.theta;
 }
 

@@ -18,6 +18,16 @@ const SIGNED_SHIFT = 20u;
 const LEAST_SHIFT = 17u;
 const MOST_SHIFT = 20u;
 
+// A lane works on two quads, so that four lanes share a quant block. A launch may have tensors with other formats of state, too.
+const LANE_QUADS = 2u;
+const BLOCK_LANES = BLOCK_QUADS / LANE_QUADS;
+
+// Numbers of a lane's two quads.
+struct Pair {
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+
 // The scale of one state in a quant block.
 struct Scale {
     // Bits of the number that code 0 would be.
@@ -46,106 +56,79 @@ fn scale_in(scales: u32, index: u32, sign: u32) -> Scale {
     return Scale(bottom_in(scales, index), shift_in(scales, index));
 }
 
-fn place_of_scales(at: Place) -> u32 {
-    return at.block + STATES * part_words(at, at.quads) + at.quad / BLOCK_QUADS;
+fn unpacked(word: u32) -> vec4<u32> {
+    return (vec4(word) >> vec4(0u, 8u, 16u, 24u)) & vec4(0xffu);
 }
 
-fn codes_at(at: Place, index: u32) -> vec4<u32> {
-    return (vec4(state_1(place_in_part(at, index))) >> vec4(0u, 8u, 16u, 24u)) & vec4(0xffu);
-}
-
-// `codes` are in the high bytes.
-fn set_codes_at(at: Place, index: u32, codes: vec4<u32>) {
+// The codes are in the high bytes.
+fn packed(codes: vec4<u32>) -> u32 {
     let some = (codes.x >> 24u) | ((codes.y >> 16u) & 0xff00u);
     let others = ((codes.z >> 8u) & 0xff0000u) | (codes.w & 0xff000000u);
-    set_state_1(place_in_part(at, index), some | others);
+    return some | others;
 }
 
-fn decode_signed(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
-    let above = decode_positive(codes & vec4(0x7fu), scale);
+fn decode_positive(word: u32, scale: Scale) -> vec4<f32> {
+    return bitcast<vec4<f32>>(vec4(scale.bottom) + (unpacked(word) << vec4(scale.shift)));
+}
+
+fn decode_signed(word: u32, scale: Scale) -> vec4<f32> {
+    let above = decode_positive(word & 0x7f7f7f7fu, scale);
     let magnitude = above - vec4(bitcast<f32>(scale.bottom));
-    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(magnitude) | ((codes & vec4(0x80u)) << vec4(24u)));
+    let signs = (vec4(word) << vec4(24u, 16u, 8u, 0u)) & ~MAGNITUDE;
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(magnitude) | signs);
 }
 
-fn decode_non_negative(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
-    return select(decode_positive(codes, scale), vec4(0.0), codes == vec4(0u));
+// The highest bit of each byte that is zero, and of some bytes above one.
+fn zero_bytes(word: u32) -> u32 {
+    return (word - 0x01010101u) & ~word & 0x80808080u;
 }
 
-fn decode_positive(codes: vec4<u32>, scale: Scale) -> vec4<f32> {
-    return bitcast<vec4<f32>>(vec4(scale.bottom) + (codes << vec4(scale.shift)));
-}
-
-fn decode(sign: u32, codes: vec4<u32>, scale: Scale) -> vec4<f32> {
-    switch sign {
-        case SIGNED: {
-            return decode_signed(codes, scale);
-        }
-        case NON_NEGATIVE: {
-            return decode_non_negative(codes, scale);
-        }
-        default: {
-            return decode_positive(codes, scale);
+fn decode(sign: u32, words: vec2<u32>, scale: Scale) -> Pair {
+    if sign == SIGNED {
+        return Pair(decode_signed(words.x, scale), decode_signed(words.y, scale));
+    }
+    var pair = Pair(decode_positive(words.x, scale), decode_positive(words.y, scale));
+    if sign == NON_NEGATIVE {
+        if (zero_bytes(words.x) | zero_bytes(words.y)) != 0u {
+            pair.a = select(pair.a, vec4(0.0), unpacked(words.x) == vec4(0u));
+            pair.b = select(pair.b, vec4(0.0), unpacked(words.y) == vec4(0u));
         }
     }
+    return pair;
 }
 
-// The code of what lies above a bottom, in the high byte. Random bits below it round up in proportion to what is dropped.
-fn coded(above: vec4<u32>, shift: u32, random: vec4<u32>) -> vec4<u32> {
-    return (above << vec4(24u - shift)) + (random >> vec4(8u));
+// The codes of bits that are not below the bottom, in the high bytes: bits minus the bottom, shifted. Random bits below round up in
+// proportion to what is dropped.
+fn coded(bits: vec4<u32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
+    let left = 24u - scale.shift;
+    return (bits << vec4(left)) + ((random >> vec4(8u)) - vec4(scale.bottom << left));
 }
 
-fn encode_signed(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
+fn encode_signed(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> u32 {
     let bits = bitcast<vec4<u32>>(abs(value) + vec4(bitcast<f32>(scale.bottom)));
-    let magnitude = coded(bits - vec4(scale.bottom), scale.shift, random);
-    return (magnitude & MAGNITUDE) | (bitcast<vec4<u32>>(value) & ~MAGNITUDE);
+    let magnitude = coded(bits, scale, random);
+    return packed((magnitude & MAGNITUDE) | (bitcast<vec4<u32>>(value) & ~MAGNITUDE));
 }
 
-fn encode_non_negative(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
-    let bits = bitcast<vec4<u32>>(value);
-    let lowest = scale.bottom + (1u << scale.shift);
-    let above = max(bits, vec4(lowest)) - vec4(scale.bottom);
-    return coded(select(above, vec4(0u), bits == vec4(0u)), scale.shift, random);
+// The codes of an unsigned state, in the high bytes, if no number is coded below `lowest`.
+fn coded_from(lowest: u32, value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
+    return coded(max(bitcast<vec4<u32>>(value), vec4(lowest)), scale, random);
 }
 
-fn encode_positive(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
-    let above = max(bitcast<vec4<u32>>(value), vec4(scale.bottom)) - vec4(scale.bottom);
-    return coded(above, scale.shift, random);
-}
-
-fn encode(sign: u32, value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
-    switch sign {
-        case SIGNED: {
-            return encode_signed(value, scale, random);
-        }
-        case NON_NEGATIVE: {
-            return encode_non_negative(value, scale, random);
-        }
-        default: {
-            return encode_positive(value, scale, random);
+fn encode(sign: u32, value: Pair, has_zero: bool, scale: Scale, a: vec4<u32>, b: vec4<u32>) -> vec2<u32> {
+    if sign == SIGNED {
+        return vec2(encode_signed(value.a, scale, a), encode_signed(value.b, scale, b));
+    }
+    let lowest = scale.bottom + select(0u, 1u << scale.shift, sign == NON_NEGATIVE);
+    var a_codes = coded_from(lowest, value.a, scale, a);
+    var b_codes = coded_from(lowest, value.b, scale, b);
+    if sign == NON_NEGATIVE {
+        if has_zero {
+            a_codes = select(a_codes, vec4(0u), bitcast<vec4<u32>>(value.a) == vec4(0u));
+            b_codes = select(b_codes, vec4(0u), bitcast<vec4<u32>>(value.b) == vec4(0u));
         }
     }
-}
-
-// The exponent of the bottom from which so many octaves reach past the largest number, rounded up.
-fn bottom_of(largest: u32, shift: u32, octaves: u32) -> u32 {
-    let end = ((largest + (1u << shift)) >> 23u) + 1u;
-    return max(end, octaves) - octaves;
-}
-
-// The largest magnitude's bits once a bottom 16 octaves below its end has been added, or a little more.
-fn with_bottom(largest: u32) -> u32 {
-    return largest + 0x400u;
-}
-
-// The shift that leaves room for the span of the quant block: 256 codes hold 2^(shift - 15) octaves. A smaller shift than before is
-// taken only with an octave to spare, because each change to a larger one rounds the whole quant block.
-fn shift_of(largest: u32, smallest: u32, before: u32) -> u32 {
-    let octaves = (largest >> 23u) - (min(smallest, largest) >> 23u) + 2u;
-    return min(shift_for(octaves + 1u), max(shift_for(octaves), before));
-}
-
-fn shift_for(octaves: u32) -> u32 {
-    return clamp(16u + firstLeadingBit(octaves - 1u), LEAST_SHIFT, MOST_SHIFT);
+    return vec2(packed(a_codes), packed(b_codes));
 }
 
 // Bits of non-negative f32 are ordered as the numbers are.
@@ -153,129 +136,291 @@ fn largest_of(bits: vec4<u32>) -> u32 {
     return max(max(bits.x, bits.y), max(bits.z, bits.w));
 }
 
-// The same of what is finite: with this added, bits of infinity and NaN wrap around to below those of zero.
+fn smallest_of(bits: vec4<u32>) -> u32 {
+    return min(min(bits.x, bits.y), min(bits.z, bits.w));
+}
+
+// What a scale depends on, in bits: the largest number or magnitude that is finite, or 0; the smallest number above zero of an unsigned
+// state, or a large one.
+struct Extremes {
+    largest: u32,
+    smallest: u32,
+}
+
+// The extremes if no number is zero, infinite or NaN.
+fn usual_extremes(sign: u32, value: Pair) -> Extremes {
+    if sign == SIGNED {
+        let sizes = max(abs(value.a), abs(value.b));
+        return Extremes(bitcast<u32>(max(max(sizes.x, sizes.y), max(sizes.z, sizes.w))), 1u);
+    }
+    let a = bitcast<vec4<u32>>(value.a);
+    let b = bitcast<vec4<u32>>(value.b);
+    return Extremes(largest_of(max(a, b)), smallest_of(min(a, b)));
+}
+
+fn is_usual(extremes: Extremes) -> bool {
+    return max(extremes.largest, extremes.smallest - 1u) < 0x7f800000u;
+}
+
+// With this added, bits of infinity and NaN wrap around to below those of zero.
 const RAISED = 0x80800000u;
 
-// All lanes work together.
-fn is_idle(at: Place) -> bool {
-    return false;
-}
-
-fn load_scales(at: Place) -> u32 {
-    if state_format(at.format) == STATE_Q8 {
-        return state_1(place_of_scales(at));
-    }
-    return 0u;
-}
-
-fn load_codes(at: Place, scales: u32, index: u32, sign: u32) -> vec4<f32> {
-    return decode(sign, codes_at(at, index), scale_in(scales, index, sign));
-}
-
-fn load_quantized(at: Place, scales: u32) -> State {
-    var loaded: State;
-    loaded[0] = load_codes(at, scales, 0u, SIGN_0);
-    if STATES > 1u {
-        loaded[1] = load_codes(at, scales, 1u, SIGN_1);
-    }
-    if STATES > 2u {
-        loaded[2] = load_codes(at, scales, 2u, SIGN_2);
-    }
-    return loaded;
-}
-
-// Of each quant block, the extremes of its lanes: the largest number of each state, raised, and the smallest above zero of each
-// unsigned state. The latter are negated, so that zeros never win, nor infinity and NaN beside other numbers, and `max` finds all of
-// them.
-override BLOCKS: u32 = LANES / BLOCK_QUADS;
-const ROWS_WITHOUT_SMALLEST = select(0u, 1u, SIGN_0 == SIGNED);
-const SMALLEST = MAX_STATES - ROWS_WITHOUT_SMALLEST;
-var<workgroup> extremes: array<array<array<u32, BLOCK_QUADS>, MAX_STATES + SMALLEST>, BLOCKS>;
-// The scales of the quant blocks before the step, and the new scale of each state.
-var<workgroup> scales_before: array<u32, BLOCKS>;
-var<workgroup> scale_of_state: array<array<u32, MAX_STATES>, BLOCKS>;
-
-fn note_extremes(block: u32, lane_of_block: u32, index: u32, sign: u32, value: vec4<f32>) {
-    let bits = bitcast<vec4<u32>>(value);
+fn all_extremes(sign: u32, value: Pair) -> Extremes {
+    let a = bitcast<vec4<u32>>(value.a);
+    let b = bitcast<vec4<u32>>(value.b);
     if sign == SIGNED {
-        extremes[block][index][lane_of_block] = largest_of((bits & MAGNITUDE) + vec4(RAISED));
-    } else {
-        extremes[block][index][lane_of_block] = largest_of(bits + vec4(RAISED));
-        extremes[block][SMALLEST + index][lane_of_block] = largest_of(vec4(0u) - bits);
+        let raised = largest_of(max((a & MAGNITUDE) + vec4(RAISED), (b & MAGNITUDE) + vec4(RAISED)));
+        return Extremes(max(raised, RAISED) - RAISED, 1u);
     }
+    let raised = largest_of(max(a + vec4(RAISED), b + vec4(RAISED)));
+    // Below zero wraps around to the largest.
+    let lowered = smallest_of(min(a - vec4(1u), b - vec4(1u)));
+    return Extremes(max(raised, RAISED) - RAISED, max(lowered, lowered + 1u));
 }
 
-fn largest_in(block: u32, row: u32) -> u32 {
-    let lanes = &extremes[block][row];
-    let some = vec4((*lanes)[0], (*lanes)[1], (*lanes)[2], (*lanes)[3]);
-    let others = vec4((*lanes)[4], (*lanes)[5], (*lanes)[6], (*lanes)[7]);
-    return largest_of(max(some, others));
+// The shift that leaves room for the span of the quant block: 256 codes hold 2^(shift - 15) octaves. A smaller shift than before is
+// taken only with an octave to spare, because each change to a larger one rounds the whole quant block.
+fn shift_of(extremes: Extremes, before: u32) -> u32 {
+    let octaves = (extremes.largest >> 23u) - (min(extremes.smallest, extremes.largest) >> 23u) + 2u;
+    return min(shift_for(octaves + 1u), max(shift_for(octaves), before));
+}
+
+fn shift_for(octaves: u32) -> u32 {
+    return clamp(16u + firstLeadingBit(octaves - 1u), LEAST_SHIFT, MOST_SHIFT);
+}
+
+// The new scale of a state. Its bottom is so many octaves below what the largest number may be rounded up to. A signed state has 16
+// octaves, and its bottom is added before rounding: that makes the largest number 2^-13 larger at most.
+fn new_scale(sign: u32, extremes: Extremes, before: u32) -> Scale {
+    let is_signed = sign == SIGNED;
+    let shift = select(shift_of(extremes, before), SIGNED_SHIFT, is_signed);
+    let octaves = select(1u << (shift - 15u), 16u, is_signed);
+    let rounding = (1u << shift) + select(0u, 0x400u, is_signed);
+    let end = ((extremes.largest + rounding) >> 23u) + 1u;
+    return Scale((max(end, octaves) - octaves) << 23u, shift);
+}
+
+// What the lanes of a workgroup tell each other. Of each lane and state: its extremes. Of each quant block: its scales before the step;
+// the new scale of each state, and its part of the new scales.
+override BLOCKS: u32 = LANES / BLOCK_LANES;
+override BLOCKS_OF_STATES: u32 = MAX_STATES * BLOCKS;
+var<workgroup> largest: array<array<u32, BLOCK_LANES>, BLOCKS_OF_STATES>;
+var<workgroup> smallest: array<array<u32, BLOCK_LANES>, BLOCKS_OF_STATES>;
+var<workgroup> scales_before: array<u32, BLOCKS>;
+var<workgroup> new_scales: array<Scale, BLOCKS_OF_STATES>;
+var<workgroup> new_parts: array<u32, BLOCKS_OF_STATES>;
+
+fn note_extremes(index: u32, sign: u32, lane: u32, extremes: Extremes) {
+    let block = index * BLOCKS + lane / BLOCK_LANES;
+    largest[block][lane % BLOCK_LANES] = extremes.largest;
+    if sign != SIGNED {
+        smallest[block][lane % BLOCK_LANES] = extremes.smallest;
+    }
 }
 
 fn sign_of(index: u32) -> u32 {
     return select(select(SIGN_2, SIGN_1, index == 1u), SIGN_0, index == 0u);
 }
 
-fn new_scale(block: u32, index: u32) -> u32 {
-    let largest = max(largest_in(block, index), RAISED) - RAISED;
-    if sign_of(index) == SIGNED {
-        return bottom_of(with_bottom(largest), SIGNED_SHIFT, 16u) << (8u * index);
-    }
-    let smallest = 0u - largest_in(block, SMALLEST + index);
-    let shift = shift_of(largest, smallest, shift_in(scales_before[block], index));
-    let bottom = bottom_of(largest, shift, 1u << (shift - 15u));
-    return (bottom << (8u * index)) | ((MOST_SHIFT - shift) << shift_bit(index));
+// The new scale of one state of one quant block.
+fn find_scale(index: u32, block: u32) {
+    let sign = sign_of(index);
+    let at = index * BLOCKS + block;
+    let lanes_largest = vec4(largest[at][0], largest[at][1], largest[at][2], largest[at][3]);
+    let lanes_smallest = vec4(smallest[at][0], smallest[at][1], smallest[at][2], smallest[at][3]);
+    let extremes = Extremes(largest_of(lanes_largest), smallest_of(lanes_smallest));
+    let scale = new_scale(sign, extremes, shift_in(scales_before[block], index));
+    let shift = select((MOST_SHIFT - scale.shift) << shift_bit(index), 0u, sign == SIGNED);
+    new_scales[at] = scale;
+    new_parts[at] = (scale.bottom >> (23u - 8u * index)) | shift;
 }
 
-// The new scales of a lane's quant block. All lanes call it together, with a uniform format. `before` are the scales that were loaded.
-// Past the tensor's end state is zero.
-fn scales_of(at: Place, format: u32, lane: u32, before: u32, state: State) -> u32 {
-    if state_format(format) != STATE_Q8 {
-        return 0u;
+// The codes of each state.
+alias Codes = array<vec2<u32>, MAX_STATES>;
+alias Pairs = array<Pair, MAX_STATES>;
+
+fn load_codes(a: Place, b: Place, index: u32) -> vec2<u32> {
+    let start = start_of_state(a, index);
+    return vec2(state_1(start, a.quad), state_1(start, b.quad));
+}
+
+fn load_all_codes(a: Place, b: Place) -> Codes {
+    var codes: Codes;
+    if STATES > 0u {
+        codes[0] = load_codes(a, b, 0u);
     }
-    let block = lane / BLOCK_QUADS;
-    let lane_of_block = lane % BLOCK_QUADS;
-    note_extremes(block, lane_of_block, 0u, SIGN_0, state[0]);
     if STATES > 1u {
-        note_extremes(block, lane_of_block, 1u, SIGN_1, state[1]);
+        codes[1] = load_codes(a, b, 1u);
     }
     if STATES > 2u {
-        note_extremes(block, lane_of_block, 2u, SIGN_2, state[2]);
+        codes[2] = load_codes(a, b, 2u);
     }
-    if lane_of_block == 0u {
-        scales_before[block] = before;
+    return codes;
+}
+
+fn decode_all(codes: Codes, scales: u32) -> Pairs {
+    var pairs: Pairs;
+    if STATES > 0u {
+        pairs[0] = decode(SIGN_0, codes[0], scale_in(scales, 0u, SIGN_0));
+    }
+    if STATES > 1u {
+        pairs[1] = decode(SIGN_1, codes[1], scale_in(scales, 1u, SIGN_1));
+    }
+    if STATES > 2u {
+        pairs[2] = decode(SIGN_2, codes[2], scale_in(scales, 2u, SIGN_2));
+    }
+    return pairs;
+}
+
+fn store_codes(a: Place, b: Place, index: u32, codes: vec2<u32>) {
+    let start = start_of_state(a, index);
+    set_state_1(start, a.quad, codes.x);
+    if WHOLE || !b.is_extra {
+        set_state_1(start, b.quad, codes.y);
+    }
+}
+
+fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk, format: u32, first: u32, lane: u32) {
+    let quads = quads_of(chunk);
+    let pairs = (quads + 1u) / 2u;
+    let pair = min(first + lane, pairs - 1u);
+    // A lane past the last pair does what that pair's lane does, because all lanes work together, and stores nothing.
+    let is_extra = first + lane >= pairs;
+    let has_second = WHOLE || 2u * pair + 1u < quads;
+    let at_a = place(segment, chunk, 2u * pair, is_extra);
+    let at_b = place(segment, chunk, 2u * pair + u32(has_second), is_extra || !has_second);
+    let is_quantized = state_format(format) == STATE_Q8;
+    // All loads are before the first branch.
+    let scale_at = start_of_state(at_a, STATES);
+    var scales = 0u;
+    var codes: Codes;
+    if is_quantized {
+        scales = state_1(scale_at, at_a.quad / BLOCK_QUADS);
+        codes = load_all_codes(at_a, at_b);
+    }
+    var a = load_quad(at_a);
+    var b = load_quad(at_b);
+    if is_quantized {
+        let old = decode_all(codes, scales);
+        a.elements.state = State(old[0].a, old[1].a, old[2].a);
+        b.elements.state = State(old[0].b, old[1].b, old[2].b);
+    } else {
+        a.elements.state = load_state(at_a);
+        b.elements.state = load_state(at_b);
+    }
+    let a_stepped = step_quad(c, general, a);
+    let b_stepped = step_quad(c, general, b);
+    let after = Pairs(
+        Pair(a_stepped.state[0], b_stepped.state[0]),
+        Pair(a_stepped.state[1], b_stepped.state[1]),
+        Pair(a_stepped.state[2], b_stepped.state[2]),
+    );
+    var has_zero = false;
+    if is_quantized {
+        has_zero = find_scales(after, scales, lane);
+    }
+    if is_extra {
+        return;
+    }
+    let a_random = random_of_quad(c, at_a);
+    let b_random = random_of_quad(c, at_b);
+    if is_quantized {
+        let block = lane / BLOCK_LANES;
+        if STATES > 0u {
+            let scale = new_scales[block];
+            store_codes(at_a, at_b, 0u, encode(SIGN_0, after[0], has_zero, scale, a_random.state[0], b_random.state[0]));
+        }
+        if STATES > 1u {
+            let scale = new_scales[BLOCKS + block];
+            store_codes(at_a, at_b, 1u, encode(SIGN_1, after[1], has_zero, scale, a_random.state[1], b_random.state[1]));
+        }
+        if STATES > 2u {
+            let scale = new_scales[2u * BLOCKS + block];
+            store_codes(at_a, at_b, 2u, encode(SIGN_2, after[2], has_zero, scale, a_random.state[2], b_random.state[2]));
+        }
+        if lane % BLOCK_LANES == 0u {
+            var scales = 0u;
+            if STATES > 0u {
+                scales = new_parts[block];
+            }
+            if STATES > 1u {
+                scales |= new_parts[BLOCKS + block];
+            }
+            if STATES > 2u {
+                scales |= new_parts[2u * BLOCKS + block];
+            }
+            set_state_1(scale_at, at_a.quad / BLOCK_QUADS, scales);
+        }
+    } else {
+        store_state(at_a, a_stepped.state, a_random);
+    }
+    store_quad(a, a_stepped, a_random);
+    if WHOLE || !at_b.is_extra {
+        if !is_quantized {
+            store_state(at_b, b_stepped.state, b_random);
+        }
+        store_quad(b, b_stepped, b_random);
+    }
+}
+
+// Finds the new scales of all quant blocks of the lanes. All lanes call it together. Returns whether a number of the lane is zero or not
+// finite.
+fn find_scales(after: Pairs, before: u32, lane: u32) -> bool {
+    var extremes: array<Extremes, MAX_STATES>;
+    var usual = true;
+    if STATES > 0u {
+        extremes[0] = usual_extremes(SIGN_0, after[0]);
+        usual = usual && is_usual(extremes[0]);
+    }
+    if STATES > 1u {
+        extremes[1] = usual_extremes(SIGN_1, after[1]);
+        usual = usual && is_usual(extremes[1]);
+    }
+    if STATES > 2u {
+        extremes[2] = usual_extremes(SIGN_2, after[2]);
+        usual = usual && is_usual(extremes[2]);
+    }
+    if !usual {
+        if STATES > 0u {
+            extremes[0] = all_extremes(SIGN_0, after[0]);
+        }
+        if STATES > 1u {
+            extremes[1] = all_extremes(SIGN_1, after[1]);
+        }
+        if STATES > 2u {
+            extremes[2] = all_extremes(SIGN_2, after[2]);
+        }
+    }
+    if STATES > 0u {
+        note_extremes(0u, SIGN_0, lane, extremes[0]);
+    }
+    if STATES > 1u {
+        note_extremes(1u, SIGN_1, lane, extremes[1]);
+    }
+    if STATES > 2u {
+        note_extremes(2u, SIGN_2, lane, extremes[2]);
+    }
+    if lane % BLOCK_LANES == 0u {
+        scales_before[lane / BLOCK_LANES] = before;
     }
     // What is written above depends on the loaded scales. Past this barrier all lanes have theirs, and the scales may be replaced.
     workgroupBarrier();
     // One lane finds one scale. These lanes are next to each other, so that the other subgroups need not wait for them.
     let index = lane / BLOCKS;
     if index < STATES {
-        scale_of_state[lane % BLOCKS][index] = new_scale(lane % BLOCKS, index);
+        find_scale(index, lane % BLOCKS);
     }
     workgroupBarrier();
-    var scales = scale_of_state[block][0];
-    if STATES > 1u {
-        scales |= scale_of_state[block][1];
-    }
-    if STATES > 2u {
-        scales |= scale_of_state[block][2];
-    }
-    return scales;
+    return !usual;
 }
 
-fn store_codes(at: Place, scales: u32, index: u32, sign: u32, value: vec4<f32>, random: vec4<u32>) {
-    set_codes_at(at, index, encode(sign, value, scale_in(scales, index, sign), random));
-}
-
-fn store_quantized(at: Place, scales: u32, state: State, random: Random) {
-    store_codes(at, scales, 0u, SIGN_0, state[0], random.state[0]);
-    if STATES > 1u {
-        store_codes(at, scales, 1u, SIGN_1, state[1], random.state[1]);
+// A skipped step.
+fn skip_lane(segment: Segment, chunk: Chunk, pair: u32) {
+    let quads = quads_of(chunk);
+    if 2u * pair < quads {
+        zero_gradients(place(segment, chunk, 2u * pair, false));
     }
-    if STATES > 2u {
-        store_codes(at, scales, 2u, SIGN_2, state[2], random.state[2]);
-    }
-    if at.quad % BLOCK_QUADS == 0u {
-        set_state_1(place_of_scales(at), scales);
+    if 2u * pair + 1u < quads {
+        zero_gradients(place(segment, chunk, 2u * pair + 1u, false));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use super::abi::QUAD_ELEMENTS;
 use super::bindings;
 use crate::options::Diagnostics;
 use crate::rules::RuleKind;
@@ -96,7 +97,37 @@ pub enum Shadow {
     On,
 }
 
-/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT` and `ZERO_GRADIENTS` vary besides.
+/// Whether a launch has 8-bit state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantized {
+    /// No tensor has it.
+    Off,
+    /// Some tensors have it.
+    On,
+}
+
+impl Quantized {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Off, Self::On];
+
+    /// Elements that a thread works on at a time. With 8-bit state it is two quads, so that quant blocks span fewer threads.
+    pub const fn lane_elements(self) -> u32 {
+        match self {
+            Self::Off => QUAD_ELEMENTS,
+            Self::On => 2 * QUAD_ELEMENTS,
+        }
+    }
+
+    const fn wgsl(self) -> &'static str {
+        match self {
+            Self::Off => include_str!("../../shaders/quantized/off.wgsl"),
+            Self::On => include_str!("../../shaders/quantized/q8.wgsl"),
+        }
+    }
+}
+
+/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE` and `ZERO_GRADIENTS`
+/// vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// The update rule.
@@ -107,6 +138,8 @@ pub struct Variant {
     pub gradients: GradientBinding,
     /// How state is read and written.
     pub state: StateAccess,
+    /// Whether some state has 8 bits.
+    pub quantized: Quantized,
     /// Whether shadow copies are written.
     pub shadow: Shadow,
     /// Whether learning rates are counted.
@@ -116,14 +149,21 @@ pub struct Variant {
 impl Variant {
     /// Every variant that can be built.
     pub fn all() -> Vec<Self> {
+        // 8-bit state is read in words of 4 bytes.
+        let states = [
+            (StateAccess::Words4, Quantized::Off),
+            (StateAccess::Words2, Quantized::Off),
+            (StateAccess::Words1, Quantized::Off),
+            (StateAccess::Words1, Quantized::On),
+        ];
         let mut all = Vec::new();
         for &rule in RuleKind::ALL {
             for access in Access::ALL {
                 for gradients in GradientBinding::ALL {
-                    for state in StateAccess::ALL {
+                    for (state, quantized) in states {
                         for shadow in [Shadow::Off, Shadow::On] {
                             for diagnostics in [Diagnostics::Off, Diagnostics::RateHistograms] {
-                                all.push(Self { rule, access, gradients, state, shadow, diagnostics });
+                                all.push(Self { rule, access, gradients, state, quantized, shadow, diagnostics });
                             }
                         }
                     }
@@ -144,25 +184,20 @@ impl Variant {
             Diagnostics::Off => "",
             Diagnostics::RateHistograms => ".rate_histograms",
         };
+        let quantized = match self.quantized {
+            Quantized::Off => "",
+            Quantized::On => ".q8",
+        };
         let (rule, access, gradients) = (self.rule.name(), self.access.name(), self.gradients.name());
-        format!("{rule}.{access}.{gradients}.{}{shadow}{diagnostics}", self.state.name())
+        format!("{rule}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}", self.state.name())
     }
 
     /// The WGSL of the update kernel; its entry point is `update`.
     pub fn source(&self) -> String {
-        let (state, quantized) = match self.state {
-            StateAccess::Words4 => (
-                include_str!("../../shaders/state/words4.wgsl"),
-                include_str!("../../shaders/quantized/off.wgsl"),
-            ),
-            StateAccess::Words2 => (
-                include_str!("../../shaders/state/words2.wgsl"),
-                include_str!("../../shaders/quantized/off.wgsl"),
-            ),
-            StateAccess::Words1 => (
-                include_str!("../../shaders/state/words1.wgsl"),
-                include_str!("../../shaders/quantized/q8.wgsl"),
-            ),
+        let state = match self.state {
+            StateAccess::Words4 => include_str!("../../shaders/state/words4.wgsl"),
+            StateAccess::Words2 => include_str!("../../shaders/state/words2.wgsl"),
+            StateAccess::Words1 => include_str!("../../shaders/state/words1.wgsl"),
         };
         let tensors = tensor_files(self.access, self.gradients);
         let rule = [
@@ -174,7 +209,7 @@ impl Variant {
             include_str!("../../shaders/lib/random.wgsl"),
             state,
             include_str!("../../shaders/lib/state.wgsl"),
-            quantized,
+            self.quantized.wgsl(),
             include_str!("../../shaders/lib/master.wgsl"),
         ];
         let kernel = [

@@ -1,7 +1,7 @@
 //! From a mode of the bench to the SPIR-V that wgpu hands to Vulkan drivers.
 
-use adamod::low_level::{BlockLayout, Format, Shadow, Variant, abi};
-use adamod::{Access, DType, GradientBinding};
+use adamod::low_level::{BlockLayout, Format, Quantized, Shadow, Variant, abi};
+use adamod::{Access, DType, GradientBinding, StateFormat};
 use anyhow::{Context as _, anyhow};
 use naga::back::spv;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
@@ -26,14 +26,17 @@ pub fn kernel(mode: Mode) -> Kernel {
         access: if values == DType::F32 { Access::Vec4 } else { Access::Vec2 },
         gradients: GradientBinding::Read,
         state: layout.access(),
+        quantized: if state == StateFormat::Q8 { Quantized::On } else { Quantized::Off },
         shadow: if shadow { Shadow::On } else { Shadow::Off },
         diagnostics,
     };
     let shadow = if shadow { DType::Bf16 } else { DType::F32 };
     let format = Format { values, gradients: values, state, master_weights, shadow };
+    let elements_per_lane = variant.quantized.lane_elements();
+    let lanes = abi::GPU_LANES.min(abi::CHUNK_ELEMENTS / elements_per_lane);
     let constants =
-        vec![("ZERO_GRADIENTS", 0.0), ("LANES", abi::GPU_LANES.into()), ("FORMAT", format.bits().into())];
-    Kernel { source: variant.source(), constants, elements_per_lane: abi::QUAD_ELEMENTS }
+        vec![("ZERO_GRADIENTS", 0.0), ("LANES", lanes.into()), ("FORMAT", format.bits().into()), ("WHOLE", 1.0)];
+    Kernel { source: variant.source(), constants, elements_per_lane }
 }
 
 impl Kernel {

@@ -158,6 +158,10 @@ proptest! {
                 prop_assert!(launch.format.is_none_or(|format| format == segment.format));
                 prop_assert!(tensor.layout.access() >= launch.state_access);
                 let elements = u64::from(chunk.elements);
+                prop_assert!(
+                    !launch.is_whole || elements.is_multiple_of(launch.quantized.lane_elements().into())
+                );
+                prop_assert!(tensor.layout.state != StateFormat::Q8 || launch.quantized == Quantized::On);
                 let shadow = launch.shadow.as_ref().zip(tensor.shadow);
                 prop_assert_eq!(shadow.is_some(), tensor.shadow.is_some());
                 for (window, start, view, is_in_words) in [
