@@ -47,13 +47,6 @@ fn step_quad(c: Coefficients, general: General, quad: Quad) -> Stepped {
     return stepped;
 }
 
-fn random_of_quad(c: Coefficients, at: Place) -> Random {
-    if needs_random(at.format) {
-        return random_of(at.key, c.step, at.quad_of_tensor);
-    }
-    return Random();
-}
-
 // Stores a quad without its state.
 fn store_quad(quad: Quad, stepped: Stepped, random: Random) {
     store_theta(quad.at, quad.raw, bitcast<vec4<u32>>(stepped.theta), random.parameters);

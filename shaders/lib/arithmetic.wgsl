@@ -13,12 +13,15 @@ fn scaled_gradient(general: General, e: Elements) -> vec4<f32> {
 // The scaled gradient, clamped. Infinity and NaN pass, in the gradient as in the parameter. They are recognized by their bits, since
 // WGSL lets a compiler fold `x != x` to false. A gradient that only the scale makes infinite is clamped.
 fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
-    let scaled = scaled_gradient(general, e);
-    // One look at four numbers: none is clamped, infinite or NaN if the sum of their magnitudes is at most the limit.
-    let sizes = abs(scaled);
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) <= bitcast<u32>(GRADIENT_LIMIT) {
-        return scaled;
+    let usual = general.gradient_scale * bitcast<vec4<f32>>(e.gradient) + general.coupled_decay * e.theta;
+    // One look at four numbers: none is clamped, infinite or NaN if the sum of their magnitudes is at most the limit. The prescale is
+    // uniform and rarely needed.
+    let sizes = abs(usual);
+    let is_small = bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) <= bitcast<u32>(GRADIENT_LIMIT);
+    if is_small & (general.gradient_prescale == 1.0) {
+        return usual;
     }
+    let scaled = scaled_gradient(general, e);
     let limited = clamp(scaled, vec4(-GRADIENT_LIMIT), vec4(GRADIENT_LIMIT));
     let largest = max(e.gradient & MAGNITUDE, bitcast<vec4<u32>>(e.theta) & MAGNITUDE);
     return select(scaled, limited, largest < INFINITY);

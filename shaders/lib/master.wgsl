@@ -68,6 +68,11 @@ fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
         store_parameters(at, stored);
         return;
     }
+    if WHOLE && is_rounded_stochastically(at.format) {
+        // Compilers take the high halves where they are, without shifting them down first, if nothing else happens to them.
+        store_parameters(at, vec4(pack_halves(bf16_rounded_up_from(theta, random >> vec4(16u))), 0u, 0u));
+        return;
+    }
     let master = master_weights(at.format);
     var bits = theta;
     var halves: vec4<u32>;

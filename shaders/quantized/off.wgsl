@@ -17,7 +17,10 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
     if at.is_extra {
         return;
     }
-    let random = random_of_quad(c, at);
+    var random: Random;
+    if needs_random(format) {
+        random = random_of(seed_of(at.key, c.step, at.quad_of_tensor));
+    }
     store_state(at, stepped.state, random);
     store_quad(quad, stepped, random);
 }

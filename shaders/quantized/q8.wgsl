@@ -38,7 +38,7 @@ struct Scale {
 // The scales of a quant block are one word: the exponents of three bottoms, 8 bits each, then MOST_SHIFT minus each of three shifts,
 // 2 bits each, in the order of states 1, 2 and 0.
 fn shift_bit(index: u32) -> u32 {
-    return select(22u + 2u * index, 28u, index == 0u);
+    return select(22u + 2u * index, 28u, SIGN_0 != SIGNED && index == 0u);
 }
 
 fn bottom_in(scales: u32, index: u32) -> u32 {
@@ -62,9 +62,7 @@ fn unpacked(word: u32) -> vec4<u32> {
 
 // The codes are in the high bytes.
 fn packed(codes: vec4<u32>) -> u32 {
-    let some = (codes.x >> 24u) | ((codes.y >> 16u) & 0xff00u);
-    let others = ((codes.z >> 8u) & 0xff0000u) | (codes.w & 0xff000000u);
-    return some | others;
+    return (codes.x >> 24u) | ((codes.y >> 16u) & 0xff00u) | ((codes.z >> 8u) & 0xff0000u) | (codes.w & 0xff000000u);
 }
 
 fn decode_positive(word: u32, scale: Scale) -> vec4<f32> {
@@ -97,31 +95,48 @@ fn decode(sign: u32, words: vec2<u32>, scale: Scale) -> Pair {
     return pair;
 }
 
-// The codes of bits that are not below the bottom, in the high bytes: bits minus the bottom, shifted. Random bits below round up in
-// proportion to what is dropped.
-fn coded(bits: vec4<u32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
-    let left = 24u - scale.shift;
-    return (bits << vec4(left)) + ((random >> vec4(8u)) - vec4(scale.bottom << left));
+// A scale as encoding needs it. Numbers are multiplied by a power of two that makes the bottom 2.0, whose bits a shift drops. A bottom of
+// zero stays zero.
+struct Coding {
+    factor: f32,
+    bottom: f32,
+    // Bits from the lowest of a code to the lowest of a word's high byte.
+    left: u32,
 }
 
-fn encode_signed(value: vec4<f32>, scale: Scale, random: vec4<u32>) -> u32 {
-    let bits = bitcast<vec4<u32>>(abs(value) + vec4(bitcast<f32>(scale.bottom)));
-    let magnitude = coded(bits, scale, random);
-    return packed((magnitude & MAGNITUDE) | (bitcast<vec4<u32>>(value) & ~MAGNITUDE));
+fn coding_of(scale: Scale) -> Coding {
+    if scale.bottom == 0u {
+        return Coding(1.0, 0.0, 24u - scale.shift);
+    }
+    return Coding(bitcast<f32>(0x7f800000u - scale.bottom), 2.0, 24u - scale.shift);
+}
+
+// The codes of bits that are not below the bottom, in the high bytes. Random bits below round up in proportion to what is dropped.
+fn coded(bits: vec4<u32>, left: u32, random: vec4<u32>) -> vec4<u32> {
+    return (bits << vec4(left)) + (random >> vec4(8u));
+}
+
+fn encode_signed(value: vec4<f32>, coding: Coding, random: vec4<u32>) -> u32 {
+    let magnitude = abs(value) * coding.factor + coding.bottom;
+    let codes = coded(bitcast<vec4<u32>>(magnitude), 24u - SIGNED_SHIFT, random);
+    return packed(insertBits(bitcast<vec4<u32>>(value), codes, 0u, 31u));
 }
 
 // The codes of an unsigned state, in the high bytes, if no number is coded below `lowest`.
-fn coded_from(lowest: u32, value: vec4<f32>, scale: Scale, random: vec4<u32>) -> vec4<u32> {
-    return coded(max(bitcast<vec4<u32>>(value), vec4(lowest)), scale, random);
+fn coded_from(lowest: u32, value: vec4<f32>, coding: Coding, random: vec4<u32>) -> vec4<u32> {
+    return coded(max(bitcast<vec4<u32>>(value * coding.factor), vec4(lowest)), coding.left, random);
 }
 
-fn encode(sign: u32, value: Pair, has_zero: bool, scale: Scale, a: vec4<u32>, b: vec4<u32>) -> vec2<u32> {
+fn encode(sign: u32, value: Pair, has_zero: bool, coding: Coding, a: vec4<u32>, b: vec4<u32>) -> vec2<u32> {
     if sign == SIGNED {
-        return vec2(encode_signed(value.a, scale, a), encode_signed(value.b, scale, b));
+        return vec2(encode_signed(value.a, coding, a), encode_signed(value.b, coding, b));
     }
-    let lowest = scale.bottom + select(0u, 1u << scale.shift, sign == NON_NEGATIVE);
-    var a_codes = coded_from(lowest, value.a, scale, a);
-    var b_codes = coded_from(lowest, value.b, scale, b);
+    var lowest = bitcast<u32>(coding.bottom);
+    if sign == NON_NEGATIVE {
+        lowest += (1u << 24u) >> coding.left;
+    }
+    var a_codes = coded_from(lowest, value.a, coding, a);
+    var b_codes = coded_from(lowest, value.b, coding, b);
     if sign == NON_NEGATIVE {
         if has_zero {
             a_codes = select(a_codes, vec4(0u), bitcast<vec4<u32>>(value.a) == vec4(0u));
@@ -181,18 +196,18 @@ fn all_extremes(sign: u32, value: Pair) -> Extremes {
 // The shift that leaves room for the span of the quant block: 256 codes hold 2^(shift - 15) octaves. A smaller shift than before is
 // taken only with an octave to spare, because each change to a larger one rounds the whole quant block.
 fn shift_of(extremes: Extremes, before: u32) -> u32 {
-    let octaves = (extremes.largest >> 23u) - (min(extremes.smallest, extremes.largest) >> 23u) + 2u;
-    return min(shift_for(octaves + 1u), max(shift_for(octaves), before));
-}
-
-fn shift_for(octaves: u32) -> u32 {
-    return clamp(16u + firstLeadingBit(octaves - 1u), LEAST_SHIFT, MOST_SHIFT);
+    let octaves = i32((extremes.largest >> 23u) - (min(extremes.smallest, extremes.largest) >> 23u)) + 2;
+    // A span needs the shift 16 plus the index of the first bit of what is one below it, which is the exponent of an f32.
+    let least = bitcast<u32>(f32(octaves - 1)) >> 23u;
+    let most = bitcast<u32>(f32(octaves)) >> 23u;
+    const FROM_EXPONENT = 127u - 16u;
+    let shift = min(max(before + FROM_EXPONENT, least), most);
+    return clamp(shift, LEAST_SHIFT + FROM_EXPONENT, MOST_SHIFT + FROM_EXPONENT) - FROM_EXPONENT;
 }
 
 // The new scale of a state. Its bottom is so many octaves below what the largest number may be rounded up to. A signed state has 16
 // octaves, and its bottom is added before rounding: that makes the largest number 2^-13 larger at most.
-fn new_scale(sign: u32, extremes: Extremes, before: u32) -> Scale {
-    let is_signed = sign == SIGNED;
+fn new_scale(is_signed: bool, extremes: Extremes, before: u32) -> Scale {
     let shift = select(shift_of(extremes, before), SIGNED_SHIFT, is_signed);
     let octaves = select(1u << (shift - 15u), 16u, is_signed);
     let rounding = (1u << shift) + select(0u, 0x400u, is_signed);
@@ -200,60 +215,89 @@ fn new_scale(sign: u32, extremes: Extremes, before: u32) -> Scale {
     return Scale((max(end, octaves) - octaves) << 23u, shift);
 }
 
-// What the lanes of a workgroup tell each other. Of each lane and state: its extremes. Of each quant block: its scales before the step;
-// the new scale of each state, and its part of the new scales.
+// What the lanes of a quant block tell each other, padded to a multiple of 16 bytes that spreads over the banks of the memory.
+struct Shared {
+    // Of each state: the largest number of each lane. The lane that finds the state's scale replaces them by it: the members of a `Coding`,
+    // then the state's part of the word of scales.
+    largest: array<array<u32, BLOCK_LANES>, MAX_STATES>,
+    smallest: array<array<u32, BLOCK_LANES>, MAX_STATES>,
+    // The word of scales before the step.
+    scales: u32,
+    padding: array<u32, 3>,
+}
+
 override BLOCKS: u32 = LANES / BLOCK_LANES;
-override BLOCKS_OF_STATES: u32 = MAX_STATES * BLOCKS;
-var<workgroup> largest: array<array<u32, BLOCK_LANES>, BLOCKS_OF_STATES>;
-var<workgroup> smallest: array<array<u32, BLOCK_LANES>, BLOCKS_OF_STATES>;
-var<workgroup> scales_before: array<u32, BLOCKS>;
-var<workgroup> new_scales: array<Scale, BLOCKS_OF_STATES>;
-var<workgroup> new_parts: array<u32, BLOCKS_OF_STATES>;
+var<workgroup> shared_by_block: array<Shared, BLOCKS>;
 
 fn note_extremes(index: u32, sign: u32, lane: u32, extremes: Extremes) {
-    let block = index * BLOCKS + lane / BLOCK_LANES;
-    largest[block][lane % BLOCK_LANES] = extremes.largest;
+    let block = &shared_by_block[lane / BLOCK_LANES];
+    (*block).largest[index][lane % BLOCK_LANES] = extremes.largest;
     if sign != SIGNED {
-        smallest[block][lane % BLOCK_LANES] = extremes.smallest;
+        (*block).smallest[index][lane % BLOCK_LANES] = extremes.smallest;
     }
 }
 
-fn sign_of(index: u32) -> u32 {
-    return select(select(SIGN_2, SIGN_1, index == 1u), SIGN_0, index == 0u);
+// Signs of states that the rule does not have are SIGNED.
+fn is_signed_state(index: u32) -> bool {
+    if SIGN_0 == SIGNED && SIGN_1 == SIGNED && SIGN_2 == SIGNED {
+        return true;
+    }
+    return (SIGN_0 == SIGNED && index == 0u) || (SIGN_1 == SIGNED && index == 1u) || (SIGN_2 == SIGNED && index == 2u);
 }
 
 // The new scale of one state of one quant block.
 fn find_scale(index: u32, block: u32) {
-    let sign = sign_of(index);
-    let at = index * BLOCKS + block;
-    let lanes_largest = vec4(largest[at][0], largest[at][1], largest[at][2], largest[at][3]);
-    let lanes_smallest = vec4(smallest[at][0], smallest[at][1], smallest[at][2], smallest[at][3]);
-    let extremes = Extremes(largest_of(lanes_largest), smallest_of(lanes_smallest));
-    let scale = new_scale(sign, extremes, shift_in(scales_before[block], index));
-    let shift = select((MOST_SHIFT - scale.shift) << shift_bit(index), 0u, sign == SIGNED);
-    new_scales[at] = scale;
-    new_parts[at] = (scale.bottom >> (23u - 8u * index)) | shift;
+    let at = &shared_by_block[block];
+    let largest = &(*at).largest[index];
+    let smallest = &(*at).smallest[index];
+    let extremes = Extremes(
+        largest_of(vec4((*largest)[0], (*largest)[1], (*largest)[2], (*largest)[3])),
+        smallest_of(vec4((*smallest)[0], (*smallest)[1], (*smallest)[2], (*smallest)[3])),
+    );
+    let is_signed = is_signed_state(index);
+    let scale = new_scale(is_signed, extremes, shift_in((*at).scales, index));
+    let shift = select((MOST_SHIFT - scale.shift) << shift_bit(index), 0u, is_signed);
+    let coding = coding_of(scale);
+    (*largest)[0] = bitcast<u32>(coding.factor);
+    (*largest)[1] = bitcast<u32>(coding.bottom);
+    (*largest)[2] = coding.left;
+    (*largest)[3] = (scale.bottom >> (23u - 8u * index)) | shift;
+}
+
+// What `find_scale` has found.
+fn coding_in(block: u32, index: u32) -> Coding {
+    let found = &shared_by_block[block].largest[index];
+    return Coding(bitcast<f32>((*found)[0]), bitcast<f32>((*found)[1]), (*found)[2]);
+}
+
+fn scales_in(block: u32) -> u32 {
+    var scales = 0u;
+    if STATES > 0u {
+        scales = shared_by_block[block].largest[0][3];
+    }
+    if STATES > 1u {
+        scales |= shared_by_block[block].largest[1][3];
+    }
+    if STATES > 2u {
+        scales |= shared_by_block[block].largest[2][3];
+    }
+    return scales;
 }
 
 // The codes of each state.
 alias Codes = array<vec2<u32>, MAX_STATES>;
 alias Pairs = array<Pair, MAX_STATES>;
 
-fn load_codes(a: Place, b: Place, index: u32) -> vec2<u32> {
-    let start = start_of_state(a, index);
-    return vec2(state_1(start, a.quad), state_1(start, b.quad));
-}
-
-fn load_all_codes(a: Place, b: Place) -> Codes {
+fn load_codes(at: Place, pair: u32, has_second: bool) -> Codes {
     var codes: Codes;
     if STATES > 0u {
-        codes[0] = load_codes(a, b, 0u);
+        codes[0] = state_pair(start_of_state(at, 0u), pair, has_second);
     }
     if STATES > 1u {
-        codes[1] = load_codes(a, b, 1u);
+        codes[1] = state_pair(start_of_state(at, 1u), pair, has_second);
     }
     if STATES > 2u {
-        codes[2] = load_codes(a, b, 2u);
+        codes[2] = state_pair(start_of_state(at, 2u), pair, has_second);
     }
     return codes;
 }
@@ -272,14 +316,6 @@ fn decode_all(codes: Codes, scales: u32) -> Pairs {
     return pairs;
 }
 
-fn store_codes(a: Place, b: Place, index: u32, codes: vec2<u32>) {
-    let start = start_of_state(a, index);
-    set_state_1(start, a.quad, codes.x);
-    if WHOLE || !b.is_extra {
-        set_state_1(start, b.quad, codes.y);
-    }
-}
-
 fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk, format: u32, first: u32, lane: u32) {
     let quads = quads_of(chunk);
     let pairs = (quads + 1u) / 2u;
@@ -291,12 +327,12 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
     let at_b = place(segment, chunk, 2u * pair + u32(has_second), is_extra || !has_second);
     let is_quantized = state_format(format) == STATE_Q8;
     // All loads are before the first branch.
-    let scale_at = start_of_state(at_a, STATES);
+    let scale_start = start_of_state(at_a, STATES);
     var scales = 0u;
     var codes: Codes;
     if is_quantized {
-        scales = state_1(scale_at, at_a.quad / BLOCK_QUADS);
-        codes = load_all_codes(at_a, at_b);
+        scales = state_1(scale_start, pair / BLOCK_LANES);
+        codes = load_codes(at_a, pair, has_second);
     }
     var a = load_quad(at_a);
     var b = load_quad(at_b);
@@ -322,34 +358,34 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
     if is_extra {
         return;
     }
-    let a_random = random_of_quad(c, at_a);
-    let b_random = random_of_quad(c, at_b);
+    var a_random: Random;
+    var b_random: Random;
+    if needs_random(format) {
+        let seed = seed_of(at_a.key, c.step, at_a.quad_of_tensor);
+        a_random = random_of(seed);
+        b_random = random_of(seed + vec4(PCG_FACTOR, 0u, 0u, 0u));
+    }
     if is_quantized {
         let block = lane / BLOCK_LANES;
         if STATES > 0u {
-            let scale = new_scales[block];
-            store_codes(at_a, at_b, 0u, encode(SIGN_0, after[0], has_zero, scale, a_random.state[0], b_random.state[0]));
+            let coding = coding_in(block, 0u);
+            let codes = encode(SIGN_0, after[0], has_zero, coding, a_random.state[0], b_random.state[0]);
+            set_state_pair(start_of_state(at_a, 0u), pair, has_second, codes);
         }
         if STATES > 1u {
-            let scale = new_scales[BLOCKS + block];
-            store_codes(at_a, at_b, 1u, encode(SIGN_1, after[1], has_zero, scale, a_random.state[1], b_random.state[1]));
+            let coding = coding_in(block, 1u);
+            let codes = encode(SIGN_1, after[1], has_zero, coding, a_random.state[1], b_random.state[1]);
+            set_state_pair(start_of_state(at_a, 1u), pair, has_second, codes);
         }
         if STATES > 2u {
-            let scale = new_scales[2u * BLOCKS + block];
-            store_codes(at_a, at_b, 2u, encode(SIGN_2, after[2], has_zero, scale, a_random.state[2], b_random.state[2]));
+            let coding = coding_in(block, 2u);
+            let codes = encode(SIGN_2, after[2], has_zero, coding, a_random.state[2], b_random.state[2]);
+            set_state_pair(start_of_state(at_a, 2u), pair, has_second, codes);
         }
-        if lane % BLOCK_LANES == 0u {
-            var scales = 0u;
-            if STATES > 0u {
-                scales = new_parts[block];
-            }
-            if STATES > 1u {
-                scales |= new_parts[BLOCKS + block];
-            }
-            if STATES > 2u {
-                scales |= new_parts[2u * BLOCKS + block];
-            }
-            set_state_1(scale_at, at_a.quad / BLOCK_QUADS, scales);
+        if lane % (2u * BLOCK_LANES) == 0u {
+            // Two quant blocks.
+            let has_next = pair + BLOCK_LANES < pairs;
+            set_state_pair(scale_start, pair / (2u * BLOCK_LANES), has_next, vec2(scales_in(block), scales_in(block + 1u)));
         }
     } else {
         store_state(at_a, a_stepped.state, a_random);
@@ -401,7 +437,7 @@ fn find_scales(after: Pairs, before: u32, lane: u32) -> bool {
         note_extremes(2u, SIGN_2, lane, extremes[2]);
     }
     if lane % BLOCK_LANES == 0u {
-        scales_before[lane / BLOCK_LANES] = before;
+        shared_by_block[lane / BLOCK_LANES].scales = before;
     }
     // What is written above depends on the loaded scales. Past this barrier all lanes have theirs, and the scales may be replaced.
     workgroupBarrier();

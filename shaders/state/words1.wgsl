@@ -33,3 +33,16 @@ fn state_1(start: u32, index: u32) -> u32 {
 fn set_state_1(start: u32, index: u32, word: u32) {
     state[start + index] = word;
 }
+
+fn state_pair(start: u32, index: u32, has_second: bool) -> vec2<u32> {
+    let i = start + 2u * index;
+    return vec2(state[i], state[i + u32(has_second)]);
+}
+
+fn set_state_pair(start: u32, index: u32, has_second: bool, words: vec2<u32>) {
+    let i = start + 2u * index;
+    state[i] = words.x;
+    if has_second {
+        state[i + 1u] = words.y;
+    }
+}

@@ -23,3 +23,10 @@ fn state_1(start: u32, index: u32) -> u32 {
 
 fn set_state_1(start: u32, index: u32, word: u32) {
 }
+
+fn state_pair(start: u32, index: u32, has_second: bool) -> vec2<u32> {
+    return vec2(0u);
+}
+
+fn set_state_pair(start: u32, index: u32, has_second: bool, words: vec2<u32>) {
+}

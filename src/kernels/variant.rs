@@ -149,11 +149,11 @@ pub struct Variant {
 impl Variant {
     /// Every variant that can be built.
     pub fn all() -> Vec<Self> {
-        // 8-bit state is read in words of 4 bytes.
         let states = [
             (StateAccess::Words4, Quantized::Off),
             (StateAccess::Words2, Quantized::Off),
             (StateAccess::Words1, Quantized::Off),
+            (StateAccess::Words2, Quantized::On),
             (StateAccess::Words1, Quantized::On),
         ];
         let mut all = Vec::new();

@@ -384,7 +384,7 @@ impl Plan {
             access,
             state_access: pieces
                 .iter()
-                .map(|piece| piece.layout.access())
+                .map(|piece| piece.layout.access(piece.elements % u64::from(CHUNK_ELEMENTS)))
                 .min()
                 .unwrap_or(StateAccess::Words4),
             format: formats().all(|format| format == first_format).then_some(first_format),

@@ -60,13 +60,21 @@ impl BlockLayout {
         (self.master_start(elements) + master).next_multiple_of(4)
     }
 
-    /// The widest access that suits all parts, four elements at a time.
-    pub fn access(&self) -> StateAccess {
+    /// The widest access that suits all parts of a block of `elements` elements, four elements at a time, or eight with 8-bit state.
+    pub fn access(&self, elements: u64) -> StateAccess {
         let least =
             [self.state.bits(), self.master_weights.bits()].into_iter().filter(|&bits| bits > 0).min();
         match least {
             Some(32) => StateAccess::Words4,
             Some(16) => StateAccess::Words2,
+            // Eight codes of a state are 8 bytes, and so are the scales of two quant blocks.
+            _ if self.state == StateFormat::Q8
+                && self.master_weights.bits() != 8
+                && self.part_words(elements).is_multiple_of(2)
+                && self.scale_words(elements).is_multiple_of(2) =>
+            {
+                StateAccess::Words2
+            }
             _ => StateAccess::Words1,
         }
     }

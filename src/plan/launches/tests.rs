@@ -156,7 +156,7 @@ proptest! {
                 let segment = plan.segments[chunk.segment as usize];
                 let tensor = &scene.tensors[plan.pieces[chunk.segment as usize].tensor as usize];
                 prop_assert!(launch.format.is_none_or(|format| format == segment.format));
-                prop_assert!(tensor.layout.access() >= launch.state_access);
+                prop_assert!(tensor.layout.access(u64::from(chunk.elements)) >= launch.state_access);
                 let elements = u64::from(chunk.elements);
                 prop_assert!(
                     !launch.is_whole || elements.is_multiple_of(launch.quantized.lane_elements().into())
