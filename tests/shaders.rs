@@ -55,8 +55,8 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
     // Rules without a learning rate for each element have no diagnostics. With and without shadow copies.
     let of_rules: usize = RuleKind::ALL.iter().map(|rule| 1 + usize::from(rule.has_element_rates())).sum();
     let tensors = Access::ALL.len() * GradientBinding::ALL.len();
-    // 8-bit state is read in words of 8 or 4 bytes, other state in words of any size.
-    let states = StateAccess::ALL.len() + 2;
+    // 8-bit state is read in words of 8 or 4 bytes, and of 4 bytes on a CPU; other state in words of any size.
+    let states = StateAccess::ALL.len() + 3;
     assert_eq!(count, of_rules * tensors * states * 2);
 }
 

@@ -9,7 +9,7 @@ use super::bindings;
 use crate::options::Diagnostics;
 use crate::rules::RuleKind;
 use crate::rules::update_rule::MAX_COEFFICIENTS;
-use crate::storage::block::StateAccess;
+use crate::storage::block::{CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess};
 use crate::storage::state::{MAX_STATES, Sign};
 
 /// How a launch reads and writes parameters and gradients, four elements at a time. Depends on how they lie in their buffers.
@@ -97,31 +97,46 @@ pub enum Shadow {
     On,
 }
 
-/// Whether a launch has 8-bit state.
+/// Whether a launch has 8-bit state, and how many threads share a quant block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Quantized {
     /// No tensor has it.
     Off,
-    /// Some tensors have it.
-    On,
+    /// Some tensors have it. Four threads share a quant block, as suits a GPU.
+    Shared,
+    /// Some tensors have it. A thread has a quant block of its own, as suits a CPU.
+    Whole,
 }
 
 impl Quantized {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Off, Self::On];
+    /// The kind for workgroups of `lanes` threads.
+    pub const fn for_lanes(lanes: u32) -> Self {
+        if lanes * Self::Shared.lane_elements() >= CHUNK_ELEMENTS { Self::Shared } else { Self::Whole }
+    }
 
-    /// Elements that a thread works on at a time. With 8-bit state it is two quads, so that quant blocks span fewer threads.
+    /// Elements that a thread works on at a time.
     pub const fn lane_elements(self) -> u32 {
         match self {
             Self::Off => QUAD_ELEMENTS,
-            Self::On => 2 * QUAD_ELEMENTS,
+            Self::Shared => 2 * QUAD_ELEMENTS,
+            Self::Whole => QUANT_BLOCK_ELEMENTS as u32,
         }
     }
 
-    const fn wgsl(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
-            Self::Off => include_str!("../../shaders/quantized/off.wgsl"),
-            Self::On => include_str!("../../shaders/quantized/q8.wgsl"),
+            Self::Off => "",
+            Self::Shared => ".q8",
+            Self::Whole => ".q8_blocks",
+        }
+    }
+
+    const fn wgsl(self) -> [&'static str; 2] {
+        const CODES: &str = include_str!("../../shaders/lib/q8.wgsl");
+        match self {
+            Self::Off => ["", include_str!("../../shaders/quantized/off.wgsl")],
+            Self::Shared => [CODES, include_str!("../../shaders/quantized/q8.wgsl")],
+            Self::Whole => [CODES, include_str!("../../shaders/quantized/q8_blocks.wgsl")],
         }
     }
 }
@@ -153,8 +168,9 @@ impl Variant {
             (StateAccess::Words4, Quantized::Off),
             (StateAccess::Words2, Quantized::Off),
             (StateAccess::Words1, Quantized::Off),
-            (StateAccess::Words2, Quantized::On),
-            (StateAccess::Words1, Quantized::On),
+            (StateAccess::Words2, Quantized::Shared),
+            (StateAccess::Words1, Quantized::Shared),
+            (StateAccess::Words1, Quantized::Whole),
         ];
         let mut all = Vec::new();
         for &rule in RuleKind::ALL {
@@ -184,10 +200,7 @@ impl Variant {
             Diagnostics::Off => "",
             Diagnostics::RateHistograms => ".rate_histograms",
         };
-        let quantized = match self.quantized {
-            Quantized::Off => "",
-            Quantized::On => ".q8",
-        };
+        let quantized = self.quantized.name();
         let (rule, access, gradients) = (self.rule.name(), self.access.name(), self.gradients.name());
         format!("{rule}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}", self.state.name())
     }
@@ -199,6 +212,7 @@ impl Variant {
             StateAccess::Words2 => include_str!("../../shaders/state/words2.wgsl"),
             StateAccess::Words1 => include_str!("../../shaders/state/words1.wgsl"),
         };
+        let [codes, quantized] = self.quantized.wgsl();
         let tensors = tensor_files(self.access, self.gradients);
         let rule = [
             include_str!("../../shaders/lib/step.wgsl"),
@@ -209,7 +223,8 @@ impl Variant {
             include_str!("../../shaders/lib/random.wgsl"),
             state,
             include_str!("../../shaders/lib/state.wgsl"),
-            self.quantized.wgsl(),
+            codes,
+            quantized,
             include_str!("../../shaders/lib/master.wgsl"),
         ];
         let kernel = [

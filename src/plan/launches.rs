@@ -347,7 +347,7 @@ impl Plan {
             () => Access::Scalar,
         };
         let is_quantized = pieces.iter().any(|piece| piece.layout.state == StateFormat::Q8);
-        let quantized = if is_quantized { Quantized::On } else { Quantized::Off };
+        let quantized = if is_quantized { Quantized::for_lanes(limits.lanes) } else { Quantized::Off };
         let formats = || pieces.iter().map(|piece| tensor_of(piece).format().bits());
         let first_format = tensor_of(&pieces[0]).format().bits();
         let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
@@ -382,11 +382,15 @@ impl Plan {
             binding,
             shadow: bounds.shadow,
             access,
-            state_access: pieces
-                .iter()
-                .map(|piece| piece.layout.access(piece.elements % u64::from(CHUNK_ELEMENTS)))
-                .min()
-                .unwrap_or(StateAccess::Words4),
+            state_access: match quantized {
+                // Pairs of words are no faster on a CPU.
+                Quantized::Whole => StateAccess::Words1,
+                Quantized::Off | Quantized::Shared => pieces
+                    .iter()
+                    .map(|piece| piece.layout.access(piece.elements % u64::from(CHUNK_ELEMENTS)))
+                    .min()
+                    .unwrap_or(StateAccess::Words4),
+            },
             format: formats().all(|format| format == first_format).then_some(first_format),
             is_whole: pieces
                 .iter()

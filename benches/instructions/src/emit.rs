@@ -26,7 +26,7 @@ pub fn kernel(mode: Mode) -> Kernel {
         access: if values == DType::F32 { Access::Vec4 } else { Access::Vec2 },
         gradients: GradientBinding::Read,
         state: layout.access(abi::CHUNK_ELEMENTS.into()),
-        quantized: if state == StateFormat::Q8 { Quantized::On } else { Quantized::Off },
+        quantized: if state == StateFormat::Q8 { Quantized::Shared } else { Quantized::Off },
         shadow: if shadow { Shadow::On } else { Shadow::Off },
         diagnostics,
     };

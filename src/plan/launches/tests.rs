@@ -72,7 +72,7 @@ fn scene() -> impl Strategy<Value = Scene> {
 }
 
 fn limits(binding_bytes: u64, launch_chunks: u64) -> PlanLimits {
-    PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks }
+    PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks, lanes: 256 }
 }
 
 /// Extents of all tensors, and words of each buffer.
@@ -161,7 +161,7 @@ proptest! {
                 prop_assert!(
                     !launch.is_whole || elements.is_multiple_of(launch.quantized.lane_elements().into())
                 );
-                prop_assert!(tensor.layout.state != StateFormat::Q8 || launch.quantized == Quantized::On);
+                prop_assert!(tensor.layout.state != StateFormat::Q8 || launch.quantized == Quantized::Shared);
                 let shadow = launch.shadow.as_ref().zip(tensor.shadow);
                 prop_assert_eq!(shadow.is_some(), tensor.shadow.is_some());
                 for (window, start, view, is_in_words) in [
