@@ -50,6 +50,11 @@ fn step_quad(c: Coefficients, general: General, quad: Quad) -> Stepped {
 // Stores a quad without its state.
 fn store_quad(quad: Quad, stepped: Stepped, random: Random) {
     store_theta(quad.at, quad.raw, bitcast<vec4<u32>>(stepped.theta), random.parameters);
+    finish_quad(quad, stepped);
+}
+
+// What follows once parameters are stored.
+fn finish_quad(quad: Quad, stepped: Stepped) {
     store_shadow(quad.at, bitcast<vec4<u32>>(stepped.theta));
     if ZERO_GRADIENTS {
         zero_gradients(quad.at);

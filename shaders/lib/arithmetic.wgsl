@@ -16,9 +16,9 @@ fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
     let usual = general.gradient_scale * bitcast<vec4<f32>>(e.gradient) + general.coupled_decay * e.theta;
     // One look at four numbers: none is clamped, infinite or NaN if the sum of their magnitudes is at most the limit. The prescale is
     // uniform and rarely needed.
+    let has_prescale = bitcast<u32>(general.gradient_prescale) != bitcast<u32>(1.0);
     let sizes = abs(usual);
-    let is_small = bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) <= bitcast<u32>(GRADIENT_LIMIT);
-    if is_small & (general.gradient_prescale == 1.0) {
+    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) < select(bitcast<u32>(GRADIENT_LIMIT) + 1u, 0u, has_prescale) {
         return usual;
     }
     let scaled = scaled_gradient(general, e);
@@ -30,7 +30,8 @@ fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
 // Exponential moving average with decay rate beta: weight is 1 - beta for beta >= 1/2, else -beta. A step from the nearer end has its
 // fixed point exactly at `latest`, and beta = 0 gives `latest` exactly.
 fn ema(old: vec4<f32>, latest: vec4<f32>, weight: f32) -> vec4<f32> {
-    let base = select(latest, old, weight > 0.0);
+    // The weight is uniform, and integers can be compared once for all lanes.
+    let base = select(latest, old, bitcast<i32>(weight) > 0);
     return base + weight * (latest - old);
 }
 

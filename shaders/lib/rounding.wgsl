@@ -50,11 +50,16 @@ fn bf16_rounded_up_from(bits: vec4<u32>, addend: vec4<u32>) -> vec4<u32> {
     // One look at four numbers: the sum of their magnitudes is finite only if all of them are.
     let sizes = abs(bitcast<vec4<f32>>(bits));
     if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
-        let special = (bits & INFINITY) == INFINITY;
-        let quiet = select(vec4(0u), vec4(0x400000u), is_nan(bits));
-        rounded = select(rounded, bits | quiet, special);
+        rounded = with_special(rounded, bits);
     }
     return rounded >> vec4(16u);
+}
+
+// Infinity and NaN stay, and NaN becomes quiet.
+fn with_special(rounded: vec4<u32>, bits: vec4<u32>) -> vec4<u32> {
+    let special = (bits & INFINITY) == INFINITY;
+    let quiet = select(vec4(0u), vec4(0x400000u), is_nan(bits));
+    return select(rounded, bits | quiet, special);
 }
 
 // f32 bits of four numbers of a 16-bit type.

@@ -75,6 +75,20 @@ fn scales_in(block: u32) -> u32 {
     return scales;
 }
 
+// Stores the parameters of two quads in bf16, as `store_theta` does.
+fn store_rounded(a: Place, b: Place, a_theta: vec4<f32>, b_theta: vec4<f32>, a_random: vec4<u32>, b_random: vec4<u32>) {
+    var a_rounded = bitcast<vec4<u32>>(a_theta) + (a_random >> vec4(16u));
+    var b_rounded = bitcast<vec4<u32>>(b_theta) + (b_random >> vec4(16u));
+    // One look at eight numbers.
+    let sizes = abs(a_theta) + abs(b_theta);
+    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
+        a_rounded = with_special(a_rounded, bitcast<vec4<u32>>(a_theta));
+        b_rounded = with_special(b_rounded, bitcast<vec4<u32>>(b_theta));
+    }
+    store_parameters(a, vec4(pack_halves(a_rounded >> vec4(16u)), 0u, 0u));
+    store_parameters(b, vec4(pack_halves(b_rounded >> vec4(16u)), 0u, 0u));
+}
+
 fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk, format: u32, first: u32, lane: u32) {
     let quads = quads_of(chunk);
     let pairs = (quads + 1u) / 2u;
@@ -148,12 +162,18 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
         }
     } else {
         store_state(at_a, a_stepped.state, a_random);
+        if WHOLE || !at_b.is_extra {
+            store_state(at_b, b_stepped.state, b_random);
+        }
+    }
+    if WHOLE && is_rounded_stochastically(format) {
+        store_rounded(at_a, at_b, a_stepped.theta, b_stepped.theta, a_random.parameters, b_random.parameters);
+        finish_quad(a, a_stepped);
+        finish_quad(b, b_stepped);
+        return;
     }
     store_quad(a, a_stepped, a_random);
     if WHOLE || !at_b.is_extra {
-        if !is_quantized {
-            store_state(at_b, b_stepped.state, b_random);
-        }
         store_quad(b, b_stepped, b_random);
     }
 }
