@@ -4,6 +4,9 @@
 // clamp, finite gradients never make a parameter non-finite.
 const GRADIENT_LIMIT: f32 = 0x1p63;
 
+// The bits of 1.
+const ONE = 0x3f800000u;
+
 fn scaled_gradient(general: General, e: Elements) -> vec4<f32> {
     // Without a branch: compilers would compute both ways and select.
     let gradient = general.gradient_prescale * bitcast<vec4<f32>>(e.gradient);
@@ -16,7 +19,7 @@ fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
     let usual = general.gradient_scale * bitcast<vec4<f32>>(e.gradient) + general.coupled_decay * e.theta;
     // One look at four numbers: none is clamped, infinite or NaN if the sum of their magnitudes is at most the limit. The prescale is
     // uniform and rarely needed.
-    let has_prescale = bitcast<u32>(general.gradient_prescale) != bitcast<u32>(1.0);
+    let has_prescale = bitcast<u32>(general.gradient_prescale) != ONE;
     let sizes = abs(usual);
     if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) < select(bitcast<u32>(GRADIENT_LIMIT) + 1u, 0u, has_prescale) {
         return usual;
