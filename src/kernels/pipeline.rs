@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 
-use super::abi::{CHUNK_ELEMENTS, Chunk, Coefficients, GROUPS_OFFSET, Group, HISTOGRAM_BYTES, Partial, Row, Segment};
+use super::abi::{
+    CHUNK_ELEMENTS, Chunk, Coefficients, GROUPS_OFFSET, Group, HISTOGRAM_BYTES, Partial, Row, Segment,
+};
 use super::bindings;
 use super::variant::{Access, GradientBinding, Shadow, Variant, norm_source, prepare_source};
 use crate::device::error_scope::DeviceError;
@@ -162,7 +164,9 @@ impl Pipelines {
     /// Threads per workgroup: at most as many as a chunk has work for.
     fn lanes_of(&self, kernel: Kernel) -> u32 {
         match kernel {
-            Kernel::Update { variant, .. } => self.lanes.min(CHUNK_ELEMENTS / variant.quantized.lane_elements()),
+            Kernel::Update { variant, .. } => {
+                self.lanes.min(CHUNK_ELEMENTS / variant.quantized.lane_elements())
+            }
             Kernel::Norm { .. } | Kernel::Prepare | Kernel::NoNorm => self.lanes,
         }
     }

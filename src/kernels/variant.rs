@@ -179,7 +179,15 @@ impl Variant {
                     for (state, quantized) in states {
                         for shadow in [Shadow::Off, Shadow::On] {
                             for diagnostics in [Diagnostics::Off, Diagnostics::RateHistograms] {
-                                all.push(Self { rule, access, gradients, state, quantized, shadow, diagnostics });
+                                all.push(Self {
+                                    rule,
+                                    access,
+                                    gradients,
+                                    state,
+                                    quantized,
+                                    shadow,
+                                    diagnostics,
+                                });
                             }
                         }
                     }

@@ -45,10 +45,8 @@ impl Driver {
         unsafe {
             let entry = ash::Entry::load().context("expected a Vulkan loader")?;
             let application = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_3);
-            let instance = entry.create_instance(
-                &vk::InstanceCreateInfo::default().application_info(&application),
-                None,
-            )?;
+            let instance = entry
+                .create_instance(&vk::InstanceCreateInfo::default().application_info(&application), None)?;
             let adapter = *instance.enumerate_physical_devices()?.first().context("expected a device")?;
             let mut driver = vk::PhysicalDeviceDriverProperties::default();
             let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);

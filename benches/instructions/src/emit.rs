@@ -34,8 +34,12 @@ pub fn kernel(mode: Mode) -> Kernel {
     let format = Format { values, gradients: values, state, master_weights, shadow };
     let elements_per_lane = variant.quantized.lane_elements();
     let lanes = abi::GPU_LANES.min(abi::CHUNK_ELEMENTS / elements_per_lane);
-    let constants =
-        vec![("ZERO_GRADIENTS", 0.0), ("LANES", lanes.into()), ("FORMAT", format.bits().into()), ("WHOLE", 1.0)];
+    let constants = vec![
+        ("ZERO_GRADIENTS", 0.0),
+        ("LANES", lanes.into()),
+        ("FORMAT", format.bits().into()),
+        ("WHOLE", 1.0),
+    ];
     Kernel { source: variant.source(), constants, elements_per_lane }
 }
 
@@ -47,8 +51,7 @@ impl Kernel {
         let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
             .validate(&module)
             .context("validation")?;
-        let constants =
-            self.constants.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        let constants = self.constants.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let entry = Some((naga::ShaderStage::Compute, "update"));
         let (module, info) =
             naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)?;
@@ -64,8 +67,10 @@ impl Kernel {
             fake_missing_bindings: true,
             ..Default::default()
         };
-        let pipeline =
-            spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "update".to_owned() };
+        let pipeline = spv::PipelineOptions {
+            shader_stage: naga::ShaderStage::Compute,
+            entry_point: "update".to_owned(),
+        };
         Ok(spv::write_vec(&module, &info, &options, Some(&pipeline))?)
     }
 }

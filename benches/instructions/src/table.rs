@@ -54,7 +54,9 @@ pub fn row(name: &str, kernel: &Kernel, compiled: &Compiled) -> String {
         let mut widths = BTreeMap::new();
         for instruction in &instructions {
             let name = instruction.name;
-            if name.starts_with("buffer_") && let Some(at) = name.find(kind) {
+            if name.starts_with("buffer_")
+                && let Some(at) = name.find(kind)
+            {
                 *widths.entry(&name[at + kind.len()..]).or_insert(0) += 1;
             }
         }
