@@ -1,5 +1,5 @@
-// 8-bit state: short floats below a scale that the 32 elements of a quant block share. src/storage/q8.rs mirrors this file line by line. The files of
-// quantized/ say which lanes work on a quant block.
+// 8-bit state: short floats below a scale that the 32 elements of a quant block share. src/storage/q8.rs mirrors this file line by line.
+// The files of quantized/ say which lanes work on a quant block.
 //
 // Codes count the numbers with `mantissa` fraction bits from a bottom upwards. Encoding drops bits of an f32, and decoding puts them
 // back: bits = bottom + (code << shift), where shift = 23 - mantissa and the bottom is a power of two, in bits too. 256 codes are

@@ -16,7 +16,7 @@ struct SteppedPair {
     b: Random,
 }
 
-// Steps pair `index` of a quant block, or the last one of the chunk, and stores all but 8-bit state.
+// Steps pair `index` of the chunk, and stores all but 8-bit state. A pair past the last one counts for nothing and stores nothing.
 fn step_pair(
     c: Coefficients,
     general: General,
@@ -57,6 +57,10 @@ fn step_pair(
         Pair(a_stepped.state[1], b_stepped.state[1]),
         Pair(a_stepped.state[2], b_stepped.state[2]),
     );
+    if !WHOLE && is_extra {
+        // What was loaded has been stepped already. Zeros do not change a scale.
+        stepped.after = Pairs();
+    }
     if needs_random(format) {
         let seed = seed_of(at_a.key, c.step, at_a.quad_of_tensor);
         stepped.a = random_of(seed);
@@ -91,9 +95,10 @@ fn scale_of(index: u32, sign: u32, scales: u32, p: SteppedPair, q: SteppedPair, 
 }
 
 fn store_codes(index: u32, sign: u32, coding: Coding, stepped: SteppedPair) {
-    // The last pair of a chunk may be there several times; the same codes are stored.
     let codes = encode(sign, stepped.after[index], true, coding, stepped.a.state[index], stepped.b.state[index]);
-    set_state_pair(start_of_state(stepped.at, index), stepped.pair, stepped.has_second, codes);
+    if WHOLE || !stepped.at.is_extra {
+        set_state_pair(start_of_state(stepped.at, index), stepped.pair, stepped.has_second, codes);
+    }
 }
 
 fn store_all_codes(index: u32, sign: u32, scale: Scale, p: SteppedPair, q: SteppedPair, r: SteppedPair, s: SteppedPair) {
