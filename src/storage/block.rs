@@ -152,6 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn pairs_of_codes_are_words_of_8_bytes_where_every_part_starts_at_a_multiple() {
+        let access = |elements, master_weights| {
+            BlockLayout { states: &STATES, state: StateFormat::Q8, master_weights }.access(elements)
+        };
+        // 40 elements have 10 words of codes and 2 of scales; 36 have 9 and 2, 32 have 8 and 1.
+        for (elements, expected) in [
+            (1024, StateAccess::Words2),
+            (40, StateAccess::Words2),
+            (36, StateAccess::Words1),
+            (32, StateAccess::Words1),
+        ] {
+            assert_eq!(access(elements, MasterWeights::None), expected, "{elements}");
+        }
+        // Master weights of a byte are read in words of 4 bytes.
+        assert_eq!(access(1024, MasterWeights::Split24), StateAccess::Words1);
+    }
+
+    #[test]
     fn parts_follow_each_other_whatever_the_length() {
         for state in StateFormat::ALL {
             for elements in [1_u64, 3, 4, 5, 31, 32, 33, 1023, 1024] {
