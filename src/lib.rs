@@ -111,7 +111,7 @@ pub mod low_level {
     pub use crate::kernels::bindings;
     pub use crate::kernels::rows::{GroupTable, coefficient_row};
     pub use crate::kernels::variant::{
-        Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
+        Quantized, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
     };
     pub use crate::storage::block::{
         BlockLayout, CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess, state_words,

@@ -42,7 +42,7 @@ fn sum_of_chunks(index: u32, workgroups: u32, lane: u32) -> Partial {
             // As in `update`.
             var quad = lane;
             loop {
-                let at = place(segment, chunk, quad);
+                let at = place_within(segment, chunk, quad);
                 let is_counted = at.mask & vec4(!at.is_extra);
                 squares = accumulate(squares, select(vec4(0u), gradient_bits(at), is_counted));
                 continuing {

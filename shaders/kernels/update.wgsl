@@ -4,51 +4,62 @@
 // Gradients are set to zero once they have been read, also in a skipped step.
 override ZERO_GRADIENTS: bool = false;
 
+// A quad before the step.
+struct Quad {
+    at: Place,
+    // Its parameters as they are stored.
+    raw: vec4<u32>,
+    elements: Elements,
+}
+
 fn needs_random(format: u32) -> bool {
     return state_format(format) != STATE_F32 || is_rounded_stochastically(format);
 }
 
-fn update_quad(c: Coefficients, general: General, at: Place, format: u32, lane: u32) {
-    if is_idle(at) {
-        return;
-    }
-    let raw = load_parameters(at);
-    var theta = bitcast<vec4<f32>>(theta_of(at, raw));
-    var gradient = gradient_bits(at);
-    let scales = load_scales(at);
-    let old = load_state(at, scales);
-    // Past the tensor's end state is zero, and stays zero. A positive state would not without this.
+// Loads a quad without its state.
+fn load_quad(at: Place) -> Quad {
+    var quad: Quad;
+    quad.at = at;
+    quad.raw = load_parameters(at);
+    quad.elements.theta = bitcast<vec4<f32>>(theta_of(at, quad.raw));
+    quad.elements.gradient = gradient_bits(at);
+    // Past the tensor's end state is zero, and stays zero. A positive state would not without the masks of `step_quad`.
     if !at.mask.w {
-        theta = select(vec4(0.0), theta, at.mask);
-        gradient = select(vec4(0u), gradient, at.mask);
+        quad.elements.theta = select(vec4(0.0), quad.elements.theta, at.mask);
+        quad.elements.gradient = select(vec4(0u), quad.elements.gradient, at.mask);
     }
-    var stepped = step(general, c, Elements(theta, gradient, old));
-    if !at.mask.w {
+    return quad;
+}
+
+fn step_quad(c: Coefficients, general: General, quad: Quad) -> Stepped {
+    var stepped = step(general, c, quad.elements);
+    if !quad.at.mask.w {
         if SIGN_0 == POSITIVE {
-            stepped.state[0] = select(vec4(0.0), stepped.state[0], at.mask);
+            stepped.state[0] = select(vec4(0.0), stepped.state[0], quad.at.mask);
         }
         if SIGN_1 == POSITIVE {
-            stepped.state[1] = select(vec4(0.0), stepped.state[1], at.mask);
+            stepped.state[1] = select(vec4(0.0), stepped.state[1], quad.at.mask);
         }
         if SIGN_2 == POSITIVE {
-            stepped.state[2] = select(vec4(0.0), stepped.state[2], at.mask);
+            stepped.state[2] = select(vec4(0.0), stepped.state[2], quad.at.mask);
         }
     }
-    let new_scales = scales_of(at, format, lane, scales, stepped.state);
-    if at.is_extra {
-        return;
-    }
-    var random: Random;
-    if needs_random(format) {
-        random = random_of(at.key, c.step, at.quad_of_tensor);
-    }
-    store_state(at, new_scales, stepped.state, random);
-    store_theta(at, raw, bitcast<vec4<u32>>(stepped.theta), random.parameters);
-    store_shadow(at, bitcast<vec4<u32>>(stepped.theta));
+    return stepped;
+}
+
+// Stores a quad without its state.
+fn store_quad(quad: Quad, stepped: Stepped, random: Random) {
+    store_theta(quad.at, quad.raw, bitcast<vec4<u32>>(stepped.theta), random.parameters);
+    finish_quad(quad, stepped);
+}
+
+// What follows once parameters are stored.
+fn finish_quad(quad: Quad, stepped: Stepped) {
+    store_shadow(quad.at, bitcast<vec4<u32>>(stepped.theta));
     if ZERO_GRADIENTS {
-        zero_gradients(at);
+        zero_gradients(quad.at);
     }
-    observe(at, theta, stepped);
+    observe(quad.at, quad.elements.theta, stepped);
 }
 
 // The grid has two dimensions where one is too short, so its last row may reach past the chunks.
@@ -73,19 +84,18 @@ fn update(
     let general =
         General(c.gradient_scale, c.gradient_prescale, c.coupled_decay, c.decoupled_decay, c.options, is_debiased);
     begin_observation(lane);
-    // All lanes go round together, because lanes that share a quant block work together. With a lane for each quad the compiler sees no
+    // All lanes go round together, because lanes that share a quant block work together. With lanes for all quads the compiler sees no
     // loop.
     var first = 0u;
     loop {
-        let at = place(segment, chunk, first + lane);
         if c.activity == ACTIVE {
-            update_quad(c, general, at, format, lane);
-        } else if ZERO_GRADIENTS && !at.is_extra {
-            zero_gradients(at);
+            update_lane(c, general, segment, chunk, format, first, lane);
+        } else if ZERO_GRADIENTS {
+            skip_lane(segment, chunk, first + lane);
         }
         continuing {
             first += LANES;
-            break if LANES >= CHUNK_ELEMENTS / 4u || first >= quads_of(chunk);
+            break if LANES * LANE_QUADS >= CHUNK_ELEMENTS / 4u || first * LANE_QUADS >= quads_of(chunk);
         }
     }
     end_observation(lane);

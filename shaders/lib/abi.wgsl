@@ -3,7 +3,7 @@
 
 // Threads of a workgroup, chosen by the host.
 override LANES: u32 = 256u;
-// Elements of a chunk. A thread works on quads, four elements at a time.
+// Elements of a chunk. A thread works on quads of four elements.
 const CHUNK_ELEMENTS = 1024u;
 
 // The most states and coefficients of its own that a rule can have.

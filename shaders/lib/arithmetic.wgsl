@@ -4,24 +4,27 @@
 // clamp, finite gradients never make a parameter non-finite.
 const GRADIENT_LIMIT: f32 = 0x1p63;
 
+// The bits of 1.
+const ONE = 0x3f800000u;
+
 fn scaled_gradient(general: General, e: Elements) -> vec4<f32> {
-    var gradient = bitcast<vec4<f32>>(e.gradient);
-    // Uniform, and rarely true.
-    if general.gradient_prescale != 1.0 {
-        gradient *= general.gradient_prescale;
-    }
+    // Without a branch: compilers would compute both ways and select.
+    let gradient = general.gradient_prescale * bitcast<vec4<f32>>(e.gradient);
     return general.gradient_scale * gradient + general.coupled_decay * e.theta;
 }
 
 // The scaled gradient, clamped. Infinity and NaN pass, in the gradient as in the parameter. They are recognized by their bits, since
 // WGSL lets a compiler fold `x != x` to false. A gradient that only the scale makes infinite is clamped.
 fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
-    let scaled = scaled_gradient(general, e);
-    // One look at four numbers: none is clamped, infinite or NaN if the sum of their magnitudes is at most the limit.
-    let sizes = abs(scaled);
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) <= bitcast<u32>(GRADIENT_LIMIT) {
-        return scaled;
+    let usual = general.gradient_scale * bitcast<vec4<f32>>(e.gradient) + general.coupled_decay * e.theta;
+    // One look at four numbers: none is clamped, infinite or NaN if the sum of their magnitudes is at most the limit. The prescale is
+    // uniform and rarely needed.
+    let has_prescale = bitcast<u32>(general.gradient_prescale) != ONE;
+    let sizes = abs(usual);
+    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) < select(bitcast<u32>(GRADIENT_LIMIT) + 1u, 0u, has_prescale) {
+        return usual;
     }
+    let scaled = scaled_gradient(general, e);
     let limited = clamp(scaled, vec4(-GRADIENT_LIMIT), vec4(GRADIENT_LIMIT));
     let largest = max(e.gradient & MAGNITUDE, bitcast<vec4<u32>>(e.theta) & MAGNITUDE);
     return select(scaled, limited, largest < INFINITY);
@@ -30,7 +33,8 @@ fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
 // Exponential moving average with decay rate beta: weight is 1 - beta for beta >= 1/2, else -beta. A step from the nearer end has its
 // fixed point exactly at `latest`, and beta = 0 gives `latest` exactly.
 fn ema(old: vec4<f32>, latest: vec4<f32>, weight: f32) -> vec4<f32> {
-    let base = select(latest, old, weight > 0.0);
+    // The weight is uniform, and integers can be compared once for all lanes.
+    let base = select(latest, old, bitcast<i32>(weight) > 0);
     return base + weight * (latest - old);
 }
 

@@ -56,7 +56,7 @@ fn is_rounded_stochastically(format: u32) -> bool {
     return values_dtype(format) == BF16 && master_weights(format) == MASTER_NONE;
 }
 
-// Words of 32 bits that `elements` elements of a data type take.
-fn words_of_elements(dtype: u32, elements: u32) -> u32 {
-    return select((elements + 1u) / 2u, elements, dtype == F32);
+// Words of 32 bits that a quad of a data type takes.
+fn quad_words(dtype: u32) -> u32 {
+    return select(2u, 4u, dtype == F32);
 }

@@ -2,19 +2,19 @@
 // difference of zero stands for the parameter's own value, so zeroed state is right at the start. src/storage/master.rs mirrors it.
 
 fn load_difference(at: Place) -> vec4<u32> {
-    let place = place_of_master(at);
+    let start = start_of_master(at);
     switch master_weights(at.format) {
         case MASTER_SPLIT24: {
             // A byte, in units of 2^-8 of the 16-bit number's last place.
-            let bytes = vec4(state_1(place + at.quad)) << vec4(24u, 16u, 8u, 0u);
+            let bytes = vec4(state_1(start, at.quad)) << vec4(24u, 16u, 8u, 0u);
             return bitcast<vec4<u32>>(bitcast<vec4<i32>>(bytes & vec4(0xff000000u)) >> vec4(16u));
         }
         case MASTER_SPLIT32: {
-            let halves = halves_of(state_2(place + 2u * at.quad));
+            let halves = halves_of(state_2(start, at.quad));
             return bitcast<vec4<u32>>(bitcast<vec4<i32>>(halves << vec4(16u)) >> vec4(16u));
         }
         case MASTER_F32: {
-            return state_4(place + 4u * at.quad);
+            return state_4(start, at.quad);
         }
         default: {
             return vec4(0u);
@@ -23,18 +23,18 @@ fn load_difference(at: Place) -> vec4<u32> {
 }
 
 fn store_difference(at: Place, difference: vec4<u32>) {
-    let place = place_of_master(at);
+    let start = start_of_master(at);
     let kept = select(vec4(0u), difference, at.mask);
     switch master_weights(at.format) {
         case MASTER_SPLIT24: {
             let bytes = ((kept >> vec4(8u)) & vec4(0xffu)) << vec4(0u, 8u, 16u, 24u);
-            set_state_1(place + at.quad, bytes.x | bytes.y | bytes.z | bytes.w);
+            set_state_1(start, at.quad, bytes.x | bytes.y | bytes.z | bytes.w);
         }
         case MASTER_SPLIT32: {
-            set_state_2(place + 2u * at.quad, pack_halves(kept & vec4(0xffffu)));
+            set_state_2(start, at.quad, pack_halves(kept & vec4(0xffffu)));
         }
         case MASTER_F32: {
-            set_state_4(place + 4u * at.quad, kept);
+            set_state_4(start, at.quad, kept);
         }
         default: {
         }
@@ -139,6 +139,11 @@ fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
             stored = select(raw, theta, at.mask);
         }
         store_parameters(at, stored);
+        return;
+    }
+    if WHOLE && is_rounded_stochastically(at.format) {
+        // Compilers take the high halves where they are, without shifting them down first, if nothing else happens to them.
+        store_parameters(at, vec4(pack_halves(bf16_rounded_up_from(theta, random >> vec4(16u))), 0u, 0u));
         return;
     }
     let master = master_weights(at.format);

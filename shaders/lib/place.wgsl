@@ -1,6 +1,10 @@
+// No tensor of the launch ends within the quads of a lane, so masks are constants.
+override WHOLE: bool = false;
+
 // Where a quad, four elements of a chunk, lies.
 struct Place {
-    // Words of 32 bits of the three arrays; of the state, the chunk's block.
+    // Where the chunk starts, in words of 32 bits of each array; of the state, its block. All lanes have the same, so compilers can compute
+    // it once.
     parameters: u32,
     gradients: u32,
     block: u32,
@@ -22,22 +26,26 @@ fn quads_of(chunk: Chunk) -> u32 {
     return (chunk.elements + 3u) / 4u;
 }
 
-fn place(segment: Segment, chunk: Chunk, lane: u32) -> Place {
-    let quads = quads_of(chunk);
-    let quad = min(lane, quads - 1u);
+// The place of a quad of the chunk.
+fn place(segment: Segment, chunk: Chunk, quad: u32, is_extra: bool) -> Place {
     let format = format_of(segment);
-    let first = chunk.first + 4u * quad;
     return Place(
-        segment.parameters + words_of_elements(values_dtype(format), first),
-        segment.gradients + words_of_elements(gradients_dtype(format), first),
+        segment.parameters + chunk.first / 4u * quad_words(values_dtype(format)),
+        segment.gradients + chunk.first / 4u * quad_words(gradients_dtype(format)),
         chunk.state,
-        segment.shadow + first / 2u,
+        segment.shadow + chunk.first / 2u,
         quad,
-        quads,
-        segment.first_quad + first / 4u,
-        vec4(chunk.elements - 4u * quad) > vec4(0u, 1u, 2u, 3u),
-        lane >= quads,
+        quads_of(chunk),
+        segment.first_quad + chunk.first / 4u + quad,
+        vec4(WHOLE) | (vec4(chunk.elements - 4u * quad) > vec4(0u, 1u, 2u, 3u)),
+        is_extra,
         format,
         segment.key,
     );
+}
+
+// The place of a quad, or of the last one.
+fn place_within(segment: Segment, chunk: Chunk, quad: u32) -> Place {
+    let quads = quads_of(chunk);
+    return place(segment, chunk, min(quad, quads - 1u), quad >= quads);
 }

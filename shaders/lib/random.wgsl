@@ -2,8 +2,15 @@
 // key), the step and the element. src/storage/random.rs mirrors this file line by line. The hash is PCG4D (Jarzynski and Olano, "Hash Functions for GPU
 // Rendering", JCGT 2020).
 
-fn pcg4d(counter: vec4<u32>) -> vec4<u32> {
-    var v = counter * vec4(1664525u) + vec4(1013904223u);
+const PCG_FACTOR = 1664525u;
+
+// The start of the hash of a counter. That of the next quad is PCG_FACTOR larger in its first word.
+fn seed_of(key: vec2<u32>, step: u32, quad: u32) -> vec4<u32> {
+    return vec4(quad, step, key) * vec4(PCG_FACTOR) + vec4(1013904223u);
+}
+
+fn pcg4d(seed: vec4<u32>) -> vec4<u32> {
+    var v = seed;
     v.x += v.y * v.w;
     v.y += v.z * v.x;
     v.z += v.x * v.y;
@@ -23,7 +30,7 @@ struct Random {
 }
 
 // One hash serves all: no two numbers of an element share a word of it, and no two elements the word of one number.
-fn random_of(key: vec2<u32>, step: u32, quad: u32) -> Random {
-    let hash = pcg4d(vec4(quad, step, key));
+fn random_of(seed: vec4<u32>) -> Random {
+    let hash = pcg4d(seed);
     return Random(array<vec4<u32>, MAX_STATES>(hash, hash.yzwx, hash.zwxy), hash.wxyz);
 }

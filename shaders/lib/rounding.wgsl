@@ -46,14 +46,20 @@ fn bf16_of_f32(bits: vec4<u32>) -> vec4<u32> {
 
 // Adds `addend`, which is below 2^16, and drops the lower 16 bits. A random addend makes the rounding unbiased.
 fn bf16_rounded_up_from(bits: vec4<u32>, addend: vec4<u32>) -> vec4<u32> {
+    var rounded = bits + addend;
     // One look at four numbers: the sum of their magnitudes is finite only if all of them are.
     let sizes = abs(bitcast<vec4<f32>>(bits));
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) < 0x7f800000u {
-        return (bits + addend) >> vec4(16u);
+    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
+        rounded = with_special(rounded, bits);
     }
+    return rounded >> vec4(16u);
+}
+
+// Infinity and NaN stay, and NaN becomes quiet.
+fn with_special(rounded: vec4<u32>, bits: vec4<u32>) -> vec4<u32> {
     let special = (bits & INFINITY) == INFINITY;
-    let quiet = select(vec4(0u), vec4(0x40u), is_nan(bits));
-    return select((bits + addend) >> vec4(16u), (bits >> vec4(16u)) | quiet, special);
+    let quiet = select(vec4(0u), vec4(0x400000u), is_nan(bits));
+    return select(rounded, bits | quiet, special);
 }
 
 // f32 bits of four numbers of a 16-bit type.

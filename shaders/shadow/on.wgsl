@@ -9,18 +9,19 @@ fn store_shadow(at: Place, theta: vec4<u32>) {
     }
     let halves = narrow(dtype, theta);
     let words = pack_halves(halves);
+    let first = at.shadow + 2u * at.quad;
     if at.mask.w {
-        shadow[at.shadow] = words.x;
-        shadow[at.shadow + 1u] = words.y;
+        shadow[first] = words.x;
+        shadow[first + 1u] = words.y;
         return;
     }
     // The tensor's last quad: a half word past its end stays as it is.
     if at.mask.y {
-        shadow[at.shadow] = words.x;
+        shadow[first] = words.x;
     } else {
-        shadow[at.shadow] = halves.x | (shadow[at.shadow] & 0xffff0000u);
+        shadow[first] = halves.x | (shadow[first] & 0xffff0000u);
     }
     if at.mask.z {
-        shadow[at.shadow + 1u] = halves.z | (shadow[at.shadow + 1u] & 0xffff0000u);
+        shadow[first + 1u] = halves.z | (shadow[first + 1u] & 0xffff0000u);
     }
 }

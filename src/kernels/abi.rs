@@ -6,10 +6,10 @@ use bytemuck::{Pod, Zeroable};
 use crate::rules::update_rule::{MAX_COEFFICIENTS, MAX_DECAY_RATES};
 pub use crate::storage::block::CHUNK_ELEMENTS;
 
-/// Elements of a quad, which a thread works on at a time.
+/// Elements of a quad.
 pub const QUAD_ELEMENTS: u32 = 4;
 
-/// Threads of a workgroup on a GPU: each has one quad of a whole chunk.
+/// The most threads of a workgroup on a GPU: each has one quad of a whole chunk, or two with 8-bit state.
 pub const GPU_LANES: u32 = CHUNK_ELEMENTS / QUAD_ELEMENTS;
 
 /// Threads of a workgroup on a CPU: as many as a vector register holds. Software adapters run a workgroup's threads one vector at a

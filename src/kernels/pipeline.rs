@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 
-use super::abi::{Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Row, Segment};
+use super::abi::{
+    CHUNK_ELEMENTS, Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Row, Segment,
+};
 use super::bindings;
 use super::variant::{
     Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
@@ -21,6 +23,8 @@ pub enum Kernel {
         variant: Variant,
         /// The format of all tensors, if they have the same one.
         format: Option<u32>,
+        /// No tensor ends within the quads of a lane.
+        is_whole: bool,
     },
     /// The norm of the gradients of one launch.
     Norm {
@@ -156,7 +160,7 @@ impl Pipelines {
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some(kernel.entry_point()),
-            // No kernel reads workgroup memory that it has not written. Where a driver cannot zero it, one lane does so, word by
+            // No kernel uses workgroup memory that it has not written. Where a driver cannot zero it, one lane does so, word by
             // word: half of the instructions of the kernel for 8-bit state.
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &self.constants(kernel),
@@ -167,12 +171,24 @@ impl Pipelines {
         Pipeline { layout, pipeline }
     }
 
+    /// Threads per workgroup: at most as many as a chunk has work for.
+    fn lanes_of(&self, kernel: Kernel) -> u32 {
+        match kernel {
+            Kernel::Update { variant, .. } => {
+                self.lanes.min(CHUNK_ELEMENTS / variant.quantized.lane_elements())
+            }
+            _ => self.lanes,
+        }
+    }
+
     fn constants(&self, kernel: Kernel) -> Vec<(&'static str, f64)> {
         let mut constants = match kernel {
-            Kernel::Update { .. } => vec![("ZERO_GRADIENTS", f64::from(u8::from(self.zero_gradients)))],
+            Kernel::Update { is_whole, .. } => {
+                vec![("ZERO_GRADIENTS", self.zero_gradients.into()), ("WHOLE", is_whole.into())]
+            }
             _ => self.control.clone(),
         };
-        constants.push(("LANES", self.lanes.into()));
+        constants.push(("LANES", self.lanes_of(kernel).into()));
         if let Kernel::Update { format, .. } | Kernel::Norm { format, .. } = kernel {
             constants.extend(format.map(|format| ("FORMAT", f64::from(format))));
         }

@@ -4,11 +4,12 @@
 
 use std::fmt::Write as _;
 
+use super::abi::QUAD_ELEMENTS;
 use super::bindings;
 use crate::options::Diagnostics;
 use crate::rules::update_rule::MAX_COEFFICIENTS;
 use crate::rules::{RuleForm, RuleKind};
-use crate::storage::block::StateAccess;
+use crate::storage::block::{CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess};
 use crate::storage::state::{MAX_STATES, Sign};
 
 /// How a launch reads and writes parameters and gradients, four elements at a time. Depends on how they lie in their buffers.
@@ -96,7 +97,52 @@ pub enum Shadow {
     On,
 }
 
-/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT` and `ZERO_GRADIENTS` vary besides.
+/// Whether a launch has 8-bit state, and how many threads share a quant block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantized {
+    /// No tensor has it.
+    Off,
+    /// Some tensors have it. Four threads share a quant block, as suits a GPU.
+    Shared,
+    /// Some tensors have it. A thread has a quant block of its own, as suits a CPU.
+    Whole,
+}
+
+impl Quantized {
+    /// The kind for workgroups of `lanes` threads.
+    pub const fn for_lanes(lanes: u32) -> Self {
+        if lanes * Self::Shared.lane_elements() >= CHUNK_ELEMENTS { Self::Shared } else { Self::Whole }
+    }
+
+    /// Elements that a thread works on at a time.
+    pub const fn lane_elements(self) -> u32 {
+        match self {
+            Self::Off => QUAD_ELEMENTS,
+            Self::Shared => 2 * QUAD_ELEMENTS,
+            Self::Whole => QUANT_BLOCK_ELEMENTS as u32,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "",
+            Self::Shared => ".q8",
+            Self::Whole => ".q8_blocks",
+        }
+    }
+
+    const fn wgsl(self) -> [&'static str; 2] {
+        const CODES: &str = include_str!("../../shaders/lib/q8.wgsl");
+        match self {
+            Self::Off => ["", include_str!("../../shaders/quantized/off.wgsl")],
+            Self::Shared => [CODES, include_str!("../../shaders/quantized/q8.wgsl")],
+            Self::Whole => [CODES, include_str!("../../shaders/quantized/q8_blocks.wgsl")],
+        }
+    }
+}
+
+/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE` and `ZERO_GRADIENTS`
+/// vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// The update rule and its states.
@@ -107,6 +153,8 @@ pub struct Variant {
     pub gradients: GradientBinding,
     /// How state is read and written.
     pub state: StateAccess,
+    /// Whether some state has 8 bits.
+    pub quantized: Quantized,
     /// Whether shadow copies are written.
     pub shadow: Shadow,
     /// Whether learning rates are counted.
@@ -116,14 +164,30 @@ pub struct Variant {
 impl Variant {
     /// Every variant that can be built.
     pub fn all() -> Vec<Self> {
+        let states = [
+            (StateAccess::Words4, Quantized::Off),
+            (StateAccess::Words2, Quantized::Off),
+            (StateAccess::Words1, Quantized::Off),
+            (StateAccess::Words2, Quantized::Shared),
+            (StateAccess::Words1, Quantized::Shared),
+            (StateAccess::Words1, Quantized::Whole),
+        ];
         let mut all = Vec::new();
         for form in RuleForm::all() {
             for access in Access::ALL {
                 for gradients in GradientBinding::ALL {
-                    for state in StateAccess::ALL {
+                    for (state, quantized) in states {
                         for shadow in [Shadow::Off, Shadow::On] {
                             for diagnostics in [Diagnostics::Off, Diagnostics::RateHistograms] {
-                                all.push(Self { form, access, gradients, state, shadow, diagnostics });
+                                all.push(Self {
+                                    form,
+                                    access,
+                                    gradients,
+                                    state,
+                                    quantized,
+                                    shadow,
+                                    diagnostics,
+                                });
                             }
                         }
                     }
@@ -146,26 +210,19 @@ impl Variant {
             Diagnostics::Off => "",
             Diagnostics::RateHistograms => ".rate_histograms",
         };
+        let quantized = self.quantized.name();
         let (form, access, gradients) = (self.form, self.access.name(), self.gradients.name());
-        format!("{form}.{access}.{gradients}.{}{shadow}{diagnostics}", self.state.name())
+        format!("{form}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}", self.state.name())
     }
 
     /// The WGSL of the update kernel; its entry point is `update`.
     pub fn source(&self) -> String {
-        let (state, quantized) = match self.state {
-            StateAccess::Words4 => (
-                include_str!("../../shaders/state/words4.wgsl"),
-                include_str!("../../shaders/quantized/off.wgsl"),
-            ),
-            StateAccess::Words2 => (
-                include_str!("../../shaders/state/words2.wgsl"),
-                include_str!("../../shaders/quantized/off.wgsl"),
-            ),
-            StateAccess::Words1 => (
-                include_str!("../../shaders/state/words1.wgsl"),
-                include_str!("../../shaders/quantized/q8.wgsl"),
-            ),
+        let state = match self.state {
+            StateAccess::Words4 => include_str!("../../shaders/state/words4.wgsl"),
+            StateAccess::Words2 => include_str!("../../shaders/state/words2.wgsl"),
+            StateAccess::Words1 => include_str!("../../shaders/state/words1.wgsl"),
         };
+        let [codes, quantized] = self.quantized.wgsl();
         let tensors = tensor_files(self.access, self.gradients);
         let rule = [
             include_str!("../../shaders/lib/step.wgsl"),
@@ -177,6 +234,7 @@ impl Variant {
             include_str!("../../shaders/lib/random.wgsl"),
             state,
             include_str!("../../shaders/lib/state.wgsl"),
+            codes,
             quantized,
             include_str!("../../shaders/lib/master.wgsl"),
         ];

@@ -110,7 +110,7 @@ impl Optimizer {
             return Err(ErrorKind::Queue.into());
         }
         let limits = device.limits();
-        let plan_limits = PlanLimits::new(&limits);
+        let plan_limits = PlanLimits::new(&limits, options.workgroups.lanes(device));
         check_limits(&limits, &options)?;
         let (source, control, most_parameters, most_steps) = match &options.control {
             Control::Host => {

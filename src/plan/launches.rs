@@ -15,12 +15,12 @@ use super::allocator::Extent;
 use super::limits::PlanLimits;
 use crate::kernels::abi::{Chunk, Partial, QUAD_ELEMENTS, Segment};
 use crate::kernels::pipeline::{Kernel, NormEnd};
-use crate::kernels::variant::{Access, GradientBinding, Shadow, Variant};
+use crate::kernels::variant::{Access, GradientBinding, Quantized, Shadow, Variant};
 use crate::options::Diagnostics;
 use crate::rules::RuleForm;
 use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, StateAccess, WORD_BYTES};
 use crate::storage::dtype::DType;
-use crate::storage::state::Format;
+use crate::storage::state::{Format, StateFormat};
 
 /// Where a view lies: a buffer, numbered by the caller, a byte offset, and the data type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,10 @@ pub struct Launch {
     pub state_access: StateAccess,
     /// [`Format::bits`] of all tensors, if they have the same format.
     pub format: Option<u32>,
+    /// Whether no tensor ends within the quads of a lane.
+    pub is_whole: bool,
+    /// Whether some tensors have 8-bit state.
+    pub quantized: Quantized,
     /// Number of the state buffer.
     pub state_buffer: u32,
     /// First entry in the chunk table, aligned for a binding.
@@ -130,10 +134,11 @@ impl Launch {
             access: self.access,
             gradients: self.binding,
             state: self.state_access,
+            quantized: self.quantized,
             shadow: self.shadow_variant(),
             diagnostics,
         };
-        Kernel::Update { variant, format: self.format }
+        Kernel::Update { variant, format: self.format, is_whole: self.is_whole }
     }
 
     /// The kernel of the norm of its gradients.
@@ -341,6 +346,8 @@ impl Plan {
             () if holds_words(8) => Access::Vec2,
             () => Access::Scalar,
         };
+        let is_quantized = pieces.iter().any(|piece| piece.layout.state == StateFormat::Q8);
+        let quantized = if is_quantized { Quantized::for_lanes(limits.lanes) } else { Quantized::Off };
         let formats = || pieces.iter().map(|piece| tensor_of(piece).format().bits());
         let first_format = tensor_of(&pieces[0]).format().bits();
         let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
@@ -375,12 +382,20 @@ impl Plan {
             binding,
             shadow: bounds.shadow,
             access,
-            state_access: pieces
-                .iter()
-                .map(|piece| piece.layout.access())
-                .min()
-                .unwrap_or(StateAccess::Words4),
+            state_access: match quantized {
+                // Pairs of words are no faster on a CPU.
+                Quantized::Whole => StateAccess::Words1,
+                Quantized::Off | Quantized::Shared => pieces
+                    .iter()
+                    .map(|piece| piece.layout.access(piece.elements % u64::from(CHUNK_ELEMENTS)))
+                    .min()
+                    .unwrap_or(StateAccess::Words4),
+            },
             format: formats().all(|format| format == first_format).then_some(first_format),
+            is_whole: pieces
+                .iter()
+                .all(|piece| piece.elements.is_multiple_of(quantized.lane_elements().into())),
+            quantized,
             state_buffer: pieces[0].state_buffer,
             first_chunk,
             chunks: pieces.iter().map(|piece| piece.chunks() as u32).sum(),

@@ -17,6 +17,8 @@ pub struct PlanLimits {
     /// The most chunks of a launch: a grid of two dimensions (`max_compute_workgroups_per_dimension` squared) and a chunk table within
     /// one binding.
     pub launch_chunks: u64,
+    /// Threads per workgroup.
+    pub lanes: u32,
 }
 
 impl PlanLimits {
@@ -24,7 +26,7 @@ impl PlanLimits {
     pub const LEAST_BINDING_BYTES: u64 = 16 * 1024;
 
     /// Takes what matters from a device's limits.
-    pub fn new(limits: &wgpu::Limits) -> Self {
+    pub fn new(limits: &wgpu::Limits, lanes: u32) -> Self {
         // Elements are addressed in u32 from a window's start, so windows stay below 2^32 bytes whatever the device says.
         let bytes =
             limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(u64::from(u32::MAX));
@@ -34,6 +36,7 @@ impl PlanLimits {
             launch_chunks: u64::from(limits.max_compute_workgroups_per_dimension)
                 .pow(2)
                 .min(bytes / size_of::<Chunk>() as u64),
+            lanes,
         }
     }
 

@@ -68,13 +68,21 @@ impl BlockLayout {
         if elements > 0 { words.max(4) } else { 0 }
     }
 
-    /// The widest access that suits all parts, four elements at a time.
-    pub fn access(&self) -> StateAccess {
+    /// The widest access that suits all parts of a block of `elements` elements, four elements at a time, or eight with 8-bit state.
+    pub fn access(&self, elements: u64) -> StateAccess {
         let least =
             [self.state.bits(), self.master_weights.bits()].into_iter().filter(|&bits| bits > 0).min();
         match least {
             Some(32) => StateAccess::Words4,
             Some(16) => StateAccess::Words2,
+            // Eight codes of a state are 8 bytes, and so are the scales of two quant blocks.
+            _ if self.state == StateFormat::Q8
+                && self.master_weights.bits() != 8
+                && self.part_words(elements).is_multiple_of(2)
+                && self.scale_words(elements).is_multiple_of(2) =>
+            {
+                StateAccess::Words2
+            }
             _ => StateAccess::Words1,
         }
     }
@@ -149,6 +157,24 @@ mod tests {
         assert_eq!(bytes(3, StateFormat::Q8, MasterWeights::None), 3.125);
         assert_eq!(bytes(2, StateFormat::Q8, MasterWeights::Split24), 3.125);
         assert_eq!(bytes(1, StateFormat::Q8, MasterWeights::Split32), 3.125);
+    }
+
+    #[test]
+    fn pairs_of_codes_are_words_of_8_bytes_where_every_part_starts_at_a_multiple() {
+        let access = |elements, master_weights| {
+            BlockLayout { states: &STATES, state: StateFormat::Q8, master_weights }.access(elements)
+        };
+        // 40 elements have 10 words of codes and 2 of scales; 36 have 9 and 2, 32 have 8 and 1.
+        for (elements, expected) in [
+            (1024, StateAccess::Words2),
+            (40, StateAccess::Words2),
+            (36, StateAccess::Words1),
+            (32, StateAccess::Words1),
+        ] {
+            assert_eq!(access(elements, MasterWeights::None), expected, "{elements}");
+        }
+        // Master weights of a byte are read in words of 4 bytes.
+        assert_eq!(access(1024, MasterWeights::Split24), StateAccess::Words1);
     }
 
     #[test]

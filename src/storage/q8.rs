@@ -1,4 +1,4 @@
-//! 8-bit state on the CPU. Mirrors `shaders/quantized/q8.wgsl` line by line; the codes are explained there.
+//! 8-bit state on the CPU. Mirrors `shaders/lib/q8.wgsl` line by line; the codes are explained there.
 
 use super::block::QUANT_BLOCK_ELEMENTS;
 use super::state::Sign;
@@ -27,27 +27,49 @@ impl Scale {
         f32::from_bits(self.bottom + (code << self.shift))
     }
 
-    fn encode_signed(self, value: f32, random: u32) -> u32 {
-        let bits = (value.abs() + f32::from_bits(self.bottom)).to_bits();
-        let magnitude = coded(bits - self.bottom, self.shift, random);
-        magnitude & 0x7fff_ffff | value.to_bits() & 0x8000_0000
-    }
-
-    fn encode_non_negative(self, value: f32, random: u32) -> u32 {
-        let bits = value.to_bits();
-        let lowest = self.bottom + (1 << self.shift);
-        let above = if bits == 0 { 0 } else { bits.max(lowest) - self.bottom };
-        coded(above, self.shift, random)
-    }
-
-    fn encode_positive(self, value: f32, random: u32) -> u32 {
-        coded(value.to_bits().max(self.bottom) - self.bottom, self.shift, random)
+    fn coding(self) -> Coding {
+        let left = 24 - self.shift;
+        if self.bottom == 0 {
+            return Coding { factor: 1.0, bottom: 0.0, left };
+        }
+        Coding { factor: f32::from_bits(0x7f80_0000 - self.bottom), bottom: 2.0, left }
     }
 }
 
-/// In the high byte.
-fn coded(above: u32, shift: u32, random: u32) -> u32 {
-    (above << (24 - shift)).wrapping_add(random >> 8)
+/// A scale as encoding needs it.
+#[derive(Clone, Copy, Debug)]
+struct Coding {
+    factor: f32,
+    bottom: f32,
+    left: u32,
+}
+
+impl Coding {
+    /// The code in the high byte.
+    fn coded(self, bits: u32, random: u32) -> u32 {
+        (bits << self.left).wrapping_add(random >> 8)
+    }
+
+    fn encode_signed(self, value: f32, random: u32) -> u32 {
+        let magnitude = value.abs() * self.factor + self.bottom;
+        let code = self.coded(magnitude.to_bits(), random);
+        code & 0x7fff_ffff | value.to_bits() & 0x8000_0000
+    }
+
+    fn coded_from(self, lowest: u32, value: f32, random: u32) -> u32 {
+        self.coded((value * self.factor).to_bits().max(lowest), random)
+    }
+
+    fn encode_non_negative(self, value: f32, random: u32) -> u32 {
+        if value.to_bits() == 0 {
+            return 0;
+        }
+        self.coded_from(self.bottom.to_bits() + ((1 << 24) >> self.left), value, random)
+    }
+
+    fn encode_positive(self, value: f32, random: u32) -> u32 {
+        self.coded_from(self.bottom.to_bits(), value, random)
+    }
 }
 
 fn bottom_of(largest: u32, shift: u32, octaves: u32) -> u32 {
@@ -60,10 +82,12 @@ fn with_bottom(largest: u32) -> u32 {
 }
 
 fn shift_of(largest: u32, smallest: u32, before: u32) -> u32 {
+    const FROM_EXPONENT: u32 = 127 - 16;
     let octaves = (largest >> 23) - (smallest.min(largest) >> 23) + 2;
-    (LEAST_SHIFT..MOST_SHIFT)
-        .find(|&shift| octaves + u32::from(before > shift) <= 1 << (shift - 15))
-        .unwrap_or(MOST_SHIFT)
+    let least = ((octaves - 1) as f32).to_bits() >> 23;
+    let most = (octaves as f32).to_bits() >> 23;
+    let shift = (before + FROM_EXPONENT).max(least).min(most);
+    shift.clamp(LEAST_SHIFT + FROM_EXPONENT, MOST_SHIFT + FROM_EXPONENT) - FROM_EXPONENT
 }
 
 /// Bit at which the shift of an unsigned state stands in the word of scales, by the state's index.
@@ -114,14 +138,14 @@ pub fn encode(
         let at = SHIFT_BITS[index];
         *scales = *scales & !(3 << at) | (MOST_SHIFT - shift) << at;
     }
-    let scale = Scale { bottom: bottom << 23, shift };
+    let coding = Scale { bottom: bottom << 23, shift }.coding();
     values
         .iter()
         .zip(random)
         .map(|(&value, random)| match sign {
-            Sign::Signed => scale.encode_signed(value, random),
-            Sign::NonNegative => scale.encode_non_negative(value, random),
-            Sign::Positive => scale.encode_positive(value, random),
+            Sign::Signed => coding.encode_signed(value, random),
+            Sign::NonNegative => coding.encode_non_negative(value, random),
+            Sign::Positive => coding.encode_positive(value, random),
         })
         .map(|code| (code >> 24) as u8)
         .collect()

@@ -3,8 +3,8 @@
 use adamod::reference::Reference;
 use adamod::{
     AdaMod, DType, ErrorKind, Group, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
-    Precision, Role, Rule, RuleForm, Sgd, StateFormat, Step, Update, View, ViewError, Views, WeightDecay,
-    Workgroups,
+    Precision, Role, Rule, RuleForm, RuleKind, Sgd, StateFormat, Step, Update, View, ViewError, Views,
+    WeightDecay, Workgroups,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -221,6 +221,23 @@ fn kernels_of_one_kind_agree_with_the_twin() {
                 (0..2).for_each(|step| pair.step(step, 1.0));
                 pair.check();
             }
+        }
+    }
+}
+
+/// Launches in which no tensor ends within the elements of a lane, with blocks of 8-bit state in words of 8 and of 4 bytes.
+#[test]
+fn kernels_without_tensor_ends_agree_with_the_twin() {
+    for kind in Kind::all() {
+        for (lengths, workgroups) in
+            [([1088, 2048], WORKGROUPS[0]), ([1056, 32], WORKGROUPS[0]), ([1088, 32], WORKGROUPS[1])]
+        {
+            let options = options().with_workgroups(workgroups);
+            let tensors = lengths.map(|length| (kind, length));
+            let rule = RuleKind::AdaMod.with_defaults();
+            let mut pair = Pair::new(gpu(), options, rule, &tensors, Layout::TwoPools(16));
+            (0..2).for_each(|step| pair.step(step, 1.0));
+            pair.check();
         }
     }
 }

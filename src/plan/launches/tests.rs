@@ -73,7 +73,7 @@ fn scene() -> impl Strategy<Value = Scene> {
 }
 
 fn limits(binding_bytes: u64, launch_chunks: u64) -> PlanLimits {
-    PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks }
+    PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks, lanes: 256 }
 }
 
 /// Extents of all tensors, and words of each buffer.
@@ -108,8 +108,9 @@ proptest! {
         zeroes_gradients in prop::sample::select(vec![false, true]),
         binding_bytes in prop::sample::select(vec![16 * 1024, 64 * 1024, 1 << 20]),
         launch_chunks in prop::sample::select(vec![9_u64, 100, 1 << 20]),
+        lanes in prop::sample::select(vec![8_u32, 256]),
     ) {
-        let limits = limits(binding_bytes, launch_chunks);
+        let limits = PlanLimits { lanes, ..limits(binding_bytes, launch_chunks) };
         let sizes: Vec<_> = scene.tensors.iter().map(|tensor| (tensor.layout, tensor.length)).collect();
         let (extents, buffers) = allocate(&sizes, &limits);
         let tensors: Vec<_> = scene
@@ -157,8 +158,12 @@ proptest! {
                 let segment = plan.segments[chunk.segment as usize];
                 let tensor = &scene.tensors[plan.pieces[chunk.segment as usize].tensor as usize];
                 prop_assert!(launch.format.is_none_or(|format| format == segment.format));
-                prop_assert!(tensor.layout.access() >= launch.state_access);
+                prop_assert!(tensor.layout.access(u64::from(chunk.elements)) >= launch.state_access);
                 let elements = u64::from(chunk.elements);
+                prop_assert!(
+                    !launch.is_whole || elements.is_multiple_of(launch.quantized.lane_elements().into())
+                );
+                prop_assert!(tensor.layout.state != StateFormat::Q8 || launch.quantized == Quantized::for_lanes(lanes));
                 let shadow = launch.shadow.as_ref().zip(tensor.shadow);
                 prop_assert_eq!(shadow.is_some(), tensor.shadow.is_some());
                 for (window, start, view, is_in_words) in [
