@@ -7,7 +7,7 @@ use std::process::Command;
 /// A test of the copy. The gradients are multiples of 1/8, so that every product is exact in f32.
 const TEST: &str = r#"
 use adamod::reference::Reference;
-use adamod::{Control, DeviceControl, Group, Hyperparameters, Lion, Optimizer, Options, Parameter, Precision, RuleKind};
+use adamod::{Control, DeviceControl, Group, Hyperparameters, Signum, Optimizer, Options, Parameter, Precision, RuleKind};
 use adamod::{StateFormat, Step, View, Views, WeightDecay};
 
 mod doc {
@@ -15,13 +15,13 @@ mod doc {
 }
 
 #[test]
-fn lion_is_the_loop_written_by_hand() {
-    assert!(RuleKind::ALL.contains(&RuleKind::from_name("lion").unwrap()));
+fn signum_is_the_loop_written_by_hand() {
+    assert!(RuleKind::ALL.contains(&RuleKind::from_name("signum").unwrap()));
     let (device, queue) = doc::gpu();
-    let (alpha, lambda, beta1, beta2) = (0.25_f32, 0.5_f32, 0.75_f32, 0.5_f32);
-    let mut lion = Lion::default();
-    lion.betas = [beta1.into(), beta2.into()];
-    let hyperparameters = Hyperparameters::from(lion)
+    let (alpha, lambda, beta) = (0.25_f32, 0.5_f32, 0.75_f32);
+    let mut signum = Signum::default();
+    signum.beta = beta.into();
+    let hyperparameters = Hyperparameters::from(signum)
         .with_learning_rate(alpha.into())
         .with_weight_decay(WeightDecay::Decoupled(lambda.into()));
     for control in [Control::Host, Control::Device(DeviceControl::new())] {
@@ -43,10 +43,9 @@ fn lion_is_the_loop_written_by_hand() {
                 let gradient64: Vec<f64> = gradient.iter().map(|&g| g.into()).collect();
                 reference.step(&[Some(&gradient64)]);
                 for i in 0..67 {
-                    let direction = beta1 * m[i] + (1.0 - beta1) * gradient[i];
-                    let sign = if direction == 0.0 { 0.0 } else { direction.signum() };
+                    m[i] = beta * m[i] + (1.0 - beta) * gradient[i];
+                    let sign = if m[i] == 0.0 { 0.0 } else { m[i].signum() };
                     theta[i] = theta[i] - alpha * lambda * theta[i] - alpha * sign;
-                    m[i] = beta2 * m[i] + (1.0 - beta2) * gradient[i];
                 }
             }
             let truth: Vec<f32> = reference.values(twin).iter().map(|&x| x as f32).collect();
@@ -109,21 +108,21 @@ fn the_worked_example_builds_and_steps_as_written() {
     }
     std::fs::write(folder.path().join("Cargo.toml"), kept).unwrap();
     let write = |path: &str, content: &str| std::fs::write(folder.path().join(path), content).unwrap();
-    write("src/rules/lion.rs", block(&text, "// src/rules/lion.rs\n").split_once('\n').unwrap().1);
+    write("src/rules/signum.rs", block(&text, "// src/rules/signum.rs\n").split_once('\n').unwrap().1);
     write(
-        "shaders/rules/lion.wgsl",
-        block(&text, "// shaders/rules/lion.wgsl\n").split_once('\n').unwrap().1,
+        "shaders/rules/signum.wgsl",
+        block(&text, "// shaders/rules/signum.wgsl\n").split_once('\n').unwrap().1,
     );
     let list = folder.path().join("src/rules/mod.rs");
     let rules = std::fs::read_to_string(&list).unwrap();
     let end = rules.trim_end().strip_suffix('}').expect("the list of rules ends the file");
-    std::fs::write(&list, format!("{end}{}}}\n", block(&text, "    /// Lion. State"))).unwrap();
-    write("tests/lion.rs", TEST);
+    std::fs::write(&list, format!("{end}{}}}\n", block(&text, "    /// Signum. State"))).unwrap();
+    write("tests/signum.rs", TEST);
 
     // The dependencies are built already, with the features that CI uses, so the same target folder serves.
     let target: PathBuf = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned();
     let output = Command::new(env!("CARGO"))
-        .args(["test", "--offline", "--all-features", "--test", "lion"])
+        .args(["test", "--offline", "--all-features", "--test", "signum"])
         .current_dir(folder.path())
         .env("CARGO_TARGET_DIR", target)
         .output()

@@ -39,7 +39,7 @@ use digits::{Digits, TRAINING_IMAGES};
 use gpu::Gpu;
 use rates::{distinct, parse_rate, rate_name};
 use report::{Cell, Grid, Row, rule_name};
-use train::{Run, Trainer};
+use train::{RULES, Run, Trainer};
 
 /// The rate of Adam and AdaMod in the paper's experiments.
 const HISTOGRAM_LEARNING_RATE: f64 = 1e-3;
@@ -137,7 +137,7 @@ fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 
 /// Checks the hyperparameters of all runs before the first one.
 fn validate(arguments: &Arguments) -> Result<(), OutOfRange> {
-    let runs = RuleKind::ALL
+    let runs = RULES
         .iter()
         .flat_map(|&rule| arguments.learning_rates.iter().map(move |&rate| arguments.run(rule, rate, 0)));
     runs.map(|run| run.hyperparameters()).try_for_each(|hyperparameters| hyperparameters.validate())
@@ -158,11 +158,11 @@ fn draw(trainer: &Trainer<'_>, grid: &Grid, arguments: &Arguments) -> Result<[Pa
 /// Trains every rule at every learning rate from every seed. Runs of one seed have the same initial weights and minibatches.
 fn train_grid(trainer: &Trainer<'_>, arguments: &Arguments) -> Result<Grid, Box<dyn Error>> {
     let rates = distinct(&arguments.learning_rates);
-    let runs = (RuleKind::ALL.len() * rates.len()) as u64 * arguments.seeds();
+    let runs = (RULES.len() * rates.len()) as u64 * arguments.seeds();
     let bar = ProgressBar::new(runs * arguments.epochs())
         .with_style(ProgressStyle::with_template("{wide_bar} {percent:>3} %  {eta:>4} left  {msg}")?);
     let mut rows = Vec::new();
-    for &rule in RuleKind::ALL {
+    for rule in RULES {
         let mut cells = Vec::new();
         for &rate in &rates {
             let mut outcomes = Vec::new();

@@ -19,6 +19,9 @@ use crate::ridges::Window;
 const DECAY_AFTER: f64 = 0.75;
 const DECAY_FACTOR: f64 = 0.1;
 
+/// The rules of the paper's pictures.
+pub const RULES: [RuleKind; 3] = [RuleKind::AdaMod, RuleKind::Adam, RuleKind::Sgd];
+
 /// What distinguishes one run from another.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {

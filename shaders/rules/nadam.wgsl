@@ -20,16 +20,20 @@ struct NAdamCoefficients {
     gradient_factor: f32,
     exp_avg_sq_correction: f32,
     epsilon: f32,
+    log_q: f32,
 }
 
-// The coefficients of step t, from those with all corrections and factors 1. Decay rates: beta1, beta2, q.
+// The coefficients of step t, from those with all corrections and factors 1.
 fn nadam_coefficients(base: NAdamCoefficients, variant: u32, decay: Decay) -> NAdamCoefficients {
     var c = base;
     c.exp_avg_sq_correction = 1.0 / decay.one_minus_power[1];
     let beta1 = 1.0 - decay.one_minus_beta[0];
     // q^k, q^(t k), and 1 - each.
-    let q = 1.0 - decay.one_minus_beta[2];
-    let q_t = 1.0 - decay.one_minus_power[2];
+    let q = exp_of(base.log_q);
+    let one_minus_q = -exp_minus_one(base.log_q);
+    let log_q_t = f32(decay.t) * base.log_q;
+    let q_t = exp_of(log_q_t);
+    let one_minus_q_t = -exp_minus_one(log_q_t);
     var power = 1.0;
     var one_minus_power = 0.0;
     var power_t = 1.0;
@@ -38,9 +42,9 @@ fn nadam_coefficients(base: NAdamCoefficients, variant: u32, decay: Decay) -> NA
     // The logarithm of the product of 1 - q^i / 2, negated.
     var series = 0.0;
     for (var k = 1u; k <= 28u; k++) {
-        one_minus_power += decay.one_minus_beta[2] * power;
+        one_minus_power += one_minus_q * power;
         power *= q;
-        one_minus_power_t += decay.one_minus_power[2] * power_t;
+        one_minus_power_t += one_minus_q_t * power_t;
         power_t *= q_t;
         half_power *= 0.5;
         let sum = select(power * one_minus_power_t / one_minus_power, f32(decay.t), one_minus_power == 0.0);
@@ -53,7 +57,7 @@ fn nadam_coefficients(base: NAdamCoefficients, variant: u32, decay: Decay) -> NA
     // 1 - mu of step t, and of the next.
     let one_minus_mu = decay.one_minus_beta[0] + beta1 * 0.5 * q_t;
     let one_minus_next = decay.one_minus_beta[0] + beta1 * 0.5 * q_t * q;
-    let next = beta1 * (0.5 + 0.5 * (decay.one_minus_power[2] + decay.one_minus_beta[2] * q_t));
+    let next = beta1 * (0.5 + 0.5 * (one_minus_q_t + one_minus_q * q_t));
     c.gradient_factor = one_minus_mu / one_minus_product;
     c.exp_avg_factor = next / (one_minus_product + product * one_minus_next);
     return c;

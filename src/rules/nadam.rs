@@ -49,9 +49,9 @@ impl NAdam {
         Self { momentum_decay, ..self }
     }
 
-    /// `0.96^momentum_decay`.
-    fn growth(&self) -> f64 {
-        0.96_f64.powf(self.momentum_decay)
+    /// The logarithm of q, the factor from step to step of what the momentum lacks of beta1.
+    fn log_q(&self) -> f64 {
+        self.momentum_decay * 0.96_f64.ln()
     }
 
     /// The momentum of step t.
@@ -64,13 +64,12 @@ impl NAdam {
     /// The logarithm of the product of `1 - q^i / 2` is a sum over i of a series in `q^i / 2`. Summed over i first, each term of the
     /// series is a geometric sum.
     fn one_minus_product(&self, t: f64) -> f64 {
-        let q = self.growth();
         let mut half_power = 1.0;
         let series: f64 = (1..60)
             .map(|k| {
                 half_power *= 0.5;
                 let k = f64::from(k);
-                let log = k * q.ln();
+                let log = k * self.log_q();
                 // The sum of q^(i k) over i from 1 to t.
                 let sum = if log == 0.0 { t } else { log.exp() * (log * t).exp_m1() / log.exp_m1() };
                 half_power / k * sum
@@ -95,6 +94,8 @@ coefficients! {
     exp_avg_sq_correction,
     /// Added to the root of the second moment.
     epsilon,
+    /// Of the factor from step to step of what the momentum lacks of beta1.
+    log_q,
 }
 
 impl UpdateRule for NAdam {
@@ -135,10 +136,9 @@ impl UpdateRule for NAdam {
         check_epsilon(self.epsilon, learning_rate / (1.0 - self.betas[0]))
     }
 
-    /// The third is that of what the momentum lacks of beta1.
     fn decay_rates(&self) -> [f64; MAX_DECAY_RATES] {
         let [beta1, beta2] = self.betas;
-        [beta1, beta2, self.growth()]
+        [beta1, beta2, 0.0]
     }
 
     fn coefficients(&self, learning_rate: f64, t: u64) -> CoefficientArray<f64> {
@@ -158,6 +158,7 @@ impl UpdateRule for NAdam {
             gradient_factor,
             exp_avg_sq_correction: 1.0 / one_minus_power(beta2, t),
             epsilon: self.epsilon,
+            log_q: self.log_q(),
         }
         .to_array()
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use adamod::{
-    AdaMod, CheckpointError, Control, DeviceControl, ErrorKind, Optimizer, Options, OutOfRange, Parameter,
-    RuleKind, Sgd, State, Step,
+    AdaMod, CheckpointError, Control, DeviceControl, ErrorKind, Group, Optimizer, Options, OutOfRange,
+    Parameter, Precision, RuleForm, RuleKind, Sgd, State, StateFormat, Step,
 };
 
 use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
@@ -225,6 +225,64 @@ fn hyperparameters_of_another_rule_are_refused_and_change_nothing() {
             assert_eq!(checkpoints[0], checkpoints[1]);
         }
     }
+}
+
+/// Options that choose other states are refused as another rule is.
+#[test]
+fn options_that_change_the_states_of_a_group_are_refused() {
+    for control in controls() {
+        for ours in RuleForm::all() {
+            let mut model = Model::new(ours.with_defaults(), &[100]);
+            model.options.control = control;
+            let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+            let others: Vec<_> = ours.rule().forms().filter(|&theirs| theirs != ours).collect();
+            for theirs in others {
+                let error =
+                    engine.optimizer.set_hyperparameters(engine.groups[0], theirs.with_defaults()).refused();
+                let ErrorKind::Form { found, expected } = *error.kind() else { panic!("{error}") };
+                assert_eq!((found, expected), (theirs, ours));
+                assert!(error.to_string().contains(&theirs.to_string()), "{error}");
+                let other = engine.optimizer.add_group(theirs.with_defaults()).unwrap();
+                let error = engine.optimizer.set_group(engine.ids[0], other).refused();
+                assert!(matches!(error.kind(), ErrorKind::Form { .. }), "{error}");
+            }
+            engine.step(&all(&model.gradients(1)));
+            assert_eq!(engine.state(0).tensors.len(), ours.states().len());
+        }
+    }
+}
+
+/// A rule that cannot do with few bits says so, for its group and for a single parameter.
+#[test]
+fn formats_of_state_that_a_rule_does_not_have_are_refused_with_the_reason() {
+    let mut refused = 0;
+    for form in RuleForm::all() {
+        for state in StateFormat::ALL {
+            let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+            let group = Group::new(form.with_defaults()).with_precision(Precision::new(state));
+            let Some(reason) = form.refusal(state) else {
+                optimizer.add_group(group).unwrap();
+                continue;
+            };
+            refused += 1;
+            let of_group = optimizer.add_group(group).refused();
+            let group = optimizer.add_group(form.with_defaults()).unwrap();
+            let of_parameter =
+                optimizer.add_parameter(group, Parameter::new("weight", 8).with_state(state)).refused();
+            for error in [&of_group, &of_parameter] {
+                let text = error.to_string();
+                assert!(matches!(error.kind(), ErrorKind::StateFormat { .. }), "{text}");
+                assert!(
+                    text.contains(reason) && text.contains(&form.to_string()) && text.contains(state.name()),
+                    "{text}"
+                );
+            }
+            assert_eq!(of_parameter.label(), Some("weight"));
+            optimizer.add_parameter(group, Parameter::new("weight", 8)).unwrap();
+        }
+    }
+    // Centered RMSprop with and without momentum, in two formats.
+    assert_eq!(refused, 4);
 }
 
 /// The error of wgpu goes to the other device. Its default handler panics; a handler of the caller's may do anything.

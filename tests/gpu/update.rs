@@ -2,7 +2,8 @@
 
 use adamod::reference::Reference;
 use adamod::{
-    AdaMod, Formula, Group, Hyperparameters, Objective, Options, RuleForm, Step, WeightDecay, Workgroups,
+    AdaMod, Formula, Group, Hyperparameters, Objective, Options, RuleForm, Sign, Step, WeightDecay,
+    Workgroups,
 };
 use proptest::prelude::*;
 
@@ -90,14 +91,66 @@ fn every_rule_formula_decay_and_objective_agrees_with_the_twins() {
         [WeightDecay::None, WeightDecay::Decoupled(1e-2), WeightDecay::Coupled(1e-2), fully_decoupled];
     for rule in rules() {
         for weight_decay in decays {
+            // The other way with caution.
             for objective in [Objective::Minimize, Objective::Maximize] {
-                let hyperparameters =
-                    Hyperparameters::from(rule).with_weight_decay(weight_decay).with_objective(objective);
+                let is_cautious = objective == Objective::Maximize;
+                let has_decay = !matches!(weight_decay, WeightDecay::Coupled(_));
+                let hyperparameters = Hyperparameters::from(rule)
+                    .with_weight_decay(weight_decay)
+                    .with_objective(objective)
+                    .with_cautious(is_cautious)
+                    .with_cautious_weight_decay(is_cautious && has_decay);
                 let model = Model::new(hyperparameters, &LENGTHS);
                 let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
                 steps_against(&mut Twins::new(&model), &mut engine, &model, 12);
             }
         }
+    }
+}
+
+/// Caution leaves states alone. What it leaves out is where the step and the gradient, or the step and the parameter, have other signs.
+#[test]
+fn cautious_steps_and_decay_are_left_out_where_signs_differ() {
+    for rule in rules() {
+        let decayed = Hyperparameters::from(rule).with_weight_decay(WeightDecay::Decoupled(0.5));
+        let run = |hyperparameters: Hyperparameters| {
+            let model = Model::new(hyperparameters, &[300]);
+            let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+            engine.step(&all(&model.gradients(1)));
+            let before = engine.values(0);
+            engine.optimizer.write_parameter(engine.ids[0], &model.tensors[0].values).unwrap();
+            let gradients = model.gradients(2);
+            engine.step(&all(&gradients));
+            let states: Vec<_> = engine.state(0).tensors.iter().map(|(_, of)| float_bits(of)).collect();
+            (model.tensors[0].values.clone(), gradients[0].clone(), before, engine.values(0), states)
+        };
+        // All start the second step from the same values and states.
+        let plain = run(decayed.with_weight_decay(WeightDecay::None));
+        let full = run(decayed);
+        let cautious = run(decayed.with_weight_decay(WeightDecay::None).with_cautious(true));
+        let careful = run(decayed.with_cautious_weight_decay(true));
+        assert!(cautious.4 == plain.4 && careful.4 == plain.4 && full.4 == plain.4, "{rule:?}");
+        let (mut kept, mut left) = ([0; 2], [0; 2]);
+        for (i, (&start, &gradient)) in plain.0.iter().zip(&plain.1).enumerate() {
+            let step = start - plain.3[i];
+            if step == 0.0 {
+                // It is too small to show.
+                continue;
+            }
+            let moves = step * gradient.signum() > 0.0;
+            let decays = step * start.signum() >= 0.0;
+            assert_eq!(cautious.3[i], if moves { plain.3[i] } else { start }, "{rule:?}, element {i}");
+            assert_eq!(careful.3[i], if decays { full.3[i] } else { plain.3[i] }, "{rule:?}, element {i}");
+            kept[0] += usize::from(moves);
+            left[0] += usize::from(!moves);
+            kept[1] += usize::from(decays);
+            left[1] += usize::from(!decays);
+        }
+        // Without an average of gradients every step has the gradient's sign.
+        let has_average =
+            rule.states().iter().any(|state| state.sign == Sign::Signed && state.name != "grad_avg");
+        assert!(kept[0] > 0 && kept[1] > 0 && left[1] > 0, "{rule:?}: {kept:?} {left:?}");
+        assert_eq!(left[0] > 0, has_average, "{rule:?}: {left:?}");
     }
 }
 

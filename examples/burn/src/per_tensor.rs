@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use adamod::{Group, GroupId, Hyperparameters, Options, Parameter, ParameterId, RuleKind, State};
+use adamod::{Group, GroupId, Hyperparameters, Options, Parameter, ParameterId, RuleForm, State};
 use burn::backend::wgpu::Wgpu;
 use burn::optim::{LearningRate, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -211,7 +211,7 @@ impl RecordState for TensorState {
         let step = u64::try_from(source.take_scalar(prefix, STEP)?).ok()?;
         let mut tensors = Vec::new();
         // Rules share names. Whichever rule comes first takes the tensor out of the source.
-        for name in RuleKind::ALL.iter().flat_map(|rule| rule.state_names()) {
+        for name in RuleForm::all().flat_map(RuleForm::state_names) {
             if let Some(data) = source.take_tensor(prefix, name) {
                 tensors.push((name, data.try_into_vec().ok()?));
             }

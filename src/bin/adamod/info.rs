@@ -4,7 +4,7 @@ use std::io::Write;
 
 use adamod::{
     Control, DType, DeviceControl, Diagnostics, Group, MasterWeights, Optimizer, Options, Parameter,
-    Precision, Rule, RuleKind, StateFormat, Step, View, Views, wgpu,
+    Precision, Rule, RuleForm, StateFormat, Step, View, Views, wgpu,
 };
 use clap::Args;
 use serde::Serialize;
@@ -104,13 +104,13 @@ fn precision(state: StateFormat) -> Precision {
     Precision::new(state).with_f32_state_below(0)
 }
 
-/// Every rule in every state format, every 16-bit data type with all master weights that fit it, and the options.
+/// Every form of every rule in every state format that it has, every 16-bit data type with all master weights that fit it, and the options.
 fn candidates() -> Vec<Candidate> {
     let mut candidates = Vec::new();
-    for kind in RuleKind::ALL {
-        for state in StateFormat::ALL {
-            let name = format!("{kind}-{}", state.name());
-            let candidate = Candidate::new(name, kind.with_defaults());
+    for form in RuleForm::all() {
+        for state in StateFormat::ALL.into_iter().filter(|&state| form.refusal(state).is_none()) {
+            let name = format!("{form}-{}", state.name());
+            let candidate = Candidate::new(name, form.with_defaults());
             let group = candidate.group.with_precision(precision(state));
             candidates.push(Candidate { group, ..candidate });
         }

@@ -5,8 +5,8 @@
 //! | kind | up to 100 steps | beyond |
 //! |---|---|---|
 //! | `param` | 1e-6 + 1e-5 \|p\| | 1e-5 + 1e-4 \|p\| |
-//! | signed states: `exp_avg`, `momentum_buffer` | 1e-5 (max + \|m\|) | 1e-4 (max + \|m\|) |
-//! | other states: `exp_avg_sq`, `exp_avg_lr` | 1e-5 \|x\| | 1e-4 \|x\| |
+//! | signed states: `exp_avg`, `momentum_buffer`, `grad_avg` | 1e-5 (max + \|m\|) | 1e-4 (max + \|m\|) |
+//! | other states: `exp_avg_sq`, `exp_avg_lr`, `square_avg`, `sum`, ... | 1e-5 \|x\| | 1e-4 \|x\| |
 //!
 //! `max` is the largest magnitude in the tensor. A signed state is a sum of terms that cancel, so its rounding errors are relative to the
 //! terms. The terms of the others have one sign. `tests/traces/README.md` has the measurements against PyTorch.
@@ -16,14 +16,16 @@
 //!
 //! | kind | bf16 | q8 |
 //! |---|---|---|
-//! | `param` | 5% of the largest movement in the tensor | 100% |
+//! | `param` | 5% of the largest movement in the tensor, 20% with `lion` | 100% |
 //! | signed states | 5% (max + \|m\|) | 60% |
 //! | `exp_avg_sq` | 15% | 100% + 2^-30 max |
 //! | `exp_avg_lr` | 15% | 100% |
 //!
+//! Lion's steps are signs. One that rounding flips moves an element by two steps.
+//!
 //! In q8 an `exp_avg_sq` that is more than 32 octaves below its neighbours is stored too large, which makes its learning rate smaller.
 
-use adamod::{DType, Sign, StateFormat};
+use adamod::{DType, RuleKind, Sign, StateFormat};
 use serde::Serialize;
 
 use crate::trace::{Numbers, Trace, VALUES};
@@ -78,7 +80,9 @@ pub fn compare(
             Some((state, got)) if kind != VALUES => (got, Some(state.sign)),
             _ => (&outcome[0], None),
         };
-        let (absolute, relative) = tolerance(sign, state, trace.steps, expected, &parameter.values.elements);
+        let takes_signs = trace.groups[parameter.group].rule.kind() == RuleKind::Lion;
+        let initial = &parameter.values.elements;
+        let (absolute, relative) = tolerance(sign, state, trace.steps, takes_signs, expected, initial);
         for (element, (&got, &expected)) in got.iter().zip(&expected.elements).enumerate() {
             let expected = f64::from(expected);
             // Equal infinities do not differ. Anything else that is not finite differs without bound.
@@ -113,6 +117,7 @@ fn tolerance(
     sign: Option<Sign>,
     state: StateFormat,
     steps: u64,
+    takes_signs: bool,
     Numbers { dtype, elements: expected }: &Numbers,
     initial: &[f32],
 ) -> (f64, f64) {
@@ -133,7 +138,7 @@ fn tolerance(
                 Some(Sign::NonNegative | Sign::Positive) => (smallest, 1e-5 * scale),
             };
         }
-        StateFormat::Bf16 => (0.05, 0.05, 0.15, 0.0),
+        StateFormat::Bf16 => (if takes_signs { 0.2 } else { 0.05 }, 0.05, 0.15, 0.0),
         // Q8. Rounding is random. Where the rates of 32 neighbours span 27 octaves (`paper-tiny-and-zero`), the element that moves
         // most moves 1.00 times as far as it should on average over 6,000 seeds, and 0.31 to 1.97 times with single seeds.
         _ => (1.0, 0.6, 1.0, 2_f64.powi(-30)),

@@ -119,7 +119,9 @@ mod tests {
             assert!(losses[4] < losses[0], "{rule:?}: {losses:?}");
             losses[4]
         };
-        let losses: Vec<f32> = RuleKind::ALL.iter().map(|&rule| last(rule, 0.9)).collect();
+        // Those of the paper.
+        let rules = [RuleKind::AdaMod, RuleKind::Adam, RuleKind::Sgd];
+        let losses = rules.map(|rule| last(rule, 0.9));
         for (index, loss) in losses.iter().enumerate() {
             assert!(!losses[..index].contains(loss), "{losses:?}");
         }
