@@ -109,7 +109,7 @@ pub mod low_level {
 
     pub use crate::kernels::abi;
     pub use crate::kernels::bindings;
-    pub use crate::kernels::rows::{GroupRow, coefficient_row};
+    pub use crate::kernels::rows::{GroupTable, coefficient_row};
     pub use crate::kernels::variant::{
         Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
     };

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 use std::path::Path;
 
-use adamod::low_level::abi::{self, Chunk, Coefficients, Control, ControlHead, Group, Partial, Row, Segment};
+use adamod::low_level::abi::{
+    self, Chunk, Coefficients, Control, ControlHead, DecayRate, Group, GroupTableHead, Partial, Row, Segment,
+};
 use adamod::low_level::{
     MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, prepare_source,
     schedule_source,
@@ -101,7 +103,9 @@ fn kernels_that_prepare_steps_are_valid_too() {
     ];
     assert_eq!(members, expected.map(|(name, offset)| (name.to_owned(), offset as u32)));
     let (members, _) = reflect(&module, "GroupTable");
-    assert_eq!(members, [("max_norm".to_owned(), 0), ("groups".to_owned(), abi::GROUPS_OFFSET as u32)]);
+    let words = ("words".to_owned(), size_of::<GroupTableHead>() as u32);
+    let decay_rates = ("decay_rates".to_owned(), offset_of!(GroupTableHead, decay_rates) as u32);
+    assert_eq!(members, [("max_norm".to_owned(), 0), decay_rates, words]);
     assert_same_layout!(
         &module,
         Control { loss_scale, multiplier, norm, growth_tracker, taken, skipped, skipped_in_a_row }
@@ -117,8 +121,7 @@ fn kernels_that_prepare_steps_are_valid_too() {
             variant,
             rate_coefficients,
             coefficients,
-            one_minus_betas,
-            one_minus_powers,
+            decay_rates,
         }
     );
 }
@@ -196,12 +199,13 @@ fn shared_structures_have_one_layout() {
 #[test]
 fn shared_constants_are_equal() {
     let is_counting = |variant: &Variant| variant.diagnostics != Diagnostics::Off;
-    let module = parse(&Variant::all().into_iter().find(is_counting).unwrap());
+    let modules =
+        [parse(&Variant::all().into_iter().find(is_counting).unwrap()), validated(&prepare_source())];
     let constant = |name: &str| {
-        let (_, constant) = module
-            .constants
+        let (module, (_, constant)) = modules
             .iter()
-            .find(|(_, constant)| constant.name.as_deref() == Some(name))
+            .flat_map(|module| module.constants.iter().map(move |constant| (module, constant)))
+            .find(|(_, (_, constant))| constant.name.as_deref() == Some(name))
             .unwrap_or_else(|| panic!("{name} exists"));
         match module.global_expressions[constant.init] {
             naga::Expression::Literal(naga::Literal::U32(value)) => f64::from(value),
@@ -224,6 +228,8 @@ fn shared_constants_are_equal() {
         ("NOT_FINITE_UPDATES", abi::NOT_FINITE_UPDATES),
         ("SQUARES", abi::SQUARES),
         ("COUNTERS", abi::COUNTERS),
+        ("GROUP_WORDS", size_of::<Group>() / 4),
+        ("DECAY_RATE_WORDS", size_of::<DecayRate>() / 4),
     ] {
         assert_eq!(constant(name), expected as f64, "{name}");
     }

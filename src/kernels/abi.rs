@@ -113,8 +113,15 @@ pub struct Row {
     pub activity: u32,
 }
 
-/// Where the groups start in the table of groups; WGSL `GroupTable`. Before them is the largest norm, an f32.
-pub const GROUPS_OFFSET: usize = 4;
+/// The start of the table of groups; WGSL `GroupTable`. The [groups](Group) follow, and behind them the [decay rates](DecayRate).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct GroupTableHead {
+    /// The largest norm; 0 for no clip.
+    pub max_norm: f32,
+    /// Word where the decay rates start, counted from the first group.
+    pub decay_rates: u32,
+}
 
 /// A group's hyperparameters for steps that the device prepares; WGSL `Group`.
 #[repr(C)]
@@ -136,10 +143,18 @@ pub struct Group {
     pub rate_coefficients: u32,
     /// The rule's own coefficients with all bias corrections 1.
     pub coefficients: [f32; MAX_COEFFICIENTS],
-    /// 1 - beta of each decay rate.
-    pub one_minus_betas: [f32; MAX_DECAY_RATES],
-    /// 1 - beta^(2^k) of each decay rate.
-    pub one_minus_powers: [[f32; 32]; MAX_DECAY_RATES],
+    /// Its decay rates, as indices into those of the table.
+    pub decay_rates: [u32; MAX_DECAY_RATES],
+}
+
+/// A decay rate beta of moving averages.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct DecayRate {
+    /// 1 - beta.
+    pub one_minus_beta: f32,
+    /// 1 - beta^(2^k).
+    pub one_minus_powers: [f32; 32],
 }
 
 /// The start of the control buffer; WGSL `Control`.

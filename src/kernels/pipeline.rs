@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 
-use super::abi::{Chunk, Coefficients, GROUPS_OFFSET, Group, HISTOGRAM_BYTES, Partial, Row, Segment};
+use super::abi::{Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Row, Segment};
 use super::bindings;
 use super::variant::{
     Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
@@ -269,10 +269,13 @@ impl Kernel {
     }
 }
 
+/// Bytes of a table of groups with one word.
+pub const LEAST_GROUP_TABLE_BYTES: usize = size_of::<GroupTableHead>() + 4;
+
 fn prepare_entries(control_bytes: u64) -> [wgpu::BindGroupLayoutEntry; 4] {
     [
         dynamic(bindings::ROWS, size_of::<Row>()),
-        dynamic(bindings::GROUPS, GROUPS_OFFSET + size_of::<Group>()),
+        dynamic(bindings::GROUPS, LEAST_GROUP_TABLE_BYTES),
         read_write(bindings::CONTROL, control_bytes),
         read_write(bindings::PREPARED, size_of::<Coefficients>() as u64),
     ]

@@ -11,8 +11,8 @@ use crate::device::gpu::{Gpu, binding};
 use crate::device::ring::{Lease, Ring};
 use crate::kernels::abi::{self, Partial, Row};
 use crate::kernels::bindings;
-use crate::kernels::pipeline::{Kernel, NormEnd, Pipelines};
-use crate::kernels::rows::GroupRow;
+use crate::kernels::pipeline::{Kernel, LEAST_GROUP_TABLE_BYTES, NormEnd, Pipelines};
+use crate::kernels::rows::GroupTable;
 use crate::kernels::variant::GradientBinding;
 use crate::options::{DeviceControl, LossScale};
 use crate::plan::launches::{Launch, Plan};
@@ -35,8 +35,7 @@ pub struct DeviceSteps {
     /// The revision of the groups and the largest norm that the slot of groups has.
     groups_written: Option<(u64, f32)>,
     groups_slot: Option<Lease>,
-    /// The rows of the groups as they were last uploaded.
-    group_rows: Vec<Option<GroupRow>>,
+    group_table: GroupTable,
     /// Binds the schedule of the learning rates, if there is one.
     schedule: Option<wgpu::BindGroup>,
     /// Binds the control of the first optimizer of the last joint step and this one's, if this was another one there.
@@ -79,12 +78,12 @@ impl DeviceSteps {
             prepared,
             generation: 0,
             rows: Ring::new(gpu, "rows", 2, size_of::<Row>() as u64)?,
-            groups: Ring::new(gpu, "groups", 4, (abi::GROUPS_OFFSET + size_of::<abi::Group>()) as u64)?,
+            groups: Ring::new(gpu, "groups", 4, LEAST_GROUP_TABLE_BYTES as u64)?,
             rows_written: None,
             rows_slot: None,
             groups_written: None,
             groups_slot: None,
-            group_rows: Vec::new(),
+            group_table: GroupTable::default(),
             schedule: None,
             joint: None,
         })
@@ -219,17 +218,8 @@ impl DeviceSteps {
         }
         let max_norm = self.settings.max_norm.unwrap_or(0.0) as f32;
         if self.groups_written != Some((revisions.groups, max_norm)) {
-            let mut groups = vec![abi::Group::zeroed(); registry.groups_end()];
-            self.group_rows.resize_with(registry.groups_end(), || None);
-            for (index, (row, cached)) in groups.iter_mut().zip(&mut self.group_rows).enumerate() {
-                let Some(group) = registry.group_at(index) else { continue };
-                let cached = cached.get_or_insert_with(|| GroupRow::new(&group.hyperparameters));
-                cached.update(&group.hyperparameters);
-                *row = cached.row;
-            }
-            let mut table = vec![0; abi::GROUPS_OFFSET];
-            table.copy_from_slice(&max_norm.to_le_bytes());
-            table.extend_from_slice(bytemuck::cast_slice(&groups));
+            self.group_table.update(registry.group_places().map(|of| of.map(|group| &group.hyperparameters)));
+            let table = self.group_table.bytes(max_norm);
             self.groups_slot = Some(self.groups.write(gpu, &table)?);
             self.groups_written = Some((revisions.groups, max_norm));
         }

@@ -181,9 +181,9 @@ impl Registry {
         self.groups.at(index).map(|record| &record.group)
     }
 
-    /// One more than the largest index of a group.
-    pub fn groups_end(&self) -> usize {
-        self.groups.end()
+    /// The group of each index; `None` where it was removed.
+    pub fn group_places(&self) -> impl ExactSizeIterator<Item = Option<&Group>> + Clone {
+        (0..self.groups.end()).map(|index| self.group_at(index))
     }
 
     /// All groups in the order in which they were added.

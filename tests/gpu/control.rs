@@ -1,9 +1,7 @@
 //! Steps that the device prepares: step counts, clip, loss scale and skipping, without a word from the host.
 
-use adamod::low_level::abi::{
-    ACTIVE, Coefficients, Control as ControlWords, ControlHead, GROUPS_OFFSET, Group as GroupWords, Row,
-};
-use adamod::low_level::{GroupRow, coefficient_row, prepare_source};
+use adamod::low_level::abi::{ACTIVE, Coefficients, Control as ControlWords, ControlHead, Row};
+use adamod::low_level::{GroupTable, coefficient_row, prepare_source};
 use adamod::{
     AdaMod, Control, DeviceControl, ErrorKind, Formula, Group, Hyperparameters, LossScale, NonFinite,
     Optimizer, Options, Progress, Rule, RuleKind, Sgd, StateFormat, Step, WeightDecay, Workgroups,
@@ -474,7 +472,7 @@ fn settings_out_of_range_and_calls_without_a_norm_are_refused_by_name() {
 }
 
 /// Runs the kernel that prepares steps by itself, and gives the coefficients of each t.
-fn prepared(gpu: &Gpu, group: GroupWords, steps: &[u32]) -> Vec<Coefficients> {
+fn prepared(gpu: &Gpu, hyperparameters: &Hyperparameters, steps: &[u32]) -> Vec<Coefficients> {
     let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: None,
         source: wgpu::ShaderSource::Wgsl(prepare_source().into()),
@@ -495,7 +493,9 @@ fn prepared(gpu: &Gpu, group: GroupWords, steps: &[u32]) -> Vec<Coefficients> {
     let control = ControlWords { loss_scale: 1.0, multiplier: 1.0, ..Zeroable::zeroed() };
     let head = ControlHead { control, rate_factor: 1.0, ..Zeroable::zeroed() };
     let kept = [bytemuck::bytes_of(&head), bytemuck::cast_slice(&before)].concat();
-    let groups = [&[0; GROUPS_OFFSET], bytemuck::bytes_of(&group)].concat();
+    let mut table = GroupTable::default();
+    table.update([Some(hyperparameters)].into_iter());
+    let groups = table.bytes(0.0);
     let contents: [&[u8]; 3] = [bytemuck::cast_slice(&rows), &groups, &kept];
     let mut buffers: Vec<_> = contents
         .iter()
@@ -542,7 +542,7 @@ fn coefficient_names(rule: RuleKind) -> Vec<String> {
 }
 
 /// AdaMod in both variants of its formula and Adam, with decay rates of the paper and beyond.
-fn rules_with_decay_rates() -> Vec<(Rule, u32, [f64; 3])> {
+fn rules_with_decay_rates() -> Vec<(Rule, [f64; 3])> {
     let mut all = Vec::new();
     for betas in [
         [0.9, 0.999, 0.9999],
@@ -556,11 +556,8 @@ fn rules_with_decay_rates() -> Vec<(Rule, u32, [f64; 3])> {
         let [beta1, beta2, _] = betas;
         for rule in rules() {
             all.push(match rule {
-                Rule::AdaMod(rule) => {
-                    let variant = Formula::ALL.iter().position(|formula| *formula == rule.formula);
-                    (rule.with_betas(betas).into(), variant.unwrap() as u32, betas)
-                }
-                Rule::Adam(rule) => (rule.with_betas([beta1, beta2]).into(), 0, [beta1, beta2, 0.0]),
+                Rule::AdaMod(rule) => (rule.with_betas(betas).into(), betas),
+                Rule::Adam(rule) => (rule.with_betas([beta1, beta2]).into(), [beta1, beta2, 0.0]),
                 _ => continue,
             });
         }
@@ -577,36 +574,16 @@ fn coefficients_of_the_device_agree_with_f64() {
     ]);
     let one_minus_power =
         |beta: f64, t: u64| if beta == 0.0 { 1.0 } else { -(beta.ln() * t as f64).exp_m1() };
-    for (rule, variant, betas) in rules_with_decay_rates() {
+    for (rule, betas) in rules_with_decay_rates() {
         let names = coefficient_names(rule.kind());
-        let place = |name: &str| names.iter().position(|of| of == name);
-        let mut group = GroupWords {
-            sign: 1.0,
-            coupled_decay: 0.25,
-            decoupled_decay: 0.125,
-            options: 3,
-            rule: RuleKind::ALL.iter().position(|kind| *kind == rule.kind()).unwrap() as u32,
-            variant,
-            rate_coefficients: 0,
-            // What the function of the rule does not compute it leaves alone.
-            coefficients: std::array::from_fn(|index| 100.0 + index as f32),
-            one_minus_betas: betas.map(|beta| (1.0 - beta) as f32),
-            one_minus_powers: betas
-                .map(|beta: f64| std::array::from_fn(|k| one_minus_power(beta, 1 << k) as f32)),
-        };
-        for (name, value) in [
-            ("step_size", 1e-3),
-            ("exp_avg_correction", 1.0),
-            ("exp_avg_sq_correction", 1.0),
-            ("debiased_lr_scale", 1.0),
-        ] {
-            if let Some(place) = place(name) {
-                group.coefficients[place] = value;
-            }
-        }
+        let hyperparameters = Hyperparameters::from(rule)
+            .with_learning_rate(f64::from(1e-3_f32))
+            .with_weight_decay(WeightDecay::Coupled(0.25))
+            .with_cautious(true);
+        let base = coefficient_row(&hyperparameters, u64::MAX);
         // One that is not above zero is what is left to 1, negated.
         let from_old = |weight: f64| if weight > 0.0 { weight } else { 1.0 + weight };
-        let found = prepared(gpu(), group, &steps);
+        let found = prepared(gpu(), &hyperparameters, &steps);
         for (&t, found) in steps.iter().zip(found) {
             let corrections = betas.map(|beta| one_minus_power(beta, t.into()));
             let alpha = f64::from(1e-3_f32);
@@ -626,7 +603,7 @@ fn coefficients_of_the_device_agree_with_f64() {
             for (index, name) in names.iter().enumerate() {
                 let mut value = f64::from(found.of_rule[index]);
                 let Some((_, expected)) = computed.iter().find(|(of, _)| of == name) else {
-                    assert_eq!(found.of_rule[index], group.coefficients[index], "{name} of {rule:?}");
+                    assert_eq!(found.of_rule[index], base.of_rule[index], "{name} of {rule:?}");
                     continue;
                 };
                 if name == "debiased_lr_weight" {
@@ -639,7 +616,7 @@ fn coefficients_of_the_device_agree_with_f64() {
             }
             assert_eq!((found.step, found.activity), (t, ACTIVE));
             assert_eq!((found.gradient_scale, found.coupled_decay), (1.0, 0.25));
-            assert_eq!((found.decoupled_decay, found.options), (0.125, 3));
+            assert_eq!((found.decoupled_decay, found.options), (0.0, base.options));
         }
     }
 }
@@ -664,7 +641,7 @@ fn coefficients_of_the_device_agree_with_those_of_the_host() {
                 rule.set_hyperparameter(name, values[case]);
             }
             let hyperparameters = Hyperparameters::from(rule).with_cautious(true);
-            let found = prepared(gpu(), GroupRow::new(&hyperparameters).row, &steps);
+            let found = prepared(gpu(), &hyperparameters, &steps);
             for (&t, found) in steps.iter().zip(found) {
                 let expected = coefficient_row(&hyperparameters, t.into());
                 assert_eq!((found.step, found.options), (expected.step, expected.options));

@@ -282,7 +282,7 @@ def make(case, folder):
     makers = {"adabound": "PyPI adabound 0.0.5", "lion": "PyPI lion-pytorch 0.2.3", "nosadam": "the formulas of the NosAdam authors"}
     maker = makers.get(case["rule"], "torch.optim")
     description = {key: case[key] for key in ("rule", "steps", "learning_rates") if key in case}
-    description["groups"] = groups
+    description["groups"] = [of | of.pop("hyperparameters", {}) for of in groups]
     release = torch.__version__.split("+")[0]
     description["made_by"] = f"{maker} on torch {release} in float64, gradients by numpy {numpy.__version__}"
     path = folder / f"{case['name']}.safetensors"

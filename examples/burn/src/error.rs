@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use adamod::CheckpointError;
 use burn::tensor::wgpu::WgpuInitError;
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, DeviceKind, Shape};
 use thiserror::Error;
 
 /// An operation of the adapter failed.
@@ -72,6 +72,53 @@ pub enum Error {
     Multiplier {
         /// The multiplier.
         found: f32,
+    },
+    /// A field of a configuration of Burn's for which the core has no kernel.
+    #[error("{config}: {field} is {found}, expected {expected}: adamod has no kernel for it")]
+    Config {
+        /// Type of the configuration.
+        config: &'static str,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// The value that the core has a kernel for.
+        expected: String,
+    },
+    /// A configuration of Burn's with other fields than those of Burn 0.22.
+    #[error("{config}: {what}")]
+    UnknownConfig {
+        /// Type of the configuration.
+        config: &'static str,
+        /// What is not as in Burn 0.22.
+        what: String,
+    },
+    /// Burn's clipping, which knows no loss scale.
+    #[error(
+        "gradient clipping needs a loss scale of 1, expected LossScale::Constant(1.0), got {found}; clip to max_norm instead"
+    )]
+    ClippingWithLossScale {
+        /// The loss scale.
+        found: String,
+    },
+    /// A record of an optimizer's state that cannot be continued.
+    #[error("the record of parameter {label:?}: {what}")]
+    Record {
+        /// Path of the parameter, or Burn's id of it.
+        label: String,
+        /// Why.
+        what: String,
+    },
+    /// Burn has opened the device itself.
+    #[error(
+        "Burn has opened {kind:?} before ({message}), and it does not give out that device: call Gpu::open before the first tensor and \
+         create tensors on Gpu::device(), or give a device of your own to Gpu::from_setup"
+    )]
+    InUse {
+        /// The device.
+        kind: DeviceKind,
+        /// Burn's message.
+        message: String,
     },
     /// An operation of the core failed.
     #[error(transparent)]

@@ -1,8 +1,10 @@
 //! [`Gpu`]: one wgpu device that Burn and the optimizer share.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::backend::DispatchDevice;
 use burn::backend::wgpu::wgpu;
-use burn::tensor::wgpu::WgpuSetup;
+use burn::tensor::wgpu::{WgpuInitError, WgpuSetup};
 use burn::tensor::{Device, DeviceKind};
 
 use crate::error::Error;
@@ -14,21 +16,31 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct Gpu {
     device: Device,
-    #[cfg(feature = "fusion")]
     pub(crate) cube: cubecl::Device,
     pub(crate) wgpu: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
 }
 
 impl Gpu {
-    /// Opens an adapter with Burn's limits and features.
+    /// Opens an adapter with Burn's limits and features. If this was called with the same `kind` before, the device is the same.
     ///
     /// # Errors
-    /// If there is no adapter, or if this process has used that `kind` in Burn already, whose device cannot be shared then. Call this
-    /// before the first tensor is created.
+    /// If there is no adapter, or if a tensor or Burn itself has opened that `kind` before ([`Error::InUse`]).
     pub fn open(kind: DeviceKind) -> Result<Self, Error> {
-        let (device, setup) = Device::wgpu_options().device_kind(kind).init_with_setup()?;
-        Self::new(device, setup)
+        static OPENED: Mutex<Vec<(DeviceKind, Gpu)>> = Mutex::new(Vec::new());
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, gpu)) = opened.iter().find(|(of, _)| *of == kind) {
+            return Ok(gpu.clone());
+        }
+        let (device, setup) = Device::wgpu_options().device_kind(kind.clone()).init_with_setup().map_err(
+            |error| match error {
+                WgpuInitError::Registration { message } => Error::InUse { kind: kind.clone(), message },
+                error => error.into(),
+            },
+        )?;
+        let gpu = Self::new(device, setup)?;
+        opened.push((kind, gpu.clone()));
+        Ok(gpu)
     }
 
     /// Registers the engine's own wgpu device with Burn. Call it once for each device.
@@ -45,17 +57,8 @@ impl Gpu {
         let DispatchDevice::Cube(cube) = device.as_dispatch() else {
             return Err(Error::Burn { what: format!("{device:?} is not a device of Burn's wgpu backend") });
         };
-        #[cfg(feature = "fusion")]
         let cube = cube.clone();
-        #[cfg(not(feature = "fusion"))]
-        let _ = cube;
-        Ok(Self {
-            #[cfg(feature = "fusion")]
-            cube,
-            wgpu: setup.device,
-            queue: setup.queue,
-            device,
-        })
+        Ok(Self { cube, wgpu: setup.device, queue: setup.queue, device })
     }
 
     /// Burn's device without autodiff. Train on `gpu.device().autodiff()`.

@@ -4,15 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use adamod::{
-    Checkpoint, ErrorKind, Group, GroupId, Hyperparameters, Optimizer, Options, Progress, RateHistograms,
+    Checkpoint, Control, ErrorKind, Group, GroupId, Hyperparameters, LossScale, Optimizer, Options, Progress,
+    RateHistograms,
 };
-use burn::module::Module;
-use burn::optim::GradAdaptor;
+use burn::grad_clipping::GradientClipping;
+use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
+use burn::module::{Module, ParamGroup, ParamId};
+use burn::optim::{GradAdaptor, OptimizerRecord};
 
 use crate::backend;
+use crate::config::{FusedConfig, FusedGroup};
 use crate::error::{Error, StepError};
 use crate::gpu::Gpu;
 use crate::parameters::{KnownParameters, Register, Registry, Return, Take};
+use crate::records::{self, Restored};
 use crate::shared::Shared;
 
 /// The optimizer step of a Burn module, in place on Burn's own buffers.
@@ -31,9 +36,26 @@ pub struct FusedOptimizer {
 /// A group, and the parameters that it takes.
 pub(crate) struct ModuleGroup {
     pub id: GroupId,
-    hyperparameters: Hyperparameters,
-    /// Whether a path belongs to it.
-    pub takes: Box<dyn Fn(&str) -> bool + Send>,
+    pub group: Group,
+    pub clipping: Option<GradientClipping>,
+    pub members: Members,
+}
+
+/// The parameters that a group takes.
+pub(crate) enum Members {
+    /// Those with a path for which it is true.
+    Paths(Box<dyn Fn(&str) -> bool + Send>),
+    /// Those of a group of Burn's.
+    Burn(ParamGroup),
+}
+
+impl Members {
+    pub fn has(&self, id: ParamId, path: &str) -> bool {
+        match self {
+            Members::Paths(takes) => takes(path),
+            Members::Burn(group) => group.matches(&id, Some(path)),
+        }
+    }
 }
 
 impl fmt::Debug for FusedOptimizer {
@@ -72,9 +94,72 @@ impl FusedOptimizer {
     ) -> Result<GroupId, Error> {
         let group = group.into();
         let id = self.shared.core().add_group(group)?;
-        let hyperparameters = group.hyperparameters;
-        self.groups.push(ModuleGroup { id, hyperparameters, takes: Box::new(takes) });
+        let members = Members::Paths(Box::new(takes));
+        self.groups.push(ModuleGroup { id, group, clipping: None, members });
         Ok(id)
+    }
+
+    /// Adds a group for the parameters of a group of Burn's, as `ModuleOptimizer::with_group` does: it takes precedence over the groups
+    /// that were added before, and parameters that are in it lose their state.
+    ///
+    /// # Errors
+    /// If a hyperparameter is refused or the core has no kernel for the configuration, if it clips and the loss scale is not 1, or if a
+    /// queued step failed.
+    pub fn with_group(
+        mut self,
+        members: ParamGroup,
+        config: &(impl FusedConfig + ?Sized),
+    ) -> Result<Self, Error> {
+        let FusedGroup { group, clipping } = config.fused_group()?;
+        self.check_clipping(clipping.as_ref())?;
+        let is_member = |(path, known): (&String, &crate::parameters::Known)| {
+            members.matches(&known.id, Some(path)).then(|| path.clone())
+        };
+        let moved: Vec<_> = self.known.iter().filter_map(is_member).collect();
+        let id = self.shared.core().add_group(group)?;
+        for path in moved {
+            self.forget(&path)?;
+        }
+        self.groups.insert(0, ModuleGroup { id, group, clipping, members: Members::Burn(members) });
+        Ok(self)
+    }
+
+    /// Clips gradients as `ModuleOptimizer::with_grad_clipping` does: those of the group with the lowest precedence.
+    ///
+    /// # Errors
+    /// As [`FusedOptimizer::set_grad_clipping`], and if there is no group.
+    pub fn with_grad_clipping(mut self, clipping: GradientClipping) -> Result<Self, Error> {
+        let group = self.groups.last().ok_or_else(unknown_group)?.id;
+        self.set_grad_clipping(group, Some(clipping))?;
+        Ok(self)
+    }
+
+    /// Clips the gradient of each tensor of a group by itself from the next step on, with Burn's own tensor operations on the device:
+    /// its elements to a range, or its norm. [`adamod::DeviceControl::max_norm`] clips the norm of all gradients of a step together, in
+    /// the kernels, and after this.
+    ///
+    /// # Errors
+    /// If the group belongs to another optimizer, or the loss scale is not 1, because gradients are divided by it after this.
+    pub fn set_grad_clipping(
+        &mut self,
+        group: GroupId,
+        clipping: Option<GradientClipping>,
+    ) -> Result<(), Error> {
+        self.check_clipping(clipping.as_ref())?;
+        let group = self.groups.iter_mut().find(|of| of.id == group).ok_or_else(unknown_group)?;
+        group.clipping = clipping;
+        Ok(())
+    }
+
+    fn check_clipping(&self, clipping: Option<&GradientClipping>) -> Result<(), Error> {
+        match self.shared.core().options().control {
+            Control::Device(control)
+                if clipping.is_some() && control.loss_scale != LossScale::Constant(1.0) =>
+            {
+                Err(Error::ClippingWithLossScale { found: format!("{:?}", control.loss_scale) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sets a group's learning rate for [`FusedOptimizer::step_groups`].
@@ -97,37 +182,35 @@ impl FusedOptimizer {
     ) -> Result<(), Error> {
         let hyperparameters = hyperparameters.into();
         let old = self.groups.iter_mut().find(|of| of.id == group).ok_or_else(unknown_group)?;
-        let (found, expected) = (hyperparameters.rule.kind(), old.hyperparameters.rule.kind());
+        let (found, expected) = (hyperparameters.rule.kind(), old.group.hyperparameters.rule.kind());
         if found != expected {
             return Err(adamod::Error::from(ErrorKind::Rule { found, expected }).into());
         }
         hyperparameters.validate().map_err(adamod::Error::from)?;
-        old.hyperparameters = hyperparameters;
+        old.group.hyperparameters = hyperparameters;
         Ok(())
     }
 
     /// A group's hyperparameters; `None` if it belongs to another optimizer.
     pub fn hyperparameters(&self, group: GroupId) -> Option<&Hyperparameters> {
-        self.groups.iter().find(|of| of.id == group).map(|group| &group.hyperparameters)
+        self.groups.iter().find(|of| of.id == group).map(|group| &group.group.hyperparameters)
     }
 
-    /// Takes a step with one learning rate for all groups. `gradients` are [`burn::optim::GradientsParams`], or
-    /// [`burn::optim::MultiGradientsParams`] of several devices, which are summed.
+    /// Takes a step. `learning_rate` is one number for all parameters, or what `ModuleLrScheduler::step` returns, which has a rate for each
+    /// of its own groups. `gradients` are [`burn::optim::GradientsParams`], or [`burn::optim::MultiGradientsParams`] of several devices,
+    /// which are summed.
+    ///
+    /// A group keeps the rate of the first of its parameters for [`FusedOptimizer::step_groups`].
     ///
     /// # Errors
-    /// As [`FusedOptimizer::step_groups`], and if the learning rate is refused.
+    /// As [`FusedOptimizer::step_groups`], and if a learning rate is refused.
     pub fn step<M: Module>(
         &mut self,
-        learning_rate: f64,
+        learning_rate: impl Into<ModuleLearningRate>,
         module: M,
         gradients: impl Into<GradAdaptor>,
     ) -> Result<M, StepError<M>> {
-        for index in 0..self.groups.len() {
-            if let Err(error) = self.set_learning_rate(self.groups[index].id, learning_rate) {
-                return Err(StepError::new(error, module));
-            }
-        }
-        self.step_groups(module, gradients)
+        self.step_at(Some(learning_rate.into()), module, gradients.into())
     }
 
     /// Takes a step in which each group has its own learning rate ([`FusedOptimizer::set_learning_rate`]).
@@ -144,17 +227,31 @@ impl FusedOptimizer {
         module: M,
         gradients: impl Into<GradAdaptor>,
     ) -> Result<M, StepError<M>> {
+        self.step_at(None, module, gradients.into())
+    }
+
+    fn step_at<M: Module>(
+        &mut self,
+        learning_rates: Option<ModuleLearningRate>,
+        module: M,
+        gradients: GradAdaptor,
+    ) -> Result<M, StepError<M>> {
         if let Err(error) = self.shared.take_failure() {
             return Err(StepError::new(error, module));
         }
         let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
-        let mut take = Take::new(registry, gradients.into());
+        let mut take = Take::new(registry, learning_rates, gradients);
         let module = module.map(&mut take);
         let (taken, jobs, error) = take.finish();
         let (values, outcome) = match error {
             Some(error) => (jobs.into_iter().map(|job| job.value).collect(), Err(error)),
             None => {
-                let groups = self.groups.iter().map(|group| (group.id, group.hyperparameters)).collect();
+                for group in &mut self.groups {
+                    if let Some(first) = jobs.iter().find(|job| job.group == group.id) {
+                        group.group.hyperparameters.learning_rate = first.learning_rate;
+                    }
+                }
+                let groups = self.groups.iter().map(|group| (group.id, group.group)).collect();
                 backend::run(&self.shared, groups, jobs)
             }
         };
@@ -197,8 +294,7 @@ impl FusedOptimizer {
     /// # Errors
     /// If the device fails or a queued step failed.
     pub fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
-        self.shared.drain()?;
-        Ok(self.shared.core().checkpoint().wait()?)
+        Ok(self.shared.settled()?.checkpoint().wait()?)
     }
 
     /// Continues from a checkpoint with the same bits. The groups have to be added before. Parameters that have not stepped yet are
@@ -208,7 +304,7 @@ impl FusedOptimizer {
     /// If the checkpoint and the optimizer differ, or a queued step failed. The error names what differs. Nothing has changed then, except
     /// that parameters may have been registered.
     pub fn restore<M: Module>(&mut self, checkpoint: &Checkpoint, module: &M) -> Result<(), Error> {
-        self.shared.drain()?;
+        drop(self.shared.settled()?);
         let labels = checkpoint.parameters().map(|parameter| parameter.label).collect();
         let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
         Register::all(registry, labels, module)?;
@@ -216,10 +312,46 @@ impl FusedOptimizer {
         core.restore(checkpoint)?;
         for group in &mut self.groups {
             if let Some(restored) = core.group(group.id) {
-                group.hyperparameters = restored.hyperparameters;
+                group.group.hyperparameters = restored.hyperparameters;
             }
         }
         Ok(())
+    }
+
+    /// Continues from the record of a `ModuleOptimizer`: of Burn's Adam, AdamW or SGD, which are converted, or of
+    /// [`PerTensor`](crate::PerTensor). Hyperparameters stay those of the groups.
+    ///
+    /// A record names parameters by Burn's ids, so `module` has to be the one that was trained, or loaded from its record.
+    ///
+    /// # Errors
+    /// If the record is of another optimizer or has parameters that the module does not have, if a group has another rule, or if a queued
+    /// step failed. No state has changed then, unless the device failed.
+    pub fn load_record<M: Module>(&mut self, record: OptimizerRecord, module: &M) -> Result<(), Error> {
+        self.shared.drain()?;
+        let states = records::states_of(record)?;
+        let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
+        let restored = records::match_parameters(registry, states, module)?;
+        let mut core = self.shared.core();
+        for restored in &restored {
+            restored.check(&core)?;
+        }
+        for Restored { parameter, state, .. } in &restored {
+            core.write_state(*parameter, state)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the state of the parameter with this path, which starts anew at its next step, in the first group that takes it and with
+    /// the length and type that it has then. Returns whether there was any.
+    ///
+    /// # Errors
+    /// If the device fails or a queued step failed.
+    pub fn forget(&mut self, path: &str) -> Result<bool, Error> {
+        self.shared.drain()?;
+        let Some(known) = self.known.get(path) else { return Ok(false) };
+        self.shared.core().remove_parameter(known.parameter)?;
+        self.known.remove(path);
+        Ok(true)
     }
 
     /// Reads the histograms of learning rates since the last call and resets them. Waits for the device.
@@ -240,15 +372,14 @@ impl FusedOptimizer {
         Ok(self.shared.core().read_progress().wait()?)
     }
 
-    /// Submits all steps so far and calls `look` with the core optimizer. Labels of parameters are their paths:
-    /// `core.parameter("encoder.layers.0.weight")`. `look` must not call Burn, whose threads may wait for the core. Hyperparameters that
-    /// it sets hold until the next step.
+    /// Submits all steps so far and calls `look` with the core optimizer, to read from it. Labels of parameters are their paths:
+    /// `core.parameter("encoder.layers.0.weight")`. `look` must not call Burn, whose threads may wait for the core.
     ///
     /// # Errors
     /// The first error of a queued step.
-    pub fn with_core<T>(&mut self, look: impl FnOnce(&mut Optimizer) -> T) -> Result<T, Error> {
+    pub fn with_core<T>(&mut self, look: impl FnOnce(&Optimizer) -> T) -> Result<T, Error> {
         self.shared.drain()?;
-        Ok(look(&mut self.shared.core()))
+        Ok(look(&self.shared.core()))
     }
 }
 
@@ -285,7 +416,7 @@ mod tests {
 
         let tensor = |value: f32| Tensor::<1>::full([3], value, &gpu.device());
         let of = |value| primitive(&tensor(value)).expect("a tensor on wgpu");
-        let job = Job { parameter, value: of(2.0), gradient: of(1.0) };
+        let job = Job { parameter, group, learning_rate: 0.5, value: of(2.0), gradient: of(1.0) };
         let (mut values, outcome) = backend::run(&optimizer.shared, Vec::new(), vec![job]);
         let value = Tensor::<1>::from_primitive::<Wgpu>(values.pop().expect("a value"));
         if let Err(error) = outcome {

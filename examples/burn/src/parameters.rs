@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
-use adamod::{Parameter, ParameterId};
+use adamod::{GroupId, Parameter, ParameterId};
 use burn::backend::wgpu::Wgpu;
+use burn::grad_clipping::GradientClipping;
+use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradAdaptor;
 use burn::tensor::{DType, Device, Tensor};
@@ -16,7 +18,10 @@ use crate::shared::{Job, Shared, core_dtype};
 /// A parameter that has been registered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
-    parameter: ParameterId,
+    pub parameter: ParameterId,
+    pub group: GroupId,
+    /// Burn's id of the module's parameter.
+    pub id: ParamId,
     elements: usize,
     dtype: DType,
 }
@@ -32,10 +37,18 @@ pub(crate) struct Registry<'a> {
 }
 
 impl Registry<'_> {
-    fn parameter(&mut self, label: &str, elements: usize, dtype: DType) -> Result<ParameterId, Error> {
-        if let Some(known) = self.known.get(label) {
+    pub fn parameter(
+        &mut self,
+        id: ParamId,
+        label: &str,
+        elements: usize,
+        dtype: DType,
+    ) -> Result<Known, Error> {
+        if let Some(known) = self.known.get_mut(label) {
+            // A module that was made or loaded anew has other ids.
+            known.id = id;
             return if (known.elements, known.dtype) == (elements, dtype) {
-                Ok(known.parameter)
+                Ok(*known)
             } else {
                 let describe = |elements, dtype| format!("{elements} elements of type {dtype:?}");
                 Err(Error::Changed {
@@ -45,13 +58,14 @@ impl Registry<'_> {
                 })
             };
         }
-        let group = self.groups.iter().find(|group| (group.takes)(label));
+        let group = self.groups.iter().find(|group| group.members.has(id, label));
         let group = group.ok_or_else(|| Error::NoGroup { label: label.to_owned() })?.id;
         let dtype_of_core = supported(label, "value", dtype)?;
         let parameter = Parameter::new(label, elements as u64).with_dtype(dtype_of_core);
         let parameter = self.shared.core().add_parameter(group, parameter)?;
-        self.known.insert(label.to_owned(), Known { parameter, elements, dtype });
-        Ok(parameter)
+        let known = Known { parameter, group, id, elements, dtype };
+        self.known.insert(label.to_owned(), known);
+        Ok(known)
     }
 }
 
@@ -60,14 +74,14 @@ fn supported(label: &str, role: &'static str, found: DType) -> Result<adamod::DT
 }
 
 /// The autodiff settings of a parameter. A step works on tensors without autodiff and restores them afterwards.
-struct Autodiff {
+pub(crate) struct Autodiff {
     strategy: Option<burn::backend::GradientCheckpointingStrategy>,
     requires_grad: bool,
     is_distributed: bool,
 }
 
 impl Autodiff {
-    fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
+    pub fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
         Self {
             strategy: tensor.gradient_checkpointing_strategy(),
             requires_grad: tensor.is_require_grad(),
@@ -75,7 +89,7 @@ impl Autodiff {
         }
     }
 
-    fn restore<const D: usize>(self, tensor: Tensor<D>, id: ParamId) -> Tensor<D> {
+    pub fn restore<const D: usize>(self, tensor: Tensor<D>, id: ParamId) -> Tensor<D> {
         let Some(strategy) = self.strategy else { return tensor };
         let tensor = tensor.autodiff().with_gradient_checkpointing_strategy(strategy);
         let tensor = tensor.set_require_grad(self.requires_grad);
@@ -93,6 +107,8 @@ pub(crate) struct Taken {
 pub(crate) struct Take<'a> {
     registry: Registry<'a>,
     device: Device,
+    /// `None` for the groups' own rates.
+    learning_rates: Option<ModuleLearningRate>,
     gradients: GradAdaptor,
     path: Vec<String>,
     taken: Vec<Taken>,
@@ -101,11 +117,16 @@ pub(crate) struct Take<'a> {
 }
 
 impl<'a> Take<'a> {
-    pub fn new(registry: Registry<'a>, gradients: GradAdaptor) -> Self {
+    pub fn new(
+        registry: Registry<'a>,
+        learning_rates: Option<ModuleLearningRate>,
+        gradients: GradAdaptor,
+    ) -> Self {
         let device = registry.shared.gpu.device();
         Self {
             registry,
             device,
+            learning_rates,
             gradients,
             path: Vec::new(),
             taken: Vec::new(),
@@ -121,9 +142,10 @@ impl<'a> Take<'a> {
     /// Checks a parameter and its gradient. `None` for a parameter without elements, which has nothing to step.
     fn check<const D: usize>(
         &mut self,
+        id: ParamId,
         value: &Tensor<D>,
         gradient: Tensor<D>,
-    ) -> Result<Option<(ParameterId, Tensor<D>)>, Error> {
+    ) -> Result<Option<Checked<D>>, Error> {
         let label = self.path.join(".");
         if value.device() != self.device {
             let name = |device: &Device| format!("{device:?}");
@@ -139,11 +161,36 @@ impl<'a> Take<'a> {
         if elements == 0 {
             return Ok(None);
         }
-        let parameter = self.registry.parameter(&label, elements, value.dtype())?;
+        let Known { parameter, group, .. } = self.registry.parameter(id, &label, elements, value.dtype())?;
+        let of = self.registry.groups.iter().find(|of| of.id == group);
+        let of = of.ok_or_else(|| Error::NoGroup { label: label.clone() })?;
+        let hyperparameters = of.group.hyperparameters;
+        let learning_rate = match &self.learning_rates {
+            None => hyperparameters.learning_rate,
+            Some(rates) => rates.lr_from_param(id, Some(&label)),
+        };
+        hyperparameters.with_learning_rate(learning_rate).validate().map_err(adamod::Error::from)?;
         let gradient = gradient.inner();
         let gradient =
             if gradient.device() == self.device { gradient } else { gradient.to_device(&self.device) };
-        Ok(Some((parameter, gradient)))
+        let gradient = clipped(of.clipping.as_ref(), gradient);
+        Ok(Some(Checked { parameter, group, learning_rate, gradient }))
+    }
+}
+
+/// A parameter that can be stepped.
+struct Checked<const D: usize> {
+    parameter: ParameterId,
+    group: GroupId,
+    learning_rate: f64,
+    gradient: Tensor<D>,
+}
+
+/// The gradient after Burn's own clipping, which is tensor operations on the device.
+fn clipped<const D: usize>(clipping: Option<&GradientClipping>, gradient: Tensor<D>) -> Tensor<D> {
+    match clipping {
+        None => gradient,
+        Some(clipping) => clipping.clip_gradient(gradient),
     }
 }
 
@@ -162,7 +209,7 @@ impl ModuleMapper for Take<'_> {
         }
         let Some((gradient, _)) = self.gradients.remove::<D>(param.id) else { return param };
         let (id, value, mapper) = param.consume();
-        let checked = match self.check(&value, gradient) {
+        let checked = match self.check(id, &value, gradient) {
             Ok(Some(checked)) => checked,
             Ok(None) => return Param::from_mapped_value(id, value, mapper),
             Err(error) => {
@@ -170,14 +217,20 @@ impl ModuleMapper for Take<'_> {
                 return Param::from_mapped_value(id, value, mapper);
             }
         };
-        let (parameter, gradient) = checked;
+        let Checked { parameter, group, learning_rate, gradient } = checked;
         let autodiff = Autodiff::of(&value);
         match (primitive(&value), primitive(&gradient)) {
             (Ok(of_value), Ok(of_gradient)) => {
                 // Dropped before the step, so that a value to which nothing else refers is updated in place.
                 drop(value);
                 self.taken.push(Taken { id, autodiff });
-                self.jobs.push(Job { parameter, value: of_value, gradient: of_gradient });
+                self.jobs.push(Job {
+                    parameter,
+                    group,
+                    learning_rate,
+                    value: of_value,
+                    gradient: of_gradient,
+                });
                 // A placeholder of the right rank, until the new value is put in.
                 Param::from_mapped_value(id, gradient, mapper)
             }
@@ -248,7 +301,8 @@ impl ModuleVisitor for Register<'_> {
             return;
         }
         let value = param.base();
-        let registered = self.registry.parameter(&label, value.shape().num_elements(), value.dtype());
+        let registered =
+            self.registry.parameter(param.id, &label, value.shape().num_elements(), value.dtype());
         self.error = registered.err();
     }
 }

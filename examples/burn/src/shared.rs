@@ -1,8 +1,9 @@
 //! The core optimizer, which is shared with steps that Burn runs later, and a step over Burn's buffers.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use adamod::{GroupId, Hyperparameters, Optimizer, Options, ParameterId, Step, Update, View, Views};
+use adamod::{Group, GroupId, Optimizer, Options, ParameterId, Step, Update, View, Views};
 use burn::backend::StreamId;
 use burn::backend::wgpu::{AutoCompiler, CubeTensor, into_contiguous};
 use burn::tensor::DType;
@@ -15,18 +16,22 @@ use crate::gpu::Gpu;
 /// A parameter with a gradient in one step.
 pub(crate) struct Job<T> {
     pub parameter: ParameterId,
+    pub group: GroupId,
+    pub learning_rate: f64,
     pub value: T,
     pub gradient: T,
 }
 
-/// Hyperparameters of each group in one step.
-pub(crate) type Groups = Vec<(GroupId, Hyperparameters)>;
+/// Each group as it is in one step.
+pub(crate) type Groups = Vec<(GroupId, Group)>;
 
 /// What outlives a call, because with fusion a step runs when Burn's queue reaches it.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub gpu: Gpu,
     core: Mutex<Optimizer>,
+    /// Groups of the core that stand in for a group whose parameters have several learning rates: one for each rate but the first.
+    stand_ins: Mutex<HashMap<GroupId, Vec<GroupId>>>,
     /// The first error of a step that ran later. Its values are unchanged.
     failure: Mutex<Option<Error>>,
     /// Streams of Burn that may hold steps.
@@ -42,6 +47,7 @@ impl Shared {
         Ok(Self {
             gpu: gpu.clone(),
             core: Mutex::new(core),
+            stand_ins: Mutex::default(),
             failure: Mutex::default(),
             streams: Mutex::default(),
         })
@@ -63,7 +69,6 @@ impl Shared {
     }
 
     /// Notes that steps were queued on the calling thread's stream.
-    #[cfg(feature = "fusion")]
     pub fn note_stream(&self) {
         let stream = StreamId::current();
         let mut streams = lock(&self.streams);
@@ -82,18 +87,10 @@ impl Shared {
     }
 
     /// Runs a step. Returns the values after it, or those before it if it failed.
-    pub fn update(
-        &self,
-        groups: &[(GroupId, Hyperparameters)],
-        jobs: Vec<Job<CubeTensor>>,
-    ) -> (Vec<CubeTensor>, Result<(), Error>) {
+    pub fn update(&self, groups: Groups, jobs: Vec<Job<CubeTensor>>) -> (Vec<CubeTensor>, Result<(), Error>) {
         let jobs: Vec<_> = jobs
             .into_iter()
-            .map(|Job { parameter, value, gradient }| Job {
-                parameter,
-                value: unshared(value),
-                gradient: into_contiguous(gradient),
-            })
+            .map(|job| Job { value: unshared(job.value), gradient: into_contiguous(job.gradient), ..job })
             .collect();
         let outcome = match jobs.first() {
             None => Ok(()),
@@ -101,14 +98,14 @@ impl Shared {
                 let client = first.value.client.clone();
                 // On the device's thread nothing is queued or moved between the look-up of buffers and the submit, and calls to the
                 // client do not wait: one round trip in all.
-                let recorded = client.exclusive(|| self.record(groups, &jobs));
+                let recorded = client.exclusive(|| self.record(&groups, &jobs));
                 recorded.map_err(Error::burn).flatten()
             }
         };
         (jobs.into_iter().map(|job| job.value).collect(), outcome)
     }
 
-    fn record(&self, groups: &[(GroupId, Hyperparameters)], jobs: &[Job<CubeTensor>]) -> Result<(), Error> {
+    fn record(&self, groups: &[(GroupId, Group)], jobs: &[Job<CubeTensor>]) -> Result<(), Error> {
         let client = &jobs[0].value.client;
         let mut streams = vec![StreamId::current()];
         let mut resource = |tensor: &CubeTensor| {
@@ -136,11 +133,72 @@ impl Shared {
             })
             .collect::<Vec<_>>();
         let mut core = self.core();
-        for &(group, hyperparameters) in groups {
-            core.set_hyperparameters(group, hyperparameters)?;
+        for &(id, group) in groups {
+            self.set_rates(&mut core, id, group, jobs)?;
         }
         core.submit(&Step::at(&updates))?;
         Ok(())
+    }
+
+    /// Gives the parameters of a group their learning rates. In the core a group has one rate, so that each further rate is a group of its
+    /// own. The order of rates is that of the parameters, which therefore move only when rates split or join.
+    fn set_rates(
+        &self,
+        core: &mut Optimizer,
+        id: GroupId,
+        group: Group,
+        jobs: &[Job<CubeTensor>],
+    ) -> Result<(), Error> {
+        let at = |rate: f64| group.hyperparameters.with_learning_rate(rate);
+        let mut stand_ins = lock(&self.stand_ins);
+        let stand_ins = stand_ins.entry(id).or_default();
+        let mut rates: Vec<(u64, GroupId)> = Vec::new();
+        for job in jobs.iter().filter(|job| job.group == id) {
+            let bits = job.learning_rate.to_bits();
+            let of_rate = match rates.iter().find(|(of, _)| *of == bits) {
+                Some(&(_, of_rate)) => of_rate,
+                None => {
+                    let hyperparameters = at(job.learning_rate);
+                    let of_rate = match rates.len().checked_sub(1) {
+                        None => id,
+                        Some(index) if index < stand_ins.len() => stand_ins[index],
+                        Some(_) => {
+                            let new = Group::new(hyperparameters).with_precision(group.precision);
+                            stand_ins.push(core.add_group(new)?);
+                            stand_ins[stand_ins.len() - 1]
+                        }
+                    };
+                    core.set_hyperparameters(of_rate, hyperparameters)?;
+                    rates.push((bits, of_rate));
+                    of_rate
+                }
+            };
+            if core.group_of(job.parameter) != Some(of_rate) {
+                core.set_group(job.parameter, of_rate)?;
+            }
+        }
+        if rates.is_empty() {
+            core.set_hyperparameters(id, group.hyperparameters)?;
+        }
+        Ok(())
+    }
+
+    /// The core with each parameter in the group that it was added to, as a checkpoint lists them, once every queued step is submitted.
+    pub fn settled(&self) -> Result<MutexGuard<'_, Optimizer>, Error> {
+        self.drain()?;
+        let mut core = self.core();
+        for (id, stand_ins) in std::mem::take(&mut *lock(&self.stand_ins)) {
+            let is_in =
+                |parameter: &ParameterId| core.group_of(*parameter).is_some_and(|of| stand_ins.contains(&of));
+            let moved: Vec<_> = core.parameters().filter(is_in).collect();
+            for parameter in moved {
+                core.set_group(parameter, id)?;
+            }
+            for stand_in in stand_ins {
+                core.remove_group(stand_in)?;
+            }
+        }
+        Ok(core)
     }
 }
 

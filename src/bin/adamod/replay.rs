@@ -28,8 +28,8 @@ use comparison::{KindReport, Outcome, compare};
 #[command(
     after_help = "Tolerances, absolute + relative * |expected|: param 1e-6 + 1e-5 |p| up to 100 steps, 1e-5 + 1e-4 |p| beyond; \
 signed states 1e-5 of the element and of the largest one of its tensor, 1e-4 beyond; other states 1e-5 |x|, 1e-4 beyond. With \
---state bf16 (q8), in the same order: 5% (100%) of the largest movement in the tensor, 5% (60%), 15% (100%). Values of lion in bf16: 20%. Values that are \
-expected in 16 bits may be off by half a unit in the last place besides. docs/replay.md has the format of traces.\n\
+--state bf16 (q8), in the same order: 5% (100%) of the largest movement in the tensor, 5% (60%), 15% (100%). Values that are \
+expected in 16 bits may be off by half a unit in the last place besides, and values of lion with --state bf16 by 20%. docs/replay.md has the format of traces.\n\
 Exit codes: 0 within tolerance; 1 not within tolerance; 2 malformed trace or command line, or a file that cannot be read or \
 written; 3 no adapter, a failure of the device, or a report that cannot be printed."
 )]
@@ -82,12 +82,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         .with_context(|| format!("trace {}", arguments.trace.display()))
         .map_err(Failure::Input)?;
     let state = arguments.state;
-    if arguments.backend == Backend::Cpu && state != StateFormat::F32 {
-        return Err(Failure::Input(anyhow!(
-            "--state is {}, expected f32 for the f64 reference, or --backend gpu",
-            state.name()
-        )));
-    }
     for (index, group) in trace.groups.iter().enumerate() {
         let form = group.rule.form();
         if let Some(reason) = form.refusal(state) {
@@ -96,6 +90,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 "--state is {state}, expected one that {form} of group {index} has: {reason}"
             )));
         }
+    }
+    if arguments.backend == Backend::Cpu && state != StateFormat::F32 {
+        return Err(Failure::Input(anyhow!(
+            "--state is {}, expected f32 for the f64 reference, or --backend gpu",
+            state.name()
+        )));
     }
     let outputs: Vec<_> = arguments.output.iter().map(|path| ("--output", path.as_path())).collect();
     let mut outputs = Output::open_all(&[("the trace", &arguments.trace)], &outputs)?;

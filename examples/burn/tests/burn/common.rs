@@ -4,13 +4,16 @@ use std::sync::LazyLock;
 
 use adamod_burn::adamod::{AdaMod, Group, Hyperparameters, Options, Precision, WeightDecay};
 use adamod_burn::{FusedOptimizer, Gpu, operations};
+use burn::backend::Backend;
+use burn::backend::wgpu::{AutoCompiler, CubeBackend, CubeTensor, Wgpu, wgpu};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData, activation};
+use burn_fusion::{Fusion, FusionBackend};
 
-/// The device of all tests. Burn opens a device only once in a process.
+/// The device of all tests.
 pub fn gpu() -> &'static Gpu {
     static GPU: LazyLock<Gpu> =
         LazyLock::new(|| Gpu::open(DeviceKind::DefaultDevice).expect("an adapter and Burn's runtime on it"));
@@ -193,13 +196,46 @@ pub fn elements<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 /// The buffer and byte offset of a tensor.
-pub fn place<const D: usize>(tensor: Tensor<D>) -> (burn::backend::wgpu::wgpu::Buffer, u64) {
-    use burn::backend::wgpu::{AutoCompiler, Wgpu};
+pub fn place<const D: usize>(tensor: Tensor<D>) -> (wgpu::Buffer, u64) {
     let primitive = tensor.inner().try_into_primitive::<Wgpu>().expect("a tensor on wgpu");
-    #[cfg(feature = "fusion")]
-    let primitive =
-        primitive.client.clone().resolve_tensor_float::<burn::backend::wgpu::CubeBackend>(primitive);
-    let server = primitive.client.get_resource::<cubecl::wgpu::WgpuServer<AutoCompiler>>(primitive.handle);
+    let tensor = Wgpu::resolved(primitive);
+    let server = tensor.client.get_resource::<cubecl::wgpu::WgpuServer<AutoCompiler>>(tensor.handle);
     let resource = server.expect("a buffer");
     (resource.resource().buffer.clone(), resource.resource().offset)
+}
+
+/// Burn's backend with fusion or without.
+trait Resolve: Backend {
+    /// The tensor after all operations that are queued for it.
+    fn resolved(tensor: Self::FloatTensorPrimitive) -> CubeTensor;
+}
+
+impl Resolve for CubeBackend {
+    fn resolved(tensor: CubeTensor) -> CubeTensor {
+        tensor
+    }
+}
+
+impl<B: FusionBackend<FloatTensorPrimitive = CubeTensor>> Resolve for Fusion<B> {
+    fn resolved(tensor: Self::FloatTensorPrimitive) -> CubeTensor {
+        tensor.client.clone().resolve_tensor_float::<B>(tensor)
+    }
+}
+
+/// Asserts that two modules have close values.
+#[track_caller]
+pub fn assert_close(
+    found: &[(String, Vec<f32>)],
+    expected: &[(String, Vec<f32>)],
+    tolerance: f32,
+    what: &str,
+) {
+    assert_eq!(found.len(), expected.len());
+    for ((path, found), (expected_path, expected)) in found.iter().zip(expected) {
+        assert_eq!((path, found.len()), (expected_path, expected.len()));
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let is_close = (found - expected).abs() <= tolerance;
+            assert!(is_close, "{what}: element {index} of {path} is {found}, expected {expected}");
+        }
+    }
 }

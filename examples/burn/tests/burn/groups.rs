@@ -4,7 +4,7 @@ use adamod_burn::adamod::{self, AdaMod, Adam, ErrorKind, Hyperparameters, Option
 use adamod_burn::{Error, FusedOptimizer};
 use burn::module::Module;
 
-use crate::common::{Network, Ranks, assert_same, device, gpu, optimizer, values};
+use crate::common::{Network, Ranks, assert_same, device, gpu, optimizer, parameter, values, wave};
 
 /// SGD without momentum: a step is the learning rate times the gradient.
 fn sgd() -> Sgd {
@@ -120,4 +120,30 @@ fn a_group_keeps_its_rule() {
     assert!(matches!(&error, Error::Core(of) if is_rule(of)), "{error}");
     assert_eq!(optimizer.hyperparameters(group), Some(&Hyperparameters::new()));
     optimizer.set_hyperparameters(group, AdaMod::new().with_epsilon(1e-6)).expect("the same rule");
+}
+
+#[test]
+fn a_parameter_that_is_forgotten_starts_anew() {
+    let mut optimizer = optimizer(Options::new(), AdaMod::new());
+    let module = Ranks::new(&device());
+    let gradients = module.gradients(0);
+    let mut module = optimizer.step(0.01, module, gradients).expect("a step");
+    // Its length may change then.
+    module.vector = parameter(wave(&[9], 0.5, &device()));
+    let mut gradients = module.gradients(1);
+    gradients.register(module.vector.id, wave(&[9], 1.5, &gpu().device()));
+    let error = optimizer.step(0.01, module, gradients).expect_err("another length");
+    let (module, error) = error.into_parts();
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
+    assert!(optimizer.forget("vector").expect("no error"));
+    assert!(!optimizer.forget("vector").expect("no error"));
+    assert!(!optimizer.forget("no such path").expect("no error"));
+
+    let mut gradients = module.gradients(1);
+    gradients.register(module.vector.id, wave(&[9], 1.5, &gpu().device()));
+    optimizer.step(0.01, module, gradients).expect("a step");
+    let steps = optimizer.with_core(|core| {
+        ["vector", "matrix"].map(|path| core.parameter(path).and_then(|parameter| core.step_count(parameter)))
+    });
+    assert_eq!(steps.expect("steps"), [Some(1), Some(2)]);
 }

@@ -6,7 +6,7 @@ use adamod_burn::adamod::{
 };
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 
 use crate::common::{
     Ranks, WEIGHT_DECAY, assert_same, device, elements, gpu, hyperparameters, optimizer, rule, stored,
@@ -193,4 +193,33 @@ fn halves_with_master_weights_step_as_f32() {
         wide = of_f32.step(LEARNING_RATE, wide, gradients).expect("a step");
     }
     assert_eq!(elements(module.weight.val()), elements(half(wide.weight.val().inner())));
+}
+
+/// Burn has no bf16 in WGSL, but tensors from the host or a file may have it, and go back there.
+#[test]
+fn bf16_with_master_weights_steps_as_f32() {
+    #[derive(Module, Debug)]
+    struct Half {
+        weight: Param<Tensor<1>>,
+    }
+    let rounded = |elements: Vec<f32>| TensorData::new(elements, [1031]).convert_dtype(DType::BF16);
+    let data = |phase: f32| rounded((0..1031).map(|i| (0.7 * i as f32 + phase).sin()).collect());
+    let of = |phase, dtype: DType| {
+        Tensor::<1>::from_data(data(phase).convert_dtype(dtype), (&gpu().device(), dtype))
+    };
+    let group = stored(Precision::default().with_master_weights(MasterWeights::F32));
+    let [found, expected] = [DType::BF16, DType::F32].map(|dtype| {
+        let mut fused = optimizer(Options::new(), group);
+        let mut module = Half { weight: Param::from_tensor(of(0.0, dtype).autodiff()) };
+        for step in 0..STEPS {
+            let mut gradients = GradientsParams::new();
+            gradients.register(module.weight.id, of(step as f32 + 1.0, dtype));
+            module = fused.step(LEARNING_RATE, module, gradients).expect("a step");
+        }
+        assert_eq!(module.weight.val().dtype(), dtype);
+        elements(module.weight.val())
+    });
+    assert_ne!(found, expected);
+    let expected = rounded(expected).convert::<f32>().try_into_vec::<f32>().expect("f32 elements");
+    assert_eq!(found, expected);
 }

@@ -1,10 +1,15 @@
 //! After an error the module is as it was, and the optimizer works.
 
-use adamod_burn::adamod::{CheckpointError, Control, DeviceControl, ErrorKind, MasterWeights, Options};
-use adamod_burn::{Error, FusedOptimizer, Gpu, StepError};
+use std::process::Command;
+
+use adamod_burn::adamod::{
+    CheckpointError, Control, DeviceControl, ErrorKind, LossScale, MasterWeights, Options,
+};
+use adamod_burn::{Error, FusedConfig, FusedOptimizer, Gpu, StepError};
+use burn::grad_clipping::{GradientClipping, GradientClippingConfig};
 use burn::module::{Module, Param};
-use burn::optim::GradientsParams;
-use burn::tensor::{DType, DeviceKind, FloatDType, Tensor};
+use burn::optim::{AdamConfig, GradientsParams};
+use burn::tensor::{DType, Device, DeviceKind, FloatDType, Tensor};
 
 use crate::common::{
     Network, Ranks, adamod, assert_same, device, gpu, hyperparameters, optimizer, parameter, values, wave,
@@ -102,10 +107,45 @@ fn a_half_without_master_weights() {
 }
 
 #[test]
-fn a_device_that_burn_has_opened_already() {
-    gpu().device().sync().expect("a device");
-    let error = Gpu::open(DeviceKind::DefaultDevice).expect_err("opened before");
-    assert!(matches!(error, Error::Init(_)), "{error}");
+fn a_device_that_was_opened_before_is_opened_again() {
+    let again = Gpu::open(DeviceKind::DefaultDevice).expect("the same device");
+    assert_eq!(again.wgpu_device(), gpu().wgpu_device());
+}
+
+/// Set in the process whose first tensor opens the device.
+const CHILD: &str = "ADAMOD_BURN_OPENS_BY_A_TENSOR";
+
+#[test]
+fn a_device_that_a_tensor_has_opened() {
+    if std::env::var_os(CHILD).is_some() {
+        Tensor::<1>::zeros([3], &Device::default()).into_data();
+        let error = Gpu::open(DeviceKind::DefaultDevice).expect_err("opened before");
+        assert!(matches!(error, Error::InUse { kind: DeviceKind::DefaultDevice, .. }), "{error}");
+        assert!(error.to_string().contains("call Gpu::open before the first tensor"), "{error}");
+        return;
+    }
+    let name = "refusals::a_device_that_a_tensor_has_opened";
+    let child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .expect("a process");
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+}
+
+#[test]
+fn clipping_of_tensors_with_a_loss_scale() {
+    let control = DeviceControl::new().with_loss_scale(LossScale::DYNAMIC);
+    let options = Options::new().with_control(Control::Device(control));
+    let config = AdamConfig::new().with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)));
+    let error = config.init_fused_with(gpu(), options.clone()).expect_err("a loss scale");
+    assert!(matches!(error, Error::ClippingWithLossScale { .. }), "{error}");
+    let mut optimizer = FusedOptimizer::new(gpu(), options).expect("an optimizer");
+    let group = optimizer.add_group(hyperparameters(), |_| true).expect("a group");
+    let error =
+        optimizer.set_grad_clipping(group, Some(GradientClipping::Value(1.0))).expect_err("a loss scale");
+    assert!(matches!(error, Error::ClippingWithLossScale { .. }), "{error}");
+    optimizer.set_grad_clipping(group, None).expect("no clipping");
 }
 
 #[test]

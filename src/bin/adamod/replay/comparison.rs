@@ -81,8 +81,8 @@ pub fn compare(
             _ => (&outcome[0], None),
         };
         let takes_signs = trace.groups[parameter.group].rule.kind() == RuleKind::Lion;
-        let initial = &parameter.values.elements;
-        let (absolute, relative) = tolerance(sign, state, trace.steps, takes_signs, expected, initial);
+        let (absolute, relative) =
+            tolerance(sign, state, trace.steps, takes_signs, expected, &parameter.values.elements);
         for (element, (&got, &expected)) in got.iter().zip(&expected.elements).enumerate() {
             let expected = f64::from(expected);
             // Equal infinities do not differ. Anything else that is not finite differs without bound.

@@ -52,9 +52,8 @@ pub fn of_groups(description: &Description) -> Result<Vec<Rule>, TraceError> {
     let mut rules = Vec::with_capacity(groups.len());
     for (index, group) in groups.iter().enumerate() {
         let prefix = format!("groups[{index}].");
-        let fields = flattened(&prefix, &group.hyperparameters)?;
-        check_once(&prefix, &fields)?;
-        let (kind, Fields(own)) = (kind_of(index), fields);
+        check_once(&prefix, &group.hyperparameters)?;
+        let (kind, own) = (kind_of(index), &group.hyperparameters.0);
         let fields = fields_of(kind);
         if let Some((name, _)) = own.iter().find(|(name, _)| !fields.contains_key(name.as_str())) {
             let field = format!("{prefix}{name}");
@@ -69,7 +68,7 @@ pub fn of_groups(description: &Description) -> Result<Vec<Rule>, TraceError> {
                     .find(|(of, value)| of == name && !value.is_null())
                     .map(|(_, value)| value.clone())
             };
-            let (path, value) = match find(&own) {
+            let (path, value) = match find(own) {
                 Some(value) => (format!("{prefix}{name}"), Some(value)),
                 None => ((*name).to_owned(), find(&shared.0)),
             };
@@ -88,25 +87,6 @@ pub fn of_groups(description: &Description) -> Result<Vec<Rule>, TraceError> {
         Some((name, _)) => Err(TraceError::Unused { field: name.clone() }),
         None => Ok(rules),
     }
-}
-
-/// Fields and those of the object `hyperparameters` as one list: either way of writing them means the same.
-fn flattened(prefix: &str, Fields(fields): &Fields) -> Result<Fields, TraceError> {
-    const OBJECT: &str = "hyperparameters";
-    let mut all = Vec::with_capacity(fields.len());
-    for (name, value) in fields {
-        match value {
-            Value::Object(entries) if name == OBJECT => {
-                all.extend(entries.iter().map(|(name, value)| (name.clone(), value.clone())));
-            }
-            value if name == OBJECT => {
-                let (field, found) = (format!("{prefix}{OBJECT}"), value.to_string());
-                return Err(TraceError::Value { field, found, expected: "an object".to_owned() });
-            }
-            value => all.push((name.clone(), value.clone())),
-        }
-    }
-    Ok(Fields(all))
 }
 
 fn check_once(prefix: &str, Fields(fields): &Fields) -> Result<(), TraceError> {

@@ -6,8 +6,9 @@ use adamod_burn::adamod::{
     self, Hyperparameters, Optimizer, Options, Parameter, ParameterId, RuleKind, View, Views, wgpu,
 };
 use adamod_burn::operations::{self, Minimum};
-use adamod_burn::{FusedOptimizer, Gpu, PerTensor};
+use adamod_burn::{FusedConfig, FusedOptimizer, Gpu, PerTensor};
 use anyhow::{Context as _, bail, ensure};
+use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{Module, Param};
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -54,6 +55,11 @@ pub trait Step {
     fn first(&mut self) -> anyhow::Result<Vec<f32>>;
 }
 
+/// Burn's Adam with the epsilon of the core's.
+fn adam_config() -> AdamConfig {
+    AdamConfig::new().with_epsilon(1e-8)
+}
+
 /// Name of the contender with which the others are compared.
 pub const BURN_ADAM: &str = "Burn Adam";
 
@@ -69,17 +75,37 @@ pub fn all(gpu: &Gpu, case: Case, wanted: impl Fn(&str) -> bool) -> anyhow::Resu
     let of_burn = |mut optimizer: ModuleOptimizer| {
         in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)))
     };
+    // A norm that no gradient has: the clip is computed and changes nothing.
+    let clipping = || Some(GradientClippingConfig::Norm(1e9));
+    let clipped = || {
+        let mut optimizer = adam_config().with_grad_clipping(clipping()).init_fused(gpu)?;
+        in_burn(gpu, case, move |module, gradients| Ok(optimizer.step(LEARNING_RATE, module, gradients)?))
+    };
+    let together = |rule| {
+        let route = PerTensor::new(gpu, Options::new(), hyperparameters(rule))?;
+        let mut optimizer = ModuleOptimizer::from(route.clone());
+        in_burn(gpu, case, move |module, gradients| {
+            Ok(route.step_fused(&mut optimizer, LEARNING_RATE, module, gradients))
+        })
+    };
     let per_tensor = |rule| PerTensor::new(gpu, Options::new(), hyperparameters(rule));
     let operations = || operations::AdaMod::new(adamod::AdaMod::new()).with_minimum(Minimum::Fusing);
     let core = |rule| core(gpu, case, hyperparameters(rule));
     type Make<'a> = Box<dyn Fn() -> anyhow::Result<Box<dyn Step>> + 'a>;
     let (adam, adamod) = (RuleKind::Adam, RuleKind::AdaMod);
-    let makers: [(&'static str, RuleKind, Make<'_>); 7] = [
-        (BURN_ADAM, adam, Box::new(|| of_burn(AdamConfig::new().with_epsilon(1e-8).init()))),
+    let makers: [(&'static str, RuleKind, Make<'_>); 10] = [
+        (BURN_ADAM, adam, Box::new(|| of_burn(adam_config().init()))),
+        (
+            "Burn Adam, clipped",
+            adam,
+            Box::new(|| of_burn(adam_config().with_grad_clipping(clipping()).init())),
+        ),
+        ("adapter Adam, clipped", adam, Box::new(clipped)),
         ("adapter Adam", adam, Box::new(|| fused(adam))),
         ("core Adam", adam, Box::new(|| core(adam))),
         ("AdaMod in operations", adamod, Box::new(|| of_burn(operations().into()))),
         ("per-tensor AdaMod", adamod, Box::new(|| of_burn(per_tensor(adamod)?.into()))),
+        ("Learner AdaMod", adamod, Box::new(|| together(adamod))),
         ("adapter AdaMod", adamod, Box::new(|| fused(adamod))),
         ("core AdaMod", adamod, Box::new(|| core(adamod))),
     ];

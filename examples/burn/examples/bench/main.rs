@@ -3,10 +3,12 @@
 
 mod contenders;
 
+use std::any::TypeId;
 use std::time::Instant;
 
 use adamod_burn::Gpu;
 use anyhow::ensure;
+use burn::backend::wgpu::{CubeBackend, Wgpu};
 use burn::tensor::DeviceKind;
 use clap::Parser;
 use serde::Serialize;
@@ -52,7 +54,7 @@ fn main() -> anyhow::Result<()> {
     ensure!(rounds > 0, "--rounds is 0, expected at least 1");
     let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
     let adapter = gpu.wgpu_device().adapter_info().name;
-    let fusion = cfg!(feature = "fusion");
+    let fusion = TypeId::of::<Wgpu>() != TypeId::of::<CubeBackend>();
     if !json {
         let with = if fusion { "with" } else { "without" };
         println!("adapter: {adapter}; Burn {with} fusion; {rounds} rounds after {warmup}");

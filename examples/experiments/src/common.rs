@@ -52,7 +52,7 @@ pub fn or_default(values: &[f64], default: &[f64]) -> Vec<f64> {
     distinct(if values.is_empty() { default } else { values })
 }
 
-/// The device of all tests. Burn opens a device only once in a process.
+/// The device of all tests.
 #[cfg(test)]
 pub fn test_gpu() -> &'static Gpu {
     static GPU: std::sync::OnceLock<Gpu> = std::sync::OnceLock::new();

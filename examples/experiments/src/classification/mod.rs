@@ -29,6 +29,8 @@ use network::{DenseNet, Network, ResNet};
 
 /// AdaMod's other values of beta3 and its learning rate in the paper's Figure 8.
 const BETA3_LEARNING_RATE: f64 = 0.001;
+/// Tests in a run of one epoch.
+const PARTS_OF_AN_EPOCH: u64 = 5;
 
 /// A small ResNet and a small DenseNet learn handwritten digits with SGD, Adam and AdaMod
 #[derive(Args, Clone, Debug)]
@@ -95,6 +97,17 @@ impl Arguments {
         self.epochs() * steps_per_epoch(self.batch as usize) as u64
     }
 
+    /// Steps between two tests: an epoch, or a part of it in a run of one epoch.
+    fn interval(&self) -> u64 {
+        let epoch = steps_per_epoch(self.batch as usize) as u64;
+        if self.epochs() > 1 { epoch } else { epoch.div_ceil(PARTS_OF_AN_EPOCH) }
+    }
+
+    /// The unit of the x axis, its distance between two tests, and its last value.
+    fn x_axis(&self) -> (&'static str, u64, u64) {
+        if self.epochs() > 1 { ("epoch", 1, self.epochs()) } else { ("step", self.interval(), self.steps()) }
+    }
+
     fn learning_rates(&self) -> Vec<f64> {
         let default: &[f64] = if self.common.quick { &[0.01] } else { &[0.001, 0.01, 0.1] };
         or_default(&self.learning_rates, default)
@@ -157,7 +170,7 @@ impl Batch {
     }
 }
 
-/// The results of a run: accuracies in percent after every epoch. A diverged run guesses from then on.
+/// The results of a run: accuracies in percent after every epoch, or part of the only one. A diverged run guesses from then on.
 struct Outcome {
     training: Vec<f64>,
     test: Vec<f64>,
@@ -208,18 +221,20 @@ fn train(
     let order = minibatches(run.seed, arguments.epochs() as usize, batch);
     let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), loss: 0.0 };
     for epoch in order.chunks(steps_per_epoch(batch) * batch) {
-        for indices in epoch.chunks(batch) {
-            run.step();
-            if !outcome.diverged() {
-                let batch = Batch::new(&digits.training, indices, &device);
-                outcome.loss = learner.step(|network| batch.loss(network, &criterion))?;
+        for part in epoch.chunks(arguments.interval() as usize * batch) {
+            for indices in part.chunks(batch) {
+                run.step();
+                if !outcome.diverged() {
+                    let batch = Batch::new(&digits.training, indices, &device);
+                    outcome.loss = learner.step(|network| batch.loss(network, &criterion))?;
+                }
             }
+            let network = learner.model().valid();
+            let diverged = outcome.diverged();
+            let accuracy = |batch: &Batch| if diverged { GUESSING } else { batch.accuracy(&network) };
+            outcome.training.push(accuracy(&seen));
+            outcome.test.push(accuracy(&unseen));
         }
-        let network = learner.model().valid();
-        let diverged = outcome.diverged();
-        let accuracy = |batch: &Batch| if diverged { GUESSING } else { batch.accuracy(&network) };
-        outcome.training.push(accuracy(&seen));
-        outcome.test.push(accuracy(&unseen));
     }
     Ok(outcome)
 }
@@ -312,21 +327,24 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     runs.finish();
 
-    report_best(&mut report, &grids)?;
+    report_best(&mut report, arguments, &grids)?;
     for grid in &grids {
-        report_rates(&mut report, grid, &rates)?;
+        report_rates(&mut report, arguments, grid, &rates)?;
     }
-    report_beta3(&mut report, arguments.networks[0], &sweep)?;
+    report_beta3(&mut report, arguments, &sweep)?;
     write_accuracies(&report, arguments, &grids, &sweep)?;
     report.finish()
 }
 
-fn axes(y: &'static str, lowest: f64) -> Axes {
+fn axes(arguments: &Arguments, y: &'static str, lowest: f64) -> Axes {
+    let (x, x_step, x_end) = arguments.x_axis();
+    // After one epoch accuracies are anywhere.
+    let lowest = if arguments.epochs() > 1 { lowest } else { 0.0 };
     Axes {
-        x: "epoch",
+        x,
         y,
-        x_step: 1.0,
-        x_end: f64::INFINITY,
+        x_step: x_step as f64,
+        x_end: x_end as f64,
         logarithmic: false,
         legend: SeriesLabelPosition::LowerRight,
         y_range: Some(lowest..100.5),
@@ -334,7 +352,7 @@ fn axes(y: &'static str, lowest: f64) -> Axes {
 }
 
 /// Tables 3 and 4, and Figures 4 and 5.
-fn report_best(report: &mut Report, grids: &[Grid]) -> anyhow::Result<()> {
+fn report_best(report: &mut Report, arguments: &Arguments, grids: &[Grid]) -> anyhow::Result<()> {
     let names = grids[0].columns[0].iter().map(|cell| cell.method.name).enumerate();
     report.say(Table {
         title: "Test accuracy in %, median (mean ± standard deviation), each rule at its best learning rate"
@@ -364,11 +382,16 @@ fn report_best(report: &mut Report, grids: &[Grid]) -> anyhow::Result<()> {
         })
         .collect();
     let title = "Accuracy, each rule at its best learning rate";
-    plots::curves(&report.path("best.svg"), title, &axes("accuracy in %", 85.0), &panels)
+    plots::curves(&report.path("best.svg"), title, &axes(arguments, "accuracy in %", 85.0), &panels)
 }
 
 /// Figure 6.
-fn report_rates(report: &mut Report, grid: &Grid, rates: &[f64]) -> anyhow::Result<()> {
+fn report_rates(
+    report: &mut Report,
+    arguments: &Arguments,
+    grid: &Grid,
+    rates: &[f64],
+) -> anyhow::Result<()> {
     let network = grid.architecture.name();
     let mut columns: Vec<_> = rates.iter().map(|rate| format!("α = {}", rate_name(*rate))).collect();
     columns.push("spread".into());
@@ -399,16 +422,12 @@ fn report_rates(report: &mut Report, grid: &Grid, rates: &[f64]) -> anyhow::Resu
         .collect();
     let title = format!("Test accuracy with different learning rates, {network}");
     let path = report.path(&format!("learning_rates_{}.svg", network.to_lowercase()));
-    plots::curves(&path, &title, &axes("test accuracy in %", 50.0), &panels)
+    plots::curves(&path, &title, &axes(arguments, "test accuracy in %", 50.0), &panels)
 }
 
 /// Figure 8.
-fn report_beta3(
-    report: &mut Report,
-    architecture: Architecture,
-    sweep: &[Cell<Outcome>],
-) -> anyhow::Result<()> {
-    let network = architecture.name();
+fn report_beta3(report: &mut Report, arguments: &Arguments, sweep: &[Cell<Outcome>]) -> anyhow::Result<()> {
+    let network = arguments.networks[0].name();
     let rate = rate_name(BETA3_LEARNING_RATE);
     let beta3 = |cell: &Cell<Outcome>| format!("beta3 = {}", cell.method.beta3().unwrap_or(f64::NAN));
     let training = |cell: &Cell<Outcome>| {
@@ -428,7 +447,7 @@ fn report_beta3(
         .collect();
     let panels = [Panel { title: format!("{network}, α = {rate}"), series }];
     let title = "Training accuracy with different beta3";
-    plots::curves(&report.path("beta3.svg"), title, &axes("training accuracy in %", 0.0), &panels)
+    plots::curves(&report.path("beta3.svg"), title, &axes(arguments, "training accuracy in %", 0.0), &panels)
 }
 
 /// All accuracies as numbers.
@@ -451,7 +470,8 @@ fn write_accuracies(
                 cell.named(values).map(move |(name, values)| (format!("{network}, {name}"), values))
             })
             .collect();
-        report.write_series(file, "epoch", 1, arguments.epochs(), &series)
+        let (unit, interval, end) = arguments.x_axis();
+        report.write_series(file, unit, interval, end, &series)
     };
     write("training.csv", |outcome| &outcome.training)?;
     write("test.csv", |outcome| &outcome.test)

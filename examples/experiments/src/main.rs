@@ -1,33 +1,33 @@
 //! The experiments of the AdaMod paper, small enough for one machine: translation, image classification, language modelling.
 //! docs/experiments.md has the results.
 
-#[path = "../../../../common/axis_labels.rs"]
+#[path = "../../common/axis_labels.rs"]
 mod axis_labels;
 mod classification;
 #[cfg(test)]
-#[path = "../../../../common/command_line.rs"]
+#[path = "../../common/command_line.rs"]
 mod command_line;
 mod common;
-#[path = "../../../../common/digits.rs"]
+#[path = "../../common/digits.rs"]
 mod digits;
-#[path = "../../../../common/english_numbers.rs"]
+#[path = "../../common/english_numbers.rs"]
 mod english_numbers;
 mod german_numbers;
 mod language_model;
 mod learner;
 mod method;
-#[path = "../../../../common/minibatches.rs"]
+#[path = "../../common/minibatches.rs"]
 mod minibatches;
-#[path = "../../../../common/picture.rs"]
+#[path = "../../common/picture.rs"]
 mod picture;
 mod plots;
-#[path = "../../../../common/rates.rs"]
+#[path = "../../common/rates.rs"]
 mod rates;
 mod report;
-#[path = "../../../../common/ridges.rs"]
+#[path = "../../common/ridges.rs"]
 mod ridges;
 mod runs;
-#[path = "../../../../common/statistics.rs"]
+#[path = "../../common/statistics.rs"]
 mod statistics;
 mod summary;
 mod tokenizer;

@@ -35,8 +35,6 @@ use crate::tokenizer::{END, Tokenizer};
 use corpus::{Corpus, HeldOut, Pair};
 use network::{Batch, Example, Sizes, Translator};
 
-/// A point of a curve is the mean of this many steps.
-const SMOOTHING: usize = 10;
 /// A translation has at most this many tokens more than twice its source.
 const SPARE_TOKENS: usize = 10;
 
@@ -129,6 +127,11 @@ impl Arguments {
         /// Number of validations in a run.
         const VALIDATIONS: u64 = 20;
         (self.steps() / VALIDATIONS).max(1)
+    }
+
+    /// A point of a curve of training losses is the mean of this many steps. Short runs have twenty points, or one for each step.
+    fn smoothing(&self) -> u64 {
+        (self.steps() / 20).clamp(1, 10)
     }
 
     fn warmup(&self) -> u64 {
@@ -428,11 +431,11 @@ impl Cell<Outcome> {
 }
 
 /// A point of a curve is the mean of some neighbours.
-fn training_curve(outcome: &Outcome) -> Vec<f64> {
-    smooth(&outcome.losses, SMOOTHING)
+fn training_curve(arguments: &Arguments, outcome: &Outcome) -> Vec<f64> {
+    smooth(&outcome.losses, arguments.smoothing() as usize)
 }
 
-fn validation_curve(outcome: &Outcome) -> Vec<f64> {
+fn validation_curve(_: &Arguments, outcome: &Outcome) -> Vec<f64> {
     outcome.validation.iter().map(|&loss| f64::from(loss)).collect()
 }
 
@@ -470,17 +473,19 @@ fn report_grid(
     let losses: Vec<_> = cells().flat_map(|cell| cell.named(|outcome| &outcome.validation[..])).collect();
     report.write_series("validation_losses.csv", "step", arguments.interval(), arguments.steps(), &losses)?;
 
-    let draw = |kind: &str, axes: &Axes, points: fn(&Outcome) -> Vec<f64>, file: &str| {
+    let draw = |kind: &str, axes: &Axes, points: fn(&Arguments, &Outcome) -> Vec<f64>, file: &str| {
         let panel = |(cells, title): (&Vec<Cell<Outcome>>, &String)| Panel {
             title: title.clone(),
             series: (cells.iter().zip([ORANGE, GREEN, BLUE]))
-                .map(|(cell, color)| cell.series(cell.method.name.into(), color, points))
+                .map(|(cell, color)| {
+                    cell.series(cell.method.name.into(), color, |outcome| points(arguments, outcome))
+                })
                 .collect(),
         };
         let panels: Vec<_> = grid.iter().zip(&columns).map(panel).collect();
         plots::curves(&report.path(file), &format!("{kind} loss of the Transformer"), axes, &panels)
     };
-    draw("Training", &axes("training loss", SMOOTHING as u64, arguments), training_curve, "loss.svg")?;
+    draw("Training", &axes("training loss", arguments.smoothing(), arguments), training_curve, "loss.svg")?;
     let axes = axes("validation loss", arguments.interval(), arguments);
     draw("Validation", &axes, validation_curve, "validation_loss.svg")
 }
@@ -546,12 +551,13 @@ fn report_beta3(
     })?;
     let losses: Vec<_> = sweep.iter().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
     report.write_series("beta3.csv", "step", 1, arguments.steps(), &losses)?;
+    let points = |outcome: &Outcome| training_curve(arguments, outcome);
     let mut series: Vec<_> = (sweep.iter().zip(SCALE.iter().cycle()))
-        .map(|(cell, color)| cell.series(format!("beta3 = {}", beta3(cell)), *color, training_curve))
+        .map(|(cell, color)| cell.series(format!("beta3 = {}", beta3(cell)), *color, points))
         .collect();
-    series.push(adam.series("Adam without warmup".into(), ORANGE, training_curve));
+    series.push(adam.series("Adam without warmup".into(), ORANGE, points));
     let panels = [Panel { title: format!("α = {}", rate_name(rate)), series }];
-    let axes = axes("training loss", SMOOTHING as u64, arguments);
+    let axes = axes("training loss", arguments.smoothing(), arguments);
     plots::curves(&report.path("beta3.svg"), "Training loss with different beta3", &axes, &panels)
 }
 
@@ -618,6 +624,14 @@ mod tests {
     fn a_run_is_validated_about_twenty_times() {
         let interval = |steps: u64| arguments(&format!("--steps={steps}")).interval();
         assert_eq!([1, 8, 20, 39, 200, 1_999].map(interval), [1, 1, 1, 1, 10, 99]);
+    }
+
+    #[test]
+    fn short_runs_have_several_points() {
+        let points = |steps: u64| steps.div_ceil(arguments(&format!("--steps={steps}")).smoothing());
+        assert_eq!([1, 8, 20, 39, 200, 2_000].map(points), [1, 8, 20, 39, 20, 200]);
+        let quick = arguments("--quick");
+        assert!(quick.steps() / quick.smoothing() >= 8);
     }
 
     #[test]

@@ -146,6 +146,10 @@ where
             band.extend(points.iter().rev().map(|&(x, least, _, _)| (x, least)));
             chart.draw_series([Polygon::new(band, color.mix(0.18))])?;
         }
+        // A line of one point has no length.
+        if let [(x, _, center, _)] = points[..] {
+            chart.draw_series([Circle::new((x, center), 3, color.filled())])?;
+        }
         draw_line(&mut chart, points.iter().map(|&(x, _, center, _)| (x, center)), name, *color)?;
     }
     draw_legend(&mut chart, axes.legend.clone())
