@@ -455,7 +455,11 @@ proptest! {
         let kinds: Vec<_> = kinds
             .into_iter()
             .map(|(kind, len, shadow)| {
-                (Kind { shadow: shadow.filter(|_| kind.values == DType::F32), ..kind }, len)
+                let shadow = shadow.filter(|_| kind.values == DType::F32);
+                // Some forms have no states of fewer bits.
+                let is_refused = rule.form().refusal(kind.state).is_some();
+                let state = if is_refused { StateFormat::F32 } else { kind.state };
+                (Kind { shadow, state, ..kind }, len)
             })
             .collect();
         let layout = if is_shared { Layout::OnePool(alignment) } else { Layout::TwoPools(alignment) };
