@@ -1,4 +1,5 @@
-//! Fused optimizer kernels for GPU training on [wgpu](https://wgpu.rs): AdaMod, Adam and SGD with momentum.
+//! Fused optimizer kernels for GPU training on [wgpu](https://wgpu.rs): AdaMod, Adam, SGD with momentum, and
+//! the rules beside them: [`Rule`] lists all.
 //!
 //! An [`Optimizer`] keeps the state of an engine's parameters on the GPU and records its steps into the engine's encoders. One dispatch
 //! updates every tensor that shares buffers and an update rule. It reads parameters, gradients and state once and writes them once.

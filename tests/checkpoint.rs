@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
-use common::{Engine, Kind, Layout, Model, gpu, lay_out, precision, rules};
+use common::{Engine, Kind, Layout, Model, gpu, lay_out, offers, precision, rules};
 
 const LENGTHS: [usize; 4] = [1, 33, 1025, 5000];
 const LABELS: [&str; 4] = ["a", "b", "layers.0.weight", "d \"quoted\""];
@@ -94,6 +94,9 @@ fn models() -> Vec<Model> {
         // A checkpoint does not depend on the data type of gradients.
         for kind in Kind::all().into_iter().filter(|kind| kind.gradients == kind.values) {
             for control in [Control::Host, Control::Device(DeviceControl::new())] {
+                if !offers(&rule, &kind) {
+                    continue;
+                }
                 // How steps are counted does not depend on data types.
                 if control != Control::Host && kind.values != DType::F32 {
                     continue;

@@ -4,7 +4,7 @@
 mod common;
 
 use adamod::reference::{Reference, Storage};
-use adamod::{AdaMod, Rule, StateFormat};
+use adamod::{AdaMod, Hyperparameters, Rule, RuleForm, RuleKind, StateFormat};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, LogNormal, StandardNormal};
@@ -99,6 +99,7 @@ proptest! {
         state in prop::sample::select(StateFormat::ALL.to_vec()),
         rule in prop::sample::select(bounded_rules()),
     ) {
+        prop_assume!(rule.form().refusal(state).is_none());
         let mut twin = Reference::<f32>::new();
         let group = twin.add_group(rule);
         twin.add_stored_parameter(group, vec![1.0; 40], Storage::new().with_state(state).with_label("p"));
@@ -106,6 +107,59 @@ proptest! {
             twin.step(&[Some(gradients)]);
             prop_assert!(twin.values(0).iter().all(|x| x.is_finite()), "{rule:?} {state:?}: {gradients:?}");
             prop_assert!(twin.state(0).iter().flatten().all(|x| x.is_finite()), "{rule:?} {state:?}: {gradients:?}");
+        }
+    }
+}
+
+/// The error of each element's movement in a format of state, relative to f64, after 2,000 steps of noisy gradients with a mean of half a
+/// deviation.
+fn movement_errors(form: RuleForm, state: StateFormat) -> Vec<f64> {
+    const ELEMENTS: usize = 256;
+    let learning_rate = match form.rule() {
+        RuleKind::AdaDelta => 1.0,
+        RuleKind::Lion => 1e-4,
+        rule => (0.1 * rule.default_learning_rate()).min(1e-3),
+    };
+    let hyperparameters = Hyperparameters::from(form.with_defaults()).with_learning_rate(learning_rate);
+    let mut rng = StdRng::seed_from_u64(1);
+    let uniform = |rng: &mut StdRng, count| (0..count).map(|_| rng.random_range(-1.0..1.0)).sum::<f64>();
+    let scales: Vec<f64> = (0..ELEMENTS).map(|_| (0.7 * uniform(&mut rng, 3)).exp()).collect();
+    let (mut truth, mut stored) = (Reference::<f64>::new(), Reference::<f32>::new());
+    let (group, of_stored) = (truth.add_group(hyperparameters), stored.add_group(hyperparameters));
+    let expected = truth.add_parameter(group, vec![0.0; ELEMENTS]);
+    let storage = Storage::new().with_state(state).with_label("weight");
+    let found = stored.add_stored_parameter(of_stored, vec![0.0; ELEMENTS], storage);
+    for _ in 0..2000 {
+        // Nearly normal, with deviation 1.
+        let gradient: Vec<f32> =
+            scales.iter().map(|scale| (scale * (0.5 + 0.5 * uniform(&mut rng, 12))) as f32).collect();
+        let wide: Vec<f64> = gradient.iter().map(|&g| g.into()).collect();
+        truth.step(&[Some(&wide)]);
+        stored.step(&[Some(&gradient)]);
+    }
+    let pairs = stored.values(found).iter().zip(truth.values(expected));
+    pairs.map(|(&found, expected)| f64::from(found) / expected - 1.0).collect()
+}
+
+/// In every format that a rule has parameters move as in f64. `docs/rules.md` has what was measured: medians of at most 0.8% in bf16 and
+/// 3.1% in q8, and averages within 0.2% and 1.6%.
+#[test]
+fn parameters_of_every_rule_move_as_in_f64_with_few_bits_of_state() {
+    for form in RuleForm::all().filter(|form| !form.states().is_empty()) {
+        for (state, median, average) in [(StateFormat::Bf16, 0.012, 0.004), (StateFormat::Q8, 0.045, 0.025)] {
+            if form.refusal(state).is_some() {
+                continue;
+            }
+            let mut errors = movement_errors(form, state);
+            let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+            errors.iter_mut().for_each(|error| *error = error.abs());
+            errors.sort_by(f64::total_cmp);
+            let found = errors[errors.len() / 2];
+            assert!(
+                found <= median && mean.abs() <= average,
+                "{form} in {}: {found:e}, {mean:e}",
+                state.name()
+            );
         }
     }
 }

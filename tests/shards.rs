@@ -14,7 +14,8 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use common::{
-    Engine, Kind, Layout, Model, Tensor, all, bytes_of, float_bits, gpu, lay_out_kinds, precision, rules,
+    Engine, Kind, Layout, Model, Tensor, all, bytes_of, float_bits, gpu, lay_out_kinds, offers, precision,
+    rules,
 };
 
 const POOLS: [Layout; 3] = [Layout::TwoPools(16), Layout::TwoPools(4), Layout::OnePool(8)];
@@ -290,6 +291,7 @@ fn shards_of_every_kind_take_the_steps_of_the_whole_tensors() {
     let wanted: Vec<_> = rules()
         .into_iter()
         .flat_map(|rule| Kind::all().into_iter().map(move |kind| (rule, kind)))
+        .filter(|(rule, kind)| offers(rule, kind))
         .enumerate()
         .map(|(index, (rule, kind))| (rule, kind, lengths[index % lengths.len()]))
         .collect();
@@ -385,6 +387,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let rng = &mut StdRng::seed_from_u64(seed);
+        prop_assume!(wanted.iter().all(|(rule, kind, _)| offers(rule, kind)));
         // A tensor is just long enough, and its shards are not.
         let f32_state_below = if has_threshold { wanted[0].2 as u64 } else { 0 };
         let options = Options::new().with_seed(seed).with_control(control).with_workgroups(workgroups);

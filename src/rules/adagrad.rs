@@ -59,6 +59,9 @@ coefficients! {
     lr_decay,
 }
 
+/// `ADAGRAD_SUM_LIMIT` in WGSL.
+const SUM_LIMIT: f64 = 1.7014118346046923e38;
+
 impl UpdateRule for AdaGrad {
     const NAME: &'static str = "adagrad";
     const STATES: &'static [StateTensor] = &[StateTensor::new("sum", Sign::NonNegative)];
@@ -120,6 +123,8 @@ impl UpdateRule for AdaGrad {
         let [sum, unused1, unused2] = element.state;
         let g = limited_gradient(general, &element);
         let sum = (sum + c.initial) + g * g;
+        let limit = T::from_f64(SUM_LIMIT);
+        let sum = if sum > limit && sum.is_finite() { limit } else { sum };
         let eta = eta_of(c.step_size, sum, T::from_f64(1.0), c.epsilon);
         let theta = apply_step(general, element.theta, g, eta * g);
         Stepped { theta, state: [sum, unused1, unused2] }

@@ -709,6 +709,11 @@ pub fn rules_in(state: StateFormat) -> Vec<Rule> {
     rules().into_iter().filter(|rule| rule.form().refusal(state).is_none()).collect()
 }
 
+/// Whether the rule offers the kind's format of state.
+pub fn offers(rule: &Rule, kind: &Kind) -> bool {
+    rule.form().refusal(kind.state).is_none()
+}
+
 /// Gradients as `step` takes them, all there.
 pub fn all(gradients: &[Vec<f32>]) -> Vec<Option<&[f32]>> {
     gradients.iter().map(|g| Some(g.as_slice())).collect()

@@ -4,7 +4,7 @@ use adamod::{
     AdaMod, Control, DType, DeviceControl, LossScale, MasterWeights, NonFinite, Options, Rule, StateFormat,
 };
 
-use crate::common::{Engine, Kind, Layout, Model, gpu, rules};
+use crate::common::{Engine, Kind, Layout, Model, gpu, offers, rules};
 
 const LEN: usize = 200;
 /// Elements with a NaN, an infinity, and a negative infinity.
@@ -57,9 +57,11 @@ fn skipping() -> [Control; 3] {
 
 #[test]
 fn non_finite_gradients_stay_with_their_elements_in_every_format() {
-    for rule in rules() {
-        for control in propagating() {
-            for kind in kinds() {
+    for (index, rule) in rules().into_iter().enumerate() {
+        // The first four have each control, and the others take turns.
+        let controls = propagating().into_iter().enumerate();
+        for (_, control) in controls.filter(|(number, _)| index < 4 || index % 2 == number % 2) {
+            for kind in kinds().into_iter().filter(|kind| offers(&rule, kind)) {
                 let (mut run, mut sound) = (engine(rule, control, kind), engine(rule, control, kind));
                 for number in 0..12 {
                     step(&mut run, number == 1);

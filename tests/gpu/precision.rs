@@ -9,7 +9,7 @@ use adamod::{
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::common::{Engine, Gpu, Kind, Layout, Model, all, bits_of, bytes_of, gpu, rules};
+use crate::common::{Engine, Gpu, Kind, Layout, Model, all, bits_of, bytes_of, gpu, offers, rules};
 
 const SEED: u64 = 11;
 
@@ -172,6 +172,7 @@ fn every_combination_agrees_with_the_twin_in_one_dispatch() {
     let kinds: Vec<_> =
         Kind::all().into_iter().enumerate().map(|(i, kind)| (kind, lengths[i % lengths.len()])).collect();
     for rule in rules() {
+        let kinds: Vec<_> = kinds.iter().copied().filter(|(kind, _)| offers(&rule, kind)).collect();
         let hyperparameters = Hyperparameters::from(rule).with_weight_decay(WeightDecay::Decoupled(0.01));
         for layout in [Layout::TwoPools(16), Layout::OnePool(8), Layout::TwoPools(4)] {
             for workgroups in WORKGROUPS {
@@ -454,6 +455,7 @@ proptest! {
     ) {
         let kinds: Vec<_> = kinds
             .into_iter()
+            .filter(|(kind, ..)| offers(&rule, kind))
             .map(|(kind, len, shadow)| {
                 let shadow = shadow.filter(|_| kind.values == DType::F32);
                 // Some forms have no states of fewer bits.
@@ -462,6 +464,7 @@ proptest! {
                 (Kind { shadow, state, ..kind }, len)
             })
             .collect();
+        prop_assume!(!kinds.is_empty());
         let layout = if is_shared { Layout::OnePool(alignment) } else { Layout::TwoPools(alignment) };
         let mut pair = Pair::new(gpu(), options(), rule, &kinds, layout);
         (0..3).for_each(|step| pair.step(step, scale));

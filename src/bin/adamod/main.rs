@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use failure::Failure;
 
-/// Fused AdaMod, Adam and SGD optimizer steps on the GPU: information, checks, measurements.
+/// Fused steps of AdaMod, Adam, SGD and other optimizers on the GPU: information, checks, measurements.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
