@@ -17,7 +17,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 
     var sum = biases[o];
     for (var q = 0u; q < quads; q++) {
-        sum += dot(weights[o * quads + q], input[row * quads + q]);
+        let products = weights[o * quads + q] * input[row * quads + q];
+        // Not `dot`, whose order of additions is the driver's.
+        sum += (products.x + products.y) + (products.z + products.w);
     }
     output[element] = select(sum, max(sum, 0.0), layer.rectified == 1u);
 }
