@@ -340,6 +340,7 @@ impl Registry {
     }
 
     /// The number of parameters.
+    #[cfg(feature = "checkpoint")]
     pub fn len(&self) -> usize {
         self.parameters.len()
     }

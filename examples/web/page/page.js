@@ -1,4 +1,5 @@
 import init, { Page } from "./adamod_web.js";
+import { adapterName } from "./adapter.js";
 
 const EPOCHS = 60;
 const PAD_PIXELS = 256;
@@ -62,6 +63,7 @@ async function train() {
   isTraining = true;
   showButton();
   element("failed").hidden = true;
+  element("epoch").textContent = `0 of ${EPOCHS}`;
   const value = (id) => element(id).value;
   await inTurn(() => page.start(value("rule"), +value("learning-rate"), +value("beta3"), +value("seed"), EPOCHS));
   const start = performance.now();
@@ -155,7 +157,7 @@ async function open() {
   }
   await init({ module_or_path: new URL("adamod_web_bg.wasm", import.meta.url) });
   page = await Page.open();
-  element("adapter").textContent = element("adapter").title = page.adapter();
+  element("adapter").textContent = element("adapter").title = await adapterName();
   for (const { name, title } of JSON.parse(page.rules())) element("rule").add(new Option(title, name));
   for (let digit = 0; digit < 10; digit++) {
     const row = document.createElement("li");

@@ -15,6 +15,8 @@ mod minibatches;
 mod network;
 #[cfg(target_arch = "wasm32")]
 mod page;
+#[cfg(all(feature = "suite", target_arch = "wasm32"))]
+mod page_check;
 #[path = "../../common/picture.rs"]
 mod picture;
 mod pictures;
@@ -31,6 +33,7 @@ mod report;
 mod ridges;
 #[path = "../../common/statistics.rs"]
 mod statistics;
+#[cfg(any(feature = "suite", not(target_arch = "wasm32")))]
 pub mod suite;
 #[path = "../../digits/train.rs"]
 #[allow(dead_code, reason = "the page trains step by step")]

@@ -26,7 +26,7 @@ struct Arguments {
     #[arg(long, default_value_t = 8080)]
     port: u16,
 
-    /// Build the page into target/web and do nothing else
+    /// Build the page into target/web/page and do nothing else
     #[arg(long, conflicts_with = "check")]
     build_only: bool,
 }
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let folder = tool::build::page()?;
     if arguments.check {
-        return tool::check::run(&folder, arguments.all);
+        return tool::check::run(&tool::build::suite()?, arguments.all);
     }
     if !arguments.build_only {
         let server = tool::server::Server::new(&folder, arguments.port)?;

@@ -1,9 +1,6 @@
 //! What JavaScript calls.
 
-use std::cell::RefCell;
-use std::error::Error;
-
-use adamod::{RuleKind, wgpu};
+use adamod::RuleKind;
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
@@ -11,7 +8,6 @@ use crate::demo::{Demo, Settings};
 use crate::drawing;
 use crate::gpu::Gpu;
 use crate::report::rule_name;
-use crate::suite::{self, Extent};
 
 #[wasm_bindgen]
 extern "C" {
@@ -19,16 +15,11 @@ extern "C" {
     fn error(text: &str);
 }
 
-thread_local! {
-    /// Errors of wgpu that nobody waited for.
-    static UNCAUGHT: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-}
-
-fn to_js(error: impl ToString) -> JsValue {
+pub fn to_js(error: impl ToString) -> JsValue {
     js_sys::Error::new(&error.to_string()).into()
 }
 
-fn json(value: &impl Serialize) -> Result<String, JsValue> {
+pub fn json(value: &impl Serialize) -> Result<String, JsValue> {
     serde_json::to_string(value).map_err(to_js)
 }
 
@@ -36,14 +27,6 @@ fn json(value: &impl Serialize) -> Result<String, JsValue> {
 #[wasm_bindgen(start)]
 fn start() {
     std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
-}
-
-async fn open() -> Result<Gpu, Box<dyn Error>> {
-    let gpu = Gpu::open().await?;
-    gpu.device.on_uncaptured_error(std::sync::Arc::new(|error: wgpu::Error| {
-        UNCAUGHT.with_borrow_mut(|all| all.push(error.to_string()));
-    }));
-    Ok(gpu)
 }
 
 /// The demo on its device.
@@ -73,14 +56,7 @@ struct Progress {
 impl Page {
     /// Opens a device.
     pub async fn open() -> Result<Page, JsValue> {
-        Ok(Self { gpu: open().await.map_err(to_js)?, demo: None })
-    }
-
-    /// The name of the adapter, as far as the browser tells.
-    pub fn adapter(&self) -> String {
-        let info = &self.gpu.adapter;
-        let known = [&info.name, &info.driver, &info.driver_info];
-        known.iter().find(|text| !text.is_empty()).map_or("unknown".into(), |text| text.to_string())
+        Ok(Self { gpu: Gpu::open().await.map_err(to_js)?, demo: None })
     }
 
     /// The rules to choose from, as JSON.
@@ -138,28 +114,4 @@ impl Page {
         let Some(image) = drawing::image(ink, width) else { return Ok(Vec::new()) };
         self.demo()?.recognise(&image).await.map(Vec::from).map_err(to_js)
     }
-}
-
-/// Runs the demo's short race and the tests, and hands each outcome to `report`: a kind and JSON.
-#[wasm_bindgen]
-pub async fn check(all: bool, report: js_sys::Function) -> Result<(), JsValue> {
-    let post = |kind: &str, json: &str| {
-        // What the page's own function throws is the page's affair.
-        let _ = report.call2(&JsValue::NULL, &kind.into(), &json.into());
-    };
-    let outcome = |outcome: suite::Outcome| {
-        if let Ok(json) = serde_json::to_string(&outcome) {
-            post("outcome", &json);
-        }
-    };
-    let gpu = open().await.map_err(to_js)?;
-    post("adapter", &json(&gpu.adapter.name)?);
-    let numbers = Demo::short_race(&gpu).await.map_err(to_js)?;
-    post("numbers", &json(&numbers)?);
-    let extent = if all { Extent::All } else { Extent::Sample };
-    suite::run(&gpu, extent, outcome).await;
-    suite::compile(&gpu, outcome).await;
-    // The suite's devices raise no error that nobody expects.
-    post("uncaught", &json(&UNCAUGHT.take())?);
-    Ok(())
 }

@@ -102,12 +102,18 @@ pub async fn run(gpu: &Gpu, extent: Extent, mut report: impl FnMut(Outcome)) {
     add("a lost device is an error".into(), laws::lost_device().await);
 }
 
-/// Compiles every kernel. Outside of browsers the library's own tests do.
-pub async fn compile(gpu: &Gpu, mut report: impl FnMut(Outcome)) {
-    for kernel in kernels::all() {
-        let error = kernels::compile(gpu, &kernel).await.err().map(|error| error.to_string());
+/// Compiles every kernel: all of them as text, and pipelines of every one or of a sample. Outside of browsers the library's own tests do.
+pub async fn compile(gpu: &Gpu, extent: Extent, mut report: impl FnMut(Outcome)) {
+    for (index, kernel) in kernels::all().iter().enumerate() {
+        let whole = extent == Extent::All || is_sampled(index);
+        let error = kernels::compile(gpu, kernel, whole).await.err().map(|error| error.to_string());
         report(Outcome { name: format!("compile {}", kernel.name), digest: None, error });
     }
+}
+
+/// Whether the pipeline of the kernel with this number is in the sample. Axes of variants have two or three values, which a prime stride mixes.
+fn is_sampled(index: usize) -> bool {
+    index.is_multiple_of(19)
 }
 
 /// Every type, format and master weights of a rule in one optimizer.
@@ -167,6 +173,26 @@ fn combinations(extent: Extent) -> Vec<Combination> {
 mod tests {
     use super::*;
     use adamod::{DType, MasterWeights, StateFormat};
+
+    #[test]
+    fn pipelines_of_the_sample_have_every_part() {
+        let all = kernels::all();
+        let sampled: Vec<_> = all
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| is_sampled(*index))
+            .map(|(_, kernel)| kernel)
+            .collect();
+        assert!(10 * sampled.len() < all.len());
+        let rules = RuleKind::ALL.iter().map(|rule| rule.name());
+        let parts = ["vec4", "vec2", "scalar", "read", "read_write", "shared", "words4", "words2", "words1"];
+        for part in
+            rules.chain(parts).chain(["shadow", "rate_histograms", "norm_of_chunks", "norm_and_prepare"])
+        {
+            let has = |kernel: &&&kernels::Kernel| kernel.name.split('.').any(|of| of == part);
+            assert!(sampled.iter().any(|kernel| has(&kernel)), "{part}");
+        }
+    }
 
     #[test]
     fn in_the_sample_every_rule_meets_every_type_format_and_source() {

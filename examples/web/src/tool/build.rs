@@ -10,8 +10,24 @@ const TARGET: &str = "wasm32-unknown-unknown";
 /// The most that a visitor downloads as code.
 const MOST_WASM_BYTES: u64 = 1_000_000;
 
-/// Builds the page and returns its folder.
+/// Builds the page, and returns its folder.
 pub fn page() -> anyhow::Result<PathBuf> {
+    let folder = build("page", &[])?;
+    for name in ["check.html", "check.js"] {
+        std::fs::remove_file(folder.join(name))?;
+    }
+    let bytes = std::fs::metadata(folder.join("adamod_web_bg.wasm"))?.len();
+    ensure!(bytes < MOST_WASM_BYTES, "the wasm has {bytes} bytes, expected fewer than {MOST_WASM_BYTES}");
+    println!("Wrote {}, with {} kB of wasm.", folder.display(), bytes.div_ceil(1000));
+    Ok(folder)
+}
+
+/// Builds the page with the library's tests, and returns its folder.
+pub fn suite() -> anyhow::Result<PathBuf> {
+    build("suite", &["--features", "suite"])
+}
+
+fn build(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     install_target()?;
     let target = target_folder()?;
@@ -27,10 +43,10 @@ pub fn page() -> anyhow::Result<PathBuf> {
         "web",
         "--locked",
     ]);
-    run(cargo.current_dir(package))?;
+    run(cargo.args(features).current_dir(package))?;
 
     let wasm = target.join(TARGET).join("web/adamod_web.wasm");
-    let folder = target.join("web-page");
+    let folder = target.join("web").join(name);
     Bindgen::new()
         .input_path(&wasm)
         .web(true)?
@@ -45,9 +61,6 @@ pub fn page() -> anyhow::Result<PathBuf> {
         std::fs::copy(&path, folder.join(name))
             .with_context(|| format!("could not copy {}", path.display()))?;
     }
-    let bytes = std::fs::metadata(folder.join("adamod_web_bg.wasm"))?.len();
-    ensure!(bytes < MOST_WASM_BYTES, "the wasm has {bytes} bytes, expected fewer than {MOST_WASM_BYTES}");
-    println!("Wrote {}, with {} kB of wasm.", folder.display(), bytes.div_ceil(1000));
     Ok(folder)
 }
 

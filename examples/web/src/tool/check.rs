@@ -40,6 +40,8 @@ pub fn run(folder: &Path, all: bool) -> anyhow::Result<ExitCode> {
         start.elapsed().as_secs_f64(),
         count(&there.outcomes)
     );
+    std::fs::write("/tmp/here.json", serde_json::to_string(&here.numbers)?)?;
+    std::fs::write("/tmp/there.json", serde_json::to_string(&there.numbers)?)?;
     let failures = failures(&here, &there);
     for failure in &failures {
         println!("failed: {failure}");
@@ -84,6 +86,7 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
     let mut browser = Browser::open(&address)?;
     let mut findings = Findings::default();
     let mut silent_since = Instant::now();
+    let start = Instant::now();
     loop {
         let (kind, json) = match posts.recv_timeout(Duration::from_secs(1)) {
             Ok(post) => post,
@@ -94,6 +97,9 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
             Err(_) => bail!("the page has said nothing for {} s", LONGEST_SILENCE.as_secs()),
         };
         silent_since = Instant::now();
+        if std::env::var_os("CHECK_TRACE").is_some() {
+            eprintln!("{:?} {kind} {json:.120}", start.elapsed());
+        }
         let context = || format!("could not read what the page posted about {kind}: {json:.200}");
         match kind.as_str() {
             "adapter" => findings.adapter = serde_json::from_str(&json).with_context(context)?,
