@@ -1,15 +1,18 @@
 //! What all pictures share: fonts, colors, a title, a grid and a legend beside the data.
-#![allow(dead_code, reason = "each example uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each example uses a part of it")]
 
 use std::error::Error;
 use std::path::Path;
 
-use adamod::RuleKind;
 use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+#[path = "../../src/bin/adamod/bench/colors.rs"]
+mod colors;
+pub use colors::rule_color;
 
 /// Part of a picture.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -19,33 +22,6 @@ pub const PANEL_TITLE_PIXELS: i32 = 18;
 pub const LABEL_PIXELS: i32 = 14;
 pub const INK: RGBColor = RGBColor(45, 45, 55);
 pub const FAINT: RGBColor = RGBColor(225, 225, 230);
-
-/// Colors that color-blind readers can distinguish (Okabe and Ito, after the first three darker).
-const OTHER_RULES: [RGBColor; 10] = [
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(140, 86, 75),
-    RGBColor(148, 103, 189),
-    RGBColor(188, 189, 34),
-    RGBColor(23, 190, 207),
-    RGBColor(160, 30, 60),
-    RGBColor(70, 100, 40),
-];
-
-/// The color of a rule in every picture.
-pub fn rule_color(rule: RuleKind) -> RGBColor {
-    match rule {
-        RuleKind::AdaMod => RGBColor(0, 114, 178),
-        RuleKind::Adam => RGBColor(213, 94, 0),
-        RuleKind::Sgd => RGBColor(110, 110, 120),
-        other => {
-            let place = RuleKind::ALL.iter().position(|rule| *rule == other).unwrap_or(0);
-            OTHER_RULES[place.saturating_sub(3) % OTHER_RULES.len()]
-        }
-    }
-}
 
 pub fn font(pixels: i32) -> TextStyle<'static> {
     ("sans-serif", pixels).into_font().color(&INK)
@@ -292,15 +268,5 @@ mod tests {
             height
         };
         assert!(height(600) > height(200));
-    }
-
-    #[test]
-    fn rules_have_different_colors() {
-        for rule in RuleKind::ALL {
-            assert_eq!(
-                RuleKind::ALL.iter().filter(|other| rule_color(**other) == rule_color(*rule)).count(),
-                1
-            );
-        }
     }
 }

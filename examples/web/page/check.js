@@ -17,7 +17,7 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 
 /** Waits until something holds in a document. */
 async function until(what, holds) {
-  for (let tries = 0; tries < 600; tries++) {
+  for (let tries = 0; tries < 2000; tries++) {
     if (holds()) return;
     await pause(100);
   }
@@ -54,12 +54,13 @@ async function checkPage() {
   const shown = () => [...contentDocument.querySelectorAll("#probabilities span")].map((span) => parseFloat(span.textContent));
   await until("ten probabilities", () => shown().length === 10 && Math.abs(shown().reduce((a, b) => a + b) - 100) < 1);
   const rule = element("rule");
-  for (let index = 0; index < rule.options.length; index++) {
+  for (const index of [rule.options.length - 1, 0]) {
     rule.selectedIndex = index;
     // From there on the page counts anew.
     rule.dispatchEvent(new contentWindow.Event("change"));
     element("rates-text").textContent = "";
     await until(`two epochs with ${rule.value}`, () => text("rates-text") !== "" && parseInt(text("epoch")) >= 2);
+    await report("progress", JSON.stringify(rule.value));
   }
   if (!element("failed").hidden) throw new Error(`the page: ${text("failed")}`);
   await report("page", JSON.stringify({ adapter: text("adapter"), rules: rule.options.length }));

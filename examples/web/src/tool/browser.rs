@@ -58,6 +58,6 @@ fn program() -> anyhow::Result<String> {
         }
     }
     bail!(
-        "expected Chromium: on Debian it is the package chromium, and examples/web/check installs it; CHROMIUM names another program"
+        "expected Chromium: on Debian it is the package chromium, and .ci/with-chromium installs it; CHROMIUM names another program"
     )
 }

@@ -14,7 +14,7 @@ use super::browser::Browser;
 use super::server::Server;
 
 /// A browser that says nothing for so long hangs.
-const LONGEST_SILENCE: Duration = Duration::from_secs(180);
+const LONGEST_SILENCE: Duration = Duration::from_secs(240);
 
 /// Everything that one side found.
 #[derive(Default)]
@@ -40,8 +40,6 @@ pub fn run(folder: &Path, all: bool) -> anyhow::Result<ExitCode> {
         start.elapsed().as_secs_f64(),
         count(&there.outcomes)
     );
-    std::fs::write("/tmp/here.json", serde_json::to_string(&here.numbers)?)?;
-    std::fs::write("/tmp/there.json", serde_json::to_string(&there.numbers)?)?;
     let failures = failures(&here, &there);
     for failure in &failures {
         println!("failed: {failure}");
@@ -86,7 +84,6 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
     let mut browser = Browser::open(&address)?;
     let mut findings = Findings::default();
     let mut silent_since = Instant::now();
-    let start = Instant::now();
     loop {
         let (kind, json) = match posts.recv_timeout(Duration::from_secs(1)) {
             Ok(post) => post,
@@ -97,16 +94,13 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
             Err(_) => bail!("the page has said nothing for {} s", LONGEST_SILENCE.as_secs()),
         };
         silent_since = Instant::now();
-        if std::env::var_os("CHECK_TRACE").is_some() {
-            eprintln!("{:?} {kind} {json:.120}", start.elapsed());
-        }
         let context = || format!("could not read what the page posted about {kind}: {json:.200}");
         match kind.as_str() {
             "adapter" => findings.adapter = serde_json::from_str(&json).with_context(context)?,
             "numbers" => findings.numbers = serde_json::from_str(&json).with_context(context)?,
             "outcome" => findings.outcomes.push(serde_json::from_str(&json).with_context(context)?),
             "uncaught" => findings.errors = serde_json::from_str(&json).with_context(context)?,
-            "page" => println!("The page: {json}"),
+            "progress" | "page" => {}
             "done" => return Ok(findings),
             _ => {
                 findings.errors.push(json);
