@@ -24,6 +24,12 @@ fn style(index: usize) -> (RGBColor, Mark) {
     }
 }
 
+/// The color of the band of a line, whatever lies behind it.
+fn tint(color: RGBColor) -> RGBColor {
+    let part = |part: u8| (0.25 * f64::from(part) + 0.75 * 255.0) as u8;
+    RGBColor(part(color.0), part(color.1), part(color.2))
+}
+
 /// A panel: its title, and the course of each optimizer.
 pub struct Panel<'a> {
     pub title: String,
@@ -87,9 +93,7 @@ fn draw_panel(area: &Area<'_>, panel: &Panel<'_>, band: fn(&Snapshot) -> Band) -
         let points: Vec<_> =
             course.snapshots.iter().map(|s| (s.step as f64, band(s).low, band(s).high)).collect();
         for polygon in band_within(&points, range) {
-            // White below the color: a band has the color of its line, whatever lies behind it.
-            chart.draw_series([Polygon::new(polygon.clone(), WHITE)])?;
-            chart.draw_series([Polygon::new(polygon, color.mix(0.25))])?;
+            chart.draw_series([Polygon::new(polygon, tint(color))])?;
         }
     }
     // The dashes come last.
