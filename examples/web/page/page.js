@@ -37,7 +37,7 @@ function showButton() {
 function show(id, draw) {
   const place = element(id);
   const width = Math.max(300, Math.floor(place.clientWidth));
-  place.innerHTML = draw(width, Math.floor(Math.min(420, Math.max(260, 0.66 * width)))) ?? "";
+  place.innerHTML = draw(width, Math.floor(Math.min(420, Math.max(320, 0.66 * width)))) ?? "";
 }
 
 function showPictures() {
