@@ -4,6 +4,7 @@ mod engine;
 mod kernels;
 mod laws;
 
+use std::collections::{BTreeSet, HashSet};
 use std::error::Error;
 
 use adamod::{Control, DeviceControl, LossScale, NonFinite, RuleKind, Workgroups};
@@ -104,16 +105,29 @@ pub async fn run(gpu: &Gpu, extent: Extent, mut report: impl FnMut(Outcome)) {
 
 /// Compiles every kernel: all of them as text, and pipelines of every one or of a sample. Outside of browsers the library's own tests do.
 pub async fn compile(gpu: &Gpu, extent: Extent, mut report: impl FnMut(Outcome)) {
-    for (index, kernel) in kernels::all().iter().enumerate() {
-        let whole = extent == Extent::All || is_sampled(index);
+    let kernels = kernels::all();
+    let sample = sample(&kernels);
+    for (index, kernel) in kernels.iter().enumerate() {
+        let whole = extent == Extent::All || sample.contains(&index);
         let error = kernels::compile(gpu, kernel, whole).await.err().map(|error| error.to_string());
         report(Outcome { name: format!("compile {}", kernel.name), digest: None, error });
     }
 }
 
-/// Whether the pipeline of the kernel with this number is in the sample. Axes of variants have two or three values, which a prime stride mixes.
-fn is_sampled(index: usize) -> bool {
-    index.is_multiple_of(19)
+/// Numbers of kernels that together have every part of a name with every first part, which is the rule or the entry point.
+fn sample(kernels: &[kernels::Kernel]) -> BTreeSet<usize> {
+    // Neighbours differ in one part only. A prime stride brings several new parts at once.
+    const STRIDE: usize = 101;
+    let mut seen = HashSet::new();
+    let mixed = (0..kernels.len()).map(|i| i * STRIDE % kernels.len());
+    mixed
+        .filter(|&index| {
+            let name = &kernels[index].name;
+            let (first, rest) = name.split_once('.').unwrap_or((name, ""));
+            // All parts have to be marked as seen.
+            rest.split('.').filter(|part| seen.insert((first, *part))).count() > 0
+        })
+        .collect()
 }
 
 /// Every type, format and master weights of a rule in one optimizer.
@@ -175,22 +189,28 @@ mod tests {
     use adamod::{DType, MasterWeights, StateFormat};
 
     #[test]
-    fn pipelines_of_the_sample_have_every_part() {
+    fn pipelines_of_the_sample_have_every_part_with_every_rule() {
         let all = kernels::all();
-        let sampled: Vec<_> = all
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| is_sampled(*index))
-            .map(|(_, kernel)| kernel)
-            .collect();
-        assert!(10 * sampled.len() < all.len());
-        let rules = RuleKind::ALL.iter().map(|rule| rule.name());
-        let parts = ["vec4", "vec2", "scalar", "read", "read_write", "shared", "words4", "words2", "words1"];
-        for part in
-            rules.chain(parts).chain(["shadow", "rate_histograms", "norm_of_chunks", "norm_and_prepare"])
-        {
-            let has = |kernel: &&&kernels::Kernel| kernel.name.split('.').any(|of| of == part);
-            assert!(sampled.iter().any(|kernel| has(&kernel)), "{part}");
+        let sample = sample(&all);
+        let sampled = |first: &str, part: &str| {
+            let has =
+                |name: &str| name.split('.').next() == Some(first) && name.split('.').any(|of| of == part);
+            sample.iter().any(|&index| has(&all[index].name))
+        };
+        assert!(8 * sample.len() < all.len(), "{} of {}", sample.len(), all.len());
+        for rule in RuleKind::ALL {
+            let parts =
+                ["vec4", "vec2", "scalar", "read", "read_write", "shared", "words4", "words2", "words1"];
+            let parts = parts
+                .into_iter()
+                .chain(["shadow"])
+                .chain(rule.has_element_rates().then_some("rate_histograms"));
+            for part in parts {
+                assert!(sampled(rule.name(), part), "{rule} {part}");
+            }
+        }
+        for entry_point in ["norm_of_chunks", "norm_and_prepare", "prepare", "no_norm"] {
+            assert!(sampled(entry_point, entry_point), "{entry_point}");
         }
     }
 
