@@ -2,7 +2,9 @@
 
 use std::hint::black_box;
 
-use adamod::{Optimizer, Options, Parameter, Rule, RuleKind, Step, Update, View, Views};
+use adamod::{
+    Control, DeviceControl, Optimizer, Options, Parameter, Rule, RuleKind, Step, Update, View, Views,
+};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 #[allow(dead_code, reason = "only `adamod bench` verifies what the kernels write")]
@@ -122,6 +124,50 @@ fn record_moving(c: &mut Criterion) {
     group.finish();
 }
 
+/// Records a step after every group, of one tensor each, got a new learning rate, and drops it.
+fn record_groups(c: &mut Criterion) {
+    let gpu = Gpu::new();
+    let controls =
+        [("host", Control::Host), ("device", Control::Device(DeviceControl::new().with_max_norm(1.0)))];
+    let mut group = c.benchmark_group("record_groups");
+    for count in [1, 465, 4000] {
+        for (name, control) in controls {
+            let options = Options::new().with_control(control);
+            let mut optimizer =
+                Optimizer::new(&gpu.device, &gpu.queue, options).expect("a device with default limits");
+            let (values, gradients) = (gpu.pool(count * SMALL_ELEMENTS), gpu.pool(count * SMALL_ELEMENTS));
+            let groups: Vec<_> = (0..count)
+                .map(|index| {
+                    let id = optimizer.add_group(Rule::default()).expect("default hyperparameters");
+                    let offset = 4 * index * SMALL_ELEMENTS;
+                    let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
+                    let label = format!("tensor.{index}");
+                    optimizer
+                        .add_parameter(id, Parameter::new(&label, SMALL_ELEMENTS).with_views(views))
+                        .expect("a parameter within its pool");
+                    id
+                })
+                .collect();
+            optimizer.submit(&Step::all()).expect("the first step, which creates state and tables");
+            gpu.wait();
+            let mut learning_rate = 1e-3;
+            group.throughput(Throughput::Elements(count));
+            group.bench_with_input(BenchmarkId::new(name, count), &count, |b, _| {
+                b.iter(|| {
+                    learning_rate *= 0.999_999;
+                    for &id in &groups {
+                        optimizer.set_learning_rate(id, learning_rate).expect("a rate");
+                    }
+                    let mut encoder = gpu.encoder();
+                    optimizer.encode(&mut encoder, &Step::all()).expect("a step");
+                    black_box(encoder.finish())
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 /// Submits a step and waits for it, beside a copy of as many bytes.
 fn step(c: &mut Criterion) {
     let gpu = Gpu::new();
@@ -150,5 +196,5 @@ fn step(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, record, record_moving, step);
+criterion_group!(benches, record, record_moving, record_groups, step);
 criterion_main!(benches);

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use crate::device::error_scope::DeviceError;
 use crate::device::readback::SnapshotError;
-use crate::rules::RuleKind;
+use crate::options::DeviceControl;
 use crate::rules::range::OutOfRange;
+use crate::rules::{RuleForm, RuleKind};
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
+use crate::storage::state::StateFormat;
 
 /// An operation of an [`Optimizer`](crate::Optimizer) failed.
 ///
@@ -81,6 +83,29 @@ impl From<OutOfRange> for Error {
     }
 }
 
+/// Why an optimizer cannot take part in a [`JointStep`](crate::JointStep).
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JointError {
+    /// It belongs to another device than the first optimizer.
+    #[error("belongs to another device than the first optimizer")]
+    Device,
+    /// It was created with [`Control::Host`](crate::Control::Host).
+    #[error("was created with Control::Host, expected Control::Device")]
+    Host,
+    /// Its settings are not those of the first optimizer, which decides for all.
+    #[error("has {found:?}, expected {expected:?}, which the first optimizer has")]
+    Control {
+        /// Its settings, with the largest norm as it is now.
+        found: Box<DeviceControl>,
+        /// The settings of the first optimizer.
+        expected: Box<DeviceControl>,
+    },
+    /// Its step is another half than that of the first optimizer.
+    #[error("takes another half of its step than the first optimizer")]
+    Half,
+}
+
 /// What is wrong with an operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -108,6 +133,24 @@ pub enum ErrorKind {
         found: RuleKind,
         /// The rule of the group.
         expected: RuleKind,
+    },
+    /// Options of the rule would change which states parameters of the group have.
+    #[error("the options give the rule the states of {found}, expected those of the group, {expected}")]
+    Form {
+        /// The form of the given rule.
+        found: RuleForm,
+        /// The form of the group.
+        expected: RuleForm,
+    },
+    /// The rule does not offer the format of state.
+    #[error("the state format is {}, expected one that {form} has: {reason}", found.name())]
+    StateFormat {
+        /// The rule and its states.
+        form: RuleForm,
+        /// The format.
+        found: StateFormat,
+        /// Why the rule does not have it.
+        reason: &'static str,
     },
     /// The group belongs to another optimizer or was removed.
     #[error("the group belongs to another optimizer or was removed")]
@@ -156,7 +199,7 @@ pub enum ErrorKind {
     },
     /// The group's master weights do not fit the parameter's data type.
     #[error(
-        "it is {dtype} in a group with MasterWeights::{found:?}, expected MasterWeights::F32 for f16, or a bf16 parameter"
+        "it is {dtype} in a group with MasterWeights::{found:?}, expected Split24, Split32 or F32 for f16"
     )]
     MasterWeights {
         /// The parameter's data type.
@@ -189,6 +232,22 @@ pub enum ErrorKind {
         "the optimizer computes no norm, expected Control::Device with NonFinite::Skip, a max_norm or a dynamic loss scale"
     )]
     NoNorm,
+    /// A schedule has no factors, or too many for a storage buffer of the device.
+    #[error("the schedule has {found} factors, expected 1 to {most}")]
+    Schedule {
+        /// Number of factors.
+        found: u64,
+        /// The most factors: [`wgpu::Limits::max_storage_buffer_binding_size`] in f32.
+        most: u64,
+    },
+    /// An optimizer cannot take part in a joint step with the first one.
+    #[error("optimizer {optimizer:?} of the joint step {error}")]
+    Joint {
+        /// [`Options::label`](crate::Options::label) of the optimizer.
+        optimizer: String,
+        /// What is wrong.
+        error: JointError,
+    },
     /// The buffer of the parameter's values lacks a usage.
     #[error("the buffer of its values has usages {found:?}, expected {expected:?}")]
     Usage {

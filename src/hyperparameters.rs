@@ -24,6 +24,38 @@ pub enum WeightDecay {
     Decoupled(f64),
     /// L2 regularisation: `g += lambda * theta` before the moments, as in `torch.optim.Adam` and `torch.optim.SGD`.
     Coupled(f64),
+    /// `theta -= alpha / max_learning_rate * lambda * theta` on the old theta, before the step: decay that follows the schedule of the
+    /// learning rate and not its size, as Loshchilov and Hutter (arXiv:1711.05101, Algorithm 2) define it. At
+    /// `alpha = max_learning_rate` a step decays by lambda, so a learning rate that is tuned anew needs no new lambda.
+    FullyDecoupled {
+        /// What a step decays by at the largest learning rate. It is smaller than lambda of [`WeightDecay::Decoupled`] by that rate:
+        /// 1e-4 is 0.1 at 1e-3.
+        lambda: f64,
+        /// The largest learning rate of the schedule, above 0.
+        max_learning_rate: f64,
+    },
+}
+
+impl WeightDecay {
+    /// The kind's name: `none`, `decoupled`, `coupled` or `fully_decoupled`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            WeightDecay::None => "none",
+            WeightDecay::Decoupled(_) => "decoupled",
+            WeightDecay::Coupled(_) => "coupled",
+            WeightDecay::FullyDecoupled { .. } => "fully_decoupled",
+        }
+    }
+
+    /// The strength, whatever the kind; 0 without decay.
+    pub const fn lambda(self) -> f64 {
+        match self {
+            WeightDecay::None => 0.0,
+            WeightDecay::Decoupled(lambda)
+            | WeightDecay::Coupled(lambda)
+            | WeightDecay::FullyDecoupled { lambda, .. } => lambda,
+        }
+    }
 }
 
 /// Direction of the step; PyTorch's `maximize`.
@@ -57,6 +89,16 @@ pub struct Hyperparameters {
     pub weight_decay: WeightDecay,
     /// Whether the step descends or ascends.
     pub objective: Objective,
+    /// Cautious updates (Liang et al. 2024, arXiv:2411.16085): an element moves only if its step has the sign of its gradient, and otherwise
+    /// its step is 0. The gradient is that which the rule sees, with its sign flipped to maximize and with coupled decay. States are
+    /// as without it.
+    ///
+    /// The published code also multiplies all steps of a tensor by the inverse of the share that is left. That share is a sum over the
+    /// tensor, which the step would have to wait for, so it is left to the learning rate.
+    pub cautious: bool,
+    /// Cautious weight decay (Chen et al. 2025, arXiv:2510.12402): decoupled decay of an element is left out where it would work against
+    /// its step, that is where the step moves it away from 0. It looks at the step before [`Hyperparameters::cautious`].
+    pub cautious_weight_decay: bool,
 }
 
 impl Default for Hyperparameters {
@@ -66,13 +108,16 @@ impl Default for Hyperparameters {
 }
 
 impl<R: Into<Rule>> From<R> for Hyperparameters {
-    /// The rule with learning rate 1e-3 and without weight decay.
+    /// The rule with its [default learning rate](crate::RuleKind::default_learning_rate), 1e-3 for most, and without weight decay.
     fn from(rule: R) -> Self {
+        let rule = rule.into();
         Self {
-            rule: rule.into(),
-            learning_rate: 1e-3,
+            rule,
+            learning_rate: rule.kind().default_learning_rate(),
             weight_decay: WeightDecay::None,
             objective: Objective::Minimize,
+            cautious: false,
+            cautious_weight_decay: false,
         }
     }
 }
@@ -103,6 +148,16 @@ impl Hyperparameters {
         Self { objective, ..self }
     }
 
+    /// Sets [`Hyperparameters::cautious`].
+    pub fn with_cautious(self, cautious: bool) -> Self {
+        Self { cautious, ..self }
+    }
+
+    /// Sets [`Hyperparameters::cautious_weight_decay`].
+    pub fn with_cautious_weight_decay(self, cautious_weight_decay: bool) -> Self {
+        Self { cautious_weight_decay, ..self }
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -112,16 +167,31 @@ impl Hyperparameters {
         let non_negative = "a finite number, at least 0 and representable in f32";
         let fits_f32 = |value: f64| value >= 0.0 && (value as f32).is_finite();
         in_range("learning_rate", self.learning_rate, non_negative, fits_f32(self.learning_rate))?;
-        if let WeightDecay::Decoupled(lambda) | WeightDecay::Coupled(lambda) = self.weight_decay {
-            in_range("weight_decay", lambda, non_negative, fits_f32(lambda))?;
+        let lambda = self.weight_decay.lambda();
+        in_range("weight_decay", lambda, non_negative, fits_f32(lambda))?;
+        if let WeightDecay::FullyDecoupled { max_learning_rate, .. } = self.weight_decay {
+            let is_in_range = max_learning_rate > 0.0 && fits_f32(max_learning_rate);
+            let expected = "a finite number above 0 and representable in f32";
+            in_range("max_learning_rate", max_learning_rate, expected, is_in_range)?;
+            let product = self.learning_rate / max_learning_rate * lambda;
+            let name = "learning_rate / max_learning_rate * weight_decay";
+            in_range(name, product, non_negative, fits_f32(product))?;
+        } else {
             let product = self.learning_rate * lambda;
             in_range("learning_rate * weight_decay", product, non_negative, fits_f32(product))?;
         }
+        let is_coupled = matches!(self.weight_decay, WeightDecay::Coupled(_));
+        in_range(
+            "cautious_weight_decay",
+            f64::from(self.cautious_weight_decay),
+            "0 (false) with coupled weight decay, which is a part of the gradient",
+            !(self.cautious_weight_decay && is_coupled),
+        )?;
         self.rule.validate(self.learning_rate)
     }
 
-    /// The coefficients that do not depend on the rule, in f64.
-    pub(crate) fn general(&self) -> [f64; 3] {
+    /// The coefficients that do not depend on the rule.
+    pub(crate) fn general<T: Real>(&self, is_debiased: bool) -> General<T> {
         let gradient_scale = match self.objective {
             Objective::Minimize => 1.0,
             Objective::Maximize => -1.0,
@@ -130,8 +200,18 @@ impl Hyperparameters {
             WeightDecay::None => (0.0, 0.0),
             WeightDecay::Coupled(lambda) => (lambda, 0.0),
             WeightDecay::Decoupled(lambda) => (0.0, self.learning_rate * lambda),
+            WeightDecay::FullyDecoupled { lambda, max_learning_rate } => {
+                (0.0, self.learning_rate / max_learning_rate * lambda)
+            }
         };
-        [gradient_scale, coupled, decoupled]
+        General {
+            gradient_scale: T::from_f64(gradient_scale),
+            coupled_decay: T::from_f64(coupled),
+            decoupled_decay: T::from_f64(decoupled),
+            is_cautious: self.cautious,
+            has_cautious_decay: self.cautious_weight_decay,
+            is_debiased,
+        }
     }
 
     /// The coefficients of step `t` on the CPU, rounded once to `T`.
@@ -140,9 +220,7 @@ impl Hyperparameters {
         t: u64,
         is_debiased: bool,
     ) -> (General<T>, CoefficientArray<T>) {
-        let [gradient_scale, coupled_decay, decoupled_decay] = self.general().map(T::from_f64);
-        let general = General { gradient_scale, coupled_decay, decoupled_decay, is_debiased };
-        (general, self.rule.coefficients(self.learning_rate, t).map(T::from_f64))
+        (self.general(is_debiased), self.rule.coefficients(self.learning_rate, t).map(T::from_f64))
     }
 }
 
@@ -194,11 +272,8 @@ impl Group {
     /// ```
     pub fn state_bytes(&self, dtype: DType, len: u64) -> u64 {
         let state = self.precision.state_format(len);
-        let layout = BlockLayout {
-            states: self.hyperparameters.rule.kind().states(),
-            state,
-            master_weights: self.precision.master_weights_of(dtype),
-        };
+        let master_weights = self.precision.master_weights_of(dtype);
+        let layout = BlockLayout::new(self.hyperparameters.rule.states(), state, master_weights);
         state_words(layout, len) * WORD_BYTES
     }
 }
@@ -247,12 +322,13 @@ mod tests {
             learning_rate in any_f64(),
             of_rule in prop::collection::vec(any_f64(), 8),
             lambda in any_f64(),
-            kind in 0..3,
+            kind in 0..4,
             t in prop_oneof![Just(1), Just(2), Just(1000), Just(1 << 53), any::<u64>().prop_map(|t| t.max(1))],
         ) {
             let weight_decay = match kind {
                 0 => WeightDecay::None,
                 1 => WeightDecay::Decoupled(lambda),
+                2 => WeightDecay::FullyDecoupled { lambda, max_learning_rate: of_rule[7] },
                 _ => WeightDecay::Coupled(lambda),
             };
             for sane in RuleKind::ALL.iter().map(|kind| Hyperparameters::from(kind.with_defaults())) {

@@ -86,9 +86,10 @@ pub use checkpoint::error::CheckpointError;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::{Checkpoint, CheckpointParameter};
 pub use diagnostics::{BINS, Progress, RateHistograms};
-pub use error::{Error, ErrorKind, Role, ViewError};
+pub use error::{Error, ErrorKind, JointError, Role, ViewError};
 pub use hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
 pub use kernels::variant::{Access, GradientBinding};
+pub use optimizer::joint::JointStep;
 pub use optimizer::{
     GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, Shard, State, Step, StepCounts, Update,
 };
@@ -98,7 +99,7 @@ pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Opt
 pub use plan::views::{View, Views};
 pub use rules::range::OutOfRange;
 pub use rules::types::*;
-pub use rules::{Formula, Rule, RuleKind};
+pub use rules::{Formula, Rule, RuleForm, RuleKind};
 pub use storage::dtype::DType;
 pub use storage::master::MasterWeights;
 pub use storage::state::{Precision, Sign, StateFormat, StateTensor};
@@ -109,7 +110,10 @@ pub mod low_level {
 
     pub use crate::kernels::abi;
     pub use crate::kernels::bindings;
-    pub use crate::kernels::variant::{Shadow, Variant, norm_source, prepare_source};
+    pub use crate::kernels::rows::{GroupTable, coefficient_row};
+    pub use crate::kernels::variant::{
+        Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
+    };
     pub use crate::storage::block::{
         BlockLayout, CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess, state_words,
     };

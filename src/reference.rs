@@ -132,8 +132,8 @@ impl<T: Real> Reference<T> {
         assert!(group < self.groups.len(), "group {group} does not exist");
         let zero = vec![T::from_f64(0.0); values.len()];
         let Storage { dtype, state, master_weights, label, seed, first } = storage;
-        let states = self.groups[group].rule.kind().states();
-        let layout = BlockLayout { states, state, master_weights };
+        let states = self.groups[group].rule.states();
+        let layout = BlockLayout::new(states, state, master_weights);
         let words = if T::IS_STORED { state_words(layout, values.len() as u64) } else { 0 };
         self.parameters.push(Parameter {
             group,
@@ -213,7 +213,7 @@ impl<T: Real> Parameter<T> {
         let (narrowed, differences): (Vec<_>, Vec<_>) = split.unzip();
         for (value, (&narrowed, &difference)) in self.values.iter_mut().zip(narrowed.iter().zip(&differences))
         {
-            *value = T::from_f64(join(dtype, narrowed, difference).into());
+            *value = T::from_f64(join(dtype, master, narrowed, difference).into());
         }
         let states = self.states.iter().map(|state| state.iter().map(|x| x.to_f32()).collect()).collect();
         let contents = Contents { states, differences };

@@ -480,16 +480,16 @@ fn metadata_that_cannot_be_are_refused_by_name() {
     let cases: &[(Change, &str)] = &[
         (|h| h["version"] = 3.into(), "version 3"),
         (|h| h["version"] = 0.into(), "version 0"),
-        (|h| h["groups"][0]["rule"] = "lion".into(), "rule is \"lion\""),
-        (|h| h["groups"][0]["state"] = "q4".into(), "state is \"q4\""),
-        (|h| h["groups"][0]["master_weights"] = "f8".into(), "master_weights is \"f8\""),
-        (|h| h["groups"][0]["learning_rate"] = "zz".into(), "learning_rate is \"zz\""),
-        (|h| h["groups"][0]["hyperparameters"]["epsilon"] = "zz".into(), "epsilon"),
+        (|h| h["groups"][0]["rule"] = "lyon".into(), "group 0: rule is \"lyon\""),
+        (|h| h["groups"][0]["state"] = "q4".into(), "group 0: state is \"q4\""),
+        (|h| h["groups"][0]["master_weights"] = "f8".into(), "group 0: master_weights is \"f8\""),
+        (|h| h["groups"][0]["learning_rate"] = "zz".into(), "group 0: learning_rate is \"zz\""),
+        (|h| h["groups"][0]["hyperparameters"]["epsilon"] = "zz".into(), "group 0: epsilon"),
         (
             |h| h["groups"][0]["hyperparameters"]["epsilon"] = "0000000000000000".into(),
-            "hyperparameters of the checkpoint: epsilon",
+            "hyperparameters of group 0 of the checkpoint: epsilon is 0, expected",
         ),
-        (|h| h["groups"][0]["weight_decay"] = "l1".into(), "weight_decay"),
+        (|h| h["groups"][0]["weight_decay"] = "l1".into(), "group 0: weight_decay"),
         (|h| h["groups"][0]["more"] = 1.into(), "more"),
         (|h| h["parameters"][0]["group"] = 7.into(), "its group is 7"),
         (|h| h["parameters"][0]["len"] = 0.into(), "its length is 0"),
@@ -529,6 +529,17 @@ fn metadata_that_cannot_be_are_refused_by_name() {
         let error = refusal(&header).to_string();
         assert!(error.contains(named), "{error:?} does not name {named:?}");
     }
+    // Of several groups the wrong one is named.
+    for wrong in 0..3 {
+        let mut header = parsed.clone();
+        let group = header["groups"][0].clone();
+        header["groups"] = Value::Array(vec![group; 3]);
+        header["groups"][wrong]["weight_decay"] = "l1".into();
+        assert!(refusal(&header).to_string().contains(&format!("group {wrong}: weight_decay")));
+        header["groups"][wrong]["weight_decay"] = "none".into();
+        header["groups"][wrong]["learning_rate"] = "7ff0000000000000".into();
+        assert!(matches!(refusal(&header), CheckpointError::Hyperparameters { group, .. } if group == wrong));
+    }
     let no_metadata = file(&[("format", "pt")], &[]);
     assert!(
         Checkpoint::from_bytes(&no_metadata).unwrap_err().to_string().contains("not a checkpoint of adamod")
@@ -560,13 +571,13 @@ fn hyperparameters_that_a_rule_lacks_needs_or_cannot_have_are_refused_by_name() 
         };
         let one = "3ff0000000000000";
         let what = metadata(&|of_rule| _ = of_rule.insert("gamma".to_owned(), one.into()));
-        assert_eq!(what, format!("rule {kind} has no hyperparameter \"gamma\""));
+        assert_eq!(what, format!("group 1: rule {kind} has no hyperparameter \"gamma\""));
         for name in names {
             let what = metadata(&|of_rule| _ = of_rule.remove(name));
-            assert_eq!(what, format!("hyperparameter {name:?} of rule {kind} is missing"));
+            assert_eq!(what, format!("group 1: hyperparameter {name:?} of rule {kind} is missing"));
             for hex in ["", "zz", "3ff", "+ff0000000000000", "3ff00000000000000"] {
                 let what = metadata(&|of_rule| of_rule[name] = hex.into());
-                assert_eq!(what, format!("{name} is {hex:?}, expected 16 hexadecimal digits"));
+                assert_eq!(what, format!("group 1: {name} is {hex:?}, expected 16 hexadecimal digits"));
             }
             let what = metadata(&|of_rule| of_rule[name] = 1.into());
             assert!(what.contains(&format!("groups[1].hyperparameters.{name}: invalid type")), "{what}");
@@ -574,16 +585,24 @@ fn hyperparameters_that_a_rule_lacks_needs_or_cannot_have_are_refused_by_name() 
             let not_a_number = "7ff8000000000000";
             let error = refused(&|of_rule| of_rule[name] = not_a_number.into());
             match &error {
-                CheckpointError::Hyperparameters(of, ..) => assert_eq!(of.name, name),
+                CheckpointError::Hyperparameters { group, error } => {
+                    assert_eq!((*group, error.name), (1, name.as_str()))
+                }
                 CheckpointError::Metadata { what, .. } => {
-                    assert_eq!(*what, format!("hyperparameter {name:?} of rule {kind} is {not_a_number:?}"));
+                    assert_eq!(
+                        *what,
+                        format!("group 1: hyperparameter {name:?} of rule {kind} is {not_a_number:?}")
+                    );
                     assert_eq!(name, "formula");
                 }
                 _ => panic!("{error}"),
             }
             if name.starts_with("betas") || name == "momentum" {
                 let error = refused(&|of_rule| of_rule[name] = one.into());
-                assert!(matches!(&error, CheckpointError::Hyperparameters(of) if of.name == name), "{error}");
+                assert!(
+                    matches!(&error, CheckpointError::Hyperparameters { group: 1, error } if error.name == name),
+                    "{error}"
+                );
             }
         }
     }

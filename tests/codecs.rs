@@ -18,7 +18,8 @@
 //!   and the third state the number of fraction bits, less 3, in 2 bits each.
 //! - bf16 and f16 are the usual formats. 16-bit states are bf16.
 //! - Master weights are a signed distance from the 16-bit parameter to its f32 value, counted in f32 numbers away
-//!   from zero. Split24 counts 256 of them at a time, in 8 bits; Split32 has 16 bits and F32 has 32.
+//!   from zero. Split24 counts 256 of them at a time (32 beside f16), in 8 bits; Split32 has 16 bits and F32 has 32.
+//!   Beside an f16 number of at most 2^-14, Split24 counts multiples of 2^-32 and Split32 multiples of 2^-40.
 
 mod common;
 
@@ -289,6 +290,8 @@ impl Kind {
     fn all() -> Vec<Self> {
         let parameters = [
             (None, Master::None),
+            (Some(Half::F16), Master::Split24),
+            (Some(Half::F16), Master::Split32),
             (Some(Half::F16), Master::F32),
             (Some(Half::Bf16), Master::None),
             (Some(Half::Bf16), Master::Split24),
@@ -521,9 +524,9 @@ fn decode_parameter(bits: &[u32], parts: &Parts, kind: Kind) -> (Vec<f64>, Vec<f
             continue;
         };
         let value = decode_half(half, bits);
-        let distance = match kind.master {
+        let count = match kind.master {
             Master::None => 0,
-            Master::Split24 => 256 * i64::from(i8::from_le_bytes([parts.master[element]])),
+            Master::Split24 => i64::from(i8::from_le_bytes([parts.master[element]])),
             Master::Split32 => {
                 i64::from(i16::from_le_bytes(parts.master[2 * element..2 * element + 2].try_into().unwrap()))
             }
@@ -531,7 +534,14 @@ fn decode_parameter(bits: &[u32], parts: &Parts, kind: Kind) -> (Vec<f64>, Vec<f
                 i64::from(i32::from_le_bytes(parts.master[4 * element..4 * element + 4].try_into().unwrap()))
             }
         };
-        let magnitude = magnitude_of(rank_of(value.abs()) + distance);
+        let is_small_f16 = half == Half::F16 && value.abs() <= 2_f64.powi(-14);
+        let magnitude = match (kind.master, half) {
+            (Master::Split24, _) if is_small_f16 => value.abs() + count as f64 * 2_f64.powi(-32),
+            (Master::Split32, _) if is_small_f16 => value.abs() + count as f64 * 2_f64.powi(-40),
+            (Master::Split24, Half::F16) => magnitude_of(rank_of(value.abs()) + 32 * count),
+            (Master::Split24, Half::Bf16) => magnitude_of(rank_of(value.abs()) + 256 * count),
+            _ => magnitude_of(rank_of(value.abs()) + count),
+        };
         narrow.push(value);
         joined.push(if value.is_sign_negative() { -magnitude } else { magnitude });
     }
@@ -553,7 +563,11 @@ const F32: Grid = Grid::Float { fraction_bits: 23, least_exponent: -126 };
 const BF16: Grid = Grid::Float { fraction_bits: 7, least_exponent: -126 };
 const F16: Grid = Grid::Float { fraction_bits: 10, least_exponent: -14 };
 /// What bf16 and 8 bits more can store.
-const SPLIT24: Grid = Grid::Float { fraction_bits: 15, least_exponent: -126 };
+const BF16_SPLIT24: Grid = Grid::Float { fraction_bits: 15, least_exponent: -126 };
+/// What f16 and 8 bits more can store.
+const F16_SPLIT24: Grid = Grid::Float { fraction_bits: 18, least_exponent: -14 };
+/// What f16 and 16 bits more can store of f32.
+const F16_SPLIT32: Grid = Grid::Float { fraction_bits: 23, least_exponent: -17 };
 
 impl Grid {
     fn of_scale(scale: Scale, sign: Sign) -> Self {
@@ -680,12 +694,18 @@ fn check_parameter(kind: Kind, exact: f64, slack: f64, narrow: f64, joined: f64,
     };
     match kind.master {
         Master::None => return BF16.check(exact, slack, joined, what),
-        Master::Split24 => {
-            SPLIT24.check(joined, 0.0, joined, what);
-            let half_a_step = Grid::spacing(15, -126, exact.abs() + slack) / 2.0;
+        Master::Split24 | Master::Split32 if (half, kind.master) != (Half::Bf16, Master::Split32) => {
+            let grid = match (half, kind.master) {
+                (Half::Bf16, _) => BF16_SPLIT24,
+                (Half::F16, Master::Split24) => F16_SPLIT24,
+                (Half::F16, _) => F16_SPLIT32,
+            };
+            grid.check(joined, 0.0, joined, what);
+            let Grid::Float { fraction_bits, least_exponent } = grid else { unreachable!() };
+            let half_a_step = Grid::spacing(fraction_bits, least_exponent, exact.abs() + slack) / 2.0;
             assert!((joined - exact).abs() <= half_a_step + slack, "{}: {exact:e} became {joined:e}", what());
         }
-        Master::Split32 | Master::F32 => F32.check(exact, slack, joined, what),
+        _ => F32.check(exact, slack, joined, what),
     }
     // The parameter is the nearest number of its type. Between two that are equally near, split ones go away from
     // zero, and others to the even one.
@@ -975,6 +995,19 @@ fn codes_decode_as_described() {
     let (narrow, joined) = decode_parameter(&[0x3f80, 0x3f80, 0xbf80], &parts, bf16);
     assert_eq!(narrow, [1.0, 1.0, -1.0]);
     assert_eq!(joined, [1.0 - 2_f64.powi(-16), 1.0 + 2_f64.powi(-15), -1.0]);
+    // f16 has fixed point up to 2^-14.
+    let f16 = Kind { parameter: Some(Half::F16), master: Master::Split24, states: States::F32 };
+    let parts = Parts { states: vec![], scales: vec![], master: vec![0xff, 1, 0xff, 0x80, 0xff] };
+    let (_, joined) = decode_parameter(&[0x3c00, 0x3c00, 0x0400, 0x8001, 0x0401], &parts, f16);
+    let bottom = 2_f64.powi(-14);
+    let expected = [
+        1.0 - 2_f64.powi(-19),
+        1.0 + 2_f64.powi(-18),
+        bottom - 2_f64.powi(-32),
+        -(2_f64.powi(-24) - 2_f64.powi(-25)),
+        bottom + 2_f64.powi(-24) - 2_f64.powi(-32),
+    ];
+    assert_eq!(joined, expected);
 }
 
 #[test]

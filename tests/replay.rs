@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use adamod::{RuleKind, StateFormat};
+use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -59,6 +60,38 @@ impl Trace {
         }))
     }
 
+    /// A rule for each group.
+    fn mixed() -> Self {
+        Self::of(json!({
+            "steps": 3,
+            "formula": "authors",
+            "groups": [
+                {"rule": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "params": ["a"]},
+                {"learning_rate": 1e-3, "betas": [0.9, 0.999, 0.999], "epsilon": 1e-8, "params": ["b.weight"]},
+                {"rule": "adam", "learning_rate": 1e-2, "betas": [0.9, 0.98], "epsilon": 1e-9,
+                 "weight_decay": {"kind": "coupled", "value": 1e-2}, "params": ["c"]},
+            ],
+        }))
+    }
+
+    /// The same with 16-bit tensors: bf16 and f16 parameters, and an f32 parameter with f16 gradients.
+    fn halves() -> Self {
+        let mut trace = Self::mixed();
+        for (name, dtype, gradients) in [
+            ("a", Dtype::BF16, Dtype::BF16),
+            ("b.weight", Dtype::F16, Dtype::F32),
+            ("c", Dtype::F32, Dtype::F16),
+        ] {
+            trace.convert(&format!("param.{name}"), dtype);
+            (1..=3).for_each(|step| trace.convert(&format!("grad.{step}.{name}"), gradients));
+        }
+        trace
+    }
+
+    fn all() -> [Self; 5] {
+        [Self::good(), Self::adam(), Self::sgd(), Self::mixed(), Self::halves()]
+    }
+
     fn of(description: Value) -> Self {
         let mut trace = Self { description, tensors: HashMap::new() };
         for (name, shape) in [("a", vec![2, 3]), ("b.weight", vec![5]), ("c", vec![])] {
@@ -75,6 +108,31 @@ impl Trace {
     fn set(&mut self, tensor: &str, shape: &[usize], elements: &[f32]) {
         let bytes = bytemuck::cast_slice(elements).to_vec();
         self.tensors.insert(tensor.to_owned(), (Dtype::F32, shape.to_vec(), bytes));
+    }
+
+    /// Rounds the elements of a tensor in f32 to another type.
+    fn convert(&mut self, tensor: &str, to: Dtype) {
+        let (dtype, _, bytes) = self.tensors.get_mut(tensor).unwrap();
+        let elements: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
+        *bytes = match to {
+            Dtype::F16 => elements.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+            Dtype::BF16 => elements.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            _ => return,
+        };
+        *dtype = to;
+    }
+
+    /// What is compared of a parameter.
+    fn kinds(&self, name: &str) -> Vec<&'static str> {
+        let groups = self.description["groups"].as_array().unwrap();
+        let group = groups.iter().find(|group| group["params"].as_array().unwrap().contains(&json!(name)));
+        let group = group.unwrap();
+        let mut rule = rule_of(&self.description, group).with_defaults();
+        // Without momentum SGD has no state.
+        if let Some(momentum) = group["momentum"].as_f64() {
+            assert!(rule.set_hyperparameter("momentum", momentum));
+        }
+        ["param"].into_iter().chain(rule.state_names()).collect()
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -135,10 +193,14 @@ fn description(trace: &Path) -> Value {
     serde_json::from_str(&metadata.metadata().as_ref().unwrap()["adamod.trace"]).unwrap()
 }
 
-fn rule(description: &Value) -> RuleKind {
-    description
-        .get("rule")
-        .map_or(RuleKind::AdaMod, |rule| RuleKind::from_name(rule.as_str().unwrap()).unwrap())
+/// The rule of a group: its own one, or that of the trace.
+fn rule_of(description: &Value, group: &Value) -> RuleKind {
+    let name = group.get("rule").or(description.get("rule")).and_then(Value::as_str);
+    name.map_or(RuleKind::AdaMod, |name| RuleKind::from_name(name).unwrap())
+}
+
+fn rules(description: &Value) -> Vec<RuleKind> {
+    description["groups"].as_array().unwrap().iter().map(|group| rule_of(description, group)).collect()
 }
 
 #[test]
@@ -157,8 +219,13 @@ fn traces_of_pytorch_of_the_authors_optimizer_and_of_algorithm_2_pass_on_both_ba
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(report["passed"], true);
             let kinds = report["kinds"].as_array().unwrap().iter().map(|kind| kind["kind"].as_str().unwrap());
-            let states = rule(&description(&trace)).state_names();
-            assert!(kinds.eq(["param"].into_iter().chain(states)), "every kind was compared: {text}");
+            let mut expected = vec!["param"];
+            for state in rules(&description(&trace)).into_iter().flat_map(RuleKind::state_names) {
+                if !expected.contains(&state) {
+                    expected.push(state);
+                }
+            }
+            assert!(kinds.eq(expected), "every kind was compared: {text}");
         }
     }
 }
@@ -202,9 +269,7 @@ fn other_arithmetic_does_not_pass() {
 fn expectations_that_are_off_or_nan_fail_with_1() {
     let folder = Folder::new();
     let output_path = folder.0.path().join("out.safetensors");
-    for good in [Trace::good(), Trace::adam(), Trace::sgd()] {
-        let rule = rule(&good.description);
-        let kinds: Vec<_> = ["param"].into_iter().chain(rule.state_names()).collect();
+    for good in Trace::all() {
         let good_path = folder.write("good.safetensors", &good.bytes());
         for backend in ["gpu", "cpu"] {
             let arguments = ["--backend", backend, "--output", output_path.to_str().unwrap()];
@@ -213,13 +278,13 @@ fn expectations_that_are_off_or_nan_fail_with_1() {
             let outcome = SafeTensors::deserialize(&bytes).unwrap();
             let mut names: Vec<_> = outcome.names().into_iter().map(str::to_owned).collect();
             names.sort();
-            let mut expected: Vec<_> = kinds
-                .iter()
-                .flat_map(|kind| ["a", "b.weight", "c"].map(|name| format!("{kind}.{name}")))
+            let mut expected: Vec<_> = ["a", "b.weight", "c"]
+                .into_iter()
+                .flat_map(|name| good.kinds(name).into_iter().map(move |kind| format!("{kind}.{name}")))
                 .collect();
             expected.sort();
             assert_eq!(names, expected);
-            assert_eq!(outcome.tensor(&format!("{}.a", kinds[1])).unwrap().shape(), [2, 3]);
+            assert_eq!(outcome.tensor(&format!("{}.a", good.kinds("a")[1])).unwrap().shape(), [2, 3]);
             assert_eq!(outcome.tensor("param.c").unwrap().shape(), [0; 0]);
 
             // The results are expected of the next run; then one element of them is changed.
@@ -230,7 +295,7 @@ fn expectations_that_are_off_or_nan_fail_with_1() {
             }
             let path = folder.write("expected.safetensors", &trace.bytes());
             assert_eq!(code(&replay(&path, &["--backend", backend])), 0);
-            for kind in &kinds {
+            for kind in good.kinds("b.weight") {
                 for change in [|x: f32| x * 1.001 + 1e-4, |_| f32::NAN, |_| f32::INFINITY] {
                     let tensor = format!("expected.{kind}.b.weight");
                     let mut changed = trace.clone();
@@ -240,7 +305,7 @@ fn expectations_that_are_off_or_nan_fail_with_1() {
                     *bytes = bytemuck::cast_slice(&elements).to_vec();
                     let path = folder.write("changed.safetensors", &changed.bytes());
                     let output = replay(&path, &["--backend", backend]);
-                    assert_eq!(code(&output), 1, "{rule} {kind}");
+                    assert_eq!(code(&output), 1, "{kind}");
                     let text = String::from_utf8_lossy(&output.stdout);
                     assert!(text.contains(&format!("{tensor}[3]")), "{text}");
                 }
@@ -271,13 +336,15 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
         ("groups[0].weight_decay.kind", |t| {
             t.description["groups"][0]["weight_decay"]["kind"] = json!("secret")
         }),
-        ("formula is missing", |t| {
+        ("groups[0].formula is missing", |t| {
             t.description.as_object_mut().unwrap().remove("formula");
         }),
-        ("formula: got \"secret\"", |t| t.description["formula"] = json!("secret")),
-        ("group 0: momentum is given", |t| t.description["groups"][0]["momentum"] = json!(0.9)),
-        ("group 0: betas is missing", |t| t.description["groups"][0]["betas"] = json!(null)),
-        ("group 1: epsilon is missing", |t| t.description["groups"][1]["epsilon"] = json!(null)),
+        ("formula is \"secret\", expected one of paper, authors", |t| {
+            t.description["formula"] = json!("secret")
+        }),
+        ("groups[0].momentum is given", |t| t.description["groups"][0]["momentum"] = json!(0.9)),
+        ("groups[0].betas is missing", |t| t.description["groups"][0]["betas"] = json!(null)),
+        ("groups[1].epsilon is missing", |t| t.description["groups"][1]["epsilon"] = json!(null)),
         ("missing field `steps`", |t| {
             t.description.as_object_mut().unwrap().remove("steps");
         }),
@@ -285,9 +352,11 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
         ("learning_rates has 2 entries", |t| t.description["learning_rates"] = json!([1e-3, 1e-3])),
         ("learning_rates[1]", |t| t.description["learning_rates"] = json!([1e-3, -1e-3, 1e-3])),
         ("learning_rate is -1", |t| t.description["groups"][1]["learning_rate"] = json!(-1)),
-        ("group 1", |t| t.description["groups"][1]["learning_rate"] = json!(-1)),
+        ("groups[1]", |t| t.description["groups"][1]["learning_rate"] = json!(-1)),
         ("groups[0].learning_rate", |t| t.description["groups"][0]["learning_rate"] = json!(null)),
-        ("betas has 2 entries", |t| t.description["groups"][0]["betas"] = json!([0.9, 0.999])),
+        ("groups[0].betas has 2 entries, expected 3 with rule adamod", |t| {
+            t.description["groups"][0]["betas"] = json!([0.9, 0.999])
+        }),
         ("betas[2] is 1", |t| t.description["groups"][0]["betas"] = json!([0.9, 0.999, 1.0])),
         ("epsilon is 0", |t| t.description["groups"][0]["epsilon"] = json!(0.0)),
         ("weight_decay is -0.5", |t| t.description["groups"][1]["weight_decay"]["value"] = json!(-0.5)),
@@ -306,34 +375,83 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
         ("\"expected.momentum_buffer.a\"", |t| t.set("expected.momentum_buffer.a", &[2, 3], &[0.0; 6])),
         ("\"expected.mystery.a\"", |t| t.set("expected.mystery.a", &[2, 3], &[0.0; 6])),
         ("\"stray\"", |t| t.set("stray", &[1], &[0.0])),
-        ("\"grad.1.a\" has dtype F64", |t| {
+        ("groups[0].betas is 0.9, expected a list of 3 numbers", |t| {
+            t.description["groups"][0]["betas"] = json!(0.9)
+        }),
+        ("groups[1].betas[2] is \"0.9\", expected a number", |t| {
+            t.description["groups"][1]["betas"][2] = json!("0.9")
+        }),
+        ("groups[0].epsilon is true, expected a number", |t| {
+            t.description["groups"][0]["epsilon"] = json!(true)
+        }),
+        ("groups[1].formula is 1, expected one of paper, authors", |t| {
+            t.description["groups"][1]["formula"] = json!(1)
+        }),
+        ("groups[0].weight_decay.max_learning_rate is given", |t| {
+            t.description["groups"][0]["weight_decay"]["max_learning_rate"] = json!(1e-3)
+        }),
+        ("groups[1].weight_decay.max_learning_rate is missing", |t| {
+            t.description["groups"][1]["weight_decay"]["kind"] = json!("fully_decoupled")
+        }),
+        ("cautious_weight_decay is 1, expected 0 (false) with coupled weight decay", |t| {
+            t.description["groups"][1]["weight_decay"]["kind"] = json!("coupled");
+            t.description["groups"][1]["cautious_weight_decay"] = json!(true);
+        }),
+        ("groups[1].rule: got \"adagrad2\"", |t| t.description["groups"][1]["rule"] = json!("adagrad2")),
+        ("groups[1].betas has 3 entries, expected 2 with rule adam", |t| {
+            t.description["groups"][1]["rule"] = json!("adam")
+        }),
+        ("\"grad.1.a\" has dtype F64, expected F32, F16 or BF16", |t| {
             t.tensors.insert("grad.1.a".to_owned(), (Dtype::F64, vec![2, 3], vec![0; 48]));
         }),
     ];
     let of_adam: &[(&str, Change)] = &[
-        ("betas has 3 entries, expected 2", |t| {
+        ("groups[0].betas has 3 entries, expected 2 with rule adam", |t| {
             t.description["groups"][0]["betas"] = json!([0.9, 0.999, 0.999])
         }),
-        ("group 1: epsilon is missing", |t| {
+        ("groups[1].epsilon is missing", |t| {
             t.description["groups"][1].as_object_mut().unwrap().remove("epsilon");
         }),
-        ("group 0: momentum is given", |t| t.description["groups"][0]["momentum"] = json!(0.9)),
-        ("formula is given", |t| t.description["formula"] = json!("paper")),
+        ("groups[0].momentum is given", |t| t.description["groups"][0]["momentum"] = json!(0.9)),
+        ("formula is given, expected none", |t| t.description["formula"] = json!("paper")),
         ("\"expected.exp_avg_lr.a\"", |t| t.set("expected.exp_avg_lr.a", &[2, 3], &[0.0; 6])),
         ("\"expected.momentum_buffer.a\"", |t| t.set("expected.momentum_buffer.a", &[2, 3], &[0.0; 6])),
     ];
     let of_sgd: &[(&str, Change)] = &[
         ("momentum is 1", |t| t.description["groups"][0]["momentum"] = json!(1.0)),
-        ("group 1: momentum is missing", |t| {
+        ("groups[1].momentum is missing", |t| {
             t.description["groups"][1].as_object_mut().unwrap().remove("momentum");
         }),
-        ("group 0: betas is given", |t| t.description["groups"][0]["betas"] = json!([])),
-        ("group 1: epsilon is given", |t| t.description["groups"][1]["epsilon"] = json!(1e-8)),
+        ("groups[0].betas is given", |t| t.description["groups"][0]["betas"] = json!([])),
+        ("groups[1].epsilon is given", |t| t.description["groups"][1]["epsilon"] = json!(1e-8)),
         ("formula is given", |t| t.description["formula"] = json!("authors")),
         ("\"expected.exp_avg.a\"", |t| t.set("expected.exp_avg.a", &[2, 3], &[0.0; 6])),
     ];
+    let of_mixed: &[(&str, Change)] = &[
+        (
+            "\"expected.exp_avg.a\" is unknown, expected param.NAME, grad.T.NAME, or expected.KIND.NAME with KIND one of param, momentum_buffer",
+            |t| t.set("expected.exp_avg.a", &[2, 3], &[0.0; 6]),
+        ),
+        ("\"expected.exp_avg_lr.c\"", |t| t.set("expected.exp_avg_lr.c", &[], &[0.0])),
+        ("groups[1].formula is missing", |t| {
+            t.description.as_object_mut().unwrap().remove("formula");
+        }),
+    ];
+    let of_halves: &[(&str, Change)] = &[
+        ("\"grad.3.a\" is f32, expected bf16 as other gradients of its parameter", |t| {
+            t.set("grad.3.a", &[2, 3], &[0.0; 6])
+        }),
+        ("\"expected.param.a\" has dtype F16, expected bf16, or F32", |t| {
+            t.set("expected.param.a", &[2, 3], &[0.0; 6]);
+            t.convert("expected.param.a", Dtype::F16);
+        }),
+        ("\"expected.momentum_buffer.a\" has dtype BF16, expected F32", |t| {
+            t.set("expected.momentum_buffer.a", &[2, 3], &[0.0; 6]);
+            t.convert("expected.momentum_buffer.a", Dtype::BF16);
+        }),
+    ];
     let folder = Folder::new();
-    for (good, cases) in [(Trace::good(), cases), (Trace::adam(), of_adam), (Trace::sgd(), of_sgd)] {
+    for (good, cases) in Trace::all().into_iter().zip([cases, of_adam, of_sgd, of_mixed, of_halves]) {
         let path = folder.write("good.safetensors", &good.bytes());
         assert_eq!(code(&replay(&path, &["--backend", "cpu"])), 0);
         for (culprit, change) in cases {
@@ -349,16 +467,16 @@ fn malformed_traces_are_refused_with_2_and_the_culprit_is_named() {
 #[test]
 fn unknown_fields_are_refused_with_2_by_name() {
     let folder = Folder::new();
-    for good in [Trace::good(), Trace::adam(), Trace::sgd()] {
+    for good in Trace::all() {
         type Change = fn(&mut Value);
         let cases: [(&str, Change); 6] = [
-            ("amsgrad", |of| of["amsgrad"] = json!(true)),
-            ("groups[0].amsgrad", |of| of["groups"][0]["amsgrad"] = json!(true)),
-            ("groups[1].nesterov", |of| of["groups"][1]["nesterov"] = json!(false)),
+            ("no_such_option", |of| of["no_such_option"] = json!(true)),
+            ("groups[0].no_such_option", |of| of["groups"][0]["no_such_option"] = json!(true)),
+            ("groups[1].gamma", |of| of["groups"][1]["gamma"] = json!(0)),
             ("groups[0].weight_decay.until", |of| {
                 of["groups"][0]["weight_decay"] = json!({"kind": "none", "until": 7})
             }),
-            ("rule: got \"lion\", expected one of adamod, adam, sgd", |of| of["rule"] = json!("lion")),
+            ("rule: got \"lyon\", expected one of adamod, adam, sgd", |of| of["rule"] = json!("lyon")),
             ("groups[0].maximize", |of| of["groups"][0]["maximize"] = json!("yes")),
         ];
         for (culprit, change) in cases {
@@ -369,11 +487,157 @@ fn unknown_fields_are_refused_with_2_by_name() {
     }
 }
 
+/// A field that is given twice may have been meant once in each way.
+#[test]
+fn fields_that_are_given_twice_are_refused_with_2_by_name() {
+    let folder = Folder::new();
+    let good = Trace::mixed();
+    let text = good.description.to_string();
+    for (once, culprit) in [
+        ("\"momentum\":0.9", "groups[0].momentum"),
+        ("\"formula\":\"authors\"", "formula"),
+        ("\"learning_rate\":0.01", "learning_rate"),
+        ("\"steps\":3", "steps"),
+    ] {
+        let twice = text.replacen(once, &format!("{once},{once}"), 1);
+        assert_ne!(text, twice);
+        let views = good.tensors.iter().map(|(name, (dtype, shape, bytes))| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        let metadata = HashMap::from([("adamod.trace".to_owned(), twice)]);
+        let bytes = safetensors::serialize(views, Some(metadata)).unwrap();
+        assert_refused(&folder.write("twice.safetensors", &bytes), culprit);
+    }
+}
+
+/// Every rule runs with its hyperparameters given by name, whatever they are, and each of them is taken: without it the trace is
+/// refused, or the rule has its default.
+#[test]
+fn every_rule_is_described_by_the_names_of_its_hyperparameters() {
+    let folder = Folder::new();
+    for kind in RuleKind::ALL {
+        let mut group = json!({"rule": kind.name(), "learning_rate": 1e-3, "params": ["a", "b.weight", "c"]});
+        for (name, value) in kind.with_defaults().hyperparameters() {
+            let value = if name == "formula" { json!("paper") } else { json!(value) };
+            match name.split_once('[') {
+                Some((list, _)) => {
+                    let list = group.as_object_mut().unwrap().entry(list).or_insert(json!([]));
+                    list.as_array_mut().unwrap().push(value);
+                }
+                None => group[name] = value,
+            }
+        }
+        let trace = Trace::of(json!({"steps": 3, "groups": [group]}));
+        let path = folder.write("rule.safetensors", &trace.bytes());
+        for backend in ["gpu", "cpu"] {
+            let output = replay(&path, &["--backend", backend]);
+            assert_eq!(code(&output), 0, "{kind}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let is_own = |field: &&String| !["rule", "learning_rate", "params"].contains(&field.as_str());
+        for field in group.as_object().unwrap().keys().filter(is_own) {
+            let mut changed = trace.clone();
+            changed.description["groups"][0][field] = json!("nonsense");
+            let path = folder.write("changed.safetensors", &changed.bytes());
+            assert_refused(&path, &format!("groups[0].{field} is \"nonsense\""));
+        }
+    }
+}
+
+/// Cautious steps and decay that follows the schedule alone are other arithmetic.
+#[test]
+fn every_field_of_a_group_is_taken() {
+    let folder = Folder::new();
+    let plain = Trace::good();
+    let results = |trace: &Trace, name: &str| {
+        let path = folder.write("trace.safetensors", &trace.bytes());
+        let output = folder.0.path().join(name);
+        let arguments = ["--backend", "cpu", "--output", output.to_str().unwrap()];
+        assert_eq!(code(&replay(&path, &arguments)), 0, "{name}");
+        std::fs::read(output).unwrap()
+    };
+    let expected = results(&plain, "plain");
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 7] = [
+        ("learning_rate", |group| group["learning_rate"] = json!(0.02)),
+        ("maximize", |group| group["maximize"] = json!(true)),
+        ("cautious", |group| group["cautious"] = json!(true)),
+        ("cautious_weight_decay", |group| group["cautious_weight_decay"] = json!(true)),
+        ("fully_decoupled", |group| {
+            group["weight_decay"] =
+                json!({"kind": "fully_decoupled", "value": 1e-2, "max_learning_rate": 0.1})
+        }),
+        ("formula", |group| group["formula"] = json!("authors")),
+        ("rule", |group| {
+            group["rule"] = json!("adam");
+            group["betas"] = json!([0.9, 0.98]);
+        }),
+    ];
+    for (name, change) in cases {
+        let mut trace = plain.clone();
+        change(&mut trace.description["groups"][1]);
+        assert_ne!(results(&trace, name), expected, "{name}");
+    }
+}
+
+/// An output that is the trace, by whatever name, would destroy it.
+#[test]
+fn an_output_that_is_the_trace_is_refused_with_2_before_anything_is_written() {
+    let folder = Folder::new();
+    let bytes = Trace::good().bytes();
+    let trace = folder.write("trace.safetensors", &bytes);
+    std::fs::create_dir(folder.0.path().join("sub")).unwrap();
+    let mut same = vec![trace.clone(), folder.0.path().join("sub/../trace.safetensors")];
+    let hard_link = folder.0.path().join("hard.safetensors");
+    std::fs::hard_link(&trace, &hard_link).unwrap();
+    same.push(hard_link);
+    #[cfg(unix)]
+    {
+        let (link, chain) = (folder.0.path().join("link"), folder.0.path().join("chain"));
+        std::os::unix::fs::symlink("trace.safetensors", &link).unwrap();
+        std::os::unix::fs::symlink("link", &chain).unwrap();
+        same.extend([link, chain]);
+    }
+    for output in same {
+        let found = replay(&trace, &["--backend", "cpu", "--output", output.to_str().unwrap()]);
+        let text = String::from_utf8_lossy(&found.stderr);
+        assert_eq!(code(&found), 2, "{}: {text}", output.display());
+        assert!(text.contains("--output") && text.contains("the same file as the trace"), "{text}");
+        assert_eq!(std::fs::read(&trace).unwrap(), bytes, "{}", output.display());
+        assert!(found.stdout.is_empty());
+    }
+    // Relative to the current folder, which is another one.
+    let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+        .args(["replay", "trace.safetensors", "--backend", "cpu", "--output", "./trace.safetensors"])
+        .current_dir(folder.0.path())
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 2);
+    assert_eq!(std::fs::read(&trace).unwrap(), bytes);
+    // A longer file of another name is replaced as a whole.
+    let other = folder.write("other", &vec![7; 1 << 20]);
+    assert_eq!(code(&replay(&trace, &["--backend", "cpu", "--output", other.to_str().unwrap()])), 0);
+    SafeTensors::deserialize(&std::fs::read(other).unwrap()).unwrap();
+}
+
+/// A run that fails leaves no file behind, and an existing one as it was.
+#[test]
+fn a_run_that_fails_leaves_outputs_as_they_were() {
+    let folder = Folder::new();
+    let trace = folder.write("trace.safetensors", &Trace::good().bytes());
+    let (new, old) = (folder.0.path().join("new"), folder.write("old", b"old"));
+    for output in [&new, &old] {
+        let arguments = ["--adapter", "no such adapter", "--output", output.to_str().unwrap()];
+        assert_eq!(code(&replay(&trace, &arguments)), 2);
+    }
+    assert!(!new.exists());
+    assert_eq!(std::fs::read(old).unwrap(), b"old");
+}
+
 /// Every trace passes in the state formats below 32 bits, within the tolerances that are documented for them.
 #[test]
 fn traces_pass_in_every_format_of_state() {
     let traces = committed_traces();
-    assert!(traces.len() >= 17);
+    assert!(traces.len() >= 19);
     for path in traces {
         for state in StateFormat::ALL.map(StateFormat::name) {
             let output = replay(&path, &["--state", state, "--json"]);

@@ -446,6 +446,66 @@ fn large_tensors_are_saved_and_restored_in_parts() {
     }
 }
 
+/// A file that changes after its data were verified, when a part of them is already on the device.
+#[test]
+fn a_restore_whose_file_changes_halfway_says_that_it_was_interrupted() {
+    use std::io::{Seek as _, SeekFrom, Write as _};
+    const LENGTHS: [usize; 3] = [2_000_003; 3];
+    let own = gpu().sibling();
+    for control in [Control::Host, Control::Device(DeviceControl::new())] {
+        let model = Model::new(AdaMod::new(), &LENGTHS).with_options(Options::new().with_control(control));
+        let train = |engine: &mut Engine<'_>, steps: std::ops::Range<u64>| {
+            steps.for_each(|step| engine.step(&all(&model.gradients(step))));
+        };
+        let mut saved = Engine::new(&own, &model, Layout::TwoPools(256));
+        train(&mut saved, 0..1);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        saved.optimizer.save(&path).unwrap();
+        let opened = Checkpoint::open(&path).unwrap();
+
+        let mut restored = Engine::new(&own, &model, Layout::TwoPools(256));
+        train(&mut restored, 1..3);
+        let group = restored.groups[0];
+        restored.optimizer.set_learning_rate(group, 0.5).unwrap();
+        let before = checkpoint(&restored);
+        let last = *std::fs::read(&path).unwrap().last().unwrap();
+        let write_last = {
+            let path = path.clone();
+            move |byte: u8| {
+                let mut file = std::fs::File::options().write(true).open(&path).unwrap();
+                file.seek(SeekFrom::End(-1)).unwrap();
+                file.write_all(&[byte]).unwrap();
+            }
+        };
+        // The device calls back in the next submit, which is that of the first part: nothing else uses this device.
+        own.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        let damage = write_last.clone();
+        own.queue.on_submitted_work_done(move || damage(!last));
+        let error = restored.optimizer.restore(&opened).unwrap_err();
+        let CheckpointError::Interrupted(cause) = &error else { panic!("{error}") };
+        let CheckpointError::File { error: cause, .. } = &**cause else { panic!("{error}") };
+        assert!(
+            matches!(&**cause, CheckpointError::TensorChecksum { name, .. } if name == "exp_avg_lr.tensor.2"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("stopped after a part of the state was written"), "{error}");
+        // The first tensor has the checkpoint's state, the end of the last one its own. Counts and hyperparameters are as they were.
+        let mixed = checkpoint(&restored);
+        let state = |of: &Checkpoint, label: &str| of.state(label).unwrap().tensors;
+        assert!(state(&mixed, "tensor.0") == state(&opened, "tensor.0"));
+        for ((_, mixed), (_, before)) in state(&mixed, "tensor.2").iter().zip(state(&before, "tensor.2")) {
+            assert_eq!(mixed[LENGTHS[2] - 1000..], before[LENGTHS[2] - 1000..]);
+        }
+        assert!(mixed.parameters().all(|parameter| parameter.step == 2));
+        assert_eq!(restored.optimizer.group(group).unwrap().hyperparameters.learning_rate, 0.5);
+        // A whole checkpoint makes it whole again.
+        write_last(last);
+        restored.optimizer.restore(&opened).unwrap();
+        assert_eq!(checkpoint(&restored), opened);
+    }
+}
+
 /// State that was never allocated is saved as zeros.
 #[test]
 fn parameters_before_their_first_step_are_saved() {

@@ -5,9 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 use std::path::Path;
 
-use adamod::low_level::abi::{self, Chunk, Coefficients, Control, Group, Partial, Row, Segment};
-use adamod::low_level::{MAX_STATES, Shadow, StateAccess, Variant, bindings, norm_source, prepare_source};
-use adamod::{Access, Diagnostics, GradientBinding, RuleKind};
+use adamod::low_level::abi::{
+    self, Chunk, Coefficients, Control, ControlHead, DecayRate, Group, GroupTableHead, Partial, Row, Segment,
+};
+use adamod::low_level::{
+    MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, prepare_source,
+    schedule_source,
+};
+use adamod::{Access, Diagnostics, GradientBinding, RuleForm, RuleKind};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn parse(variant: &Variant) -> naga::Module {
@@ -53,7 +58,7 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
         count += 1;
     }
     // Rules without a learning rate for each element have no diagnostics. With and without shadow copies.
-    let of_rules: usize = RuleKind::ALL.iter().map(|rule| 1 + usize::from(rule.has_element_rates())).sum();
+    let of_rules: usize = RuleForm::all().map(|form| 1 + usize::from(form.rule().has_element_rates())).sum();
     let tensors = Access::ALL.len() * GradientBinding::ALL.len();
     assert_eq!(count, of_rules * tensors * StateAccess::ALL.len() * 2);
 }
@@ -77,10 +82,30 @@ fn kernels_that_prepare_steps_are_valid_too() {
     }
     let module = validated(&prepare_source());
     let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(entry_points, ["no_norm", "prepare"]);
+    assert_eq!(entry_points, ["no_norm", "prepare", "prepare_joint"]);
     assert_same_layout!(&module, Row { group, activity });
+    for (source, expected) in
+        [(schedule_source(), &["schedule"] as &[_]), (joint_source(), &["join", "follow"])]
+    {
+        let module = validated(&source);
+        let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(entry_points, expected);
+    }
+    let (mut members, _) = reflect(&module, "ControlBuffer");
+    let counts = members.pop();
+    assert_eq!(counts, Some(("step_counts".to_owned(), size_of::<ControlHead>() as u32)));
+    let expected = [
+        ("control", offset_of!(ControlHead, control)),
+        ("arrived", offset_of!(ControlHead, arrived)),
+        ("norm_excess", offset_of!(ControlHead, norm_excess)),
+        ("rate_factor", offset_of!(ControlHead, rate_factor)),
+        ("sum_of_squares", offset_of!(ControlHead, sum_of_squares)),
+    ];
+    assert_eq!(members, expected.map(|(name, offset)| (name.to_owned(), offset as u32)));
     let (members, _) = reflect(&module, "GroupTable");
-    assert_eq!(members, [("max_norm".to_owned(), 0), ("groups".to_owned(), abi::GROUPS_OFFSET as u32)]);
+    let words = ("words".to_owned(), size_of::<GroupTableHead>() as u32);
+    let decay_rates = ("decay_rates".to_owned(), offset_of!(GroupTableHead, decay_rates) as u32);
+    assert_eq!(members, [("max_norm".to_owned(), 0), decay_rates, words]);
     assert_same_layout!(
         &module,
         Control { loss_scale, multiplier, norm, growth_tracker, taken, skipped, skipped_in_a_row }
@@ -91,11 +116,12 @@ fn kernels_that_prepare_steps_are_valid_too() {
             sign,
             coupled_decay,
             decoupled_decay,
+            options,
             rule,
             variant,
+            rate_coefficients,
             coefficients,
-            one_minus_betas,
-            one_minus_powers,
+            decay_rates,
         }
     );
 }
@@ -157,6 +183,7 @@ fn shared_structures_have_one_layout() {
             gradient_prescale,
             coupled_decay,
             decoupled_decay,
+            options,
             activity,
             step,
             of_rule,
@@ -172,12 +199,13 @@ fn shared_structures_have_one_layout() {
 #[test]
 fn shared_constants_are_equal() {
     let is_counting = |variant: &Variant| variant.diagnostics != Diagnostics::Off;
-    let module = parse(&Variant::all().into_iter().find(is_counting).unwrap());
+    let modules =
+        [parse(&Variant::all().into_iter().find(is_counting).unwrap()), validated(&prepare_source())];
     let constant = |name: &str| {
-        let (_, constant) = module
-            .constants
+        let (module, (_, constant)) = modules
             .iter()
-            .find(|(_, constant)| constant.name.as_deref() == Some(name))
+            .flat_map(|module| module.constants.iter().map(move |constant| (module, constant)))
+            .find(|(_, (_, constant))| constant.name.as_deref() == Some(name))
             .unwrap_or_else(|| panic!("{name} exists"));
         match module.global_expressions[constant.init] {
             naga::Expression::Literal(naga::Literal::U32(value)) => f64::from(value),
@@ -193,11 +221,15 @@ fn shared_constants_are_equal() {
         ("INACTIVE", abi::INACTIVE as usize),
         ("ACTIVE", abi::ACTIVE as usize),
         ("SKIPPED", abi::SKIPPED as usize),
+        ("CAUTIOUS", abi::CAUTIOUS as usize),
+        ("CAUTIOUS_DECAY", abi::CAUTIOUS_DECAY as usize),
         ("BINS", abi::BINS),
         ("CLIPPED", abi::CLIPPED),
         ("NOT_FINITE_UPDATES", abi::NOT_FINITE_UPDATES),
         ("SQUARES", abi::SQUARES),
         ("COUNTERS", abi::COUNTERS),
+        ("GROUP_WORDS", size_of::<Group>() / 4),
+        ("DECAY_RATE_WORDS", size_of::<DecayRate>() / 4),
     ] {
         assert_eq!(constant(name), expected as f64, "{name}");
     }
@@ -227,7 +259,7 @@ fn coefficients_of_rules_have_the_same_members_in_the_same_order_in_rust_and_in_
         let call = between(case, "let c = ", ";");
         let constructed = between(call, &format!("{}_coefficients(", rule.name()), ")");
         let (structure, arguments) = constructed.split_once('(').unwrap();
-        let variant = Variant::all().into_iter().find(|variant| variant.rule == *rule).unwrap();
+        let variant = Variant::all().into_iter().find(|variant| variant.form.rule() == *rule).unwrap();
         let (members, span) = reflect(&parse(&variant), structure);
         let expected: Vec<_> = (0..members.len()).map(|index| format!("base[{index}]")).collect();
         assert_eq!(arguments, expected.join(", "), "{rule}");

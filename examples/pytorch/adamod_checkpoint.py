@@ -1,9 +1,10 @@
 """Converts optimizer state of PyTorch to checkpoints of the Rust crate `adamod`, and back. Needs torch and safetensors.
 
-Rules: the AdaMod authors' optimizer (PyPI `adamod`), torch.optim.Adam, AdamW and SGD with momentum; parameters in float32.
+Rules: the AdaMod authors' optimizer (PyPI `adamod`), torch.optim.Adam, AdamW and SGD with momentum. Parameters: float32, bfloat16, float16.
 """
 
 import json
+import math
 import struct
 import zlib
 
@@ -11,38 +12,54 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-# Version 1 had one rule for all groups. `read` takes both, `write` writes this one.
-VERSION = 2
+# Version 1 had one rule for all groups, and version 2 fewer hyperparameters. `read` takes all, `write` writes this one.
+VERSION = 3
 RULES = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
 STATES = {
     "adamod": ["exp_avg", "exp_avg_sq", "exp_avg_lr"],
     "adam": ["exp_avg", "exp_avg_sq"],
     "sgd": ["momentum_buffer"],
 }
-# The hyperparameters that only the rule has.
+# The hyperparameters that only the rule has. Files before version 3 lack the options, which are off there.
 HYPERPARAMETERS = {
     "adamod": ["betas[0]", "betas[1]", "betas[2]", "epsilon", "formula"],
-    "adam": ["betas[0]", "betas[1]", "epsilon"],
-    "sgd": ["momentum"],
+    "adam": ["amsgrad", "betas[0]", "betas[1]", "epsilon"],
+    "sgd": ["dampening", "momentum", "nesterov"],
 }
+OPTIONS = ["amsgrad", "dampening", "nesterov"]
 # AdaMod's formulas in the order of their numbers. PyTorch's side has the second: that of the authors' package.
 FORMULAS = ["paper", "authors"]
-# torch.optim.Adam counts steps in a float32, which is exact up to here.
-MOST_ADAM_STEPS = 1 << 24
+# torch.optim.Adam counts steps in a float32, which is exact up to here. The crate counts up to the second number.
+MOST_ADAM_STEPS, MOST_STEPS = 1 << 24, 1 << 53
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+NAMES_OF_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
+# The type of the differences that master weights store, and how many bits these are shifted by.
+MASTERS = {"f32": (torch.int32, 0), "split32": (torch.int16, 0), "split24": (torch.int8, 8)}
 
 
 def rule_of(optimizer):
+    if isinstance(optimizer, dict):
+        what = "a state_dict of an optimizer" if "param_groups" in optimizer else "a dict"
+        raise ValueError(
+            f"the optimizer is {what}, expected the optimizer itself, which knows its algorithm and its parameters: make it as for "
+            "training, torch.optim.AdamW(model.parameters()) for example, and call optimizer.load_state_dict(state_dict) first"
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"the optimizer is of type {type(optimizer).__qualname__}, expected one of torch.optim.Optimizer")
     kind = type(optimizer)
     # The authors' class is known by its beta3, so that a copy of their file will do. AdaMod of other packages has none.
     is_authors = kind.__name__ == "AdaMod" and all("beta3" in group for group in optimizer.param_groups)
     rule = "adamod" if is_authors else RULES.get(kind)
     if rule is None:
         raise ValueError(f"{kind.__module__}.{kind.__qualname__} has no counterpart in adamod")
-    for group in optimizer.param_groups:
-        for option in ["amsgrad", "nesterov", "dampening"]:
-            if group.get(option):
-                raise ValueError(f"{option}={group[option]} has no counterpart in adamod")
     return rule
+
+
+def states_of(rule, of_rule):
+    """The states of a rule. Its options choose some of them."""
+    if rule == "sgd" and of_rule["momentum"] == 0:
+        return []
+    return STATES[rule] + (["max_exp_avg_sq"] if of_rule.get("amsgrad") else [])
 
 
 def bits(value):
@@ -69,24 +86,86 @@ def decay_of(saved):
     return 0.0 if saved["weight_decay"] == "none" else number(saved["weight_decay_value"])
 
 
-def hyperparameters_of(rule, group):
+def float_of(what, value):
+    """A hyperparameter as a number. PyTorch takes tensors of one element, too."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, (bool, str, torch.Tensor)) or not hasattr(value, "__float__"):
+        raise ValueError(f"{what} is {value!r}, expected a number")
+    return float(value)
+
+
+def rounded(value):
+    """The float32 next to a number; infinity past the largest one."""
+    try:
+        return struct.unpack("<f", struct.pack("<f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def check_ranges(index, rule, lr, decay, of_rule):
+    """Refuses what the crate refuses when it reads a checkpoint, in the names of PyTorch."""
+
+    def in_range(name, value, expected, holds):
+        if not (math.isfinite(value) and holds):
+            raise ValueError(f"{name} of group {index} is {value}, expected {expected}")
+
+    def non_negative(name, value):
+        expected = "a finite number, at least 0 and representable in float32"
+        in_range(name, value, expected, value >= 0 and math.isfinite(rounded(value)))
+
+    non_negative("lr", lr)
+    if decay != 0:
+        non_negative("weight_decay", decay)
+        non_negative("lr * weight_decay", lr * decay)
+    names = {"betas[2]": "beta3"}
+    for name in ["betas[0]", "betas[1]", "betas[2]", "momentum"]:
+        if name in of_rule:
+            in_range(names.get(name, name), of_rule[name], "a number in [0, 1)", 0 <= of_rule[name] < 1)
+    if "dampening" in of_rule:
+        in_range("dampening", of_rule["dampening"], "a number in [0, 1]", 0 <= of_rule["dampening"] <= 1)
+        has_lookahead = of_rule["momentum"] > 0 and of_rule["dampening"] == 0
+        expected = "0 (False) without momentum or with dampening"
+        in_range("nesterov", of_rule["nesterov"], expected, has_lookahead or not of_rule["nesterov"])
+    if "epsilon" in of_rule:
+        epsilon, step_size = of_rule["epsilon"], lr / (1 - of_rule["betas[0]"])
+        normal = 2.0**-126 <= rounded(epsilon) < math.inf
+        in_range("eps", epsilon, "a number above 0 and normal in float32 (1.18e-38 to 3.4e38)", normal)
+        in_range("lr / (1 - betas[0])", step_size, "at most 1.7e38 (2^127)", step_size <= 2.0**127)
+        in_range("lr / (1 - betas[0]) / eps", step_size / epsilon, "at most 1.8e19 (2^64)", step_size / epsilon <= 2.0**64)
+
+
+def hyperparameters_of(rule, index, group):
     """The hyperparameters that only the rule has: from PyTorch's names to those of checkpoints."""
+
+    def value(name):
+        return float_of(f"{name} of group {index}", group[name])
+
+    def option(name):
+        return 1.0 if group.get(name, False) else 0.0
+
     if rule == "sgd":
-        found = {"momentum": group["momentum"]}
+        found = {"momentum": value("momentum"), "dampening": value("dampening"), "nesterov": option("nesterov")}
     else:
-        beta1, beta2 = group["betas"]
-        found = {"betas[0]": beta1, "betas[1]": beta2, "epsilon": group["eps"]}
+        if len(group["betas"]) != 2:
+            raise ValueError(f"betas of group {index} has {len(group['betas'])} entries, expected 2")
+        beta1, beta2 = [float_of(f"betas of group {index}", beta) for beta in group["betas"]]
+        found = {"betas[0]": beta1, "betas[1]": beta2, "epsilon": value("eps"), "amsgrad": option("amsgrad")}
     if rule == "adamod":
-        found.update({"betas[2]": group["beta3"], "formula": FORMULAS.index("authors")})
-    return {name: bits(found[name]) for name in HYPERPARAMETERS[rule]}
+        found.update({"betas[2]": value("beta3"), "formula": FORMULAS.index("authors")})
+    return {name: found[name] for name in HYPERPARAMETERS[rule]}
+
+
+def of_rule_in(saved):
+    return {name: number(digits) for name, digits in saved["hyperparameters"].items()}
 
 
 def group_of(saved):
     """All hyperparameters of a group that are numbers: from the names of checkpoints to PyTorch's."""
     found = {"lr": number(saved["learning_rate"]), "weight_decay": decay_of(saved)}
-    of_rule = {name: number(digits) for name, digits in saved["hyperparameters"].items()}
+    of_rule = of_rule_in(saved)
     if saved["rule"] == "sgd":
-        found["momentum"] = of_rule["momentum"]
+        found.update(momentum=of_rule["momentum"], dampening=of_rule["dampening"])
     else:
         found.update(betas=(of_rule["betas[0]"], of_rule["betas[1]"]), eps=of_rule["epsilon"])
     if saved["rule"] == "adamod":
@@ -94,27 +173,52 @@ def group_of(saved):
     return found
 
 
-def by_name(optimizer, names):
+def stripped(name, strip):
+    """A name without these prefixes, however many stand before it."""
+    prefix = next((prefix for prefix in strip if prefix and name.startswith(prefix)), None)
+    return name if prefix is None else stripped(name[len(prefix) :], strip)
+
+
+def by_name(optimizer, names, strip=(), low_precision=None):
     """{name: (index of its group, parameter)}, in the optimizer's order."""
+    strip = [strip] if isinstance(strip, str) else strip
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError("names is no {parameter: name}, expected {p: name for name, p in model.named_parameters()}")
     found = {}
     for index, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             if parameter not in names:
                 raise ValueError(f"a parameter of shape {tuple(parameter.shape)} in group {index} has no name")
-            name = names[parameter]
+            name = stripped(names[parameter], strip)
             if name in found:
                 raise ValueError(f"two parameters have the name {name!r}")
-            if parameter.dtype != torch.float32:
-                raise ValueError(f"{name} is {parameter.dtype}, expected torch.float32")
+            if name == "":
+                raise ValueError(f"a parameter of shape {tuple(parameter.shape)} in group {index} has an empty name")
+            if parameter.numel() == 0:
+                raise ValueError(f"{name} has shape {tuple(parameter.shape)} and no elements, expected at least 1 element")
+            if parameter.dtype not in NAMES_OF_DTYPES:
+                raise ValueError(f"{name} is {parameter.dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
+            low = (low_precision or {}).get(parameter)
+            if low is not None:
+                if parameter.dtype != torch.float32:
+                    raise ValueError(f"{name} is {parameter.dtype} and has low precision, too, expected torch.float32")
+                if low.dtype not in [torch.bfloat16, torch.float16]:
+                    raise ValueError(f"{name} in low precision is {low.dtype}, expected torch.bfloat16 or torch.float16")
+                if low.shape != parameter.shape:
+                    shapes = f"{tuple(low.shape)}, expected {tuple(parameter.shape)}"
+                    raise ValueError(f"{name} in low precision has shape {shapes}")
             found[name] = (index, parameter)
+    known = {parameter for _, parameter in found.values()}
+    if not known.issuperset(low_precision or {}):
+        raise ValueError("low_precision has a parameter that is not in the optimizer")
     return found
 
 
 def checksum_of(text, tensors):
-    # It covers the metadata, then the states and values of each parameter.
+    # It covers the metadata, then the states, master weights and values of each parameter.
     checksum = zlib.crc32(text.encode())
     for tensor in tensors.values():
-        checksum = zlib.crc32(tensor.numpy().tobytes(), checksum)
+        checksum = zlib.crc32(tensor.view(torch.uint8).numpy(), checksum)
     return f"{checksum:08x}"
 
 
@@ -130,16 +234,16 @@ def upgraded(header):
     def group(saved):
         every = {f"betas[{index}]": digits for index, digits in enumerate(saved["betas"])}
         every.update(epsilon=saved["epsilon"], momentum=saved["momentum"], formula=bits(FORMULAS.index(formula)))
-        of_rule = {name: every[name] for name in HYPERPARAMETERS.get(rule, [])}
+        of_rule = {name: every[name] for name in HYPERPARAMETERS.get(rule, []) if name not in OPTIONS}
         rest = {key: value for key, value in saved.items() if key not in ["betas", "epsilon", "momentum"]}
         return {**rest, "rule": rule, "hyperparameters": of_rule}
 
     rest = {key: value for key, value in header.items() if key not in ["rule", "formula"]}
-    return {**rest, "version": VERSION, "groups": [group(saved) for saved in header["groups"]]}
+    return {**rest, "version": 2, "groups": [group(saved) for saved in header["groups"]]}
 
 
 def read(path):
-    """The header in version 2 and the tensors of a checkpoint in f32, whole and undamaged."""
+    """The header in version 3 and the tensors of a checkpoint with state in f32, whole and undamaged."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         if not {"adamod.checkpoint", "adamod.checksum"} <= metadata.keys():
@@ -149,48 +253,61 @@ def read(path):
             raise ValueError(f"the checkpoint has version {header['version']}, expected at most {VERSION}")
         if header["version"] == 1:
             header = upgraded(header)
+        version, header["version"] = header["version"], VERSION
         for index, group in enumerate(header["groups"]):
             if group["rule"] not in STATES:
                 raise ValueError(f"the rule of group {index} is {group['rule']!r}, expected one of {', '.join(STATES)}")
+            if version < 3:
+                for name in set(OPTIONS).intersection(HYPERPARAMETERS[group["rule"]]):
+                    group["hyperparameters"].setdefault(name, bits(0))
             found, expected = sorted(group["hyperparameters"]), HYPERPARAMETERS[group["rule"]]
             if found != expected:
                 raise ValueError(f"the hyperparameters of group {index} are {found}, expected {expected}")
-        lengths, labels = {}, set()
+        expected_tensors, labels = {}, set()
         for entry in header["parameters"]:
             if entry["name"] in labels:
                 raise ValueError(f"the checkpoint is damaged: {entry['name']} is listed twice")
             if entry["group"] not in range(len(header["groups"])):
                 raise ValueError(f"the checkpoint is damaged: {entry['name']} has group {entry['group']}")
-            if entry["state"] != "f32" or entry["dtype"] != "f32":
-                raise ValueError(f"{entry['name']} is not in f32: restore it into an f32 group first")
+            if entry["state"] != "f32":
+                raise ValueError(f"{entry['name']} has state in {entry['state']}: restore it into a group with f32 state first")
+            for key, known in [("dtype", DTYPES), ("master_weights", ["none", *MASTERS])]:
+                if entry[key] not in known:
+                    raise ValueError(f"the {key} of {entry['name']} is {entry[key]!r}, expected one of {', '.join(known)}")
             if entry.get("shard") is not None:
                 raise ValueError(f"{entry['name']} is a shard of a tensor, expected a whole tensor")
             labels.add(entry["name"])
-            kinds = STATES[header["groups"][entry["group"]]["rule"]] + (["param"] if entry.get("values") else [])
-            lengths.update({f"{kind}.{entry['name']}": entry["len"] for kind in kinds})
-        if lengths.keys() != set(file.keys()):
-            differing = sorted(lengths.keys() ^ set(file.keys()))
+            group = header["groups"][entry["group"]]
+            states = STATES[group["rule"]] if version < 3 else states_of(group["rule"], of_rule_in(group))
+            kinds = dict.fromkeys(states, torch.float32)
+            if entry["master_weights"] != "none":
+                kinds["master"] = MASTERS[entry["master_weights"]][0]
+            if entry.get("values"):
+                kinds["param"] = DTYPES[entry["dtype"]]
+            expected_tensors.update({f"{kind}.{entry['name']}": (dtype, (entry["len"],)) for kind, dtype in kinds.items()})
+        if expected_tensors.keys() != set(file.keys()):
+            differing = sorted(expected_tensors.keys() ^ set(file.keys()))
             raise ValueError(f"the checkpoint is damaged: parameters and tensors differ in {differing}")
-        tensors = {name: file.get_tensor(name) for name in lengths}
+        tensors = {name: file.get_tensor(name) for name in expected_tensors}
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.shape != (lengths[name],):
+        dtype, shape = expected_tensors[name]
+        if tensor.dtype != dtype or tensor.shape != shape:
             found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            expected = f"torch.float32 {(lengths[name],)}"
-            raise ValueError(f"the checkpoint is damaged: {name} is {found}, expected {expected}")
+            raise ValueError(f"the checkpoint is damaged: {name} is {found}, expected {dtype} {shape}")
     found, expected = checksum_of(metadata["adamod.checkpoint"], tensors), metadata["adamod.checksum"]
     if found != expected:
         raise ValueError(f"the checkpoint is damaged: the checksum of its content is {found}, expected {expected}")
     return header, tensors
 
 
-def check(header, optimizer, names):
+def check(header, optimizer, parameters, low_precision, values):
     """Refuses a checkpoint that the optimizer could not continue from, or only with another algorithm."""
 
     def same(what, found, expected):
         if found != expected:
             raise ValueError(f"{what} of the checkpoint is {found}, expected {expected} as in the optimizer")
 
-    rule, parameters = rule_of(optimizer), by_name(optimizer, names)
+    rule = rule_of(optimizer)
     same("the number of groups", len(header["groups"]), len(optimizer.param_groups))
     for index, (saved, group) in enumerate(zip(header["groups"], optimizer.param_groups)):
         same(f"the rule of group {index}", saved["rule"], rule)
@@ -200,21 +317,59 @@ def check(header, optimizer, names):
         if decay_of(saved) != 0:
             same(f"the weight decay of group {index}", saved["weight_decay"], decay_kind(optimizer, group))
         same(f"maximize of group {index}", saved["maximize"], bool(group.get("maximize", False)))
+        for option in ["amsgrad", "nesterov"]:
+            if option in HYPERPARAMETERS[rule]:
+                same(f"{option} of group {index}", of_rule_in(saved)[option] != 0, bool(group.get(option, False)))
+        for option in ["cautious", "cautious_weight_decay"]:
+            same(f"{option} of group {index}", saved.get(option, False), False)
     entries = {entry["name"]: entry for entry in header["parameters"]}
     if entries.keys() != parameters.keys():
         there, here = sorted(entries.keys() - parameters.keys()), sorted(parameters.keys() - entries.keys())
         raise ValueError(f"only the checkpoint has the parameters {there}, only the optimizer has the parameters {here}")
     for name, (index, parameter) in parameters.items():
-        same(f"the group of {name}", entries[name]["group"], index)
-        same(f"the length of {name}", entries[name]["len"], parameter.numel())
-        step = entries[name]["step"]
+        entry, low = entries[name], low_precision.get(parameter)
+        same(f"the group of {name}", entry["group"], index)
+        same(f"the length of {name}", entry["len"], parameter.numel())
+        same(f"the data type of {name}", DTYPES[entry["dtype"]], (parameter if low is None else low).dtype)
+        # Parameters of a pure bfloat16 run would lose what master weights have. Those of float16 have no other kind.
+        if parameter.dtype == torch.bfloat16 and entry["master_weights"] != "none":
+            found = entry["master_weights"]
+            raise ValueError(f"{name} has master weights {found}, expected none, or low_precision and a float32 parameter")
+        if low is not None and entry["master_weights"] == "none":
+            raise ValueError(f"{name} has no master weights, expected some for the float32 parameter of the optimizer")
+        if values and not entry.get("values"):
+            raise ValueError(f"the checkpoint has no values of {name}, expected some, or values=False")
+        step = entry["step"]
         if rule == "adam" and step > MOST_ADAM_STEPS:
             raise ValueError(f"the step count of {name} is {step}, expected at most {MOST_ADAM_STEPS} for torch.optim.Adam")
 
 
-def save(optimizer, names, path):
-    """Writes an optimizer's state. `names` gives each parameter's name: {parameter: name}."""
-    rule, parameters = rule_of(optimizer), by_name(optimizer, names)
+def flat(tensor, dtype=None):
+    return tensor.detach().to("cpu", dtype).reshape(-1).contiguous()
+
+
+def bits_of(tensor):
+    """The bits of the float32 next to each element."""
+    return flat(tensor, torch.float32).view(torch.int32)
+
+
+def step_of(rule, name, state):
+    # torch.optim.SGD counts no steps. All that matters is whether there was one: the first one has no dampening.
+    step = float(state.get("momentum_buffer") is not None) if rule == "sgd" else float(state.get("step", 0))
+    if not (step.is_integer() and 0 <= step <= MOST_STEPS):
+        raise ValueError(f"the step count of {name} is {step}, expected a whole number from 0 to 2^53")
+    return int(step)
+
+
+def save(optimizer, names, path, *, strip=(), low_precision=None, values=False):
+    """Writes an optimizer's state.
+
+    `names` gives each parameter's name: {parameter: name}. Prefixes in `strip`, such as "module." and "_orig_mod.", are taken off the
+    names. If the optimizer has float32 master weights of a model in 16 bits, `low_precision` gives the model's tensor for each of them:
+    {parameter: tensor}. With `values` the file has the parameters, too.
+    """
+    rule, low_precision = rule_of(optimizer), low_precision or {}
+    parameters = by_name(optimizer, names, strip, low_precision)
     header = {
         "version": VERSION,
         "crate_version": "0.1.0",
@@ -225,66 +380,117 @@ def save(optimizer, names, path):
         "parameters": [],
         "control": None,
     }
-    for group in optimizer.param_groups:
-        decay = float(group.get("weight_decay", 0))
+    of_rules = []
+    for index, group in enumerate(optimizer.param_groups):
+        lr = float_of(f"lr of group {index}", group["lr"])
+        decay = float_of(f"weight_decay of group {index}", group.get("weight_decay", 0))
+        of_rule = hyperparameters_of(rule, index, group)
+        check_ranges(index, rule, lr, decay, of_rule)
+        of_rules.append(of_rule)
+        # A group has one kind of master weights. The crate needs some for float16.
+        halves = [parameter in low_precision or parameter.dtype == torch.float16 for parameter in group["params"]]
         header["groups"].append(
             {
                 "rule": rule,
-                "learning_rate": bits(group["lr"]),
-                "hyperparameters": hyperparameters_of(rule, group),
+                "learning_rate": bits(lr),
+                "hyperparameters": {name: bits(value) for name, value in of_rule.items()},
                 "weight_decay": "none" if decay == 0 else decay_kind(optimizer, group),
                 "weight_decay_value": bits(decay),
                 "maximize": bool(group.get("maximize", False)),
                 "state": "f32",
-                "master_weights": "none",
+                "master_weights": "f32" if any(halves) else "none",
                 "f32_state_below": 4096,
             }
         )
     tensors = {}
     for name, (index, parameter) in parameters.items():
-        state = optimizer.state.get(parameter, {})
-        for kind in STATES[rule]:
+        state, stored = optimizer.state.get(parameter, {}), low_precision.get(parameter, parameter)
+        for kind in states_of(rule, of_rules[index]):
             value = state.get(kind)
             if value is None:
                 value = torch.zeros_like(parameter)
-            tensors[f"{kind}.{name}"] = value.detach().cpu().reshape(-1).contiguous()
+            if value.shape != parameter.shape:
+                shapes = f"{tuple(value.shape)}, expected {tuple(parameter.shape)}"
+                raise ValueError(f"{kind} of {name} has shape {shapes}, the shape of the parameter")
+            tensors[f"{kind}.{name}"] = flat(value, torch.float32)
+        masters = header["groups"][index]["master_weights"] if stored.dtype != torch.float32 else "none"
+        if masters != "none":
+            tensors[f"master.{name}"] = bits_of(parameter) - bits_of(stored)
+        if values:
+            tensors[f"param.{name}"] = flat(stored)
         header["parameters"].append(
             {
                 "name": name,
                 "len": parameter.numel(),
-                "dtype": "f32",
+                "dtype": NAMES_OF_DTYPES[stored.dtype],
                 "group": index,
-                "step": int(state.get("step", 0)),
+                "step": step_of(rule, name, state),
                 "state": "f32",
-                "master_weights": "none",
+                "master_weights": masters,
+                **({"values": True} if values else {}),
             }
         )
     write(path, header, tensors)
 
 
-def load(path, optimizer, names):
+def like(old, new):
+    """A hyperparameter in the form that the optimizer has it: the same tensor, a tuple with such tensors, or the number itself."""
+    if isinstance(old, torch.Tensor):
+        with torch.no_grad():
+            return old.fill_(new)
+    if isinstance(old, (list, tuple)):
+        return type(old)(like(*pair) for pair in zip(old, new))
+    # An int that PyTorch has by default stays one.
+    return old if old == new else new
+
+
+def load(path, optimizer, names, *, strip=(), low_precision=None, values=False):
     """Gives the state of a checkpoint, in f32, to an optimizer with the same parameters and groups.
 
-    Everything is compared before anything changes: after a ValueError the optimizer is as it was. The values of the parameters stay, even
-    if the checkpoint has some.
+    Everything is compared before anything changes: after a ValueError the optimizer is as it was. `names` and `low_precision` are as in
+    `save`. Prefixes in `strip` are taken off these names and those of the checkpoint. With `values` the parameters, and the model's
+    tensors in `low_precision`, get the values of the checkpoint; otherwise they stay, even if the checkpoint has some.
     """
+    rule, low_precision = rule_of(optimizer), low_precision or {}
+    parameters = by_name(optimizer, names, strip, low_precision)
     header, tensors = read(path)
-    check(header, optimizer, names)
-    rule = rule_of(optimizer)
+    labels = {}
+    for entry in header["parameters"]:
+        label = entry["name"]
+        entry["name"] = stripped(label, [strip] if isinstance(strip, str) else strip)
+        if labels.setdefault(entry["name"], label) != label:
+            raise ValueError(f"{labels[entry['name']]} and {label} of the checkpoint would both be {entry['name']}")
+    check(header, optimizer, parameters, low_precision, values)
     entries = {entry["name"]: entry for entry in header["parameters"]}
+    names_of = {parameter: name for name, (_, parameter) in parameters.items()}
+    originals = [dict(group) for group in optimizer.param_groups]
     described = optimizer.state_dict()
     described["state"] = {}
     for saved, group, packed in zip(header["groups"], optimizer.param_groups, described["param_groups"]):
         packed.update(group_of(saved))
         for parameter, key in zip(group["params"], packed["params"]):
-            name = names[parameter]
+            name = names_of[parameter]
             step = entries[name]["step"]
-            state = {kind: tensors[f"{kind}.{name}"].reshape(parameter.shape) for kind in STATES[rule]}
-            # PyTorch has no state before the first step. Its SGD counts no steps, so the state itself shows whether there was one.
-            if step == 0 and not any(value.any() for value in state.values()):
+            kinds = [kind for kind in states_of(rule, of_rule_in(saved)) if f"{kind}.{labels[name]}" in tensors]
+            state = {kind: tensors[f"{kind}.{labels[name]}"].reshape(parameter.shape) for kind in kinds}
+            # PyTorch has no state before the first step. Files of version 2 have counted no steps of its SGD.
+            if not state or (step == 0 and not any(value.any() for value in state.values())):
                 continue
             if rule != "sgd":
                 # The authors' optimizer counts in an int. torch.optim makes a tensor of it when it takes the state.
                 state["step"] = step
             described["state"][key] = state
     optimizer.load_state_dict(described)
+    for saved, group, original in zip(header["groups"], optimizer.param_groups, originals):
+        group.update({key: like(original[key], value) for key, value in group_of(saved).items()})
+    if values:
+        for name, (_, parameter) in parameters.items():
+            stored = tensors[f"param.{labels[name]}"].reshape(parameter.shape)
+            low, masters = low_precision.get(parameter), entries[name]["master_weights"]
+            with torch.no_grad():
+                if low is None:
+                    parameter.copy_(stored)
+                else:
+                    low.copy_(stored)
+                    differences = tensors[f"master.{labels[name]}"].to(torch.int32) << MASTERS[masters][1]
+                    parameter.copy_((bits_of(stored) + differences).view(torch.float32).reshape(parameter.shape))

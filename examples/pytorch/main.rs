@@ -1,15 +1,17 @@
 //! Continues from a checkpoint that `adamod_checkpoint.py` wrote in PyTorch, with recorded gradients.
 //!
 //! `cargo run --example pytorch -- FOLDER OUT` reads `checkpoint.safetensors` and `run.safetensors` from FOLDER. The latter has the
-//! values `param.NAME` and the gradients `grad.T.NAME` of the steps T = 1, 2, and so on. It writes `checkpoint.safetensors` and
-//! `values.safetensors` to OUT.
+//! gradients `grad.T.NAME` of the steps T = 1, 2, and so on, and the values `param.NAME` if the checkpoint has none. Gradients are
+//! rounded to the data type of their parameter. It writes `checkpoint.safetensors`, with values, to OUT.
+//!
+//! `cargo run --example pytorch -- --check FILE ...` prints a line for each checkpoint: `ok`, or what is wrong with it.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
 
-use adamod::{Checkpoint, Optimizer, Options, Parameter, ParameterId, Step, View, Views, wgpu};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use adamod::{Checkpoint, DType, Optimizer, Options, Parameter, ParameterId, Step, View, Views, wgpu};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -22,20 +24,41 @@ struct Run {
     queue: wgpu::Queue,
     gradients: wgpu::Buffer,
     optimizer: Optimizer,
-    /// Name, id and byte offset in the pools of each parameter.
-    parameters: Vec<(String, ParameterId, u64)>,
+    parameters: Vec<Place>,
+}
+
+/// A parameter and its byte offset in the pools.
+struct Place {
+    name: String,
+    id: ParameterId,
+    dtype: DType,
+    offset: u64,
 }
 
 fn elements(file: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>> {
     let tensor = file.tensor(name).map_err(|error| format!("tensor {name:?}: {error}"))?;
-    if tensor.dtype() != Dtype::F32 {
-        return Err(format!("tensor {name:?} is {:?}, expected F32", tensor.dtype()).into());
+    let halves = || tensor.data().chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]]));
+    match tensor.dtype() {
+        Dtype::F32 => Ok(bytemuck::pod_collect_to_vec(tensor.data())),
+        Dtype::F16 => Ok(halves().map(|bits| f16::from_bits(bits).to_f32()).collect()),
+        Dtype::BF16 => Ok(halves().map(|bits| bf16::from_bits(bits).to_f32()).collect()),
+        found => Err(format!("tensor {name:?} is {found:?}, expected F32, F16 or BF16").into()),
     }
-    Ok(bytemuck::pod_collect_to_vec(tensor.data()))
+}
+
+/// The bytes of elements that are rounded to a data type, in whole words.
+fn bytes_of(dtype: DType, elements: &[f32]) -> Vec<u8> {
+    let mut bytes: Vec<u8> = match dtype {
+        DType::F16 => elements.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        DType::Bf16 => elements.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        _ => bytemuck::pod_collect_to_vec(elements),
+    };
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 impl Run {
-    /// Creates the optimizer that the checkpoint describes, with its state and the values of `run`.
+    /// Creates the optimizer that the checkpoint describes, with its state, and its values or those of `run`.
     fn new(checkpoint: &Checkpoint, run: &SafeTensors<'_>) -> Result<Self> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = pollster::block_on(instance.request_adapter(&Default::default()))?;
@@ -48,7 +71,7 @@ impl Run {
             .parameters()
             .map(|parameter| {
                 let place = bytes;
-                bytes = (place + 4 * parameter.len).next_multiple_of(ALIGNMENT_BYTES);
+                bytes = (place + parameter.dtype.bytes() * parameter.len).next_multiple_of(ALIGNMENT_BYTES);
                 place
             })
             .collect();
@@ -71,12 +94,16 @@ impl Run {
             .map(|&group| optimizer.add_group(group))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let mut parameters = Vec::new();
-        for (saved, place) in checkpoint.parameters().zip(places) {
-            let views = Views::new(View::new(&values, place), View::new(&gradients, place));
-            let parameter = Parameter::new(saved.label, saved.len).with_views(views);
+        for (saved, offset) in checkpoint.parameters().zip(places) {
+            let dtype = saved.dtype;
+            let view = |buffer| View::new(buffer, offset).with_dtype(dtype);
+            let views = Views::new(view(&values), view(&gradients));
+            let parameter = Parameter::new(saved.label, saved.len).with_dtype(dtype).with_views(views);
             let id = optimizer.add_parameter(groups[saved.group], parameter)?;
-            optimizer.write_parameter(id, &elements(run, &format!("param.{}", saved.label))?)?;
-            parameters.push((saved.label.to_owned(), id, place));
+            if !saved.has_values {
+                optimizer.write_parameter(id, &elements(run, &format!("param.{}", saved.label))?)?;
+            }
+            parameters.push(Place { name: saved.label.to_owned(), id, dtype, offset });
         }
         optimizer.restore(checkpoint)?;
         Ok(Self { device, queue, gradients, optimizer, parameters })
@@ -86,11 +113,11 @@ impl Run {
     fn steps(&mut self, run: &SafeTensors<'_>) -> Result<u64> {
         for step in 1.. {
             let mut present = Vec::new();
-            for (name, id, place) in &self.parameters {
+            for Place { name, id, dtype, offset } in &self.parameters {
                 let tensor = format!("grad.{step}.{name}");
                 if run.names().contains(&tensor.as_str()) {
-                    let gradient = elements(run, &tensor)?;
-                    self.queue.write_buffer(&self.gradients, *place, bytemuck::cast_slice(&gradient));
+                    let gradient = bytes_of(*dtype, &elements(run, &tensor)?);
+                    self.queue.write_buffer(&self.gradients, *offset, &gradient);
                     present.push(*id);
                 }
             }
@@ -103,40 +130,48 @@ impl Run {
         }
         Ok(0)
     }
+}
 
-    fn values(&self) -> Result<HashMap<String, Vec<f32>>> {
-        let value = |(name, id, _): &(String, ParameterId, u64)| {
-            Ok((format!("param.{name}"), self.optimizer.read_parameter(*id).wait()?))
-        };
-        self.parameters.iter().map(value).collect()
+/// Prints what is wrong with each file, if anything.
+fn check(files: &[String]) {
+    for file in files {
+        match Checkpoint::load(file) {
+            Ok(_) => println!("ok"),
+            Err(error) => println!("{error}"),
+        }
     }
 }
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [folder, out] = arguments.as_slice() else {
-        return Err("usage: pytorch FOLDER OUT".into());
+    let [folder, out] = match arguments.as_slice() {
+        [option, files @ ..] if option == "--check" => {
+            check(files);
+            return Ok(());
+        }
+        [folder, out] => [folder, out].map(Path::new),
+        _ => return Err("usage: pytorch FOLDER OUT, or pytorch --check FILE ...".into()),
     };
-    let (folder, out) = (Path::new(folder), Path::new(out));
     let checkpoint = Checkpoint::load(folder.join("checkpoint.safetensors"))?;
     let bytes = std::fs::read(folder.join("run.safetensors"))?;
     let file = SafeTensors::deserialize(&bytes)?;
+    std::fs::create_dir_all(out)?;
+    if out.canonicalize()? == folder.canonicalize()? {
+        return Err(
+            format!("OUT is {}, the same folder as FOLDER, expected another one", out.display()).into()
+        );
+    }
     let mut run = Run::new(&checkpoint, &file)?;
     let steps = run.steps(&file)?;
-    std::fs::create_dir_all(out)?;
-    run.optimizer.checkpoint().wait()?.save(out.join("checkpoint.safetensors"))?;
-    let values = run.values()?;
-    let mut views = Vec::new();
-    for (name, value) in &values {
-        views.push((name, TensorView::new(Dtype::F32, vec![value.len()], bytemuck::cast_slice(value))?));
-    }
-    std::fs::write(out.join("values.safetensors"), safetensors::serialize(views, None)?)?;
-    println!("{steps} steps of {} parameters", values.len());
+    run.optimizer.save_with_values(out.join("checkpoint.safetensors"))?;
+    println!("{steps} steps of {} parameters", run.parameters.len());
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn fixture(name: &str) -> Vec<u8> {
@@ -154,8 +189,9 @@ mod tests {
             (SafeTensors::deserialize(&bytes).unwrap(), SafeTensors::deserialize(&expected).unwrap());
         let mut run = Run::new(checkpoint, &file).unwrap();
         assert_eq!(run.steps(&file).unwrap(), 10);
-        let mut found = run.values().unwrap();
-        for (name, id, _) in &run.parameters {
+        let mut found = HashMap::new();
+        for Place { name, id, .. } in &run.parameters {
+            found.insert(format!("param.{name}"), run.optimizer.read_parameter(*id).wait().unwrap());
             let state = run.optimizer.read_state(*id).wait().unwrap();
             for (kind, elements) in state.tensors {
                 found.insert(format!("{kind}.{name}"), elements);
@@ -179,26 +215,28 @@ mod tests {
 
     #[test]
     fn a_run_of_pytorch_continues_as_in_pytorch() {
-        for file in ["checkpoint.safetensors", "version-2.safetensors"] {
+        for file in ["checkpoint.safetensors", "version-2.safetensors", "version-3.safetensors"] {
             assert_continues_as_pytorch(&Checkpoint::from_bytes(&fixture(file)).unwrap());
         }
     }
 
-    /// `there_and_back.py --fixture` made the second file from the first.
+    /// `there_and_back.py --fixture` made the other files from the first.
     #[test]
-    fn both_versions_of_the_checkpoint_have_the_same_content() {
-        let [one, two] = ["checkpoint.safetensors", "version-2.safetensors"]
+    fn all_versions_of_the_checkpoint_have_the_same_content() {
+        let [one, two, three] = ["checkpoint.safetensors", "version-2.safetensors", "version-3.safetensors"]
             .map(|file| Checkpoint::from_bytes(&fixture(file)).unwrap());
-        assert_eq!(one.groups(), two.groups());
-        assert!(one.parameters().eq(two.parameters()));
+        for other in [&two, &three] {
+            assert_eq!(one.groups(), other.groups());
+            assert!(one.parameters().eq(other.parameters()));
+        }
         let run = fixture("run.safetensors");
         let run = SafeTensors::deserialize(&run).unwrap();
         let states = |checkpoint: &Checkpoint| {
             let run = Run::new(checkpoint, &run).unwrap();
-            let state =
-                |(_, id, _): &(String, ParameterId, u64)| run.optimizer.read_state(*id).wait().unwrap();
+            let state = |place: &Place| run.optimizer.read_state(place.id).wait().unwrap();
             run.parameters.iter().map(state).collect::<Vec<_>>()
         };
         assert_eq!(states(&one), states(&two));
+        assert_eq!(states(&one), states(&three));
     }
 }

@@ -10,28 +10,33 @@ import torch
 from safetensors.torch import save_file
 
 import adamod_checkpoint
-from adamod_checkpoint import FORMULAS, bits, formula_of
-from there_and_back import AUTHORS, FIXTURE, RULES, Run, gradients, initial
+from adamod_checkpoint import FORMULAS, OPTIONS, bits, formula_of
+from there_and_back import AUTHORS, FIXTURE, IN_RANGE, OUT_OF_RANGE, RULES, Run, gradients, initial
 
 # After 10 steps every parameter has state. After 4 steps the bias has none.
 STEPS, STEPS_WITHOUT_BIAS = 10, 4
 
 OPTIMIZERS = {
-    **RULES,
+    **{name: make for name, make in RULES.items() if name.startswith(("torch.", "adamod."))},
     "coupled, up": lambda groups: torch.optim.Adam(groups, lr=1e-2, maximize=True),
     "decoupled by an option": lambda groups: torch.optim.Adam(groups, lr=1e-2, decoupled_weight_decay=True),
     "decoupled, up": lambda groups: torch.optim.AdamW(groups, lr=1e-2, maximize=True),
     "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
     "SGD, up": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, maximize=True),
     "SGD without momentum": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.0),
+    "SGD, dampened": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, dampening=0.5),
+    "SGD, Nesterov": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True),
+    "amsgrad": lambda groups: torch.optim.AdamW(groups, lr=1e-2, amsgrad=True),
 }
+# What version 2 did not have.
+OF_VERSION_3 = ["SGD, dampened", "SGD, Nesterov", "amsgrad"]
 OTHER_VALUES = {"lr": 0.5, "betas": (0.5, 0.5), "beta3": 0.5, "eps": 0.5, "momentum": 0.5, "weight_decay": 0.5}
 
 
 def frozen(value):
     """A copy that equals another one only if types, shapes and bits are the same."""
     if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, dict):
         return {key: frozen(of) for key, of in value.items()}
     if isinstance(value, (list, tuple)):
@@ -56,6 +61,16 @@ def version_1(header):
 
     groups = [group(saved) for saved in header["groups"]]
     return {**header, "version": 1, "rule": rule, "formula": formula, "groups": groups}
+
+
+def version_2(header):
+    """A header as version 2 of the format had it, without options."""
+
+    def group(saved):
+        own = {name: digits for name, digits in saved["hyperparameters"].items() if name not in OPTIONS}
+        return {**saved, "hyperparameters": own}
+
+    return {**header, "version": 2, "groups": [group(saved) for saved in header["groups"]]}
 
 
 class TestOfCheckpoints(unittest.TestCase):
@@ -130,26 +145,30 @@ class RoundTrips(TestOfCheckpoints):
                 adamod_checkpoint.save(run.optimizer, run.names, self.path)
                 self.assertEqual(frozen(adamod_checkpoint.read(self.path)), frozen(first))
 
-    def test_version_1_is_the_same_checkpoint(self):
-        for optimizer in OPTIMIZERS:
-            with self.subTest(optimizer=optimizer):
-                run = self.saved(optimizer)
-                second = adamod_checkpoint.read(self.path)
-                header, tensors = second
-                adamod_checkpoint.write(self.path, version_1(header), tensors)
-                self.assertEqual(frozen(adamod_checkpoint.read(self.path)), frozen(second))
-                other = Run(OPTIMIZERS[optimizer], initial())
-                adamod_checkpoint.load(self.path, other.optimizer, other.names)
-                self.assertEqual(frozen(other.optimizer.state_dict()), frozen(run.optimizer.state_dict()))
+    def test_older_versions_are_the_same_checkpoint(self):
+        for optimizer in set(OPTIMIZERS).difference(OF_VERSION_3):
+            for version in [1, 2]:
+                with self.subTest(optimizer=optimizer, version=version):
+                    run = self.saved(optimizer)
+                    header, tensors = adamod_checkpoint.read(self.path)
+                    if optimizer == "SGD without momentum":
+                        # It had a state all the same.
+                        tensors = {f"momentum_buffer.{name}": torch.zeros(value.numel()) for name, value in initial().items()}
+                    expected = frozen((header, tensors))
+                    adamod_checkpoint.write(self.path, [version_1, version_2][version - 1](header), tensors)
+                    self.assertEqual(frozen(adamod_checkpoint.read(self.path)), expected)
+                    other = Run(OPTIMIZERS[optimizer], initial())
+                    adamod_checkpoint.load(self.path, other.optimizer, other.names)
+                    self.assertEqual(frozen(other.optimizer.state_dict()), frozen(run.optimizer.state_dict()))
 
-    def test_the_fixture_is_the_same_in_both_versions(self):
-        (one, states), (two, expected) = [
-            adamod_checkpoint.read(FIXTURE / name) for name in ["checkpoint.safetensors", "version-2.safetensors"]
-        ]
-        for header in [one, two]:
+    def test_the_fixture_is_the_same_in_all_versions(self):
+        names = ["checkpoint.safetensors", "version-2.safetensors", "version-3.safetensors"]
+        read = [adamod_checkpoint.read(FIXTURE / name) for name in names]
+        for header, _ in read:
             del header["adapter"]
-        self.assertEqual(frozen((one, states)), frozen((two, expected)))
-        self.assertEqual([formula_of(group) for group in one["groups"]], ["authors"] * 2)
+        for other in read[1:]:
+            self.assertEqual(frozen(read[0]), frozen(other))
+        self.assertEqual([formula_of(group) for group in read[0][0]["groups"]], ["authors"] * 2)
 
     def test_the_largest_step_count_is_kept(self):
         for optimizer, most in [("torch.optim.Adam", 1 << 24), ("adamod.AdaMod", 1 << 40)]:
@@ -190,6 +209,290 @@ class RoundTrips(TestOfCheckpoints):
             self.assertNotEqual(frozen({"a": [zero]}), frozen({"a": [other]}))
         for one, other in [(0.0, -0.0), (1, 1.0), (0, False), ((), []), ({}, {"step": 0})]:
             self.assertNotEqual(frozen(one), frozen(other))
+
+
+class Halves(TestOfCheckpoints):
+    """Parameters in 16 bits: with float32 master weights in the optimizer, or without."""
+
+    OPTIMIZERS = ["torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD", "adamod.AdaMod"]
+
+    def with_masters(self, optimizer, steps=STEPS):
+        """A run whose optimizer has the master weights of a model in bfloat16, and in float16 for one tensor."""
+        run = self.trained(optimizer, steps)
+        return run, self.low_precision_of(run)
+
+    def low_precision_of(self, run):
+        dtypes = {"head.weight": torch.float16, "layer.0.bias": None}
+        dtype_of = {name: dtypes.get(name, torch.bfloat16) for name in run.parameters}
+        return {of: of.detach().to(dtype_of[name]) for name, of in run.parameters.items() if dtype_of[name] is not None}
+
+    def test_master_weights_come_back_with_the_same_bits(self):
+        for optimizer in self.OPTIMIZERS:
+            with self.subTest(optimizer=optimizer):
+                run, low = self.with_masters(optimizer)
+                adamod_checkpoint.save(run.optimizer, run.names, self.path, low_precision=low, values=True)
+                header, tensors = adamod_checkpoint.read(self.path)
+                dtypes = {entry["name"]: (entry["dtype"], entry["master_weights"]) for entry in header["parameters"]}
+                self.assertEqual(dtypes["embedding"], ("bf16", "f32"))
+                self.assertEqual(dtypes["head.weight"], ("f16", "f32"))
+                self.assertEqual(dtypes["layer.0.bias"], ("f32", "none"))
+                self.assertEqual([group["master_weights"] for group in header["groups"]], ["f32", "f32"])
+                self.assertEqual(tensors["master.embedding"].dtype, torch.int32)
+                other = Run(OPTIMIZERS[optimizer], {name: torch.zeros_like(value) for name, value in initial().items()})
+                other_low = self.low_precision_of(other)
+                adamod_checkpoint.load(
+                    self.path, other.optimizer, other.names, low_precision=other_low, values=True
+                )
+                self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+                self.assertEqual(frozen(other.optimizer.state_dict()), frozen(run.optimizer.state_dict()))
+                for parameter, name in run.names.items():
+                    if parameter in low:
+                        self.assertEqual(frozen(other_low[other.parameters[name]]), frozen(low[parameter]))
+                for of in [run, other]:
+                    of.steps(gradients(), STEPS, 2 * STEPS)
+                self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+
+    def test_split_master_weights_are_joined(self):
+        for kind, dtype, shift in [("split24", torch.int8, 8), ("split32", torch.int16, 0)]:
+            with self.subTest(kind=kind):
+                run, low = self.with_masters("torch.optim.AdamW")
+                embedding = run.parameters["embedding"]
+                # What the crate stores: the difference of the bits, of which split24 has the upper 16.
+                bits_of = embedding.detach().reshape(-1).view(torch.int32)
+                kept = ((bits_of + (1 << shift >> 1)) >> shift) << shift
+                stored = ((kept + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16)
+                difference = (kept - (stored.to(torch.float32).view(torch.int32))) >> shift
+                adamod_checkpoint.save(run.optimizer, run.names, self.path, low_precision=low, values=True)
+
+                def change_tensors(tensors):
+                    tensors["master.embedding"] = difference.to(dtype)
+                    tensors["param.embedding"] = stored
+
+                entry_of = lambda header: next(of for of in header["parameters"] if of["name"] == "embedding")
+                header, tensors = adamod_checkpoint.read(self.path)
+                entry_of(header).update(master_weights=kind)
+                change_tensors(tensors)
+                adamod_checkpoint.write(self.path, header, tensors)
+                adamod_checkpoint.load(self.path, run.optimizer, run.names, low_precision=low, values=True)
+                self.assertEqual(frozen(embedding.detach().reshape(-1)), frozen(kept.view(torch.float32)))
+                self.assertEqual(frozen(low[embedding].reshape(-1)), frozen(stored))
+
+    def test_runs_in_16_bits_alone(self):
+        for dtype, masters in [(torch.bfloat16, "none"), (torch.float16, "f32")]:
+            with self.subTest(dtype=dtype):
+                values = {name: value.to(dtype) for name, value in initial().items()}
+                halves = {name: value.to(dtype) for name, value in gradients().items()}
+                run = Run(OPTIMIZERS["torch.optim.AdamW"], values)
+                run.steps(halves, 0, STEPS)
+                adamod_checkpoint.save(run.optimizer, run.names, self.path, values=True)
+                header, tensors = adamod_checkpoint.read(self.path)
+                self.assertEqual({entry["master_weights"] for entry in header["parameters"]}, {masters})
+                self.assertEqual(tensors["exp_avg.embedding"].dtype, torch.float32)
+                self.assertEqual(tensors["param.embedding"].dtype, dtype)
+                if masters != "none":
+                    self.assertFalse(any(tensors[f"master.{name}"].any() for name in values))
+                other = Run(OPTIMIZERS["torch.optim.AdamW"], {name: torch.zeros_like(of) for name, of in values.items()})
+                adamod_checkpoint.load(self.path, other.optimizer, other.names, values=True)
+                self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+                for of in [run, other]:
+                    of.steps(halves, STEPS, 2 * STEPS)
+                self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+
+    def test_values_that_are_not_wanted_or_not_there(self):
+        run = self.saved("torch.optim.Adam")
+        other = Run(OPTIMIZERS["torch.optim.Adam"], {name: value + 1 for name, value in run.values().items()})
+        with self.assertRaisesRegex(ValueError, "no values of embedding"):
+            adamod_checkpoint.load(self.path, other.optimizer, other.names, values=True)
+        adamod_checkpoint.save(run.optimizer, run.names, self.path, values=True)
+        adamod_checkpoint.load(self.path, other.optimizer, other.names)
+        self.assertEqual(frozen(other.values()), frozen({name: value + 1 for name, value in run.values().items()}))
+        adamod_checkpoint.load(self.path, other.optimizer, other.names, values=True)
+        self.assertEqual(frozen(other.values()), frozen(run.values()))
+
+    def test_what_does_not_fit(self):
+        run, low = self.with_masters("torch.optim.AdamW")
+        embedding = run.parameters["embedding"]
+        cases = [
+            ({embedding: low[embedding].to(torch.float32)}, "embedding in low precision is torch.float32"),
+            ({embedding: low[embedding][:3]}, r"embedding in low precision has shape \(3, 8\), expected \(17, 8\)"),
+            ({torch.nn.Parameter(torch.zeros(3)): torch.zeros(3, dtype=torch.bfloat16)}, "not in the optimizer"),
+        ]
+        for wrong, said in cases:
+            for call in [adamod_checkpoint.save, lambda optimizer, names, path, **more: adamod_checkpoint.load(path, optimizer, names, **more)]:
+                with self.subTest(said=said), self.assertRaisesRegex(ValueError, said):
+                    call(run.optimizer, run.names, self.path, low_precision=wrong)
+        adamod_checkpoint.save(run.optimizer, run.names, self.path, low_precision=low)
+        self.refused(self.trained("torch.optim.AdamW"), "the data type of embedding", "bfloat16", "float32")
+        halves = Run(OPTIMIZERS["torch.optim.AdamW"], {name: low.get(of, of).detach() for name, of in run.parameters.items()})
+        self.refused(halves, "embedding has master weights f32, expected none")
+        # A float32 parameter of the optimizer cannot come from 16 bits alone.
+        bf16 = Run(OPTIMIZERS["torch.optim.AdamW"], {name: value.to(torch.bfloat16) for name, value in initial().items()})
+        adamod_checkpoint.save(bf16.optimizer, bf16.names, self.path)
+        all_low = {of: of.detach().to(torch.bfloat16) for of in run.parameters.values()}
+        with self.assertRaisesRegex(ValueError, "embedding has no master weights"):
+            adamod_checkpoint.load(self.path, run.optimizer, run.names, low_precision=all_low)
+
+
+class Names(TestOfCheckpoints):
+    def test_prefixes_are_stripped_on_request(self):
+        run = self.trained("torch.optim.AdamW")
+        plain = dict(run.names)
+        prefixes = ["_orig_mod.", "module."]
+        wrapped = {parameter: f"module._orig_mod.module.{name}" for parameter, name in plain.items()}
+        adamod_checkpoint.save(run.optimizer, wrapped, self.path)
+        labels = [entry["name"] for entry in adamod_checkpoint.read(self.path)[0]["parameters"]]
+        self.assertEqual(labels, list(wrapped.values()))
+        adamod_checkpoint.save(run.optimizer, wrapped, self.path, strip=prefixes)
+        labels = [entry["name"] for entry in adamod_checkpoint.read(self.path)[0]["parameters"]]
+        self.assertEqual(labels, list(plain.values()))
+        # One prefix alone, as a string, stays within the name.
+        adamod_checkpoint.save(run.optimizer, wrapped, self.path, strip="module.")
+        labels = [entry["name"] for entry in adamod_checkpoint.read(self.path)[0]["parameters"]]
+        self.assertEqual(labels[0], "_orig_mod.module.embedding")
+        for names_there, names_here in [(plain, wrapped), (wrapped, plain)]:
+            adamod_checkpoint.save(run.optimizer, names_there, self.path, values=True)
+            other = Run(OPTIMIZERS["torch.optim.AdamW"], {name: value + 1 for name, value in initial().items()})
+            of_other = {other.parameters[plain[parameter]]: name for parameter, name in names_here.items()}
+            with self.assertRaisesRegex(ValueError, "only the checkpoint has the parameters"):
+                adamod_checkpoint.load(self.path, other.optimizer, of_other)
+            adamod_checkpoint.load(self.path, other.optimizer, of_other, strip=prefixes, values=True)
+            self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+            self.assertEqual(frozen(other.optimizer.state_dict()), frozen(run.optimizer.state_dict()))
+
+    def test_names_that_become_one(self):
+        run = self.trained("torch.optim.AdamW")
+        run.names[run.parameters["layer.0.bias"]] = "module.embedding"
+        with self.assertRaisesRegex(ValueError, "two parameters have the name 'embedding'"):
+            adamod_checkpoint.save(run.optimizer, run.names, self.path, strip=["module."])
+        self.assertFalse(self.path.exists())
+        adamod_checkpoint.save(run.optimizer, run.names, self.path)
+        other = self.trained("torch.optim.AdamW")
+        with self.assertRaisesRegex(ValueError, "embedding and module.embedding of the checkpoint would both be embedding"):
+            adamod_checkpoint.load(self.path, other.optimizer, other.names, strip=["module."])
+        run.names[run.parameters["layer.0.bias"]] = "module."
+        with self.assertRaisesRegex(ValueError, r"shape \(13,\) in group 1 has an empty name"):
+            adamod_checkpoint.save(run.optimizer, run.names, self.path, strip=["module."])
+
+
+class OtherArguments(TestOfCheckpoints):
+    def both(self, optimizer, names):
+        return [
+            lambda: adamod_checkpoint.save(optimizer, names, self.path),
+            lambda: adamod_checkpoint.load(self.path, optimizer, names),
+        ]
+
+    def test_what_is_no_optimizer(self):
+        run = self.saved("torch.optim.AdamW")
+        cases = [
+            (run.optimizer.state_dict(), "a state_dict of an optimizer, expected the optimizer itself", "load_state_dict"),
+            ({"weight": torch.zeros(3)}, "a dict, expected the optimizer itself", "load_state_dict"),
+            (torch.nn.Linear(2, 2), "of type Linear, expected one of torch.optim.Optimizer", ""),
+            (None, "of type NoneType", ""),
+        ]
+        before = self.path.read_bytes()
+        for optimizer, *said in cases:
+            for call in self.both(optimizer, run.names):
+                with self.subTest(said=said), self.assertRaises(ValueError) as refusal:
+                    call()
+                for part in said:
+                    self.assertIn(part, str(refusal.exception))
+        self.assertEqual(self.path.read_bytes(), before)
+
+    def test_what_are_no_names(self):
+        run = self.saved("torch.optim.AdamW")
+        for names in [run.parameters, list(run.parameters.items()), torch.nn.Linear(2, 2)]:
+            for call in self.both(run.optimizer, names):
+                with self.subTest(names=type(names)), self.assertRaisesRegex(ValueError, "model.named_parameters"):
+                    call()
+
+    def test_tensors_as_hyperparameters_stay_the_same_tensors(self):
+        def make_optimizer(groups):
+            for group in groups:
+                group["lr"] = torch.tensor(group.get("lr", 1e-2))
+            return torch.optim.AdamW(groups, betas=(torch.tensor(0.5), torch.tensor(0.75)), foreach=False)
+
+        def single(groups):
+            groups = [{**group, "lr": torch.tensor(0.25, dtype=torch.float64)} for group in groups]
+            return torch.optim.SGD(groups, momentum=0.5)
+
+        for make in [make_optimizer, single]:
+            with self.subTest(make=make):
+                run = Run(make, initial())
+                run.steps(gradients(), 0, STEPS)
+                adamod_checkpoint.save(run.optimizer, run.names, self.path)
+                other = Run(make, initial())
+                tensors = [group["lr"] for group in other.optimizer.param_groups]
+                with torch.no_grad():
+                    for tensor in tensors:
+                        tensor.fill_(0.125)
+                adamod_checkpoint.load(self.path, other.optimizer, other.names)
+                for tensor, group, expected in zip(tensors, other.optimizer.param_groups, run.optimizer.param_groups):
+                    # A graph or a compiled step has this tensor.
+                    self.assertIs(group["lr"], tensor)
+                    self.assertEqual(frozen(group["lr"]), frozen(expected["lr"]))
+                    self.assertEqual(frozen(group.get("betas")), frozen(expected.get("betas")))
+                for of in [run, other]:
+                    for name, value in initial().items():
+                        of.parameters[name].data.copy_(value)
+                    of.steps(gradients(), STEPS, 2 * STEPS)
+                self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+
+
+class Ranges(TestOfCheckpoints):
+    def test_hyperparameters_out_of_the_crates_ranges_are_refused_by_name(self):
+        for optimizer, changes, said in OUT_OF_RANGE:
+            with self.subTest(optimizer=optimizer, changes=changes):
+                run = self.trained(optimizer)
+                run.optimizer.param_groups[1].update(changes)
+                with self.assertRaisesRegex(ValueError, said):
+                    adamod_checkpoint.save(run.optimizer, run.names, self.path)
+                self.assertFalse(self.path.exists())
+
+    def test_hyperparameters_at_the_edges_are_written(self):
+        for optimizer, changes in IN_RANGE:
+            with self.subTest(optimizer=optimizer, changes=changes):
+                run = self.trained(optimizer)
+                run.optimizer.param_groups[1].update(changes)
+                adamod_checkpoint.save(run.optimizer, run.names, self.path)
+                group = adamod_checkpoint.group_of(adamod_checkpoint.read(self.path)[0]["groups"][1])
+                for name, value in changes.items():
+                    self.assertEqual(group[name], value)
+
+    def test_hyperparameters_that_are_no_numbers_are_refused_by_name(self):
+        for changes, said in [
+            ({"lr": "1e-3"}, "lr of group 1 is '1e-3', expected a number"),
+            ({"lr": torch.zeros(2)}, "lr of group 1 is tensor"),
+            ({"eps": None}, "eps of group 1 is None, expected a number"),
+            ({"weight_decay": True}, "weight_decay of group 1 is True, expected a number"),
+            ({"betas": (0.9,)}, "betas of group 1 has 1 entries, expected 2"),
+        ]:
+            with self.subTest(changes=changes):
+                run = self.trained("torch.optim.Adam")
+                run.optimizer.param_groups[1].update(changes)
+                with self.assertRaisesRegex(ValueError, said):
+                    adamod_checkpoint.save(run.optimizer, run.names, self.path)
+
+    def test_parameters_without_elements(self):
+        run = Run(OPTIMIZERS["torch.optim.Adam"], {**initial(), "head.weight": torch.zeros(3, 0)})
+        with self.assertRaisesRegex(ValueError, r"head.weight has shape \(3, 0\) and no elements, expected at least 1"):
+            adamod_checkpoint.save(run.optimizer, run.names, self.path)
+        self.assertFalse(self.path.exists())
+
+    def test_states_that_are_not_of_their_parameter(self):
+        run = self.trained("torch.optim.Adam")
+        state = run.optimizer.state[run.parameters["embedding"]]
+        for changes, said in [
+            ({"exp_avg": torch.zeros(8, 17)}, r"exp_avg of embedding has shape \(8, 17\), expected \(17, 8\)"),
+            ({"step": torch.tensor(1.5)}, "the step count of embedding is 1.5, expected a whole number"),
+            ({"step": torch.tensor(-1.0)}, "the step count of embedding is -1.0"),
+            ({"step": 2.0**54}, "the step count of embedding is 1.8"),
+        ]:
+            with self.subTest(said=said):
+                before = dict(state)
+                state.update(changes)
+                with self.assertRaisesRegex(ValueError, said):
+                    adamod_checkpoint.save(run.optimizer, run.names, self.path)
+                state.update(before)
 
 
 class Refusals(TestOfCheckpoints):
@@ -236,7 +539,7 @@ class Refusals(TestOfCheckpoints):
 
     def test_groups_with_different_rules(self):
         def change_header(header):
-            header["groups"][1].update(rule="sgd", hyperparameters={"momentum": bits(0.9)})
+            header["groups"][1].update(rule="sgd", hyperparameters={"dampening": bits(0), "momentum": bits(0.9), "nesterov": bits(0)})
 
         def change_tensors(tensors):
             for name in ["layer.0.bias", "head.weight"]:
@@ -257,22 +560,20 @@ class Refusals(TestOfCheckpoints):
                 self.change(lambda header: header["parameters"][3].update(step=(1 << 24) + 1))
                 self.refused(run, "the step count of head.weight", "16777217", "16777216")
 
-    def test_options_without_a_counterpart(self):
-        cases = {
-            "amsgrad": lambda groups: torch.optim.Adam(groups, amsgrad=True),
-            "nesterov": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True),
-            "dampening": lambda groups: torch.optim.SGD(groups, momentum=0.9, dampening=0.5),
-        }
-        for option, make_optimizer in cases.items():
+    def test_other_options(self):
+        for found, needed, option in [
+            ("torch.optim.AdamW", "amsgrad", "amsgrad"),
+            ("torch.optim.SGD", "SGD, Nesterov", "nesterov"),
+        ]:
+            for one, other in [(found, needed), (needed, found)]:
+                with self.subTest(one=one, other=other):
+                    self.saved(one)
+                    self.refused(self.trained(other), f"{option} of group 0 of the checkpoint is {one == needed}")
+        for option in ["cautious", "cautious_weight_decay"]:
             with self.subTest(option=option):
-                run = Run(make_optimizer, initial())
-                run.steps(gradients(), 0, STEPS)
-                self.saved("torch.optim.SGD" if option != "amsgrad" else "torch.optim.Adam")
-                self.refused(run, option)
-                self.path.unlink()
-                with self.assertRaisesRegex(ValueError, option):
-                    adamod_checkpoint.save(run.optimizer, run.names, self.path)
-                self.assertFalse(self.path.exists())
+                run = self.saved("torch.optim.AdamW")
+                self.change(lambda header: header["groups"][1].update({option: True}))
+                self.refused(run, f"{option} of group 1 of the checkpoint is True, expected False")
 
     def test_optimizers_of_the_same_name(self):
         for name in ["Adam", "AdaMod"]:
@@ -329,7 +630,9 @@ class Refusals(TestOfCheckpoints):
                 other = Run(OPTIMIZERS["torch.optim.Adam"], {**initial(), "head.weight": torch.zeros(last)})
                 self.refused(other, "the length of head.weight", "is 105", f"expected {last}")
         halves = Run(OPTIMIZERS["torch.optim.Adam"], {**initial(), "head.weight": torch.zeros(105, dtype=torch.float16)})
-        self.refused(halves, "head.weight is torch.float16", "float32")
+        self.refused(halves, "the data type of head.weight", "torch.float32", "expected torch.float16")
+        doubles = Run(OPTIMIZERS["torch.optim.Adam"], {**initial(), "head.weight": torch.zeros(105, dtype=torch.float64)})
+        self.refused(doubles, "head.weight is torch.float64", "expected torch.float32, torch.bfloat16 or torch.float16")
 
     def test_files_that_are_no_whole_checkpoints_in_f32(self):
         def entry(header):
@@ -342,14 +645,17 @@ class Refusals(TestOfCheckpoints):
             return group(header)["hyperparameters"]
 
         headers = [
-            (lambda header: header.update(version=3), ["version 3", "expected at most 2"]),
-            (lambda header: header.update(version=0), ["version 0", "expected at most 2"]),
+            (lambda header: header.update(version=4), ["version 4", "expected at most 3"]),
+            (lambda header: header.update(version=0), ["version 0", "expected at most 3"]),
             (lambda header: header.update({**version_1(header), "rule": "lion"}), ["the rule of group 0", "lion"]),
             (lambda header: group(header).update(rule="lion"), ["the rule of group 1", "lion"]),
             (lambda header: own(header).pop("epsilon"), ["the hyperparameters of group 1", "epsilon"]),
             (lambda header: own(header).update(momentum=bits(0.9)), ["the hyperparameters of group 1", "momentum"]),
-            (lambda header: entry(header).update(state="q8"), ["head.weight is not in f32"]),
-            (lambda header: entry(header).update(dtype="bf16"), ["head.weight is not in f32"]),
+            (lambda header: entry(header).update(state="q8"), ["head.weight has state in q8", "f32 state"]),
+            (lambda header: entry(header).update(dtype="f8"), ["the dtype of head.weight is 'f8'", "f32, f16, bf16"]),
+            (lambda header: entry(header).update(dtype="bf16"), ["the data type of head.weight", "bfloat16", "float32"]),
+            (lambda header: entry(header).update(master_weights="f8"), ["the master_weights of head.weight is 'f8'"]),
+            (lambda header: entry(header).update(master_weights="f32"), ["master.head.weight"]),
             (lambda header: entry(header).update(shard=[0, 210]), ["head.weight is a shard"]),
             (lambda header: entry(header).update(len=106), ["exp_avg.head.weight", "(105,)", "(106,)"]),
             (lambda header: entry(header).update(group=2), ["head.weight has group 2"]),

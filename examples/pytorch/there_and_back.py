@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Trains in PyTorch, continues in the Rust crate on a GPU and then in PyTorch again, and compares with PyTorch alone.
+"""Trains in PyTorch, continues in the Rust crate on a GPU and then in PyTorch again, and compares with PyTorch alone. In float32, and with
+a model in bfloat16 or float16 whose master weights the optimizer has. Then lets the crate read hyperparameters at the edges of its ranges.
 
-    python3 -m venv venv && venv/bin/pip install -r examples/pytorch/requirements.txt
-    venv/bin/python examples/pytorch/there_and_back.py
-    venv/bin/python examples/pytorch/there_and_back.py --fixture    # writes the files that the example's tests expect
+    .ci/with-pytorch python examples/pytorch/there_and_back.py
+    .ci/with-pytorch python examples/pytorch/there_and_back.py --fixture    # writes the files that the example's tests expect
 """
 
 import argparse
@@ -46,6 +46,9 @@ RULES = {
     "torch.optim.Adam": lambda groups: torch.optim.Adam(groups, lr=1e-2),
     "torch.optim.AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-2),
     "torch.optim.SGD": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9),
+    "AdamW, amsgrad": lambda groups: torch.optim.AdamW(groups, lr=1e-2, amsgrad=True),
+    "SGD, dampening": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, dampening=0.5),
+    "SGD, nesterov": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True),
 }
 
 
@@ -97,17 +100,27 @@ def gradients():
     return found
 
 
-def hand_over(rule, folder):
-    """Takes PyTorch's first steps and writes files for the crate: a checkpoint, the values, and the gradients of the next steps."""
+def rounded(tensors, dtype):
+    return {name: value.to(dtype).to(torch.float32) for name, value in tensors.items()}
+
+
+def low_precision_of(run, dtype):
+    """The model in 16 bits; nothing in float32."""
+    return None if dtype == torch.float32 else {of: of.detach().to(dtype) for of in run.parameters.values()}
+
+
+def hand_over(rule, dtype, folder):
+    """Takes PyTorch's first steps and writes files for the crate: a checkpoint with values, and the gradients of the next steps."""
     run, all_gradients = Run(RULES[rule], initial()), gradients()
-    run.steps(all_gradients, 0, THERE)
-    adamod_checkpoint.save(run.optimizer, run.names, folder / "checkpoint.safetensors")
-    tensors = {f"param.{name}": value for name, value in run.values().items()}
+    run.steps(rounded(all_gradients, dtype), 0, THERE)
+    low_precision = low_precision_of(run, dtype)
+    path = folder / "checkpoint.safetensors"
+    adamod_checkpoint.save(run.optimizer, run.names, path, low_precision=low_precision, values=True)
+    tensors = {}
     for step in range(THERE + 1, BACK + 1):
         for name in SHAPES:
-            tensors[f"grad.{step - THERE}.{name}"] = all_gradients[f"grad.{step}.{name}"]
+            tensors[f"grad.{step - THERE}.{name}"] = all_gradients[f"grad.{step}.{name}"].to(dtype)
     save_file(tensors, folder / "run.safetensors")
-    return run
 
 
 def compare(what, found, expected):
@@ -117,34 +130,97 @@ def compare(what, found, expected):
         # Values are about 1. State has no such scale, so its largest element stands in.
         allowed = 1e-5 * value.double().abs() + 1e-6 * max(1.0 if "param" in name else 0.0, value.abs().max().item())
         worst = max(worst, (difference / allowed).max().item())
-    print(f"{what:<20} {worst:.3f} of the tolerance")
+    print(f"{what:<36} {worst:.3f} of the tolerance")
     return worst <= 1.0
 
 
-def there_and_back(rule):
+def crate(*arguments):
+    """Runs the example in Rust and returns what it prints."""
+    command = ["cargo", "run", "--quiet", "--example", "pytorch", "--", *arguments]
+    return subprocess.run(command, check=True, cwd=HERE.parent.parent, stdout=subprocess.PIPE, text=True).stdout
+
+
+def there_and_back(rule, dtype):
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        hand_over(rule, folder)
-        command = ["cargo", "run", "--quiet", "--example", "pytorch", "--", folder, folder / "out"]
-        subprocess.run(command, check=True, cwd=HERE.parent.parent)
-        values = load_file(folder / "out" / "values.safetensors")
-        shaped = {name: values[f"param.{name}"].reshape(shape) for name, shape in SHAPES.items()}
-        back = Run(RULES[rule], shaped)
-        adamod_checkpoint.load(folder / "out" / "checkpoint.safetensors", back.optimizer, back.names)
-    alone = Run(RULES[rule], initial())
-    alone.steps(gradients(), 0, BACK)
-    there = compare(f"{rule}, there", back.everything(), alone.everything())
-    back.steps(gradients(), BACK, END)
-    alone.steps(gradients(), BACK, END)
-    return compare(f"{rule}, and back", back.everything(), alone.everything()) and there
+        hand_over(rule, dtype, folder)
+        crate(folder, folder / "out")
+        back = Run(RULES[rule], {name: torch.zeros(shape) for name, shape in SHAPES.items()})
+        low_precision = low_precision_of(back, dtype)
+        path = folder / "out" / "checkpoint.safetensors"
+        adamod_checkpoint.load(path, back.optimizer, back.names, low_precision=low_precision, values=True)
+    what = f"{rule}, {str(dtype).removeprefix('torch.')}"
+    # The crate has rounded the master weights as PyTorch does.
+    same = all(torch.equal(low, master.detach().to(dtype)) for master, low in (low_precision or {}).items())
+    alone, all_gradients = Run(RULES[rule], initial()), rounded(gradients(), dtype)
+    alone.steps(all_gradients, 0, BACK)
+    there = compare(f"{what}, there", back.everything(), alone.everything())
+    back.steps(all_gradients, BACK, END)
+    alone.steps(all_gradients, BACK, END)
+    return compare(f"{what}, and back", back.everything(), alone.everything()) and there and same
+
+
+# Hyperparameters of PyTorch's optimizers that the crate refuses, each with what the converter says, and some at the edges that it takes.
+HUGE, TINY, NAN = 3.5e38, 1e-39, float("nan")
+OUT_OF_RANGE = [
+    ("torch.optim.Adam", {"lr": -1e-3}, "lr of group 1 is -0.001, expected a finite number, at least 0"),
+    ("torch.optim.Adam", {"lr": NAN}, "lr of group 1 is nan"),
+    ("torch.optim.SGD", {"lr": HUGE}, r"lr of group 1 is 3.5e\+38, expected a finite number"),
+    ("torch.optim.Adam", {"eps": 0.0}, "eps of group 1 is 0.0, expected a number above 0 and normal in float32"),
+    ("torch.optim.Adam", {"eps": -1e-8}, "eps of group 1 is -1e-08"),
+    ("torch.optim.AdamW", {"eps": TINY}, "eps of group 1 is 1e-39"),
+    ("adamod.AdaMod", {"eps": 0.0}, "eps of group 1 is 0.0"),
+    ("torch.optim.Adam", {"betas": (1.0, 0.999)}, r"betas\[0\] of group 1 is 1.0, expected a number in \[0, 1\)"),
+    ("torch.optim.Adam", {"betas": (0.9, -0.5)}, r"betas\[1\] of group 1 is -0.5"),
+    ("adamod.AdaMod", {"beta3": 1.0}, r"beta3 of group 1 is 1.0, expected a number in \[0, 1\)"),
+    ("torch.optim.SGD", {"momentum": 1.0}, r"momentum of group 1 is 1.0, expected a number in \[0, 1\)"),
+    ("torch.optim.SGD", {"momentum": 1.5}, "momentum of group 1 is 1.5"),
+    ("torch.optim.SGD", {"dampening": 1.5}, r"dampening of group 1 is 1.5, expected a number in \[0, 1\]"),
+    ("torch.optim.SGD", {"nesterov": True, "momentum": 0.0}, r"nesterov of group 1 is 1.0, expected 0 \(False\)"),
+    ("torch.optim.SGD", {"nesterov": True, "dampening": 0.5}, "nesterov of group 1 is 1.0"),
+    ("torch.optim.SGD", {"weight_decay": -0.1}, "weight_decay of group 1 is -0.1"),
+    ("torch.optim.SGD", {"weight_decay": NAN}, "weight_decay of group 1 is nan"),
+    ("torch.optim.SGD", {"lr": 1e30, "weight_decay": 1e30}, r"lr \* weight_decay of group 1"),
+    ("torch.optim.Adam", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
+    ("torch.optim.Adam", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
+]
+IN_RANGE = [
+    ("torch.optim.Adam", {"lr": 0.0, "eps": 1.2e-38, "betas": (0.0, 0.0)}),
+    ("torch.optim.Adam", {"lr": 1e37, "eps": 1e20, "betas": (0.9, 1 - 1e-16)}),
+    ("torch.optim.SGD", {"dampening": 1.0, "momentum": 0.5}),
+    ("torch.optim.SGD", {"lr": 3.4028235e38, "momentum": 1 - 1e-16, "weight_decay": 0.0}),
+    ("adamod.AdaMod", {"beta3": 0.0, "weight_decay": 3e38, "lr": 1e-38}),
+]
+
+
+def ranges_agree():
+    """The crate refuses and takes the same hyperparameters as the converter."""
+    check_ranges, adamod_checkpoint.check_ranges = adamod_checkpoint.check_ranges, lambda *_: None
+    cases = [(*case, True) for case in OUT_OF_RANGE] + [(*case, None, False) for case in IN_RANGE]
+    with tempfile.TemporaryDirectory() as name:
+        paths = [pathlib.Path(name) / str(index) for index in range(len(cases))]
+        for (rule, changes, _, _), path in zip(cases, paths):
+            run = Run(RULES[rule], initial())
+            run.optimizer.param_groups[1].update(changes)
+            adamod_checkpoint.save(run.optimizer, run.names, path)
+        verdicts = crate("--check", *paths).splitlines()
+    adamod_checkpoint.check_ranges = check_ranges
+    passed = len(verdicts) == len(cases)
+    for (rule, changes, _, is_refused), verdict in zip(cases, verdicts):
+        refusal = "the hyperparameters of group 1 of the checkpoint: "
+        if not (refusal in verdict if is_refused else verdict == "ok"):
+            print(f"{rule} with {changes}: the crate says {verdict!r}")
+            passed = False
+    print(f"{len(cases)} hyperparameters at the edges: the crate {'agrees' if passed else 'DISAGREES'}")
+    return passed
 
 
 def write_fixture():
-    """Writes what follows from the fixture's checkpoint, which is of version 1 and stays: its version 2, and PyTorch's next steps."""
+    """Writes what follows from the fixture's checkpoint, which is of version 1 and stays: its version 3, and PyTorch's next steps."""
     run = load_file(FIXTURE / "run.safetensors")
     back = Run(RULES["adamod.AdaMod"], {name: run[f"param.{name}"] for name in SHAPES})
     adamod_checkpoint.load(FIXTURE / "checkpoint.safetensors", back.optimizer, back.names)
-    adamod_checkpoint.save(back.optimizer, back.names, FIXTURE / "version-2.safetensors")
+    adamod_checkpoint.save(back.optimizer, back.names, FIXTURE / "version-3.safetensors")
     back.steps(run, 0, BACK - THERE)
     found = {name: value.contiguous() for name, value in back.everything().items()}
     save_file(found, FIXTURE / "expected.safetensors")
@@ -156,7 +232,8 @@ def main():
     if arguments.parse_args().fixture:
         write_fixture()
         return
-    passed = [there_and_back(rule) for rule in RULES]
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    passed = [there_and_back(rule, dtype) for rule in RULES for dtype in dtypes] + [ranges_agree()]
     sys.exit(0 if all(passed) else 1)
 
 

@@ -27,7 +27,9 @@ fn stream(
         let gradient = gradients[index];
         parameters[index] += gradient;
         let block = chunk * STATES * QUADS + quad;
-        state[block] += gradient;
+        if STATES > 0u {
+            state[block] += gradient;
+        }
         if STATES > 1u {
             state[block + QUADS] += gradient;
         }

@@ -98,12 +98,12 @@ fn consume(index: u32, is_awaited: bool) -> Partial {
 }
 
 // The sum of the partial sums of all launches. Only those of the last launch may not have arrived yet.
-fn sum_of_partials(first_awaited: u32, lane: u32) -> Squares {
+fn sum_of_partials(first_awaited: u32, lane: u32) -> Partial {
     var sum = EMPTY;
     for (var i = lane; i < arrayLength(&partials) / PARTIAL_WORDS; i += LANES) {
         sum = added(sum, consume(i, i >= first_awaited));
     }
-    return squares_of(added_over_lanes(lane, sum));
+    return added_over_lanes(lane, sum);
 }
 
 // All launches of a step but the last one.
@@ -140,12 +140,7 @@ fn norm_and_prepare(
     let sum = sum_of_partials(first, lane);
     if lane == 0u {
         atomicStore(&kept.arrived, 0u);
-        let loss_scale = kept.control.loss_scale;
-        kept.control.norm = norm_of(sum, loss_scale);
-        if sum.exponent != NOT_FINITE && !is_finite_number(kept.control.norm) {
-            kept.control.norm = LARGEST;
-            kept.norm_excess = excess_of(sum, loss_scale);
-        }
+        set_norm(sum);
     }
     if !NORM_ONLY {
         prepare_rows(lane);

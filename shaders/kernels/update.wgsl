@@ -70,7 +70,8 @@ fn update(
     }
     let format = format_of(segment);
     let is_debiased = state_format(format) != STATE_F32;
-    let general = General(c.gradient_scale, c.gradient_prescale, c.coupled_decay, c.decoupled_decay, is_debiased);
+    let general =
+        General(c.gradient_scale, c.gradient_prescale, c.coupled_decay, c.decoupled_decay, c.options, is_debiased);
     begin_observation(lane);
     // All lanes go round together, because lanes that share a quant block work together. With a lane for each quad the compiler sees no
     // loop.

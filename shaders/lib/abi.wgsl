@@ -8,7 +8,7 @@ const CHUNK_ELEMENTS = 1024u;
 
 // The most states and coefficients of its own that a rule can have.
 const MAX_STATES = 3u;
-const MAX_COEFFICIENTS = 10u;
+const MAX_COEFFICIENTS = 9u;
 
 // Coefficients of one step, for parameters that share a group and a step count.
 struct Coefficients {
@@ -17,6 +17,8 @@ struct Coefficients {
     gradient_prescale: f32,
     coupled_decay: f32,
     decoupled_decay: f32,
+    // CAUTIOUS and CAUTIOUS_DECAY, or 0.
+    options: u32,
     // INACTIVE, ACTIVE or SKIPPED.
     activity: u32,
     // t modulo 2^32, for random numbers.
@@ -24,6 +26,11 @@ struct Coefficients {
     // In the order of the rule's structure of coefficients.
     of_rule: array<f32, MAX_COEFFICIENTS>,
 }
+
+// An element moves only if its step has the sign of its gradient.
+const CAUTIOUS = 1u;
+// An element decays only where its step does not move it away from 0.
+const CAUTIOUS_DECAY = 2u;
 
 // The parameter has no gradient in this step and stays as it is.
 const INACTIVE = 0u;

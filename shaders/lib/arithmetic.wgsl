@@ -39,8 +39,30 @@ fn eta_of(step_size: f32, v: vec4<f32>, correction: f32, epsilon: f32) -> vec4<f
     return step_size / (sqrt(v * correction) + epsilon);
 }
 
-// Decoupled weight decay of the old theta, then Algorithm 1, line 9, or Algorithm 2, line 11.
-fn apply_step(general: General, theta: vec4<f32>, rate: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
-    let decayed = theta - general.decoupled_decay * theta;
-    return decayed - rate * direction;
+// The larger of two numbers; `latest` if it is NaN.
+fn larger(old: vec4<f32>, latest: vec4<f32>) -> vec4<f32> {
+    return select(latest, old, old > latest);
+}
+
+// 1, 0 or -1. Infinity and NaN pass, so that they show in the parameter.
+fn signum(x: vec4<f32>) -> vec4<f32> {
+    return select(x, sign(x), (bitcast<vec4<u32>>(x) & MAGNITUDE) < INFINITY);
+}
+
+// Decoupled weight decay of the old theta, then Algorithm 1, line 9, or Algorithm 2, line 11. The step is subtracted. `gradient` is what
+// the rule sees of it. A NaN is neither left out nor of any sign.
+fn apply_step(general: General, theta: vec4<f32>, gradient: vec4<f32>, step: vec4<f32>) -> vec4<f32> {
+    let zero = vec4(0.0);
+    var decay = general.decoupled_decay * theta;
+    var taken = step;
+    // Uniform, and rarely true.
+    if general.options != 0u {
+        if (general.options & CAUTIOUS_DECAY) != 0u {
+            decay = select(decay, zero, ((step > zero) & (theta < zero)) | ((step < zero) & (theta > zero)));
+        }
+        if (general.options & CAUTIOUS) != 0u {
+            taken = select(step, zero, ((step >= zero) & (gradient <= zero)) | ((step <= zero) & (gradient >= zero)));
+        }
+    }
+    return (theta - decay) - taken;
 }

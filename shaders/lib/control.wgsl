@@ -1,27 +1,37 @@
 // What a step needs that the host does not know with Control::Device: whether it takes place, the factor of its gradients, and the step
 // count and coefficients of each parameter. One workgroup computes them: the only one of `prepare`, or the last one of the norm.
 
-// The hyperparameters of a group. `one_minus_powers` has 1 - beta^(2^k) of each decay rate, whose products give 1 - beta^t in f32 without
-// cancellation.
+// The hyperparameters of a group.
 struct Group {
     // 1, or -1 to maximize.
     sign: f32,
     coupled_decay: f32,
     decoupled_decay: f32,
+    // CAUTIOUS and CAUTIOUS_DECAY, or 0.
+    options: u32,
     rule: u32,
     // Which of the rule's formulas is computed.
     variant: u32,
-    // The rule's coefficients with all bias corrections 1.
+    // Bit i is set if coefficient i is proportional to the learning rate.
+    rate_coefficients: u32,
+    // What the rule's function computes coefficients from: those with all bias corrections 1.
     coefficients: array<f32, MAX_COEFFICIENTS>,
-    one_minus_betas: array<f32, 3>,
-    one_minus_powers: array<array<f32, 32>, 3>,
+    // Indices of its decay rates.
+    decay_rates: array<u32, 3>,
 }
 
-// What a step reads of the host's settings.
+const GROUP_WORDS = 10u + MAX_COEFFICIENTS;
+// A decay rate is 1 - beta, and 1 - beta^(2^k) for k from 0 to 31, whose products give 1 - beta^t in f32 without cancellation.
+const DECAY_RATE_WORDS = 33u;
+
+// What a step reads of the host's settings. Groups often share decay rates, which are much larger.
 struct GroupTable {
     // The largest norm; 0 for no clip.
     max_norm: f32,
-    groups: array<Group>,
+    // Word where the decay rates start.
+    decay_rates: u32,
+    // The groups, then the decay rates.
+    words: array<u32>,
 }
 
 const NO_GROUP = 0xffffffffu;
@@ -54,6 +64,10 @@ struct ControlBuffer {
     arrived: atomic<u32>,
     // How many times the norm is larger than `control.norm`, if that is the largest finite number.
     norm_excess: f32,
+    // Factor of all learning rates: that of the schedule for the step that is prepared, or 1.
+    rate_factor: f32,
+    // The words of a `Partial`: the sum of squares behind the norm, while the halves of a joint step are recorded.
+    sum_of_squares: array<u32, 7>,
     step_counts: array<u32>,
 }
 
@@ -164,31 +178,63 @@ fn decide() {
     }
 }
 
-// 1 - beta^t from the binary digits of t, since 1 - ab = (1 - a) + (1 - b) a. All terms are positive.
-fn one_minus_power(group: u32, beta: u32, t: u32) -> f32 {
+fn table_float(word: u32) -> f32 {
+    return bitcast<f32>(table.words[word]);
+}
+
+fn group_at(index: u32) -> Group {
+    let first = index * GROUP_WORDS;
+    var group: Group;
+    group.sign = table_float(first);
+    group.coupled_decay = table_float(first + 1u);
+    group.decoupled_decay = table_float(first + 2u);
+    group.options = table.words[first + 3u];
+    group.rule = table.words[first + 4u];
+    group.variant = table.words[first + 5u];
+    group.rate_coefficients = table.words[first + 6u];
+    for (var i = 0u; i < MAX_COEFFICIENTS; i++) {
+        group.coefficients[i] = table_float(first + 7u + i);
+    }
+    for (var i = 0u; i < 3u; i++) {
+        group.decay_rates[i] = table.words[first + 7u + MAX_COEFFICIENTS + i];
+    }
+    return group;
+}
+
+// 1 - beta^t from the binary digits of t, since 1 - ab = (1 - a) + (1 - b) a. All terms are positive. `powers` is the word of 1 - beta^1.
+fn one_minus_power(powers: u32, t: u32) -> f32 {
     var result = 0.0;
     var k = 0u;
     for (var digits = t; digits != 0u; digits >>= 1u) {
         if (digits & 1u) == 1u {
-            result += table.groups[group].one_minus_powers[beta][k] * (1.0 - result);
+            result += table_float(powers + k) * (1.0 - result);
         }
         k++;
     }
     return result;
 }
 
-fn coefficients_of(group: u32, t: u32) -> Coefficients {
+fn coefficients_of(index: u32, t: u32) -> Coefficients {
+    let group = group_at(index);
     var decay: Decay;
+    decay.t = t;
     for (var beta = 0u; beta < 3u; beta++) {
-        decay.one_minus_beta[beta] = table.groups[group].one_minus_betas[beta];
-        decay.one_minus_power[beta] = one_minus_power(group, beta, t);
+        let word = table.decay_rates + group.decay_rates[beta] * DECAY_RATE_WORDS;
+        decay.one_minus_beta[beta] = table_float(word);
+        decay.one_minus_power[beta] = one_minus_power(word + 1u, t);
     }
     var c: Coefficients;
-    c.gradient_scale = table.groups[group].sign * gradient_multiplier;
+    c.gradient_scale = group.sign * gradient_multiplier;
     c.gradient_prescale = gradient_prescale;
-    c.coupled_decay = table.groups[group].coupled_decay;
-    c.decoupled_decay = table.groups[group].decoupled_decay;
-    c.of_rule = coefficients_of_rule(table.groups[group].rule, table.groups[group].coefficients, table.groups[group].variant, decay);
+    c.coupled_decay = group.coupled_decay;
+    c.decoupled_decay = group.decoupled_decay * kept.rate_factor;
+    c.options = group.options;
+    var of_rule = group.coefficients;
+    for (var i = 0u; i < MAX_COEFFICIENTS; i++) {
+        let is_rate = ((group.rate_coefficients >> i) & 1u) == 1u;
+        of_rule[i] *= select(1.0, kept.rate_factor, is_rate);
+    }
+    c.of_rule = coefficients_of_rule(group.rule, of_rule, group.variant, decay);
     c.step = t;
     c.activity = ACTIVE;
     return c;

@@ -1,5 +1,5 @@
-// Master weights: the f32 value of a 16-bit parameter, stored as the difference between the bits of the two. A difference of zero
-// stands for the parameter's own value, so zeroed state is right at the start. src/storage/master.rs mirrors it.
+// Master weights: the f32 value of a 16-bit parameter, stored as the difference between the bits of the two (f16: see below). A
+// difference of zero stands for the parameter's own value, so zeroed state is right at the start. src/storage/master.rs mirrors it.
 
 fn load_difference(at: Place) -> vec4<u32> {
     let place = place_of_master(at);
@@ -41,11 +41,84 @@ fn store_difference(at: Place, difference: vec4<u32>) {
     }
 }
 
+// Split master weights of f16. f16 has fixed point up to 2^-14, and there the master weights continue it: they are a difference in units
+// of 2^-32 (8 bits) or 2^-40 (16 bits). Above, they are a difference of bits, in units of 2^-8 of the f16 number's last place (8 bits), or
+// of f32's last place (16 bits).
+const F16_FIXED = vec4(0x400u);
+// 2^-14 and half of its last place in f16: smaller numbers are at most 2^-14 as f16.
+const F16_FIXED_END = vec4(0x38801000u);
+const LARGEST_F16 = vec4(0x7bffu);
+
+fn is_split_f16(dtype: u32, master: u32) -> bool {
+    return dtype == F16 && (master == MASTER_SPLIT24 || master == MASTER_SPLIT32);
+}
+
+fn shifted_down(difference: vec4<u32>, bits: u32) -> vec4<u32> {
+    return bitcast<vec4<u32>>(bitcast<vec4<i32>>(difference) >> vec4(bits));
+}
+
+fn joined_f16(master: u32, halves: vec4<u32>, difference: vec4<u32>) -> vec4<u32> {
+    let sign = (halves & vec4(0x8000u)) << vec4(16u);
+    let magnitude = halves & vec4(0x7fffu);
+    var normal: vec4<u32>;
+    var small: vec4<f32>;
+    if master == MASTER_SPLIT24 {
+        let rest = shifted_down(difference, 8u);
+        normal = f32_of_f16(halves) + (rest << vec4(5u));
+        small = vec4<f32>((magnitude << vec4(8u)) + rest) * 0x1p-32;
+    } else {
+        normal = f32_of_f16(halves) + difference;
+        small = vec4<f32>((magnitude << vec4(16u)) + difference) * 0x1p-40;
+    }
+    return select(normal, sign | bitcast<vec4<u32>>(small), magnitude <= F16_FIXED);
+}
+
+struct Split {
+    halves: vec4<u32>,
+    difference: vec4<u32>,
+}
+
+// Finite numbers past the largest f16 are held there. Ties go up, so that the difference fits.
+fn split_f16(master: u32, bits: vec4<u32>) -> Split {
+    let sign = (bits >> vec4(16u)) & vec4(0x8000u);
+    let magnitude = bits & MAGNITUDE;
+    let small = bitcast<vec4<f32>>(min(magnitude, F16_FIXED_END));
+    var normal: vec4<u32>;
+    var small_half: vec4<u32>;
+    var small_rest: vec4<u32>;
+    if master == MASTER_SPLIT24 {
+        let even = (magnitude >> vec4(5u)) & vec4(1u);
+        normal = min((magnitude + vec4(0xfu) + even) & vec4(0xffffffe0u), vec4(0x477fefe0u));
+        let fixed = vec4<u32>(round(small * 0x1p32));
+        small_half = (fixed + vec4(0x80u)) >> vec4(8u);
+        small_rest = (fixed - (small_half << vec4(8u))) << vec4(8u);
+    } else {
+        normal = min(magnitude, vec4(0x477fefffu));
+        let fixed = vec4<u32>(round(small * 0x1p40));
+        small_half = (fixed + vec4(0x8000u)) >> vec4(16u);
+        small_rest = fixed - (small_half << vec4(16u));
+    }
+    let normal_half = (normal - vec4(0x38000000u) + vec4(0x1000u)) >> vec4(13u);
+    var normal_rest = normal - ((normal_half << vec4(13u)) + vec4(0x38000000u));
+    if master == MASTER_SPLIT24 {
+        normal_rest = normal_rest << vec4(3u);
+    }
+    let is_small = magnitude < F16_FIXED_END;
+    let is_special = magnitude >= INFINITY;
+    let halves = sign | select(normal_half, small_half, is_small);
+    let difference = select(normal_rest, small_rest, is_small);
+    return Split(select(halves, f16_of_f32(bits), is_special), select(difference, vec4(0u), is_special));
+}
+
 // The f32 bits of four parameters.
 fn theta_of(at: Place, raw: vec4<u32>) -> vec4<u32> {
     let dtype = values_dtype(at.format);
     if dtype == F32 {
         return raw;
+    }
+    let master = master_weights(at.format);
+    if is_split_f16(dtype, master) {
+        return joined_f16(master, halves_of(raw.xy), load_difference(at));
     }
     return widen(dtype, halves_of(raw.xy)) + load_difference(at);
 }
@@ -69,22 +142,28 @@ fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
         return;
     }
     let master = master_weights(at.format);
-    var bits = theta;
     var halves: vec4<u32>;
-    if dtype == BF16 && master == MASTER_NONE {
-        halves = bf16_rounded_up_from(bits, random >> vec4(16u));
-    } else if master == MASTER_F32 {
-        halves = narrow(dtype, bits);
+    if is_split_f16(dtype, master) {
+        let split = split_f16(master, theta);
+        halves = split.halves;
+        store_difference(at, split.difference);
     } else {
-        // Ties go up, so that the difference fits into 16 bits with a sign.
-        if master == MASTER_SPLIT24 {
-            bits = rounded_to_24_bits(bits);
+        var bits = theta;
+        if dtype == BF16 && master == MASTER_NONE {
+            halves = bf16_rounded_up_from(bits, random >> vec4(16u));
+        } else if master == MASTER_F32 {
+            halves = narrow(dtype, bits);
+        } else {
+            // Ties go up, so that the difference fits into 16 bits with a sign.
+            if master == MASTER_SPLIT24 {
+                bits = rounded_to_24_bits(bits);
+            }
+            halves = bf16_rounded_up_from(bits, vec4(0x8000u));
         }
-        halves = bf16_rounded_up_from(bits, vec4(0x8000u));
-    }
-    let is_special = (bits & INFINITY) == INFINITY;
-    if master != MASTER_NONE {
-        store_difference(at, select(bits - widen(dtype, halves), vec4(0u), is_special));
+        let is_special = (bits & INFINITY) == INFINITY;
+        if master != MASTER_NONE {
+            store_difference(at, select(bits - widen(dtype, halves), vec4(0u), is_special));
+        }
     }
     if !at.mask.w {
         halves = select(halves_of(raw.xy), halves, at.mask);

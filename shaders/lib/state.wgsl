@@ -36,7 +36,9 @@ fn load_state(at: Place, scales: u32) -> State {
         return load_quantized(at, scales);
     }
     var loaded: State;
-    loaded[0] = load_plain(at, 0u);
+    if STATES > 0u {
+        loaded[0] = load_plain(at, 0u);
+    }
     if STATES > 1u {
         loaded[1] = load_plain(at, 1u);
     }
@@ -61,7 +63,9 @@ fn store_state(at: Place, scales: u32, state: State, random: Random) {
         store_quantized(at, scales, state, random);
         return;
     }
-    store_plain(at, 0u, state[0], random.state[0]);
+    if STATES > 0u {
+        store_plain(at, 0u, state[0], random.state[0]);
+    }
     if STATES > 1u {
         store_plain(at, 1u, state[1], random.state[1]);
     }

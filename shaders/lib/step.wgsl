@@ -9,6 +9,8 @@ struct General {
     gradient_prescale: f32,
     coupled_decay: f32,
     decoupled_decay: f32,
+    // CAUTIOUS and CAUTIOUS_DECAY, or 0.
+    options: u32,
     // Whether averages that declare a decay rate are stored debiased.
     is_debiased: bool,
 }
@@ -28,8 +30,9 @@ struct Stepped {
     bounded: vec4<f32>,
 }
 
-// Of each decay rate: 1 - beta, and 1 - beta^t.
+// What coefficients of step t depend on: of each decay rate 1 - beta and 1 - beta^t, and t itself.
 struct Decay {
     one_minus_beta: array<f32, 3>,
     one_minus_power: array<f32, 3>,
+    t: u32,
 }

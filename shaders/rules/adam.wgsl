@@ -5,6 +5,7 @@
 //   5:  v = beta2 v + (1 - beta2) g^2
 //   6:  m^ = m / (1 - beta1^t)
 //   7:  v^ = v / (1 - beta2^t)
+//       with amsgrad v^ = max(v, v of all steps before) / (1 - beta2^t), as in PyTorch
 //   8:  eta = alpha / (sqrt(v^) + epsilon)
 //   9:  theta = theta - alpha lambda theta - eta m^
 
@@ -16,6 +17,9 @@ struct AdamCoefficients {
     exp_avg_sq_correction: f32,
     epsilon: f32,
 }
+
+// Forms.
+const ADAM_AMSGRAD = 1u;
 
 // The coefficients of step t, from those with all corrections 1.
 fn adam_coefficients(base: AdamCoefficients, variant: u32, decay: Decay) -> AdamCoefficients {
@@ -29,7 +33,13 @@ fn adam_step(general: General, c: AdamCoefficients, e: Elements) -> Stepped {
     let g = limited_gradient(general, e);
     let m = ema(e.state[0], g, c.exp_avg_weight);
     let v = ema(e.state[1], g * g, c.exp_avg_sq_weight);
-    let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
-    let theta = apply_step(general, e.theta, eta, m * c.exp_avg_correction);
-    return Stepped(theta, State(m, v, e.state[2]), eta, eta);
+    var largest = e.state[2];
+    var second = v;
+    if FORM == ADAM_AMSGRAD {
+        largest = larger(largest, v);
+        second = largest;
+    }
+    let eta = eta_of(c.step_size, second, c.exp_avg_sq_correction, c.epsilon);
+    let theta = apply_step(general, e.theta, g, eta * (m * c.exp_avg_correction));
+    return Stepped(theta, State(m, v, largest), eta, eta);
 }

@@ -92,8 +92,13 @@ pub enum CheckpointError {
         error: Box<CheckpointError>,
     },
     /// A hyperparameter is not in its range.
-    #[error("the hyperparameters of the checkpoint: {0}")]
-    Hyperparameters(OutOfRange),
+    #[error("the hyperparameters of group {group} of the checkpoint: {error}")]
+    Hyperparameters {
+        /// Index of the group, in the order in which the groups were added.
+        group: usize,
+        /// The hyperparameter.
+        error: OutOfRange,
+    },
     /// The checkpoint and the optimizer differ.
     #[error("{what} of the checkpoint is {found}, expected {expected} as in the optimizer")]
     Mismatch {
@@ -181,11 +186,5 @@ pub enum CheckpointError {
 impl From<SafeTensorError> for CheckpointError {
     fn from(error: SafeTensorError) -> Self {
         Self::Format(error)
-    }
-}
-
-impl From<OutOfRange> for CheckpointError {
-    fn from(error: OutOfRange) -> Self {
-        Self::Hyperparameters(error)
     }
 }

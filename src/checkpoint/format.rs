@@ -26,8 +26,10 @@ use crate::storage::state::{Precision, StateFormat};
 
 pub(super) const METADATA_KEY: &str = "adamod.checkpoint";
 pub(super) const CHECKSUM_KEY: &str = "adamod.checksum";
-/// Version 1 had one rule for all groups.
-const VERSION: u32 = 2;
+/// Version 1 had one rule for all groups. Version 2 had fewer hyperparameters, and one set of states for each rule.
+const VERSION: u32 = 3;
+/// The first version that names all hyperparameters, and in which options of a rule choose its states.
+const FIRST_WITH_FORMS: u32 = 3;
 /// A length that no file can hold would overflow what is computed from it.
 const MOST_ELEMENTS: u64 = 1 << 48;
 
@@ -60,7 +62,14 @@ struct GroupHeader {
     hyperparameters: BTreeMap<String, Hex>,
     weight_decay: String,
     weight_decay_value: Hex,
+    /// The learning rate at which fully decoupled decay has its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_learning_rate: Option<Hex>,
     maximize: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    cautious: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    cautious_weight_decay: bool,
     state: String,
     master_weights: String,
     f32_state_below: u64,
@@ -109,7 +118,7 @@ impl Header {
         let Version { version } = json(text)?;
         match version {
             1 => json::<v1::Header>(text)?.upgraded(),
-            VERSION => json(text),
+            2 | VERSION => json(text),
             found => Err(CheckpointError::Version { found, expected: VERSION }),
         }
     }
@@ -162,7 +171,7 @@ mod v1 {
     }
 
     impl Header {
-        /// The same in the present version. A rule takes the hyperparameters that it has.
+        /// The same in version 2. A rule takes the hyperparameters that it has.
         pub fn upgraded(self) -> Result<super::Header, CheckpointError> {
             let formula = Formula::from_name(&self.formula)?;
             let group = |group: GroupHeader| {
@@ -190,14 +199,17 @@ mod v1 {
                         .collect(),
                     weight_decay: group.weight_decay,
                     weight_decay_value: group.weight_decay_value,
+                    max_learning_rate: None,
                     maximize: group.maximize,
+                    cautious: false,
+                    cautious_weight_decay: false,
                     state: group.state,
                     master_weights: group.master_weights,
                     f32_state_below: group.f32_state_below,
                 }
             };
             Ok(super::Header {
-                version: super::VERSION,
+                version: 2,
                 crate_version: self.crate_version,
                 adapter: self.adapter,
                 driver: self.driver,
@@ -264,10 +276,9 @@ fn from_hex(name: &str, hex: &str) -> Result<f64, CheckpointError> {
 impl GroupHeader {
     fn new(group: &Group) -> Self {
         let Group { hyperparameters, precision, .. } = group;
-        let (kind, value) = match hyperparameters.weight_decay {
-            WeightDecay::None => ("none", 0.0),
-            WeightDecay::Decoupled(lambda) => ("decoupled", lambda),
-            WeightDecay::Coupled(lambda) => ("coupled", lambda),
+        let max_learning_rate = match hyperparameters.weight_decay {
+            WeightDecay::FullyDecoupled { max_learning_rate, .. } => Some(to_hex(max_learning_rate)),
+            _ => None,
         };
         let rule = &hyperparameters.rule;
         Self {
@@ -278,30 +289,58 @@ impl GroupHeader {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), to_hex(value)))
                 .collect(),
-            weight_decay: kind.to_owned(),
-            weight_decay_value: to_hex(value),
+            weight_decay: hyperparameters.weight_decay.name().to_owned(),
+            weight_decay_value: to_hex(hyperparameters.weight_decay.lambda()),
+            max_learning_rate,
             maximize: hyperparameters.objective == Objective::Maximize,
+            cautious: hyperparameters.cautious,
+            cautious_weight_decay: hyperparameters.cautious_weight_decay,
             state: precision.state.name().to_owned(),
             master_weights: precision.master_weights.name().to_owned(),
             f32_state_below: precision.f32_state_below,
         }
     }
 
-    fn read(&self) -> Result<Group, CheckpointError> {
+    /// The group with this index in a file of this version. Errors name it.
+    fn read(&self, group: usize, version: u32) -> Result<Group, CheckpointError> {
+        let read = self.parse(version).map_err(|error| match error {
+            CheckpointError::Metadata { what } => wrong(format!("group {group}: {what}")),
+            error => error,
+        })?;
+        match read.hyperparameters.validate() {
+            Ok(()) => Ok(read),
+            Err(error) => Err(CheckpointError::Hyperparameters { group, error }),
+        }
+    }
+
+    /// The group, whose hyperparameters may be out of range.
+    fn parse(&self, version: u32) -> Result<Group, CheckpointError> {
         let lambda = from_hex("weight_decay_value", &self.weight_decay_value)?;
         let weight_decay = match self.weight_decay.as_str() {
             "none" => WeightDecay::None,
             "decoupled" => WeightDecay::Decoupled(lambda),
             "coupled" => WeightDecay::Coupled(lambda),
+            "fully_decoupled" => {
+                let Some(hex) = &self.max_learning_rate else {
+                    return Err(wrong(
+                        "max_learning_rate of fully decoupled weight decay is missing".to_owned(),
+                    ));
+                };
+                WeightDecay::FullyDecoupled { lambda, max_learning_rate: from_hex("max_learning_rate", hex)? }
+            }
             other => {
                 return Err(wrong(format!(
-                    "weight_decay is {other:?}, expected one of none, decoupled, coupled"
+                    "weight_decay is {other:?}, expected one of none, decoupled, coupled, fully_decoupled"
                 )));
             }
         };
         let mut rule = <RuleKind as Named>::from_name(&self.rule)?.with_defaults();
         for (name, _) in rule.hyperparameters() {
             let Some(hex) = self.hyperparameters.get(name) else {
+                // Options that were added later do by default what was done before.
+                if version < FIRST_WITH_FORMS {
+                    continue;
+                }
                 return Err(wrong(format!("hyperparameter {name:?} of rule {} is missing", self.rule)));
             };
             if !rule.set_hyperparameter(name, from_hex(name, hex)?) {
@@ -316,8 +355,9 @@ impl GroupHeader {
         let hyperparameters = Hyperparameters::from(rule)
             .with_learning_rate(from_hex("learning_rate", &self.learning_rate)?)
             .with_weight_decay(weight_decay)
-            .with_objective(objective);
-        hyperparameters.validate()?;
+            .with_objective(objective)
+            .with_cautious(self.cautious)
+            .with_cautious_weight_decay(self.cautious_weight_decay);
         let precision = Precision::new(StateFormat::from_name(&self.state)?)
             .with_master_weights(MasterWeights::from_name(&self.master_weights)?)
             .with_f32_state_below(self.f32_state_below);
@@ -336,7 +376,9 @@ pub(super) struct Described {
 /// Reads the text of the metadata.
 pub(super) fn read(text: &str) -> Result<Described, CheckpointError> {
     let header = Header::read(text)?;
-    let groups = header.groups.iter().map(GroupHeader::read).collect::<Result<Vec<_>, _>>()?;
+    let version = header.version;
+    let groups = header.groups.iter().enumerate().map(|(index, group)| group.read(index, version));
+    let groups = groups.collect::<Result<Vec<_>, _>>()?;
     let mut names = HashSet::with_capacity(header.parameters.len());
     let mut parameters = Vec::with_capacity(header.parameters.len());
     let is_piece =
@@ -350,7 +392,7 @@ pub(super) fn read(text: &str) -> Result<Described, CheckpointError> {
         if !names.insert(parameter.name.clone()) {
             return Err(wrong(format!("parameter {:?} is listed twice", parameter.name)));
         }
-        parameters.push(parameter.read(&groups)?);
+        parameters.push(parameter.read(&groups, version)?);
     }
     let control = header.control.as_ref().map(ControlHeader::read).transpose()?;
     let checkpoint = Checkpoint {
@@ -441,18 +483,17 @@ fn digits(checksums: &[u32]) -> String {
 }
 
 impl ParameterHeader {
-    /// The parameter without its data.
-    fn read(&self, groups: &[Group]) -> Result<SavedParameter, CheckpointError> {
+    /// The parameter without its data, with the states that a file of this version has.
+    fn read(&self, groups: &[Group], version: u32) -> Result<SavedParameter, CheckpointError> {
         let wrong = |what: String| wrong(format!("parameter {:?}: {what}", self.name));
         let Some(group) = groups.get(self.group as usize) else {
             return Err(wrong(format!("its group is {}, expected less than {}", self.group, groups.len())));
         };
         let dtype = DType::from_name(&self.dtype)?;
-        let layout = BlockLayout {
-            states: group.hyperparameters.rule.kind().states(),
-            state: StateFormat::from_name(&self.state)?,
-            master_weights: MasterWeights::from_name(&self.master_weights)?,
-        };
+        let rule = group.hyperparameters.rule;
+        let states = if version < FIRST_WITH_FORMS { rule.kind().states() } else { rule.states() };
+        let master_weights = MasterWeights::from_name(&self.master_weights)?;
+        let layout = BlockLayout::new(states, StateFormat::from_name(&self.state)?, master_weights);
         if !layout.master_weights.fit(dtype) {
             return Err(wrong(format!(
                 "its master weights {} do not fit its data type {dtype}",

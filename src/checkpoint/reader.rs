@@ -10,7 +10,8 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use super::Checkpoint;
 use super::error::CheckpointError;
 use super::format::{self, CHECKSUM_KEY, Described, METADATA_KEY};
-use super::saved::{Checksums, Data, SavedParameter, Segment};
+use super::saved::{Checksums, Data, SavedParameter, Segment, Tensor};
+use crate::storage::block::BlockLayout;
 
 /// The bytes of a safetensors file's length field.
 const LENGTH_BYTES: u64 = 8;
@@ -95,7 +96,7 @@ pub(super) fn find(bytes: u64, read_at: ReadAt<'_>) -> Result<Found, CheckpointE
         })
     };
     let (text, expected) = (entry(METADATA_KEY)?, entry(CHECKSUM_KEY)?);
-    let Described { checkpoint, digits } = format::read(text)?;
+    let Described { mut checkpoint, digits } = format::read(text)?;
     let offsets: Vec<Vec<u64>> = checkpoint
         .parameters
         .iter()
@@ -122,7 +123,31 @@ pub(super) fn find(bytes: u64, read_at: ReadAt<'_>) -> Result<Found, CheckpointE
     if found != *expected {
         return Err(CheckpointError::Checksum { found, expected: expected.clone() });
     }
-    Ok(Found { checkpoint, places: offsets.into_iter().zip(checksums).collect() })
+    let mut places: Vec<_> = offsets.into_iter().zip(checksums).collect();
+    for (parameter, place) in checkpoint.parameters.iter_mut().zip(&mut places) {
+        let states = checkpoint.groups[parameter.group as usize].hyperparameters.rule.states();
+        if states != parameter.layout.states {
+            leave_states(parameter, place);
+        }
+    }
+    Ok(Found { checkpoint, places })
+}
+
+/// Before version 3 SGD without momentum had a state that no step read. Leaves it in the file.
+fn leave_states(parameter: &mut SavedParameter, (offsets, checksums): &mut (Vec<u64>, Checksums)) {
+    let count = Checksums::pieces(checksums.piece, parameter.len) as usize;
+    let pieces = checksums.of_pieces.chunks(count.max(1));
+    let kept: Vec<_> = parameter
+        .tensors()
+        .into_iter()
+        .zip(offsets.iter().zip(pieces))
+        .filter(|(tensor, _)| matches!(tensor, Tensor::Master | Tensor::Values))
+        .map(|(_, (offset, pieces))| (*offset, pieces.to_vec()))
+        .collect();
+    let of_pieces = kept.iter().flat_map(|(_, pieces)| pieces.iter().copied()).collect();
+    *offsets = kept.into_iter().map(|(offset, _)| offset).collect();
+    checksums.of_pieces = of_pieces;
+    parameter.layout = BlockLayout::new(&[], parameter.layout.state, parameter.layout.master_weights);
 }
 
 /// Where each tensor of a parameter starts in the file. Checks types and shapes.

@@ -28,6 +28,8 @@ pub struct Coefficients {
     pub coupled_decay: f32,
     /// alpha * lambda: subtracted from the parameter, times the parameter.
     pub decoupled_decay: f32,
+    /// [`CAUTIOUS`] and [`CAUTIOUS_DECAY`], or 0.
+    pub options: u32,
     /// One of [`INACTIVE`], [`ACTIVE`] and [`SKIPPED`].
     pub activity: u32,
     /// t modulo 2^32, for random numbers.
@@ -35,6 +37,11 @@ pub struct Coefficients {
     /// The rule's own coefficients.
     pub of_rule: [f32; MAX_COEFFICIENTS],
 }
+
+/// An element moves only if its step has the sign of its gradient.
+pub const CAUTIOUS: u32 = 1;
+/// An element decays only where its step does not move it away from 0.
+pub const CAUTIOUS_DECAY: u32 = 2;
 
 /// The parameter has no gradient in this step and stays as it is.
 pub const INACTIVE: u32 = 0;
@@ -106,8 +113,15 @@ pub struct Row {
     pub activity: u32,
 }
 
-/// Where the groups start in the table of groups; WGSL `GroupTable`. Before them is the largest norm, an f32.
-pub const GROUPS_OFFSET: usize = 4;
+/// The start of the table of groups; WGSL `GroupTable`. The [groups](Group) follow, and behind them the [decay rates](DecayRate).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct GroupTableHead {
+    /// The largest norm; 0 for no clip.
+    pub max_norm: f32,
+    /// Word where the decay rates start, counted from the first group.
+    pub decay_rates: u32,
+}
 
 /// A group's hyperparameters for steps that the device prepares; WGSL `Group`.
 #[repr(C)]
@@ -119,16 +133,28 @@ pub struct Group {
     pub coupled_decay: f32,
     /// alpha * lambda: subtracted from the parameter, times the parameter.
     pub decoupled_decay: f32,
+    /// [`CAUTIOUS`] and [`CAUTIOUS_DECAY`], or 0.
+    pub options: u32,
     /// Code of the rule.
     pub rule: u32,
     /// Which of the rule's formulas is computed.
     pub variant: u32,
+    /// Bit i is set if coefficient i is proportional to the learning rate.
+    pub rate_coefficients: u32,
     /// The rule's own coefficients with all bias corrections 1.
     pub coefficients: [f32; MAX_COEFFICIENTS],
-    /// 1 - beta of each decay rate.
-    pub one_minus_betas: [f32; MAX_DECAY_RATES],
-    /// 1 - beta^(2^k) of each decay rate.
-    pub one_minus_powers: [[f32; 32]; MAX_DECAY_RATES],
+    /// Its decay rates, as indices into those of the table.
+    pub decay_rates: [u32; MAX_DECAY_RATES],
+}
+
+/// A decay rate beta of moving averages.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct DecayRate {
+    /// 1 - beta.
+    pub one_minus_beta: f32,
+    /// 1 - beta^(2^k).
+    pub one_minus_powers: [f32; 32],
 }
 
 /// The start of the control buffer; WGSL `Control`.
@@ -149,6 +175,22 @@ pub struct Control {
     pub skipped: u32,
     /// Steps skipped since the last step that was taken.
     pub skipped_in_a_row: u32,
+}
+
+/// The control buffer up to the step counts; WGSL `ControlBuffer`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct ControlHead {
+    /// What engines and checkpoints see.
+    pub control: Control,
+    /// The number of workgroups that have summed their gradients; zero between steps.
+    pub arrived: u32,
+    /// How many times the norm is larger than the largest finite number, if it is that in `control`.
+    pub norm_excess: f32,
+    /// Factor of all learning rates.
+    pub rate_factor: f32,
+    /// The exact sum of squares behind the norm.
+    pub sum_of_squares: [u32; 7],
 }
 
 /// Number of bins of a histogram.

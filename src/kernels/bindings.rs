@@ -35,6 +35,10 @@ bindings! {
     PREPARED = 11,
     /// Partial sums of the norm.
     PARTIALS = 12,
+    /// Factors of the learning rates, one per step that was taken.
+    SCHEDULE = 13,
+    /// The control buffer of another optimizer in a joint step.
+    OTHER_CONTROL = 14,
 }
 
 /// The numbers as WGSL constants: `const STATE_BINDING = 5;`.

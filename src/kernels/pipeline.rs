@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 
-use super::abi::{Chunk, Coefficients, GROUPS_OFFSET, Group, HISTOGRAM_BYTES, Partial, Row, Segment};
+use super::abi::{Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Row, Segment};
 use super::bindings;
-use super::variant::{Access, GradientBinding, Shadow, Variant, norm_source, prepare_source};
+use super::variant::{
+    Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
+};
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
 use crate::options::Diagnostics;
@@ -33,8 +35,16 @@ pub enum Kernel {
     },
     /// The preparation of a step by itself.
     Prepare,
+    /// The preparation of an optimizer's part of a joint step.
+    PrepareJoint,
     /// The norm of a step without gradients.
     NoNorm,
+    /// The factor of the learning rates.
+    Schedule,
+    /// Adds the sum of squares of another optimizer to that of the first one of a joint step.
+    Join,
+    /// Gives the control of the first optimizer of a joint step to another one.
+    Follow,
 }
 
 /// What comes after the norm of a launch.
@@ -160,7 +170,7 @@ impl Pipelines {
     fn constants(&self, kernel: Kernel) -> Vec<(&'static str, f64)> {
         let mut constants = match kernel {
             Kernel::Update { .. } => vec![("ZERO_GRADIENTS", f64::from(u8::from(self.zero_gradients)))],
-            Kernel::Norm { .. } | Kernel::Prepare | Kernel::NoNorm => self.control.clone(),
+            _ => self.control.clone(),
         };
         constants.push(("LANES", self.lanes.into()));
         if let Kernel::Update { format, .. } | Kernel::Norm { format, .. } = kernel {
@@ -179,7 +189,11 @@ impl Kernel {
             Self::Update { .. } => "update",
             Self::Norm { .. } => "norm",
             Self::Prepare => "prepare",
+            Self::PrepareJoint => "prepare_joint",
             Self::NoNorm => "no_norm",
+            Self::Schedule => "schedule",
+            Self::Join => "join",
+            Self::Follow => "follow",
         }
     }
 
@@ -195,7 +209,9 @@ impl Kernel {
         match self {
             Self::Update { variant, .. } => variant.source(),
             Self::Norm { access, gradients, .. } => norm_source(*access, *gradients),
-            Self::Prepare | Self::NoNorm => prepare_source(),
+            Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source(),
+            Self::Schedule => schedule_source(),
+            Self::Join | Self::Follow => joint_source(),
         }
     }
 
@@ -243,15 +259,23 @@ impl Kernel {
                 }
                 entries
             }
-            Self::Prepare | Self::NoNorm => prepare_entries(control_bytes).to_vec(),
+            Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_entries(control_bytes).to_vec(),
+            Self::Schedule => vec![read_write(bindings::CONTROL, control_bytes), read(bindings::SCHEDULE, 4)],
+            Self::Join | Self::Follow => vec![
+                read_write(bindings::CONTROL, control_bytes),
+                read_write(bindings::OTHER_CONTROL, control_bytes),
+            ],
         }
     }
 }
 
+/// Bytes of a table of groups with one word.
+pub const LEAST_GROUP_TABLE_BYTES: usize = size_of::<GroupTableHead>() + 4;
+
 fn prepare_entries(control_bytes: u64) -> [wgpu::BindGroupLayoutEntry; 4] {
     [
         dynamic(bindings::ROWS, size_of::<Row>()),
-        dynamic(bindings::GROUPS, GROUPS_OFFSET + size_of::<Group>()),
+        dynamic(bindings::GROUPS, LEAST_GROUP_TABLE_BYTES),
         read_write(bindings::CONTROL, control_bytes),
         read_write(bindings::PREPARED, size_of::<Coefficients>() as u64),
     ]

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use super::bindings;
 use crate::options::Diagnostics;
-use crate::rules::RuleKind;
 use crate::rules::update_rule::MAX_COEFFICIENTS;
+use crate::rules::{RuleForm, RuleKind};
 use crate::storage::block::StateAccess;
 use crate::storage::state::{MAX_STATES, Sign};
 
@@ -99,8 +99,8 @@ pub enum Shadow {
 /// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT` and `ZERO_GRADIENTS` vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// The update rule.
-    pub rule: RuleKind,
+    /// The update rule and its states.
+    pub form: RuleForm,
     /// How parameters and gradients are read and written.
     pub access: Access,
     /// How gradients are bound.
@@ -117,20 +117,22 @@ impl Variant {
     /// Every variant that can be built.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
-        for &rule in RuleKind::ALL {
+        for form in RuleForm::all() {
             for access in Access::ALL {
                 for gradients in GradientBinding::ALL {
                     for state in StateAccess::ALL {
                         for shadow in [Shadow::Off, Shadow::On] {
                             for diagnostics in [Diagnostics::Off, Diagnostics::RateHistograms] {
-                                all.push(Self { rule, access, gradients, state, shadow, diagnostics });
+                                all.push(Self { form, access, gradients, state, shadow, diagnostics });
                             }
                         }
                     }
                 }
             }
         }
-        all.retain(|variant| variant.rule.has_element_rates() || variant.diagnostics == Diagnostics::Off);
+        all.retain(|variant| {
+            variant.form.rule().has_element_rates() || variant.diagnostics == Diagnostics::Off
+        });
         all
     }
 
@@ -144,8 +146,8 @@ impl Variant {
             Diagnostics::Off => "",
             Diagnostics::RateHistograms => ".rate_histograms",
         };
-        let (rule, access, gradients) = (self.rule.name(), self.access.name(), self.gradients.name());
-        format!("{rule}.{access}.{gradients}.{}{shadow}{diagnostics}", self.state.name())
+        let (form, access, gradients) = (self.form, self.access.name(), self.gradients.name());
+        format!("{form}.{access}.{gradients}.{}{shadow}{diagnostics}", self.state.name())
     }
 
     /// The WGSL of the update kernel; its entry point is `update`.
@@ -168,7 +170,8 @@ impl Variant {
         let rule = [
             include_str!("../../shaders/lib/step.wgsl"),
             include_str!("../../shaders/lib/arithmetic.wgsl"),
-            self.rule.wgsl(),
+            include_str!("../../shaders/lib/elementary.wgsl"),
+            self.form.rule().wgsl(),
         ];
         let state = [
             include_str!("../../shaders/lib/random.wgsl"),
@@ -189,7 +192,7 @@ impl Variant {
             include_str!("../../shaders/kernels/update.wgsl"),
         ];
         let files = tensors.iter().chain(&rule).chain(&state).chain(&kernel);
-        linked(files.copied(), &update_glue(self.rule))
+        linked(files.copied(), &update_glue(self.form))
     }
 }
 
@@ -208,8 +211,11 @@ fn tensor_files(access: Access, gradients: GradientBinding) -> [&'static str; 7]
 
 /// The files that prepare a step on the device, without entry points. Every rule has its coefficients there.
 fn control_files() -> Vec<&'static str> {
-    let mut files =
-        vec![include_str!("../../shaders/lib/step.wgsl"), include_str!("../../shaders/lib/arithmetic.wgsl")];
+    let mut files = vec![
+        include_str!("../../shaders/lib/step.wgsl"),
+        include_str!("../../shaders/lib/arithmetic.wgsl"),
+        include_str!("../../shaders/lib/elementary.wgsl"),
+    ];
     files.extend(RuleKind::ALL.iter().map(|rule| rule.wgsl()));
     files.push(include_str!("../../shaders/lib/control.wgsl"));
     files
@@ -221,19 +227,39 @@ pub fn norm_source(access: Access, gradients: GradientBinding) -> String {
     let mut files = tensor_files(access, gradients).to_vec();
     files.push(include_str!("../../shaders/lib/sums.wgsl"));
     files.extend(control_files());
+    files.push(include_str!("../../shaders/lib/norm.wgsl"));
     files.push(include_str!("../../shaders/kernels/norm.wgsl"));
     linked(files.into_iter(), &control_glue())
 }
 
-/// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare` and `no_norm`.
+/// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare`, `prepare_joint` and
+/// `no_norm`.
 pub fn prepare_source() -> String {
+    control_source(&[include_str!("../../shaders/kernels/prepare.wgsl")])
+}
+
+/// The WGSL of the kernel that takes the factor of the learning rates from a schedule. Its entry point is `schedule`.
+pub fn schedule_source() -> String {
+    control_source(&[include_str!("../../shaders/kernels/schedule.wgsl")])
+}
+
+/// The WGSL of the kernels of joint steps. Their entry points are `join` and `follow`.
+pub fn joint_source() -> String {
+    control_source(&[
+        include_str!("../../shaders/lib/sums.wgsl"),
+        include_str!("../../shaders/lib/norm.wgsl"),
+        include_str!("../../shaders/kernels/joint.wgsl"),
+    ])
+}
+
+fn control_source(kernels: &[&'static str]) -> String {
     let mut files = vec![
         include_str!("../../shaders/lib/abi.wgsl"),
         include_str!("../../shaders/lib/format.wgsl"),
         include_str!("../../shaders/lib/rounding.wgsl"),
     ];
     files.extend(control_files());
-    files.push(include_str!("../../shaders/kernels/prepare.wgsl"));
+    files.extend(kernels);
     linked(files.into_iter(), &control_glue())
 }
 
@@ -256,9 +282,10 @@ fn from_array(rule: RuleKind, array: &str) -> String {
 }
 
 /// The rule's states, and its step under the name `step`.
-fn update_glue(rule: RuleKind) -> String {
-    let mut glue = format!("const STATES = {}u;\n", rule.states().len());
-    let signs = rule.states().iter().map(|state| state.sign).chain(std::iter::repeat(Sign::Signed));
+fn update_glue(form: RuleForm) -> String {
+    let rule = form.rule();
+    let mut glue = format!("const FORM = {}u;\nconst STATES = {}u;\n", form.number(), form.states().len());
+    let signs = form.states().iter().map(|state| state.sign).chain(std::iter::repeat(Sign::Signed));
     for (index, sign) in signs.take(MAX_STATES).enumerate() {
         let sign = match sign {
             Sign::Signed => "SIGNED",
@@ -281,7 +308,10 @@ fn update_glue(rule: RuleKind) -> String {
 /// `coefficients_of_rule`, which calls the function of each rule.
 fn control_glue() -> String {
     let mut glue = format!(
-        "fn coefficients_of_rule(rule: u32, base: array<f32, {MAX_COEFFICIENTS}>, variant: u32, decay: Decay) -> array<f32, {MAX_COEFFICIENTS}> {{
+        "// No rule's coefficients depend on its form.
+const FORM = 0u;
+
+fn coefficients_of_rule(rule: u32, base: array<f32, {MAX_COEFFICIENTS}>, variant: u32, decay: Decay) -> array<f32, {MAX_COEFFICIENTS}> {{
     switch rule {{
 "
     );

@@ -372,7 +372,9 @@ impl Checkpoint {
             return Ok(bytemuck::pod_collect_to_vec(&values));
         }
         let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&values);
-        let join = |(half, difference): (u16, u32)| join(parameter.dtype, half.into(), difference);
+        let master_weights = parameter.layout.master_weights;
+        let join =
+            |(half, difference): (u16, u32)| join(parameter.dtype, master_weights, half.into(), difference);
         Ok(halves.into_iter().zip(contents.differences).map(join).collect())
     }
 

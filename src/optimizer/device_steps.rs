@@ -11,8 +11,8 @@ use crate::device::gpu::{Gpu, binding};
 use crate::device::ring::{Lease, Ring};
 use crate::kernels::abi::{self, Partial, Row};
 use crate::kernels::bindings;
-use crate::kernels::pipeline::{Kernel, NormEnd, Pipelines};
-use crate::kernels::rows::GroupRow;
+use crate::kernels::pipeline::{Kernel, LEAST_GROUP_TABLE_BYTES, NormEnd, Pipelines};
+use crate::kernels::rows::GroupTable;
 use crate::kernels::variant::GradientBinding;
 use crate::options::{DeviceControl, LossScale};
 use crate::plan::launches::{Launch, Plan};
@@ -35,8 +35,20 @@ pub struct DeviceSteps {
     /// The revision of the groups and the largest norm that the slot of groups has.
     groups_written: Option<(u64, f32)>,
     groups_slot: Option<Lease>,
-    /// The rows of the groups as they were last uploaded.
-    group_rows: Vec<Option<GroupRow>>,
+    group_table: GroupTable,
+    /// Binds the schedule of the learning rates, if there is one.
+    schedule: Option<wgpu::BindGroup>,
+    /// Binds the control of the first optimizer of the last joint step and this one's, if this was another one there.
+    joint: Option<Joint>,
+}
+
+/// The bind groups of the kernels of joint steps.
+#[derive(Debug)]
+struct Joint {
+    /// The control buffer of the first optimizer.
+    first: wgpu::Buffer,
+    join: wgpu::BindGroup,
+    follow: wgpu::BindGroup,
 }
 
 const USAGES: wgpu::BufferUsages =
@@ -45,14 +57,14 @@ const USAGES: wgpu::BufferUsages =
 impl DeviceSteps {
     /// The most parameters of an optimizer whose steps the device counts, each in a word of the control buffer.
     pub const MOST_PARAMETERS: usize = 1 << 18;
-    /// Where the step counts start in the control buffer: after the control, the number of workgroups that are done, and the excess of the
-    /// norm.
-    const STEP_COUNTS_OFFSET: u64 = size_of::<abi::Control>() as u64 + 8;
+    /// Where the step counts start in the control buffer.
+    const STEP_COUNTS_OFFSET: u64 = size_of::<abi::ControlHead>() as u64;
     /// Size of the control buffer.
     pub const CONTROL_BYTES: u64 = Self::STEP_COUNTS_OFFSET + 4 * Self::MOST_PARAMETERS as u64;
 
     pub fn new(gpu: &Gpu, settings: DeviceControl, most_partials: u32) -> Result<Self, DeviceError> {
-        let initial = initial(&settings);
+        let initial =
+            abi::ControlHead { control: initial(&settings), rate_factor: 1.0, ..abi::ControlHead::zeroed() };
         let (control, prepared) = gpu.catch(|| {
             let control =
                 gpu.buffer_with("control", Self::CONTROL_BYTES, USAGES, bytemuck::bytes_of(&initial));
@@ -66,12 +78,14 @@ impl DeviceSteps {
             prepared,
             generation: 0,
             rows: Ring::new(gpu, "rows", 2, size_of::<Row>() as u64)?,
-            groups: Ring::new(gpu, "groups", 4, (abi::GROUPS_OFFSET + size_of::<abi::Group>()) as u64)?,
+            groups: Ring::new(gpu, "groups", 4, LEAST_GROUP_TABLE_BYTES as u64)?,
             rows_written: None,
             rows_slot: None,
             groups_written: None,
             groups_slot: None,
-            group_rows: Vec::new(),
+            group_table: GroupTable::default(),
+            schedule: None,
+            joint: None,
         })
     }
 
@@ -86,6 +100,57 @@ impl DeviceSteps {
         settings.check_max_norm()?;
         self.settings = settings;
         Ok(())
+    }
+
+    /// Settings of the steps, with the largest norm as it is now.
+    pub fn settings(&self) -> &DeviceControl {
+        &self.settings
+    }
+
+    /// Takes the factor of all learning rates from `factors`, by the number of steps taken.
+    pub fn set_schedule(
+        &mut self,
+        gpu: &Gpu,
+        pipelines: &mut Pipelines,
+        factors: &[f32],
+    ) -> Result<(), DeviceError> {
+        pipelines.make(Kernel::Schedule)?;
+        let bytes: &[u8] = bytemuck::cast_slice(factors);
+        let buffer = gpu
+            .catch(|| gpu.buffer_with("schedule", bytes.len() as u64, wgpu::BufferUsages::STORAGE, bytes))?;
+        let entries = [
+            (bindings::CONTROL, self.control.as_entire_binding()),
+            (bindings::SCHEDULE, buffer.as_entire_binding()),
+        ];
+        self.schedule = Some(pipelines.bind_group(&Kernel::Schedule, entries)?);
+        Ok(())
+    }
+
+    /// Prepares this optimizer to follow the one with the control buffer `first` in a joint step.
+    pub fn follow(&mut self, pipelines: &mut Pipelines, first: &wgpu::Buffer) -> Result<(), DeviceError> {
+        if self.joint.as_ref().is_some_and(|joint| joint.first == *first) {
+            return Ok(());
+        }
+        let mut bind = |kernel| {
+            pipelines.make(kernel)?;
+            let entries = [
+                (bindings::CONTROL, first.as_entire_binding()),
+                (bindings::OTHER_CONTROL, self.control.as_entire_binding()),
+            ];
+            pipelines.bind_group(&kernel, entries)
+        };
+        let (join, follow) = (bind(Kernel::Join)?, bind(Kernel::Follow)?);
+        self.joint = Some(Joint { first: first.clone(), join, follow });
+        Ok(())
+    }
+
+    /// Records a kernel of joint steps, after [`DeviceSteps::follow`].
+    pub fn record_joint(&self, pass: &mut wgpu::ComputePass<'_>, pipelines: &Pipelines, kernel: Kernel) {
+        let Some(joint) = &self.joint else { return };
+        let bind_group = if kernel == Kernel::Join { &joint.join } else { &joint.follow };
+        pass.set_pipeline(pipelines.get(&kernel));
+        pass.set_bind_group(0, bind_group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
     }
 
     /// [`abi::Control`] at its start, and the step counts of all parameters.
@@ -153,17 +218,8 @@ impl DeviceSteps {
         }
         let max_norm = self.settings.max_norm.unwrap_or(0.0) as f32;
         if self.groups_written != Some((revisions.groups, max_norm)) {
-            let mut groups = vec![abi::Group::zeroed(); registry.groups_end()];
-            self.group_rows.resize_with(registry.groups_end(), || None);
-            for (index, (row, cached)) in groups.iter_mut().zip(&mut self.group_rows).enumerate() {
-                let Some(group) = registry.group_at(index) else { continue };
-                let cached = cached.get_or_insert_with(|| GroupRow::new(&group.hyperparameters));
-                cached.update(&group.hyperparameters);
-                *row = cached.row;
-            }
-            let mut table = vec![0; abi::GROUPS_OFFSET];
-            table.copy_from_slice(&max_norm.to_le_bytes());
-            table.extend_from_slice(bytemuck::cast_slice(&groups));
+            self.group_table.update(registry.group_places().map(|of| of.map(|group| &group.hyperparameters)));
+            let table = self.group_table.bytes(max_norm);
             self.groups_slot = Some(self.groups.write(gpu, &table)?);
             self.groups_written = Some((revisions.groups, max_norm));
         }
@@ -237,7 +293,7 @@ pub struct Preparation {
     /// The partial sums of each launch.
     of_launches: Vec<Range<u64>>,
     /// The dispatches of each part of a step, with the generations of the rings and of the segments that they bind.
-    parts: [Option<(Vec<Dispatch>, Generations)>; 3],
+    parts: [Option<(Vec<Dispatch>, Generations)>; Part::COUNT],
 }
 
 /// Generations of the buffers of rows, groups and coefficients, and of the ring of segments.
@@ -266,7 +322,7 @@ impl Preparation {
         let entries = of_launches.last().map_or(1, |last| last.end);
         let partials =
             gpu.catch(|| gpu.buffer("partials", entries * PARTIAL_BYTES, wgpu::BufferUsages::STORAGE))?;
-        Ok(Self { partials, of_launches, parts: [const { None }; 3] })
+        Ok(Self { partials, of_launches, parts: [const { None }; Part::COUNT] })
     }
 
     /// Brings the dispatches up to date for a part of a step.
@@ -284,13 +340,13 @@ impl Preparation {
             return Ok(());
         }
         let mut dispatches = Vec::new();
-        let looks_at_gradients = steps.uses_norm() && part != Part::AfterNorm;
+        let looks_at_gradients = steps.uses_norm() && matches!(part, Part::Whole | Part::Norm);
         if looks_at_gradients && !launches.is_empty() {
             for (index, launch) in launches.iter().enumerate() {
                 let end = match part {
                     _ if index + 1 < launches.len() => NormEnd::Launch,
                     Part::Norm => NormEnd::Norm,
-                    Part::Whole | Part::AfterNorm => NormEnd::Prepare,
+                    Part::Whole | Part::AfterNorm | Part::AfterJointNorm => NormEnd::Prepare,
                 };
                 let kernel = launch.norm_kernel(end);
                 pipelines.make(kernel)?;
@@ -331,7 +387,11 @@ impl Preparation {
             }
         } else {
             let no_norm = looks_at_gradients.then_some(Kernel::NoNorm);
-            let prepare = (part != Part::Norm).then_some(Kernel::Prepare);
+            let prepare = match part {
+                Part::Norm => None,
+                Part::Whole | Part::AfterNorm => Some(Kernel::Prepare),
+                Part::AfterJointNorm => Some(Kernel::PrepareJoint),
+            };
             for kernel in no_norm.into_iter().chain(prepare) {
                 pipelines.make(kernel)?;
                 let bind_group = pipelines.bind_group(&kernel, steps.bindings())?;
@@ -353,6 +413,13 @@ impl Preparation {
     ) {
         let Some((dispatches, _)) = &self.parts[part as usize] else { return };
         let Some((rows, groups)) = steps.rows_slot.clone().zip(steps.groups_slot.clone()) else { return };
+        if let Some(schedule) = &steps.schedule
+            && part != Part::Norm
+        {
+            pass.set_pipeline(pipelines.get(&Kernel::Schedule));
+            pass.set_bind_group(0, schedule, &[]);
+            pass.dispatch_workgroups(1, 1, 1);
+        }
         // In the order of their bindings.
         let offsets = [segments.offset, rows.offset, groups.offset];
         for dispatch in dispatches {
@@ -366,6 +433,6 @@ impl Preparation {
 
     /// Drops everything that refers to the caller's buffers.
     pub fn release(&mut self) {
-        self.parts = [const { None }; 3];
+        self.parts = [const { None }; Part::COUNT];
     }
 }

@@ -4,7 +4,7 @@ use super::slots::Key;
 use crate::kernels::variant::{Access, GradientBinding};
 use crate::plan::cohorts::Cohorts;
 use crate::plan::views::Views;
-use crate::rules::RuleKind;
+use crate::rules::RuleForm;
 use crate::storage::dtype::DType;
 use crate::storage::state::StateFormat;
 
@@ -137,8 +137,8 @@ pub struct StepCounts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LaunchInfo {
-    /// The update rule of its parameters.
-    pub rule: RuleKind,
+    /// The update rule of its parameters, and their states.
+    pub form: RuleForm,
     /// Workgroups, one per chunk of 1,024 elements.
     pub workgroups: u32,
     /// Tensors, or parts of tensors that were cut, that it updates.

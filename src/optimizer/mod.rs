@@ -5,6 +5,7 @@
 mod checkpointing;
 mod device_steps;
 mod handles;
+pub mod joint;
 mod memory;
 mod readback;
 mod recorder;
@@ -30,6 +31,7 @@ use crate::options::{Control, Diagnostics, Options};
 use crate::plan::launches::Launch;
 use crate::plan::limits::PlanLimits;
 use crate::plan::views::{View, Views};
+use crate::rules::range::in_range;
 use crate::storage::block::{WORD_BYTES, state_words};
 use device_steps::{DeviceSteps, control_constants};
 pub use handles::{GroupId, LaunchInfo, Parameter, ParameterId, Shard, State, StepCounts};
@@ -349,7 +351,7 @@ impl Optimizer {
     /// The dispatches of the last step that was recorded or warmed up. Steps with a norm have others before these.
     pub fn launches(&self) -> impl ExactSizeIterator<Item = LaunchInfo> {
         self.recorder.launches().iter().map(|launch: &Launch| LaunchInfo {
-            rule: launch.rule,
+            form: launch.form,
             workgroups: launch.chunks,
             segments: launch.segments.len() as u32,
             access: launch.access,
@@ -363,6 +365,16 @@ impl Optimizer {
         step: &Step<'_>,
         pass: Option<&mut wgpu::ComputePass<'_>>,
     ) -> Result<Selection, Error> {
+        let selection = self.prepare(step, &[step.part])?;
+        if let Some(pass) = pass {
+            self.recorder.record(pass, step.part);
+        }
+        self.recorder.finish();
+        Ok(selection)
+    }
+
+    /// Prepares parts of a step, so that recording them cannot fail.
+    fn prepare(&mut self, step: &Step<'_>, parts: &[Part]) -> Result<Selection, Error> {
         let has_norm = self.recorder.source().device().is_some_and(DeviceSteps::uses_norm);
         if step.part != Part::Whole && !has_norm {
             return Err(ErrorKind::NoNorm.into());
@@ -370,7 +382,7 @@ impl Optimizer {
         let mut selection = self.registry.select(step)?;
         self.memory.update(&self.gpu, &self.registry)?;
         let Self { gpu, registry, memory, recorder, .. } = self;
-        recorder.record(gpu, registry, memory, &mut selection, step.part, pass)?;
+        recorder.prepare(gpu, registry, memory, &mut selection, parts)?;
         Ok(selection)
     }
 
@@ -427,10 +439,47 @@ impl Optimizer {
     /// If the norm is not in its range, or the optimizer computes no norm: it was created with [`Control::Host`], or without a largest
     /// norm and without skipping. The old norm stays.
     pub fn set_max_norm(&mut self, max_norm: Option<f64>) -> Result<(), Error> {
-        match self.recorder.source_mut().device_mut() {
+        match self.recorder.pipelines_and_source().1.device_mut() {
             Some(steps) if steps.uses_norm() => Ok(steps.set_max_norm(max_norm)?),
             _ => Err(ErrorKind::NoNorm.into()),
         }
+    }
+
+    /// Multiplies the learning rates of all groups by a schedule that goes by steps **taken**, from the next recorded step on.
+    ///
+    /// With [`Control::Device`] the host does not know which steps the device skips, so a schedule that the host evaluates goes by steps
+    /// recorded. Here the device looks up the factor itself: that of a step is `factors[n]`, where `n` is the number of steps taken before
+    /// it ([`Progress::taken`]), and the last factor from there on. The factor multiplies alpha before eta is averaged, and decoupled weight decay follows it.
+    /// `[1.0]` ends a schedule. Checkpoints hold the number of steps taken, but not the factors.
+    ///
+    /// ```
+    /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+    /// use adamod::{AdaMod, Control, DeviceControl, Optimizer, Options, schedule};
+    ///
+    /// # let (device, queue) = doc::gpu();
+    /// let options = Options::new().with_control(Control::Device(DeviceControl::new()));
+    /// let mut optimizer = Optimizer::new(&device, &queue, options)?;
+    /// // Linear warmup over the first 4,000 steps taken, to the rates of the groups.
+    /// let factors: Vec<f32> = (1..=4000).map(|t| schedule::linear_warmup(1.0, 0.0, 4000, t) as f32).collect();
+    /// optimizer.set_schedule(&factors)?;
+    /// # Ok::<(), adamod::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there is no factor, one is not in [0, 1], the factors do not fit into a storage buffer, the optimizer was created with
+    /// [`Control::Host`], or the device fails. The old schedule stays.
+    pub fn set_schedule(&mut self, factors: &[f32]) -> Result<(), Error> {
+        let (pipelines, source) = self.recorder.pipelines_and_source();
+        let steps = source.device_mut().ok_or(ErrorKind::NoControl)?;
+        let most = self.gpu.device.limits().max_storage_buffer_binding_size / size_of::<f32>() as u64;
+        let found = factors.len() as u64;
+        if !(1..=most).contains(&found) {
+            return Err(ErrorKind::Schedule { found, most }.into());
+        }
+        for &factor in factors {
+            in_range("schedule", factor.into(), "factors in [0, 1]", (0.0..=1.0).contains(&factor))?;
+        }
+        Ok(steps.set_schedule(&self.gpu, pipelines, factors)?)
     }
 
     // Reads and writes.

@@ -7,7 +7,7 @@ use super::step::Part;
 use super::tables::{Context, Tables};
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
-use crate::kernels::pipeline::Pipelines;
+use crate::kernels::pipeline::{Kernel, Pipelines};
 use crate::options::Diagnostics;
 use crate::plan::launches::Launch;
 use crate::plan::limits::PlanLimits;
@@ -52,10 +52,6 @@ impl Recorder {
         &self.source
     }
 
-    pub fn source_mut(&mut self) -> &mut CoefficientSource {
-        &mut self.source
-    }
-
     /// The launches of the last step that was recorded or prepared.
     pub fn launches(&self) -> &[Launch] {
         let registered = self.registered.as_ref().map(|(tables, _)| tables);
@@ -63,57 +59,78 @@ impl Recorder {
         tables.map_or(&[], Tables::launches)
     }
 
-    /// Records a part of a step into `pass`; without a pass, only prepares it.
-    pub fn record(
+    /// What compiles and keeps kernels, and what the device counts.
+    pub fn pipelines_and_source(&mut self) -> (&mut Pipelines, &mut CoefficientSource) {
+        (&mut self.pipelines, &mut self.source)
+    }
+
+    /// Prepares parts of a step: makes their pipelines and brings their tables up to date.
+    pub fn prepare(
         &mut self,
         gpu: &Gpu,
         registry: &Registry,
         memory: &Memory,
         selection: &mut Selection,
-        part: Part,
-        pass: Option<&mut wgpu::ComputePass<'_>>,
+        parts: &[Part],
     ) -> Result<(), DeviceError> {
         let Self { limits, diagnostics, .. } = *self;
         let of = Context { gpu, registry, memory, limits: &limits, diagnostics };
         if let Some(located) = selection.located.take() {
-            let mut tables = Tables::new(&of, located, self.transient.take())?;
-            let recorded = self.record_tables(&of, &mut tables, selection, part, pass);
-            tables.release();
-            self.transient = Some(tables);
+            self.transient = Some(Tables::new(&of, located, self.transient.take())?);
             self.last_is_transient = true;
-            return recorded;
+        } else {
+            let revisions = (registry.revisions().views, memory.revision());
+            if self.registered.as_ref().is_none_or(|(_, made_for)| *made_for != revisions) {
+                self.registered = Some((Tables::new(&of, registry.locate_registered(), None)?, revisions));
+            }
+            self.last_is_transient = false;
         }
-        let revisions = (registry.revisions().views, memory.revision());
-        if self.registered.as_ref().is_none_or(|(_, made_for)| *made_for != revisions) {
-            self.registered = Some((Tables::new(&of, registry.locate_registered(), None)?, revisions));
+        let prepared = self.update(&of, selection, parts);
+        if prepared.is_err() {
+            self.finish();
         }
-        self.last_is_transient = false;
-        let Some((mut tables, made_for)) = self.registered.take() else { return Ok(()) };
-        let recorded = self.record_tables(&of, &mut tables, selection, part, pass);
-        self.registered = Some((tables, made_for));
-        recorded
+        prepared
     }
 
-    fn record_tables(
-        &mut self,
-        of: &Context<'_>,
-        tables: &mut Tables,
-        selection: &Selection,
-        part: Part,
-        pass: Option<&mut wgpu::ComputePass<'_>>,
-    ) -> Result<(), DeviceError> {
+    fn update(&mut self, of: &Context<'_>, selection: &Selection, parts: &[Part]) -> Result<(), DeviceError> {
+        let Self { pipelines, source, registered, transient, last_is_transient, .. } = self;
+        let Some(tables) = last_tables(registered, transient, *last_is_transient) else { return Ok(()) };
         // A device that counts steps counts those without gradients, too.
-        if tables.launches().is_empty() && self.source.device().is_none() {
+        if tables.launches().is_empty() && source.device().is_none() {
             return Ok(());
         }
-        self.source.update(of.gpu, of.registry, selection)?;
-        tables.update(of, &mut self.pipelines, &self.source, part)?;
-        match pass {
-            Some(pass) => {
-                tables.record(pass, &self.pipelines, &mut self.source, part, self.workgroups_per_dimension);
-            }
-            None => drop(self.source.take_slot()),
-        }
-        Ok(())
+        source.update(of.gpu, of.registry, selection)?;
+        parts.iter().try_for_each(|part| tables.update(of, pipelines, source, *part))
     }
+
+    /// Records a part of the step that was prepared last.
+    pub fn record(&mut self, pass: &mut wgpu::ComputePass<'_>, part: Part) {
+        let Self { pipelines, source, registered, transient, last_is_transient, .. } = self;
+        if let Some(tables) = last_tables(registered, transient, *last_is_transient) {
+            tables.record(pass, pipelines, source, part, self.workgroups_per_dimension);
+        }
+    }
+
+    /// Records a kernel of joint steps.
+    pub fn record_joint(&self, pass: &mut wgpu::ComputePass<'_>, kernel: Kernel) {
+        if let Some(steps) = self.source.device() {
+            steps.record_joint(pass, &self.pipelines, kernel);
+        }
+    }
+
+    /// Ends the step that was prepared last, once its parts are recorded: nothing refers to buffers of its own views any more.
+    pub fn finish(&mut self) {
+        drop(self.source.take_slot());
+        if let Some(tables) = &mut self.transient {
+            tables.release();
+        }
+    }
+}
+
+fn last_tables<'a>(
+    registered: &'a mut Option<(Tables, (u64, u64))>,
+    transient: &'a mut Option<Tables>,
+    is_transient: bool,
+) -> Option<&'a mut Tables> {
+    if is_transient { transient.as_mut() } else { registered.as_mut().map(|(tables, _)| tables) }
 }

@@ -15,11 +15,12 @@ use crate::plan::cohorts::Cohorts;
 use crate::plan::overlap::{Occupied, Overlap, first_overlap, sorted_ranges};
 use crate::plan::places::{Buffers, Places};
 use crate::plan::views::{OwnedViews, Views};
+use crate::rules::Rule;
 use crate::storage::block::{BlockLayout, QUANT_BLOCK_ELEMENTS};
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
 use crate::storage::random::key_of;
-use crate::storage::state::{Precision, StateFormat};
+use crate::storage::state::StateFormat;
 
 /// A number for each kind of change, bumped by every change of the kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,6 +147,7 @@ impl Registry {
 
     pub fn add_group(&mut self, group: Group) -> Result<GroupId, Error> {
         group.hyperparameters.validate()?;
+        check_state_format(group.hyperparameters.rule, group.precision.state)?;
         let key = self.groups.insert(GroupRecord { group, order: self.groups_added });
         self.groups_added += 1;
         self.revisions.groups += 1;
@@ -179,9 +181,9 @@ impl Registry {
         self.groups.at(index).map(|record| &record.group)
     }
 
-    /// One more than the largest index of a group.
-    pub fn groups_end(&self) -> usize {
-        self.groups.end()
+    /// The group of each index; `None` where it was removed.
+    pub fn group_places(&self) -> impl ExactSizeIterator<Item = Option<&Group>> + Clone {
+        (0..self.groups.end()).map(|index| self.group_at(index))
     }
 
     /// All groups in the order in which they were added.
@@ -198,10 +200,7 @@ impl Registry {
     ) -> Result<(), Error> {
         hyperparameters.validate()?;
         let old = self.group(id)?.hyperparameters;
-        let (found, expected) = (hyperparameters.rule.kind(), old.rule.kind());
-        if found != expected {
-            return Err(ErrorKind::Rule { found, expected }.into());
-        }
+        same_form(hyperparameters.rule, old.rule)?;
         if old != hyperparameters
             && let Some(record) = self.groups.get_mut(id.key)
         {
@@ -233,11 +232,9 @@ impl Registry {
         if self.parameters.len() >= most {
             return Err(ErrorKind::TooMany { most }.of(label));
         }
-        let states = group_settings.hyperparameters.rule.kind().states();
         let shard = shard.unwrap_or(Shard::new(0, len));
-        let layout = layout_of(label, shard.whole, dtype, state, group_settings.precision)?;
+        let layout = layout_of(label, shard.whole, dtype, state, group_settings)?;
         check_shard(shard, len, dtype, layout).map_err(|error| error.of(label))?;
-        let layout = BlockLayout { states, ..layout };
         let index = self.parameters.next_index();
         if let Some(views) = &views {
             self.occupy(index, label, len, dtype, views)?;
@@ -304,11 +301,7 @@ impl Registry {
         let record = self.record(id)?;
         let of = |error: Error| error.about(&record.label);
         let to = self.group(group).map_err(of)?;
-        let (found, expected) =
-            (to.hyperparameters.rule.kind(), self.group_of(record).hyperparameters.rule.kind());
-        if found != expected {
-            return Err(ErrorKind::Rule { found, expected }.of(&record.label));
-        }
+        same_form(to.hyperparameters.rule, self.group_of(record).hyperparameters.rule).map_err(of)?;
         if let Some(record) = self.parameters.get_mut(id.key) {
             record.group = group;
         }
@@ -528,12 +521,35 @@ fn layout_of(
     whole: u64,
     dtype: DType,
     state: Option<StateFormat>,
-    precision: Precision,
+    group: Group,
 ) -> Result<BlockLayout, Error> {
+    let precision = group.precision;
     let master_weights = precision.master_weights_of(dtype);
     if !master_weights.fit(dtype) {
         return Err(ErrorKind::MasterWeights { dtype, found: precision.master_weights }.of(label));
     }
     let state = state.unwrap_or(precision.state_format(whole));
-    Ok(BlockLayout { states: &[], state, master_weights })
+    check_state_format(group.hyperparameters.rule, state).map_err(|error| error.about(label))?;
+    Ok(BlockLayout::new(group.hyperparameters.rule.states(), state, master_weights))
+}
+
+/// The rule offers the format for its states.
+fn check_state_format(rule: Rule, found: StateFormat) -> Result<(), Error> {
+    let form = rule.form();
+    match form.refusal(found) {
+        Some(reason) => Err(ErrorKind::StateFormat { form, found, reason }.into()),
+        None => Ok(()),
+    }
+}
+
+/// Parameters of a group have the states of its rule.
+fn same_form(found: Rule, expected: Rule) -> Result<(), Error> {
+    let (rules, forms) = ((found.kind(), expected.kind()), (found.form(), expected.form()));
+    if rules.0 != rules.1 {
+        return Err(ErrorKind::Rule { found: rules.0, expected: rules.1 }.into());
+    }
+    if forms.0 != forms.1 {
+        return Err(ErrorKind::Form { found: forms.0, expected: forms.1 }.into());
+    }
+    Ok(())
 }

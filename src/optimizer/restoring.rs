@@ -100,7 +100,7 @@ impl Optimizer {
             same("the number of groups", &checkpoint.groups.len(), &groups.len())?;
             for (number, (saved, (_, group))) in checkpoint.groups.iter().zip(&groups).enumerate() {
                 let (saved, rule) = (saved.hyperparameters.rule, group.hyperparameters.rule);
-                same(&format!("the rule of group {number}"), &saved.kind(), &rule.kind())?;
+                same(&format!("the rule of group {number}"), &saved.form(), &rule.form())?;
                 // Two formulas of one rule are different algorithms with the same states.
                 if saved.variant() != rule.variant() {
                     let (found, expected) = (format!("{saved:?}"), format!("{rule:?}"));
@@ -193,7 +193,7 @@ impl Optimizer {
         same(record, "data type", saved.dtype, record.dtype)?;
         if restore.keeps_hyperparameters {
             let own = self.registry.group_of(record).hyperparameters.rule;
-            same(record, "rule", rule.kind(), own.kind())?;
+            same(record, "rule", rule.form(), own.form())?;
             if rule.variant() != own.variant() {
                 return same(record, "formula", format!("{rule:?}"), format!("{own:?}"));
             }

@@ -62,6 +62,13 @@ pub(crate) enum Part {
     Norm,
     /// Everything after the norm.
     AfterNorm,
+    /// Everything after the norm of a joint step.
+    AfterJointNorm,
+}
+
+impl Part {
+    /// The number of parts.
+    pub const COUNT: usize = 4;
 }
 
 impl<'a> Step<'a> {
@@ -87,6 +94,8 @@ impl<'a> Step<'a> {
     /// The norm is then in [`Optimizer::control_buffer`](crate::Optimizer::control_buffer) at
     /// [`Optimizer::NORM_OFFSET`](crate::Optimizer::NORM_OFFSET), without the loss scale, and is infinite if a gradient is not finite.
     /// The engine sums the squares of all devices' norms, writes the root back, and records [`Step::after_norm`] of the same parameters.
+    /// Squares of norms may overflow f32, so the engine sums them in f64. It writes at most [`f32::MAX`], unless one of the norms is
+    /// infinite: an infinite norm skips the step.
     /// Step counts advance with the second half.
     ///
     /// ```

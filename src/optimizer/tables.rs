@@ -63,7 +63,7 @@ impl Tables {
                     layout: record.layout,
                     key: record.random_key,
                     first_quad: record.shard.first / u64::from(QUAD_ELEMENTS),
-                    rule: of.registry.group_of(record).hyperparameters.rule.kind(),
+                    form: of.registry.group_of(record).hyperparameters.rule.form(),
                 })
             })
             .collect();
@@ -172,7 +172,7 @@ impl Tables {
             if launch.binding != GradientBinding::Shared {
                 entries.push((bindings::GRADIENTS, self.window(&launch.gradients)));
             }
-            let histogram = of.memory.histogram().filter(|_| launch.rule.has_element_rates());
+            let histogram = of.memory.histogram().filter(|_| launch.form.rule().has_element_rates());
             entries.extend(histogram.map(|of| (bindings::HISTOGRAM, of.as_entire_binding())));
             entries.extend(launch.shadow.as_ref().map(|of| (bindings::SHADOW, self.window(of))));
             self.bind_groups.push(pipelines.bind_group(kernel, entries)?);

@@ -42,7 +42,8 @@ impl Optimizer {
             let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&values);
             let words: Vec<u32> = bytemuck::pod_collect_to_vec(&blocks.concat());
             let differences = Contents::decode(layout, len, &words).differences;
-            let join = |(half, difference): (u16, u32)| join(dtype, half.into(), difference);
+            let join =
+                |(half, difference): (u16, u32)| join(dtype, layout.master_weights, half.into(), difference);
             // The half after an odd number of halves was read, too. It has no difference.
             halves.into_iter().zip(differences).map(join).collect()
         })

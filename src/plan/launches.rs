@@ -17,7 +17,7 @@ use crate::kernels::abi::{Chunk, Partial, QUAD_ELEMENTS, Segment};
 use crate::kernels::pipeline::{Kernel, NormEnd};
 use crate::kernels::variant::{Access, GradientBinding, Shadow, Variant};
 use crate::options::Diagnostics;
-use crate::rules::RuleKind;
+use crate::rules::RuleForm;
 use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, StateAccess, WORD_BYTES};
 use crate::storage::dtype::DType;
 use crate::storage::state::Format;
@@ -50,8 +50,8 @@ pub struct Tensor<'a> {
     pub key: [u32; 2],
     /// Its first quad in the tensor that it is a part of.
     pub first_quad: u64,
-    /// Its update rule.
-    pub rule: RuleKind,
+    /// Its update rule and states.
+    pub form: RuleForm,
 }
 
 impl Tensor<'_> {
@@ -95,8 +95,8 @@ impl Window {
 /// One dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// The update rule.
-    pub rule: RuleKind,
+    /// The update rule and its states.
+    pub form: RuleForm,
     /// The window of values.
     pub values: Window,
     /// The window of gradients; the same as that of values with [`GradientBinding::Shared`].
@@ -124,9 +124,9 @@ pub struct Launch {
 impl Launch {
     /// The kernel of the step. Rules without a learning rate for each element have no histograms.
     pub fn update_kernel(&self, diagnostics: Diagnostics) -> Kernel {
-        let diagnostics = if self.rule.has_element_rates() { diagnostics } else { Diagnostics::Off };
+        let diagnostics = if self.form.rule().has_element_rates() { diagnostics } else { Diagnostics::Off };
         let variant = Variant {
-            rule: self.rule,
+            form: self.form,
             access: self.access,
             gradients: self.binding,
             state: self.state_access,
@@ -369,7 +369,7 @@ impl Plan {
         }));
         self.pieces.extend_from_slice(pieces);
         self.launches.push(Launch {
-            rule: tensor_of(&pieces[0]).rule,
+            form: tensor_of(&pieces[0]).form,
             values,
             gradients,
             binding,
@@ -443,7 +443,7 @@ impl Plan {
     }
 }
 
-/// Pieces that may share a launch, in order of first appearance: same buffers, state buffer and rule.
+/// Pieces that may share a launch, in order of first appearance: same buffers, state buffer, rule and states.
 fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
     let mut index = HashMap::new();
     let mut groups: Vec<Vec<Piece>> = Vec::new();
@@ -452,7 +452,7 @@ fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
     for (number, tensor) in tensors.iter().enumerate() {
         for extent in tensor.extents {
             let shadow = tensor.shadow.map(|shadow| shadow.buffer);
-            let key = (tensor.values.buffer, tensor.gradients.buffer, shadow, extent.buffer, tensor.rule);
+            let key = (tensor.values.buffer, tensor.gradients.buffer, shadow, extent.buffer, tensor.form);
             let group = match recent {
                 Some((recent, group)) if recent == key => group,
                 _ => *index.entry(key).or_insert_with(|| {

@@ -180,7 +180,7 @@ impl UpdateRule for AdaMod {
         .to_array()
     }
 
-    fn step<T: Real>(general: &General<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
+    fn step<T: Real>(&self, general: &General<T>, c: &CoefficientArray<T>, element: Element<T>) -> Stepped<T> {
         let mut c = Coefficients::of_array(c);
         if general.is_debiased {
             c.exp_avg_lr_weight = c.debiased_lr_weight;
@@ -195,7 +195,7 @@ impl UpdateRule for AdaMod {
         let s = ema(s, eta, c.exp_avg_lr_weight);
         let bound = s * c.debiased_lr_scale;
         let bounded = if bound < eta { bound } else { eta };
-        let theta = apply_step(general, element.theta, bounded, m * c.exp_avg_correction);
+        let theta = apply_step(general, element.theta, g, bounded * (m * c.exp_avg_correction));
         Stepped { theta, state: [m, v, s] }
     }
 }

@@ -17,6 +17,10 @@ pub struct General<T> {
     pub coupled_decay: T,
     /// alpha * lambda: subtracted from the parameter, times the parameter.
     pub decoupled_decay: T,
+    /// Whether an element moves only if its step has the sign of its gradient.
+    pub is_cautious: bool,
+    /// Whether an element decays only where its step does not move it away from 0.
+    pub has_cautious_decay: bool,
     /// Whether states that declare a decay rate are stored debiased.
     pub is_debiased: bool,
 }
@@ -73,10 +77,34 @@ pub fn eta_of<T: Real>(step_size: T, v: T, correction: T, epsilon: T) -> T {
     step_size / ((v * correction).sqrt() + epsilon)
 }
 
-/// The new parameter: decoupled weight decay of the old one, then the step.
-pub fn apply_step<T: Real>(general: &General<T>, theta: T, rate: T, direction: T) -> T {
-    let decayed = theta - general.decoupled_decay * theta;
-    decayed - rate * direction
+/// The larger of two numbers; `latest` if it is NaN.
+pub fn larger<T: Real>(old: T, latest: T) -> T {
+    if old > latest { old } else { latest }
+}
+
+/// 1, 0 or -1. Infinity and NaN pass, so that they show in the parameter.
+pub fn signum<T: Real>(x: T) -> T {
+    let zero = T::from_f64(0.0);
+    match () {
+        () if !x.is_finite() => x,
+        () if x > zero => T::from_f64(1.0),
+        () if x < zero => T::from_f64(-1.0),
+        () => zero,
+    }
+}
+
+/// The new parameter: decoupled weight decay of the old one, then the step, which is subtracted. `gradient` is what the rule sees of it.
+pub fn apply_step<T: Real>(general: &General<T>, theta: T, gradient: T, step: T) -> T {
+    let zero = T::from_f64(0.0);
+    let mut decay = general.decoupled_decay * theta;
+    let mut taken = step;
+    if general.has_cautious_decay && (step > zero && theta < zero || step < zero && theta > zero) {
+        decay = zero;
+    }
+    if general.is_cautious && (step >= zero && gradient <= zero || step <= zero && gradient >= zero) {
+        taken = zero;
+    }
+    theta - decay - taken
 }
 
 /// `1 - beta^t`, without cancellation for betas close to 1.
@@ -98,34 +126,50 @@ pub fn debiased_weight(beta: f64, t: u64) -> f64 {
     if weight > 0.5 { -(scale - (1.0 - beta)).max(0.0) / scale } else { weight }
 }
 
+/// Sets an option from its number in a checkpoint, 0 or 1. False for other numbers.
+pub fn set_option(option: &mut bool, value: f64) -> bool {
+    if value == 0.0 || value == 1.0 {
+        *option = value == 1.0;
+    }
+    value == 0.0 || value == 1.0
+}
+
 /// A decay rate.
 pub fn check_beta(name: &'static str, beta: f64) -> Result<(), OutOfRange> {
     in_range(name, beta, "a number in [0, 1)", (0.0..1.0).contains(&beta))
 }
 
-/// The epsilon of Adam and of rules like it, and the rates that it leads to. `largest_step_size` is the numerator of eta at most. The first
-/// moment is at most [`GRADIENT_LIMIT`], so that a rate of up to 2^64 gives a finite step.
-pub fn check_epsilon(epsilon: f64, largest_step_size: f64) -> Result<(), OutOfRange> {
-    // A GPU may flush a subnormal epsilon to zero, and zero would give 0 / 0.
+/// An epsilon. A GPU may flush a subnormal one to zero, and zero would give 0 / 0.
+pub fn check_normal(name: &'static str, value: f64) -> Result<(), OutOfRange> {
     in_range(
-        "epsilon",
-        epsilon,
+        name,
+        value,
         "a number above 0 and normal in f32 (1.18e-38 to 3.4e38)",
-        epsilon > 0.0 && (epsilon as f32).is_normal(),
-    )?;
+        value > 0.0 && (value as f32).is_normal(),
+    )
+}
+
+/// The learning rate of an element whose second moment is zero. A gradient or first moment is at most [`GRADIENT_LIMIT`], so a rate of up
+/// to 2^64 gives a finite step. `name` is the rate's expression.
+pub fn check_largest_rate(name: &'static str, rate: f64) -> Result<(), OutOfRange> {
+    in_range(
+        name,
+        rate,
+        "at most 1.8e19 (2^64), so that the largest step of an element whose second moment is zero is finite",
+        rate <= 2_f64.powi(64),
+    )
+}
+
+/// The epsilon of Adam and of rules like it, and the rates that it leads to. `largest_step_size` is the numerator of eta at most.
+pub fn check_epsilon(epsilon: f64, largest_step_size: f64) -> Result<(), OutOfRange> {
+    check_normal("epsilon", epsilon)?;
     in_range(
         "learning_rate / (1 - betas[0])",
         largest_step_size,
         "at most 1.7e38 (2^127), so that it is finite in f32",
         largest_step_size <= 2_f64.powi(127),
     )?;
-    let largest_rate = largest_step_size / epsilon;
-    in_range(
-        "learning_rate / (1 - betas[0]) / epsilon",
-        largest_rate,
-        "at most 1.8e19 (2^64), so that the largest step of an element whose second moment is zero is finite",
-        largest_rate <= 2_f64.powi(64),
-    )
+    check_largest_rate("learning_rate / (1 - betas[0]) / epsilon", largest_step_size / epsilon)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub mod range;
 pub mod real;
 pub mod update_rule;
 
-use crate::storage::state::{MAX_STATES, StateTensor};
+use crate::storage::state::{MAX_STATES, StateFormat, StateTensor};
 use arithmetic::{Element, General};
 use range::OutOfRange;
 use real::Real;
@@ -58,10 +58,17 @@ macro_rules! rules {
                 }
             }
 
-            /// The states of a parameter, in the order in which they are stored.
-            pub const fn states(self) -> &'static [StateTensor] {
+            const fn form_table(self) -> &'static [(&'static str, &'static [StateTensor])] {
                 match self {
-                    $(Self::$rule => $rule::STATES,)*
+                    $(Self::$rule => $rule::FORMS,)*
+                }
+            }
+
+            /// The learning rate that [`Hyperparameters::from`](crate::Hyperparameters) gives the rule: PyTorch's default, or that of
+            /// the authors' code.
+            pub const fn default_learning_rate(self) -> f64 {
+                match self {
+                    $(Self::$rule => $rule::LEARNING_RATE,)*
                 }
             }
 
@@ -75,6 +82,12 @@ macro_rules! rules {
             pub(crate) const fn coefficients(self) -> &'static [&'static str] {
                 match self {
                     $(Self::$rule => $rule::COEFFICIENTS,)*
+                }
+            }
+
+            const fn rate_coefficient_names(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$rule => $rule::RATE_COEFFICIENTS,)*
                 }
             }
 
@@ -100,6 +113,22 @@ macro_rules! rules {
             }
         }
 
+        impl RuleForm {
+            /// The rule with default hyperparameters, apart from the options that choose the form.
+            pub fn with_defaults(self) -> Rule {
+                match self.rule {
+                    $(RuleKind::$rule => Rule::$rule($rule::of_form(self.number())),)*
+                }
+            }
+
+            /// Why its states cannot be stored in a format; `None` if they can.
+            pub fn refusal(self, format: StateFormat) -> Option<&'static str> {
+                match self.rule {
+                    $(RuleKind::$rule => $rule::refusal(self.number(), format),)*
+                }
+            }
+        }
+
         impl Rule {
             /// The rule without its hyperparameters.
             pub const fn kind(&self) -> RuleKind {
@@ -108,7 +137,16 @@ macro_rules! rules {
                 }
             }
 
-            /// Names and values of the hyperparameters, as checkpoints store them: `betas[0]`, `epsilon`. A formula is its number.
+            /// The rule with the states that its options choose.
+            pub fn form(&self) -> RuleForm {
+                let number = match self {
+                    $(Self::$rule(rule) => rule.form(),)*
+                };
+                RuleForm { rule: self.kind(), number: number as u8 }
+            }
+
+            /// Names and values of the hyperparameters, as checkpoints store them: `betas[0]`, `epsilon`. A formula is its number; an
+            /// option is 0 or 1.
             pub fn hyperparameters(&self) -> Vec<(&'static str, f64)> {
                 match self {
                     $(Self::$rule(rule) => rule.hyperparameters(),)*
@@ -157,7 +195,7 @@ macro_rules! rules {
                 states: &mut [Vec<T>],
             ) {
                 match self {
-                    $(Self::$rule(_) => step_elements::<$rule, T>(general, coefficients, values, gradient, states),)*
+                    $(Self::$rule(rule) => step_elements(rule, general, coefficients, values, gradient, states),)*
                 }
             }
         }
@@ -165,6 +203,7 @@ macro_rules! rules {
 }
 
 fn step_elements<R: UpdateRule, T: Real>(
+    rule: &R,
     general: &General<T>,
     coefficients: &CoefficientArray<T>,
     values: &mut [T],
@@ -176,7 +215,7 @@ fn step_elements<R: UpdateRule, T: Real>(
         for (of, states) in state.iter_mut().zip(&*states) {
             *of = states[i];
         }
-        let stepped = R::step(general, coefficients, Element { theta: *theta, gradient, state });
+        let stepped = rule.step(general, coefficients, Element { theta: *theta, gradient, state });
         *theta = stepped.theta;
         for (states, of) in states.iter_mut().zip(stepped.state) {
             states[i] = of;
@@ -190,7 +229,90 @@ impl RuleKind {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// Names of the states: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`.
+    /// The rule's forms. The first has the default options.
+    pub fn forms(self) -> impl ExactSizeIterator<Item = RuleForm> + Clone {
+        (0..self.form_table().len() as u8).map(move |number| RuleForm { rule: self, number })
+    }
+
+    /// The form with the default options.
+    pub const fn default_form(self) -> RuleForm {
+        RuleForm { rule: self, number: 0 }
+    }
+
+    /// The states of a parameter with the default options, in the order in which they are stored.
+    pub const fn states(self) -> &'static [StateTensor] {
+        self.default_form().states()
+    }
+
+    /// Names of the states with the default options: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`.
+    pub fn state_names(self) -> impl ExactSizeIterator<Item = &'static str> + Clone {
+        self.states().iter().map(|state| state.name)
+    }
+
+    /// Bytes that a step in f32 with the default options reads and writes per element.
+    pub const fn bytes_per_parameter(self) -> u32 {
+        self.default_form().bytes_per_parameter()
+    }
+
+    /// The coefficients that are proportional to the learning rate, as bits.
+    pub(crate) fn rate_coefficients(self) -> u32 {
+        let is_rate = |name| self.rate_coefficient_names().contains(name);
+        let bits =
+            self.coefficients().iter().enumerate().map(|(index, name)| u32::from(is_rate(name)) << index);
+        bits.sum()
+    }
+
+    /// The rule's code in WGSL.
+    pub(crate) const fn code(self) -> u32 {
+        self as u32
+    }
+}
+
+/// A rule with one of its sets of states. Options choose the set: Adam has a third state with `amsgrad`, and SGD has none without
+/// momentum. Each form has a kernel of its own, which moves no byte that it does not need, so tensors of one form share launches. The form
+/// of a group stays as it is, like its rule.
+///
+/// ```
+/// use adamod::{RuleKind, Sgd};
+///
+/// let form = adamod::Rule::from(Sgd::new().with_momentum(0.0)).form();
+/// assert_eq!(form.to_string(), "sgd-plain");
+/// assert_eq!((form.states().len(), form.bytes_per_parameter()), (0, 12));
+/// assert_eq!(RuleKind::Sgd.bytes_per_parameter(), 20);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleForm {
+    rule: RuleKind,
+    number: u8,
+}
+
+impl RuleForm {
+    /// The forms of all rules.
+    pub fn all() -> impl Iterator<Item = Self> + Clone {
+        RuleKind::ALL.iter().flat_map(|rule| rule.forms())
+    }
+
+    /// The rule.
+    pub const fn rule(self) -> RuleKind {
+        self.rule
+    }
+
+    /// Its number among the rule's forms, from 0.
+    pub(crate) const fn number(self) -> usize {
+        self.number as usize
+    }
+
+    /// The name of the form: `amsgrad`. Empty for the default options.
+    pub const fn name(self) -> &'static str {
+        self.rule.form_table()[self.number as usize].0
+    }
+
+    /// The states of a parameter, in the order in which they are stored.
+    pub const fn states(self) -> &'static [StateTensor] {
+        self.rule.form_table()[self.number as usize].1
+    }
+
+    /// Names of the states.
     pub fn state_names(self) -> impl ExactSizeIterator<Item = &'static str> + Clone {
         self.states().iter().map(|state| state.name)
     }
@@ -199,10 +321,13 @@ impl RuleKind {
     pub const fn bytes_per_parameter(self) -> u32 {
         4 * (2 + 1 + 2 * self.states().len() as u32)
     }
+}
 
-    /// The rule's code in WGSL.
-    pub(crate) const fn code(self) -> u32 {
-        self as u32
+impl std::fmt::Display for RuleForm {
+    /// `adam`, `adam-amsgrad`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.rule.name())?;
+        if self.name().is_empty() { Ok(()) } else { write!(f, "-{}", self.name()) }
     }
 }
 
@@ -220,9 +345,14 @@ impl Default for Rule {
 }
 
 impl Rule {
-    /// Names of the states: [`RuleKind::state_names`].
+    /// The states of a parameter, in the order in which they are stored.
+    pub fn states(&self) -> &'static [StateTensor] {
+        self.form().states()
+    }
+
+    /// Names of the states: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`.
     pub fn state_names(&self) -> impl ExactSizeIterator<Item = &'static str> + Clone + use<> {
-        self.kind().state_names()
+        self.form().state_names()
     }
 
     /// Factors from the states as formats below 32 bits store them after step `t` to the averages themselves: `1 - beta^t` where a
@@ -230,7 +360,7 @@ impl Rule {
     pub(crate) fn debiased_scales(&self, t: u64) -> [f64; MAX_STATES] {
         let decay_rates = self.decay_rates();
         let mut scales = [1.0; MAX_STATES];
-        for (scale, state) in scales.iter_mut().zip(self.kind().states()) {
+        for (scale, state) in scales.iter_mut().zip(self.states()) {
             if let Some(rate) = state.debiased_by
                 && t > 0
             {
@@ -243,13 +373,54 @@ impl Rule {
 
 pub use self::adamod::Formula;
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coefficients_are_proportional_to_the_learning_rate_as_declared() {
+        for &kind in RuleKind::ALL {
+            let rule = kind.with_defaults();
+            for t in [1, 2, 1000, u64::MAX] {
+                let (one, three) = (rule.coefficients(0.01, t), rule.coefficients(0.03, t));
+                for (index, name) in kind.coefficients().iter().enumerate() {
+                    let is_rate = (kind.rate_coefficients() >> index) & 1 == 1;
+                    let expected = one[index] * if is_rate { 3.0 } else { 1.0 };
+                    assert!(
+                        (three[index] - expected).abs() <= 1e-12 * expected.abs(),
+                        "{kind}, step {t}: {name}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 rules! {
     /// AdaMod, Algorithm 2 of the paper. States `exp_avg`, `exp_avg_sq` and `exp_avg_lr`; 36 bytes per element and step in f32.
     AdaMod in adamod,
     /// Adam, Algorithm 1 of the paper: `torch.optim.Adam`, and `AdamW` with decoupled weight decay. States `exp_avg` and
-    /// `exp_avg_sq`; 28 bytes per element and step in f32.
+    /// `exp_avg_sq`, with `amsgrad` also `max_exp_avg_sq`; 28 bytes per element and step in f32, and 36 with `amsgrad`.
     Adam in adam,
-    /// SGD with momentum: `torch.optim.SGD` without dampening and Nesterov momentum. State `momentum_buffer`; 20 bytes per element
-    /// and step in f32.
+    /// SGD with momentum, dampening and Nesterov momentum: `torch.optim.SGD`. State `momentum_buffer`; 20 bytes per element and step in
+    /// f32, and 12 without momentum.
     Sgd in sgd,
+    /// NAdam: `torch.optim.NAdam`. States `exp_avg` and `exp_avg_sq`; 28 bytes per element and step in f32.
+    NAdam in nadam,
+    /// RAdam: `torch.optim.RAdam`. States `exp_avg` and `exp_avg_sq`; 28 bytes per element and step in f32.
+    RAdam in radam,
+    /// AdaBound and AMSBound. States `exp_avg`, `exp_avg_sq` and with `amsbound` `max_exp_avg_sq`; 28 bytes per element and step in f32, and
+    /// 36 with `amsbound`.
+    AdaBound in adabound,
+    /// NosAdam. States `exp_avg` and `exp_avg_sq`; 28 bytes per element and step in f32.
+    NosAdam in nosadam,
+    /// RMSprop: `torch.optim.RMSprop`. States `square_avg`, with momentum `momentum_buffer`, centered `grad_avg`; 20 to 36 bytes per
+    /// element and step in f32.
+    RmsProp in rmsprop,
+    /// AdaGrad: `torch.optim.Adagrad`. State `sum`; 20 bytes per element and step in f32.
+    AdaGrad in adagrad,
+    /// AdaDelta: `torch.optim.Adadelta`. States `square_avg` and `acc_delta`; 28 bytes per element and step in f32.
+    AdaDelta in adadelta,
+    /// Lion. State `exp_avg`; 20 bytes per element and step in f32.
+    Lion in lion,
 }

@@ -5,10 +5,13 @@ use std::fmt::Debug;
 use super::arithmetic::{Element, General, Stepped};
 use super::range::OutOfRange;
 use super::real::Real;
-use crate::storage::state::StateTensor;
+use crate::storage::state::{StateFormat, StateTensor};
 
 /// The most coefficients of its own that a rule can have.
-pub const MAX_COEFFICIENTS: usize = 10;
+pub const MAX_COEFFICIENTS: usize = 9;
+
+/// The step count for which [`UpdateRule::coefficients`] gives what the device's function of the rule starts from.
+pub const BASE: u64 = u64::MAX;
 
 /// The most decay rates that a rule can have.
 pub const MAX_DECAY_RATES: usize = 3;
@@ -20,12 +23,18 @@ pub type CoefficientArray<T> = [T; MAX_COEFFICIENTS];
 pub(crate) trait UpdateRule: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     /// The rule's name in checkpoints, on the command line and in WGSL.
     const NAME: &'static str;
-    /// Its states, in the order in which a block holds them.
+    /// Its states with the default options, in the order in which a block holds them.
     const STATES: &'static [StateTensor];
+    /// Names and states of its forms, of which its options choose one. The first is that of the default options, without a name.
+    const FORMS: &'static [(&'static str, &'static [StateTensor])] = &[("", Self::STATES)];
     /// Names of its coefficients, in the order of the WGSL structure.
     const COEFFICIENTS: &'static [&'static str];
+    /// Names of the coefficients that are proportional to the learning rate. The others do not depend on it.
+    const RATE_COEFFICIENTS: &'static [&'static str] = &["step_size"];
     /// Whether every element has a learning rate of its own, so that there is something to count in histograms.
     const HAS_ELEMENT_RATES: bool;
+    /// The learning rate of [`Hyperparameters::from`](crate::Hyperparameters).
+    const LEARNING_RATE: f64 = 1e-3;
 
     /// Names and values of the hyperparameters, as checkpoints store them.
     fn hyperparameters(&self) -> Vec<(&'static str, f64)>;
@@ -35,6 +44,21 @@ pub(crate) trait UpdateRule: Copy + Debug + Default + PartialEq + Send + Sync + 
 
     /// Checks the hyperparameters, together with the learning rate.
     fn validate(&self, learning_rate: f64) -> Result<(), OutOfRange>;
+
+    /// Which of [`UpdateRule::FORMS`] the options choose. In WGSL it is the constant `FORM`.
+    fn form(&self) -> usize {
+        0
+    }
+
+    /// The defaults with the options that choose this form.
+    fn of_form(_form: usize) -> Self {
+        Self::default()
+    }
+
+    /// Why a form's states cannot be stored in a format; `None` if they can.
+    fn refusal(_form: usize, _format: StateFormat) -> Option<&'static str> {
+        None
+    }
 
     /// Decay rates of moving averages, whose `1 - beta^t` the device computes itself with
     /// [`Control::Device`](crate::Control::Device); 0 for those that the rule does not have.
@@ -47,11 +71,14 @@ pub(crate) trait UpdateRule: Copy + Debug + Default + PartialEq + Send + Sync + 
         0
     }
 
-    /// Coefficients of step `t`, from 1, in f64. With `t = u64::MAX` all bias corrections are 1.
+    /// Coefficients of step `t`, from 1, in f64. With [`BASE`] those that the WGSL function starts from: all bias corrections are 1,
+    /// and what it derives from the step count is given as it needs it.
     fn coefficients(&self, learning_rate: f64, t: u64) -> CoefficientArray<f64>;
 
-    /// The step of one element, in the same order of operations as the WGSL function.
+    /// The step of one element, in the same order of operations as the WGSL function. Only options that choose the form may be
+    /// looked at: everything else is in the coefficients.
     fn step<T: Real>(
+        &self,
         general: &General<T>,
         coefficients: &CoefficientArray<T>,
         element: Element<T>,

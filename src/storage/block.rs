@@ -24,6 +24,12 @@ pub struct BlockLayout {
 }
 
 impl BlockLayout {
+    /// The layout of a rule's states. Without states there is no format, and f32 stands for it.
+    pub fn new(states: &'static [StateTensor], state: StateFormat, master_weights: MasterWeights) -> Self {
+        let state = if states.is_empty() { StateFormat::F32 } else { state };
+        Self { states, state, master_weights }
+    }
+
     /// Bits of one state of one element.
     #[cfg(feature = "checkpoint")]
     pub fn state_bits(&self) -> u64 {
@@ -54,10 +60,12 @@ impl BlockLayout {
         self.states.len() as u64 * self.part_words(elements) + self.scale_words(elements)
     }
 
-    /// Words of a block of `elements` elements, a multiple of 16 bytes.
+    /// Words of a block of `elements` elements, a multiple of 16 bytes. A block without states and master weights takes 16 bytes that
+    /// no kernel touches, because a binding cannot be empty.
     pub fn words(&self, elements: u64) -> u64 {
         let master = elements.next_multiple_of(4) * u64::from(self.master_weights.bits()) / 32;
-        (self.master_start(elements) + master).next_multiple_of(4)
+        let words = (self.master_start(elements) + master).next_multiple_of(4);
+        if elements > 0 { words.max(4) } else { 0 }
     }
 
     /// The widest access that suits all parts, four elements at a time.

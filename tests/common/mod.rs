@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use adamod::reference::{Real, Reference, Storage, rounded};
 use adamod::{
-    DType, Formula, Group, GroupId, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
-    ParameterId, Precision, Rule, RuleKind, State, StateFormat, Step, Update, View, Views,
+    DType, Group, GroupId, Hyperparameters, MasterWeights, Optimizer, Options, Parameter, ParameterId,
+    Precision, Rule, RuleForm, State, StateFormat, Step, Update, View, Views,
 };
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -677,18 +677,36 @@ impl Tolerance {
     }
 }
 
-/// Every rule in every variant of its formula, with its default hyperparameters.
+/// Values of hyperparameters with which a rule computes something else.
+const OTHER_FORMULAS: [(&str, f64); 6] = [
+    ("formula", 1.0),
+    ("nesterov", 1.0),
+    ("dampening", 0.5),
+    ("lr_decay", 0.125),
+    // Of AdaBound and NosAdam.
+    ("gamma", 0.25),
+    // Low enough for AdaBound's upper bound to matter.
+    ("final_lr", 0.0005),
+];
+
+/// Every rule in every form and every variant of its formula, with its default hyperparameters otherwise.
 pub fn rules() -> Vec<Rule> {
-    RuleKind::ALL
-        .iter()
-        .flat_map(|kind| match kind.with_defaults() {
-            Rule::AdaMod(rule) => {
-                Formula::ALL.iter().map(|&formula| rule.with_formula(formula).into()).collect()
-            }
-            rule @ (Rule::Adam(_) | Rule::Sgd(_)) => vec![rule],
-            rule => panic!("the tests do not know the variants of {rule:?}"),
+    RuleForm::all()
+        .flat_map(|form| {
+            let default = form.with_defaults();
+            let other = move |(name, value)| {
+                let mut rule = default;
+                let is_other = rule.set_hyperparameter(name, value) && rule != default && rule.form() == form;
+                (is_other && Hyperparameters::from(rule).validate().is_ok()).then_some(rule)
+            };
+            [default].into_iter().chain(OTHER_FORMULAS.into_iter().filter_map(other))
         })
         .collect()
+}
+
+/// The rules whose states can be stored in a format.
+pub fn rules_in(state: StateFormat) -> Vec<Rule> {
+    rules().into_iter().filter(|rule| rule.form().refusal(state).is_none()).collect()
 }
 
 /// Gradients as `step` takes them, all there.

@@ -114,3 +114,114 @@ fn a_reader_that_has_gone_is_an_error_and_not_a_panic() {
         assert!(!text.contains("panicked"), "{text}");
     }
 }
+
+/// A disk that is full. Exit code 3 where the report cannot be printed, 2 where a file that the command line names cannot be written.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_of_the_report_or_of_the_file_and_not_a_panic() {
+    let trace = "tests/traces/paper-coupled.safetensors";
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let bench = ["bench", "--suite", "host", "--rounds", "1", "--seconds", "0.01"];
+    let with = |before: &[&'static str], more: &[&'static str]| [before, more].concat();
+    for arguments in [
+        vec!["info"],
+        vec!["info", "--json"],
+        vec!["replay", trace, "--backend", "cpu"],
+        vec!["replay", trace, "--backend", "cpu", "--json"],
+        with(&bench, &[]),
+        with(&bench, &["--json"]),
+        vec!["--help"],
+        vec!["--version"],
+        vec!["replay", "--help"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+            .args(&arguments)
+            .stdout(full())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {text}");
+        assert!(text.contains("the report cannot be printed"), "{arguments:?}: {text}");
+        // Drivers may say something, too.
+        check_text(text.lines().next_back().unwrap_or_default()).unwrap();
+    }
+    for (arguments, option) in [
+        (vec!["replay", trace, "--backend", "cpu", "--output", "/dev/full"], "--output"),
+        (with(&bench, &["--json-file", "/dev/full"]), "--json-file"),
+        (
+            vec![
+                "bench",
+                "--suite",
+                "roofline",
+                "--max-elements",
+                "1024",
+                "--rounds",
+                "1",
+                "--plot",
+                "/dev/full",
+            ],
+            "--plot",
+        ),
+    ] {
+        let output = adamod(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(&format!("{option}: /dev/full cannot be written")), "{text}");
+        // Drivers may say something, too.
+        check_text(text.lines().next_back().unwrap_or_default()).unwrap();
+    }
+    // Errors that nobody can read: the exit code stays.
+    for (arguments, code) in [(vec!["replay", "/no/such/trace"], 2), (vec!["--frobnicate"], 2)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+            .args(&arguments)
+            .stdout(std::process::Stdio::null())
+            .stderr(full())
+            .status()
+            .unwrap();
+        assert_eq!(output.code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
+fn outputs_that_are_one_file_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(folder.path().join("sub")).unwrap();
+    let (old, hard) = (path("old"), path("hard"));
+    std::fs::write(&old, "old").unwrap();
+    std::fs::hard_link(&old, &hard).unwrap();
+    let mut pairs = vec![
+        (path("new"), path("new")),
+        (path("new"), path("sub/../new")),
+        (path("new"), path("./new")),
+        (old.clone(), hard),
+        (old.clone(), old.clone()),
+    ];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("old", path("link")).unwrap();
+        std::os::unix::fs::symlink("new", path("to-new")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), path("sub/up")).unwrap();
+        pairs.extend([
+            (old.clone(), path("link")),
+            (path("to-new"), path("new")),
+            (path("new"), path("sub/up/to-new")),
+        ]);
+    }
+    for (one, other) in pairs {
+        let output = adamod(&["bench", "--plot", &one, "--json-file", &other]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{one} {other}: {text}");
+        assert!(text.contains("--json-file") && text.contains("the same file as --plot"), "{text}");
+        check_text(text.trim()).unwrap();
+        assert_eq!(std::fs::read(&old).unwrap(), b"old");
+        assert!(!folder.path().join("new").exists(), "{one} {other}");
+    }
+    // The second file cannot be opened, so the first one is not left behind.
+    let output = adamod(&["bench", "--plot", &path("new"), "--json-file", "/no/such/folder/file"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!folder.path().join("new").exists());
+}

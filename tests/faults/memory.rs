@@ -1,8 +1,8 @@
 //! Devices that run out of memory, in every single call that can.
 
 use adamod::{
-    AdaMod, Checkpoint, Control, DeviceControl, Error, Optimizer, Options, Parameter, ParameterId, State,
-    Step, Update, View, Views,
+    AdaMod, Checkpoint, CheckpointError, Control, DeviceControl, Error, Optimizer, Options, Parameter,
+    ParameterId, State, Step, Update, View, Views,
 };
 
 use crate::common::Gpu;
@@ -259,6 +259,68 @@ fn a_restore_that_runs_out_of_memory_changes_nothing() {
             }
             assert!(failed > 0);
         }
+    });
+}
+
+/// A restore in several parts changes nothing, or says that it was interrupted and leaves counts and hyperparameters alone, whichever
+/// call runs out of memory. Another restore makes it whole.
+#[test]
+fn a_restore_in_parts_that_runs_out_of_memory_says_how_far_it_came() {
+    const LEN: u64 = 3_000_001;
+    in_child("memory::a_restore_in_parts_that_runs_out_of_memory_says_how_far_it_came", |layer| {
+        let gpu = Gpu::with_limits(|limits| limits);
+        let folder = tempfile::tempdir().unwrap();
+        let optimizer_on = |gpu: &Gpu| {
+            let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::new()).unwrap();
+            let group = optimizer.add_group(AdaMod::new()).unwrap();
+            let ids =
+                ["a", "b"].map(|label| optimizer.add_parameter(group, Parameter::new(label, LEN)).unwrap());
+            (optimizer, group, ids)
+        };
+        let [earlier, later] = [1_u64, 2].map(|step| {
+            let (mut optimizer, _, ids) = optimizer_on(&gpu);
+            for (id, offset) in ids.into_iter().zip(0_u64..) {
+                let of = |kind: u64| (0..LEN).map(|i| (i % 97 + kind + step + offset) as f32).collect();
+                let names = ["exp_avg", "exp_avg_sq", "exp_avg_lr"];
+                let tensors = names.into_iter().zip(0..).map(|(name, kind)| (name, of(kind))).collect();
+                optimizer.write_state(id, &State::new(step, tensors)).unwrap();
+            }
+            let path = folder.path().join(step.to_string());
+            optimizer.save(&path).unwrap();
+            Checkpoint::open(path).unwrap()
+        });
+        let (mut interrupted, mut unchanged) = (0, 0);
+        for number in 1.. {
+            let doomed = gpu.sibling();
+            let (mut optimizer, group, ids) = optimizer_on(&doomed);
+            optimizer.restore(&earlier).unwrap();
+            optimizer.set_learning_rate(group, 0.5).unwrap();
+            let before = optimizer.checkpoint().wait().unwrap();
+            let faults = layer.faults();
+            layer.arm(Fault::OutOfMemory(number));
+            let result = optimizer.restore(&later);
+            layer.arm(Fault::None);
+            if layer.faults() == faults {
+                result.unwrap();
+                println!("{interrupted} restores were interrupted, {unchanged} changed nothing");
+                break;
+            }
+            let Err(error) = result else { continue };
+            assert_eq!(ids.map(|id| optimizer.step_count(id)), [Some(1); 2], "call {number}: {error}");
+            assert_eq!(optimizer.group(group).unwrap().hyperparameters.learning_rate, 0.5, "{error}");
+            let is_interrupted = matches!(error, CheckpointError::Interrupted(_));
+            interrupted += u32::from(is_interrupted);
+            unchanged += u32::from(!is_interrupted);
+            if is_lost(&doomed) {
+                continue;
+            }
+            if !is_interrupted {
+                assert_eq!(optimizer.checkpoint().wait().unwrap(), before, "call {number}: {error}");
+            }
+            optimizer.restore(&later).unwrap();
+            assert_eq!(optimizer.checkpoint().wait().unwrap(), later, "call {number}: {error}");
+        }
+        assert!(interrupted > 0 && unchanged > 0, "{interrupted}, {unchanged}");
     });
 }
 

@@ -243,7 +243,7 @@ impl<'g> Soak<'g> {
         let rule = self.group(tensor.group).hyperparameters.rule;
         let state = self.engine.state(index);
         assert_eq!(state.step, twin.step_count(0));
-        let (values, declared) = (self.engine.values(index), rule.kind().states());
+        let (values, declared) = (self.engine.values(index), rule.states());
         assert_eq!(state.tensors.len(), declared.len());
         let mut pairs = vec![("values", values, twin.values(0).to_vec())];
         for (number, (name, found)) in state.tensors.into_iter().enumerate() {

@@ -11,12 +11,12 @@ fn bin_of(rate: f64) -> usize {
     (0..BINS).rev().find(|&bin| rate >= RateHistograms::lower_edge(bin)).unwrap_or(0)
 }
 
-/// Counts of one step from the state after it: eta by Algorithm 2, line 8, from exp_avg_sq.
+/// Counts of one step of AdaMod or Adam from the state after it: eta by Algorithm 2, line 8, from exp_avg_sq.
 fn count(engine: &Engine<'_>, h: &Hyperparameters, into: &mut RateHistograms) {
     let (beta2, epsilon) = match h.rule {
         Rule::AdaMod(rule) => (rule.betas[1], rule.epsilon),
         Rule::Adam(rule) => (rule.betas[1], rule.epsilon),
-        rule => panic!("the test does not know {rule:?}"),
+        _ => return,
     };
     for index in 0..engine.ids.len() {
         let state = engine.state(index);
@@ -73,14 +73,18 @@ fn learning_rates_are_counted_like_on_the_cpu() {
             let norm = counted.update_norm;
             assert!((norm / squares.sqrt() - 1.0).abs() < 1e-6, "{norm} instead of {}", squares.sqrt());
             expected.update_norm = norm;
-            if gpu().is_exact() {
+            let is_counted = [RuleKind::AdaMod, RuleKind::Adam].contains(rule);
+            if gpu().is_exact() && is_counted {
                 assert_eq!(counted, expected, "{rule} {layout:?}");
             }
             let elements = 3 * model.lengths().iter().sum::<usize>() as u64;
             assert_eq!(counted.eta.iter().sum::<u64>(), elements);
             assert_eq!(counted.bounded.iter().sum::<u64>(), elements);
-            assert_eq!(counted.eta[bin_of(1e5)], 3 * 900);
-            assert_eq!(counted.clipped > 0, *rule == RuleKind::AdaMod);
+            if is_counted {
+                assert_eq!(counted.eta[bin_of(1e5)], 3 * 900);
+            }
+            let has_bound = [RuleKind::AdaMod, RuleKind::AdaBound].contains(rule);
+            assert_eq!(counted.clipped > 0, has_bound, "{rule}");
             let again = take(&engine);
             assert_eq!((again.eta, again.update_norm), ([0; BINS], 0.0));
         }

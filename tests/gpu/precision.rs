@@ -3,10 +3,11 @@
 use adamod::reference::Reference;
 use adamod::{
     AdaMod, DType, ErrorKind, Group, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
-    Precision, Role, Rule, RuleKind, StateFormat, Step, Update, View, ViewError, Views, WeightDecay,
+    Precision, Role, Rule, RuleForm, Sgd, StateFormat, Step, Update, View, ViewError, Views, WeightDecay,
     Workgroups,
 };
 use proptest::prelude::*;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::common::{Engine, Gpu, Kind, Layout, Model, all, bits_of, bytes_of, gpu, rules};
 
@@ -53,7 +54,8 @@ impl<'g> Pair<'g> {
     /// Values in their type, state and master values are the twin's, and nothing else has changed. Where the device's arithmetic is
     /// not the twin's, numbers of few bits may be neighbours where rounding was close; most are the same.
     fn check(&self) {
-        let mut comparison = Comparison { is_exact: self.is_exact, near: 0, all: 0 };
+        let flushed = FLUSHES_PER_STEP * self.steps as f64 * f64::from(f32::MIN_POSITIVE);
+        let mut comparison = Comparison { is_exact: self.is_exact, flushed, near: 0, all: 0 };
         for index in 0..self.model.tensors.len() {
             self.check_tensor(index, &mut comparison);
         }
@@ -72,6 +74,7 @@ impl<'g> Pair<'g> {
         let step_of_values = match (kind.values, kind.master_weights) {
             (DType::Bf16, MasterWeights::None) => 2_f64.powi(-6),
             (DType::Bf16, MasterWeights::Split24) => 2_f64.powi(-14),
+            (DType::F16, MasterWeights::Split24) => 2_f64.powi(-17),
             _ => 0.0,
         };
         let movement = self.steps as f64 * hyperparameters.learning_rate;
@@ -80,7 +83,7 @@ impl<'g> Pair<'g> {
             moved_otherwise * (movement + 0.3 * moved) + step_of_values * expected.abs()
         });
         let state = self.engine.state(index);
-        let declared = hyperparameters.rule.kind().states();
+        let declared = hyperparameters.rule.states();
         assert_eq!(state.tensors.len(), declared.len());
         for (number, (name, read)) in state.tensors.iter().enumerate() {
             let mut expected = self.twin.state(index)[number].clone();
@@ -108,9 +111,17 @@ impl<'g> Pair<'g> {
     }
 }
 
+/// How many subnormal numbers a step may flush to zero on the way to a state: the state as it is loaded, the gradient or its square,
+/// their weighted difference, and the sum that is stored. Each moves the state by less than the smallest normal number, and averages
+/// do not amplify what earlier steps left. Values move by the rate times as much, which epsilon keeps below their rounding: the root
+/// of what is missing in `exp_avg_sq` is 1e-19.
+const FLUSHES_PER_STEP: f64 = 4.0;
+
 /// Numbers of the device beside the twin's.
 struct Comparison {
     is_exact: bool,
+    /// How far flushed subnormals may move a number.
+    flushed: f64,
     /// How many are within what f32 arithmetic may differ by.
     near: usize,
     all: usize,
@@ -128,7 +139,7 @@ impl Comparison {
         for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
             let (got, expected) = (f64::from(got), f64::from(expected));
             let error = (got - expected).abs();
-            let is_near = error <= 1e-6 * largest + 1e-5 * expected.abs();
+            let is_near = error <= 1e-6 * largest + 1e-5 * expected.abs() + self.flushed;
             self.near += usize::from(is_near);
             self.all += 1;
             let farthest = farthest(i, expected);
@@ -138,7 +149,7 @@ impl Comparison {
 
     /// A twin whose learning rate is off by 3e-7 has all but 5 of a million near, and those at most 0.03 of what is allowed away.
     fn finish(self) {
-        let Self { is_exact, near, all } = self;
+        let Self { is_exact, near, all, .. } = self;
         assert!(is_exact || 100 * near >= 99 * all, "of {all} numbers only {near} are near");
     }
 }
@@ -200,13 +211,13 @@ fn devices_that_round_otherwise_pass_and_those_that_err_do_not() {
 /// Kernels that know all tensors to be of one kind, whole chunks and ends.
 #[test]
 fn kernels_of_one_kind_agree_with_the_twin() {
-    for rule in RuleKind::ALL {
-        for kind in Kind::all() {
+    for form in RuleForm::all() {
+        for kind in Kind::all().into_iter().filter(|kind| form.refusal(kind.state).is_none()) {
             for (alignment, workgroups) in [4, 16].into_iter().zip(WORKGROUPS) {
                 let tensors = [(kind, 1500), (kind, 7)];
                 let options = options().with_workgroups(workgroups);
                 let layout = Layout::TwoPools(alignment);
-                let mut pair = Pair::new(gpu(), options, rule.with_defaults(), &tensors, layout);
+                let mut pair = Pair::new(gpu(), options, form.with_defaults(), &tensors, layout);
                 (0..2).for_each(|step| pair.step(step, 1.0));
                 pair.check();
             }
@@ -234,6 +245,46 @@ fn split32_trains_as_f32_does_bit_for_bit() {
     assert_ne!(start, full_values);
     assert_eq!(split_values, full_values);
     assert_eq!(split.engine.state(0), full.engine.state(0));
+}
+
+/// Of all magnitudes that f16 has, and below and past them: split master weights have fixed point below 2^-14 and hold what is past
+/// the largest number.
+#[test]
+fn split_f16_values_of_all_magnitudes_agree_with_the_twin() {
+    for master_weights in [MasterWeights::Split24, MasterWeights::Split32] {
+        let kind = Kind { values: DType::F16, master_weights, ..Kind::f32() };
+        let sgd = Hyperparameters::from(Sgd::new().with_momentum(0.0)).with_learning_rate(1.0);
+        let mut model = Model::of_kinds(sgd, &[(kind, 5000)]).with_options(options());
+        model.tensors[0].values.fill(0.0);
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+        let mut twin = model.twin::<f32>();
+        let rng = &mut StdRng::seed_from_u64(5);
+        for step in 0..4 {
+            let gradient: Vec<f32> = (0..5000)
+                .map(|_| {
+                    let number = rng.random_range(1.0..2.0) * f64::from(rng.random_range(-45..18)).exp2();
+                    (if rng.random() { number } else { -number }) as f32
+                })
+                .collect();
+            engine.step(&[Some(&gradient)]);
+            twin.step(&[Some(&gradient)]);
+            let read = engine.read_values(0);
+            assert!(read.iter().all(|value| value.abs() < 65_520.0));
+            if step == 0 {
+                let smallest =
+                    read.iter().filter(|x| **x != 0.0).fold(1.0, |least: f32, x| least.min(x.abs()));
+                assert!(smallest <= 2_f32.powi(-31), "{smallest:e}");
+                assert!(read.iter().any(|value| value.abs() >= 65_519.0));
+            }
+            for (i, (&read, &expected)) in read.iter().zip(twin.values(0)).enumerate() {
+                assert!(
+                    read.to_bits() == expected.to_bits(),
+                    "element {i} is {read:e}, expected {expected:e}"
+                );
+            }
+            assert!(engine.value_bits(0) == twin.narrowed(0));
+        }
+    }
 }
 
 #[test]
@@ -267,6 +318,7 @@ fn values_and_state_can_be_written_and_read_exactly() {
             assert_eq!(read.len(), exact.len(), "{kind:?}");
             let bits_kept = match (kind.values, kind.master_weights) {
                 (DType::F32, _) | (_, MasterWeights::Split32 | MasterWeights::F32) => 24,
+                (DType::F16, MasterWeights::Split24) => 19,
                 (_, MasterWeights::Split24) => 16,
                 (DType::Bf16, MasterWeights::None) => 8,
                 _ => panic!("the test does not know {kind:?}"),
@@ -310,7 +362,7 @@ fn what_16_bit_views_must_not_do_is_refused_by_name() {
         matches!(error.kind(), ErrorKind::MasterWeights { dtype: DType::F16, found: of } if *of == found)
     );
     assert_eq!(error.label(), Some("half"));
-    assert!(error.to_string().contains("expected MasterWeights::F32 for f16"), "{error}");
+    assert!(error.to_string().contains("expected Split24, Split32 or F32 for f16"), "{error}");
     let error = add("other", DType::F32, view(&values, 0, bf16), view(&gradients, 0, bf16)).unwrap_err();
     let expected = ViewError::DType { found: bf16, expected: DType::F32 };
     assert!(matches!(error.kind(), ErrorKind::View { role: Role::Values, error } if *error == expected));

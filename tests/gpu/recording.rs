@@ -41,7 +41,7 @@ fn a_step_over_148_pooled_tensors_is_one_dispatch() {
         let mut engine = Engine::new(gpu(), &model, layout);
         let launches = launches(&mut engine);
         assert_eq!(launches.len(), 1, "{layout:?}");
-        assert_eq!(launches[0].rule, RuleKind::AdaMod);
+        assert_eq!(launches[0].form, RuleKind::AdaMod.default_form());
         assert_eq!(launches[0].segments, 148);
         assert_eq!(
             launches[0].workgroups as usize,

@@ -2,8 +2,7 @@
 
 use adamod::reference::Reference;
 use adamod::{
-    AdaMod, Formula, Group, Hyperparameters, Objective, Options, Rule, RuleKind, Step, WeightDecay,
-    Workgroups,
+    AdaMod, Formula, Group, Hyperparameters, Objective, Options, RuleForm, Step, WeightDecay, Workgroups,
 };
 use proptest::prelude::*;
 
@@ -86,7 +85,9 @@ impl Twins {
 
 #[test]
 fn every_rule_formula_decay_and_objective_agrees_with_the_twins() {
-    let decays = [WeightDecay::None, WeightDecay::Decoupled(1e-2), WeightDecay::Coupled(1e-2)];
+    let fully_decoupled = WeightDecay::FullyDecoupled { lambda: 1e-3, max_learning_rate: 0.25 };
+    let decays =
+        [WeightDecay::None, WeightDecay::Decoupled(1e-2), WeightDecay::Coupled(1e-2), fully_decoupled];
     for rule in rules() {
         for weight_decay in decays {
             for objective in [Objective::Minimize, Objective::Maximize] {
@@ -131,9 +132,9 @@ fn every_layout_agrees_with_the_twins_and_leaves_neighbours_alone() {
         Layout::OwnBuffers,
         Layout::Mixed,
     ];
-    for rule in RuleKind::ALL {
+    for form in RuleForm::all() {
         for layout in layouts {
-            let model = Model::new(rule.with_defaults(), &LENGTHS);
+            let model = Model::new(form.with_defaults(), &LENGTHS);
             let mut engine = Engine::new(gpu(), &model, layout);
             let gradients = model.gradients(1);
             engine.step(&all(&gradients));
@@ -249,6 +250,7 @@ fn hyperparameters() -> impl Strategy<Value = Hyperparameters> {
         Just(WeightDecay::None),
         (0.0..0.5).prop_map(WeightDecay::Decoupled),
         (0.0..0.5).prop_map(WeightDecay::Coupled),
+        (0.0..0.5).prop_map(|lambda| WeightDecay::FullyDecoupled { lambda, max_learning_rate: 1e-1 }),
     ];
     (
         prop::sample::select(rules()),
@@ -258,16 +260,29 @@ fn hyperparameters() -> impl Strategy<Value = Hyperparameters> {
         0.0..0.95,
         decay,
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(rule, learning_rate, betas, epsilon, momentum, weight_decay, maximize)| {
-            let [beta1, beta2, _] = betas;
-            let rule: Rule = match rule {
-                Rule::AdaMod(rule) => rule.with_betas(betas).with_epsilon(epsilon).into(),
-                Rule::Adam(rule) => rule.with_betas([beta1, beta2]).with_epsilon(epsilon).into(),
-                Rule::Sgd(rule) => rule.with_momentum(momentum).into(),
-                rule => panic!("the test does not know {rule:?}"),
-            };
-            Hyperparameters::from(rule)
+        .prop_map(|(rule, learning_rate, betas, epsilon, momentum, weight_decay, maximize, cautious)| {
+            let [beta1, beta2, beta3] = betas;
+            let mut changed = rule;
+            for (name, value) in [
+                ("betas[0]", beta1),
+                ("betas[1]", beta2),
+                ("betas[2]", beta3),
+                ("alpha", beta2),
+                ("rho", beta2),
+                ("epsilon", epsilon),
+            ] {
+                changed.set_hyperparameter(name, value);
+            }
+            // Nesterov momentum needs momentum.
+            let nesterov = rule.hyperparameters().contains(&("nesterov", 1.0));
+            if !(nesterov && momentum == 0.0) {
+                changed.set_hyperparameter("momentum", momentum);
+            }
+            Hyperparameters::from(changed)
+                .with_cautious(cautious)
+                .with_cautious_weight_decay(cautious && !matches!(weight_decay, WeightDecay::Coupled(_)))
                 .with_learning_rate(learning_rate)
                 .with_weight_decay(weight_decay)
                 .with_objective(if maximize { Objective::Maximize } else { Objective::Minimize })

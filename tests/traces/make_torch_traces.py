@@ -16,7 +16,7 @@ import sys
 
 import numpy
 import torch
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -89,9 +89,14 @@ def schedule(peak, steps):
     return rates
 
 
-def optimizer_of(case, parameters):
-    """The torch optimizer of a case, with one parameter group for each group."""
-    groups = []
+def own(case, of, key):
+    """A group's rule or optimizer: its own one, or that of the case."""
+    return of.get(key, case[key])
+
+
+def optimizers_of(case, parameters):
+    """The torch optimizers of a case, with one parameter group for each group, and these groups beside their descriptions."""
+    groups = {}
     for of in case["groups"]:
         group = {
             "params": [parameters[name] for name in of["params"]],
@@ -99,52 +104,56 @@ def optimizer_of(case, parameters):
             "weight_decay": of["weight_decay"]["value"],
             "maximize": of["maximize"],
         }
-        if case["rule"] == "adam":
+        if own(case, of, "rule") == "adam":
             group.update(betas=tuple(of["betas"]), eps=of["epsilon"])
         else:
             group.update(momentum=of["momentum"])
             if of["weight_decay"]["kind"] == "decoupled":
                 group.update(weight_decay=0.0)
-        groups.append(group)
+        groups.setdefault(own(case, of, "optimizer"), []).append((of, group))
     # The plain loops, not the variants that batch tensors or fuse kernels.
-    return case["optimizer"](groups, lr=0.0, foreach=False)
+    optimizers = [kind([group for _, group in of_kind], lr=0.0, foreach=False) for kind, of_kind in groups.items()]
+    described = [of for of_kind in groups.values() for of, _ in of_kind]
+    return optimizers, list(zip(described, [group for optimizer in optimizers for group in optimizer.param_groups]))
 
 
 def check_decay(case):
     """torch.optim.Adam and SGD couple weight decay and AdamW decouples it; a group must not say otherwise."""
     for of in case["groups"]:
         kind = of["weight_decay"]["kind"]
-        if case["optimizer"] is torch.optim.AdamW:
+        if own(case, of, "optimizer") is torch.optim.AdamW:
             assert kind == "decoupled"
-        elif case["optimizer"] is torch.optim.Adam:
+        elif own(case, of, "optimizer") is torch.optim.Adam:
             assert kind in ("none", "coupled")
 
 
-def run(case, initial, gradients):
-    """What PyTorch has after the last step."""
-    parameters = {name: torch.nn.Parameter(torch.from_numpy(values.astype(numpy.float64))) for name, values in initial.items()}
-    optimizer = optimizer_of(case, parameters)
+def run(case, initial, gradients, dtypes):
+    """What PyTorch has after the last step, with parameters rounded once to these data types."""
+    parameters = {name: torch.nn.Parameter(values.to(torch.float64)) for name, values in initial.items()}
+    optimizers, groups = optimizers_of(case, parameters)
     for step in range(1, case["steps"] + 1):
         for name, parameter in parameters.items():
             gradient = gradients.get((step, name))
-            parameter.grad = None if gradient is None else torch.from_numpy(gradient.astype(numpy.float64))
-        for of, group in zip(case["groups"], optimizer.param_groups):
+            parameter.grad = None if gradient is None else gradient.to(torch.float64)
+        for of, group in groups:
             if "learning_rates" in case:
                 group["lr"] = case["learning_rates"][step - 1]
-            if case["rule"] == "sgd" and of["weight_decay"]["kind"] == "decoupled":
+            if own(case, of, "rule") == "sgd" and of["weight_decay"]["kind"] == "decoupled":
                 # torch.optim.SGD has no decoupled decay. This is what AdamW does before its step.
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         parameter.data.mul_(1.0 - group["lr"] * of["weight_decay"]["value"])
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     expected = {}
     for name, parameter in parameters.items():
-        expected[f"expected.param.{name}"] = parameter.detach().numpy()
+        expected[f"expected.param.{name}"] = parameter.detach().to(dtypes[name])
         for kind in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
             # Without momentum SGD has no buffer, and without a gradient a parameter has no state.
-            state = optimizer.state.get(parameter, {}).get(kind)
-            if state is not None:
-                expected[f"expected.{kind}.{name}"] = state.numpy()
+            states = [optimizer.state[parameter].get(kind) for optimizer in optimizers if parameter in optimizer.state]
+            for state in states:
+                if state is not None:
+                    expected[f"expected.{kind}.{name}"] = state.to(torch.float32)
     return expected
 
 
@@ -205,35 +214,64 @@ def cases():
                ]}
 
 
+    # One rule for each group.
+    of_adam, of_adamw, of_sgd = [{"rule": of["rule"], "optimizer": of["optimizer"]} for of in (adam, adamw, sgd)]
+    yield {**adam, "name": "torch-mixed-rules", "seed": 41, "steps": 25, "draw": heavy_tailed, "groups": [
+        sgd_group([SHORT, SCALAR], **of_sgd, weight_decay=coupled(0.1)),
+        adam_group([ODD, SHORT], **of_adamw, weight_decay=decoupled(0.1)),
+        adam_group([MIDDLE], weight_decay=coupled(0.1), maximize=True),
+        sgd_group([MIDDLE], **of_sgd, momentum=0.5),
+        adam_group([SCALAR], **of_adam),
+    ]}
+    # Parameters and gradients in 16 bits. An engine has either the parameters or their master weights, in float32.
+    bf16, f16 = {"dtype": torch.bfloat16}, {"dtype": torch.float16}
+    yield {**adamw, "name": "torch-adamw-16-bit", "seed": 42, "steps": 25, "draw": heavy_tailed, "groups": [
+        adam_group([LONG, SCALAR], weight_decay=decoupled(0.1), **bf16),
+        adam_group([ODD, SHORT], weight_decay=decoupled(0.0), gradient_dtype=torch.float32, **f16),
+        adam_group([SHORT], weight_decay=decoupled(0.1), gradient_dtype=torch.bfloat16),
+        sgd_group([MIDDLE], **of_sgd, weight_decay=coupled(0.1), expected_dtype=torch.float32, **f16),
+        adam_group([MIDDLE], weight_decay=decoupled(0.1), expected_dtype=torch.float32, **bf16),
+    ]}
+
+
 def make(case, folder):
     check_decay(case)
     rng = numpy.random.default_rng(case["seed"])
-    initial, gradients, rules = {}, {}, {}
+    initial, gradients, rules, dtypes = {}, {}, {}, {}
+
+    def numbers(values, dtype):
+        return torch.from_numpy(numpy.asarray(values, dtype=numpy.float32)).to(dtype)
+
     for number, of in enumerate(case["groups"]):
         title = of.pop("title", f"group{number}")
-        rule = (of.pop("first_step", 1), of.pop("draw", case["draw"]))
+        dtype = of.pop("dtype", torch.float32)
+        rule = (of.pop("first_step", 1), of.pop("draw", case["draw"]), of.pop("gradient_dtype", dtype))
+        expected_dtype = of.pop("expected_dtype", dtype)
         shapes = of.pop("shapes")
         of["params"] = [f"{title}.{'x'.join(map(str, shape)) or 'scalar'}" for shape in shapes]
         for name, shape in zip(of["params"], shapes):
-            initial[name] = numpy.asarray(rng.standard_normal(shape), dtype=numpy.float32)
-            rules[name] = rule
+            initial[name] = numbers(rng.standard_normal(shape), dtype)
+            rules[name], dtypes[name] = rule, expected_dtype
     for step in range(1, case["steps"] + 1):
-        for name, (first_step, draw) in rules.items():
+        for name, (first_step, draw, dtype) in rules.items():
             if first_step is None or step < first_step:
                 continue
-            gradient = numpy.asarray(draw(rng, initial[name].shape), dtype=numpy.float32)
+            gradient = numbers(draw(rng, tuple(initial[name].shape)), dtype)
             if step == first_step or rng.random() >= case.get("missing", 0.0):
                 gradients[step, name] = gradient
-    tensors = {name: numpy.asarray(values, dtype=numpy.float32) for name, values in run(case, initial, gradients).items()}
+    tensors = run(case, initial, gradients, dtypes)
     tensors.update({f"param.{name}": values for name, values in initial.items()})
     tensors.update({f"grad.{step}.{name}": gradient for (step, name), gradient in gradients.items()})
-    assert all(numpy.isfinite(values).all() for values in tensors.values())
+    assert all(values.isfinite().all() for values in tensors.values())
+    optimizers = dict.fromkeys(own(case, of, "optimizer") for of in case["groups"])
+    for of in case["groups"]:
+        of.pop("optimizer", None)
     description = {key: case[key] for key in ("rule", "steps", "groups", "learning_rates") if key in case}
-    optimizer = f"torch.optim.{case['optimizer'].__name__}"
+    optimizer = " and ".join(f"torch.optim.{kind.__name__}" for kind in optimizers)
     release = torch.__version__.split("+")[0]
     description["made_by"] = f"{optimizer} of torch {release} in float64, gradients by numpy {numpy.__version__}"
     path = folder / f"{case['name']}.safetensors"
-    tensors = {name: numpy.ascontiguousarray(values).reshape(values.shape) for name, values in sorted(tensors.items())}
+    tensors = {name: values.contiguous() for name, values in sorted(tensors.items())}
     save_file(tensors, path, metadata={"adamod.trace": json.dumps(description)})
     path.chmod(0o644)
     print(path)

@@ -18,14 +18,15 @@ mod statistics;
 mod suites;
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::adapter::AdapterChoice;
-use crate::failure::Failure;
+use crate::failure::{Failure, note};
+use crate::output::{Argument, Output};
 use clock::{Counted, Effort, Machine, Timing, Work};
 use engine::Engine;
 use error::BenchError;
@@ -93,10 +94,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.plot.is_some() && !quick && !arguments.suites.contains(&Suite::Roofline) {
         return Err(BenchError::NothingToPlot.into());
     }
-    let files = [("--plot", &arguments.plot), ("--json-file", &arguments.json_file)];
-    for (option, path) in files.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?))) {
-        create(option, path)?;
-    }
+    let [plot_file, json_file] = [("--plot", &arguments.plot), ("--json-file", &arguments.json_file)]
+        .map(|(option, path)| path.as_deref().map(|path| (option, path)));
+    let files: Vec<Argument<'_>> = [plot_file, json_file].into_iter().flatten().collect();
+    let mut outputs = Output::open_all(&[], &files)?.into_iter();
+    let plot_file = plot_file.and_then(|_| outputs.next());
+    let json_file = json_file.and_then(|_| outputs.next());
     let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY)?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
     let sizes = Sizes {
@@ -149,7 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(error.into());
     }
     if let Some(case) = roofline_ended_at {
-        eprintln!("roofline ends below {case}, which does not fit on the device");
+        note(format_args!("roofline ends below {case}, which does not fit on the device"));
     }
 
     let wgpu::AdapterInfo { name, driver, driver_info, backend, device_type, .. } = &machine.info;
@@ -165,38 +168,29 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         cache: if machine.flush.is_some() { "cold" } else { "warm" },
         results,
     };
-    print(&report, arguments.json)?;
-    if let Some(path) = &arguments.plot {
-        let svg = plot::draw(&report).map_err(BenchError::Draw)?;
-        std::fs::write(path, svg).map_err(unwritten("--plot", path))?;
+    // What was measured for minutes is in the files even if nobody reads the report.
+    let printed = print(&report, arguments.json);
+    if let Some(file) = plot_file {
+        file.write(plot::draw(&report).map_err(BenchError::Draw)?.as_bytes())?;
     }
-    if let Some(path) = &arguments.json_file {
+    if let Some(file) = json_file {
         let mut json = serde_json::to_string(&report).map_err(BenchError::from)?;
         json.push('\n');
-        std::fs::write(path, json).map_err(unwritten("--json-file", path))?;
+        file.write(json.as_bytes())?;
     }
+    printed?;
     failed.map_or(Ok(()), |error| Err(error.into()))
-}
-
-/// Creates the file if it does not exist, so that an error comes before minutes of measuring. Leaves an existing file as it is.
-fn create(option: &'static str, path: &Path) -> Result<(), BenchError> {
-    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    opened.map(drop).map_err(unwritten(option, path))
-}
-
-fn unwritten(option: &'static str, path: &Path) -> impl Fn(std::io::Error) -> BenchError {
-    move |source| BenchError::File { option, path: path.to_owned(), source }
 }
 
 fn print(report: &Report, json: bool) -> Result<(), BenchError> {
     let mut out = std::io::stdout().lock();
     if json {
-        serde_json::to_writer(&mut out, report)?;
-        writeln!(out)?;
+        let text = serde_json::to_string(report)?;
+        writeln!(out, "{text}")?;
     } else {
         report.print(&mut out)?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 /// Chooses the clock, and whether caches are flushed.
@@ -252,9 +246,9 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let bytes_per_parameter = mode.bytes_per_parameter();
     let bytes = (elements as f64 * bytes_per_parameter).ceil() as u64;
     // The stream kernel moves f32, so its number of elements is chosen to move as many bytes as the step.
-    let states = mode.rule.states().len() as u32;
+    let states = mode.form.states().len() as u32;
     let ceiling_bytes = bytes.min(CEILING_BYTES);
-    let stream_elements = ceiling_bytes / u64::from(mode.rule.bytes_per_parameter());
+    let stream_elements = ceiling_bytes / u64::from(mode.form.bytes_per_parameter());
     let name = |case: &str| format!("{suite}, {case}");
 
     let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {

@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         reports.iter().try_for_each(|report| print(report, &mut out))?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 fn report(adapter: &wgpu::Adapter, chosen: bool) -> AdapterReport {

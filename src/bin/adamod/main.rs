@@ -5,12 +5,14 @@ mod bench;
 mod failure;
 mod info;
 mod names;
+mod output;
 mod replay;
 mod trace;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use failure::Failure;
 
 /// Fused AdaMod, Adam and SGD optimizer steps on the GPU: information, checks, measurements.
 #[derive(Debug, Parser)]
@@ -31,7 +33,19 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        // The help, the version, or what is wrong with the command line.
+        Err(error) => {
+            return match error.print() {
+                Err(unprinted) if !error.use_stderr() => Failure::from(unprinted).report(),
+                // Nothing can be said where standard error cannot be written.
+                _ if error.use_stderr() => ExitCode::from(2),
+                _ => ExitCode::SUCCESS,
+            };
+        }
+    };
+    let result = match command {
         Command::Info(arguments) => info::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

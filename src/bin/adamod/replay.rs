@@ -5,7 +5,7 @@ mod comparison;
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use adamod::{StateFormat, wgpu};
 use anyhow::{Context as _, anyhow};
@@ -16,20 +16,22 @@ use serde::Serialize;
 use crate::adapter::AdapterChoice;
 use crate::failure::Failure;
 use crate::names;
-use crate::trace::Trace;
+use crate::output::Output;
+use crate::trace::{Trace, VALUES};
 use comparison::{KindReport, Outcome, compare};
 
 /// Arguments of `adamod replay`.
 ///
-/// Exit codes: 0, everything is within its tolerance; 1, something is not; 2, the trace or the command line is wrong; 3, the
-/// machine cannot do it.
+/// Exit codes: 0, everything is within its tolerance; 1, something is not; 2, the trace or the command line is wrong, or a file cannot
+/// be read or written; 3, the machine cannot do it, or the report cannot be printed.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Tolerances, absolute + relative * |expected|: param 1e-6 + 1e-5 |p| up to 100 steps, 1e-5 + 1e-4 |p| beyond; \
-exp_avg and momentum_buffer 1e-5 of the element and of the largest one of its tensor, 1e-4 beyond; exp_avg_sq and exp_avg_lr \
-1e-5 |x|, 1e-4 beyond. With --state bf16 (q8), in the same order: 5% (100%) of the largest movement in the tensor, 5% (60%), \
-15% (100%).\n\
-Exit codes: 0 within tolerance, 1 not within tolerance, 2 malformed trace or command line, 3 no adapter or a failure of the device."
+signed states 1e-5 of the element and of the largest one of its tensor, 1e-4 beyond; other states 1e-5 |x|, 1e-4 beyond. With \
+--state bf16 (q8), in the same order: 5% (100%) of the largest movement in the tensor, 5% (60%), 15% (100%). Values that are \
+expected in 16 bits may be off by half a unit in the last place besides. docs/replay.md has the format of traces.\n\
+Exit codes: 0 within tolerance; 1 not within tolerance; 2 malformed trace or command line, or a file that cannot be read or \
+written; 3 no adapter, a failure of the device, or a report that cannot be printed."
 )]
 pub struct Arguments {
     /// The trace, a safetensors file.
@@ -44,7 +46,7 @@ pub struct Arguments {
         default_value = StateFormat::F32.name(),
     )]
     state: StateFormat,
-    /// Write parameters and states to this file, as safetensors.
+    /// Write parameters and states to this file, as safetensors in f32.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Print one JSON object.
@@ -79,33 +81,28 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let trace = Trace::read(&arguments.trace)
         .with_context(|| format!("trace {}", arguments.trace.display()))
         .map_err(Failure::Input)?;
-    if let Some(path) = &arguments.output {
-        // Fails before a long run rather than after it. Leaves an existing file as it is.
-        let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        opened
-            .with_context(|| format!("--output: {} cannot be written", path.display()))
-            .map_err(Failure::Input)?;
-    }
     let state = arguments.state;
+    if arguments.backend == Backend::Cpu && state != StateFormat::F32 {
+        return Err(Failure::Input(anyhow!(
+            "--state is {}, expected f32 for the f64 reference, or --backend gpu",
+            state.name()
+        )));
+    }
+    let outputs: Vec<_> = arguments.output.iter().map(|path| ("--output", path.as_path())).collect();
+    let mut outputs = Output::open_all(&[("the trace", &arguments.trace)], &outputs)?;
     let (outcomes, adapter) = match arguments.backend {
         Backend::Gpu => {
             let (adapter, device, queue) = arguments.choice.open(wgpu::Features::empty())?;
             let outcomes = backends::on_gpu(&trace, state, &device, &queue).map_err(Failure::Machine)?;
             (outcomes, Some(adapter.get_info().name))
         }
-        Backend::Cpu if state != StateFormat::F32 => {
-            return Err(Failure::Input(anyhow!(
-                "--state is {}, expected f32 for the f64 reference, or --backend gpu",
-                state.name()
-            )));
-        }
         Backend::Cpu => (backends::on_cpu(&trace), None),
     };
-    if let Some(path) = &arguments.output {
-        write(&trace, &outcomes, path).map_err(Failure::Machine)?;
+    if let Some(output) = outputs.pop() {
+        output.write(&serialized(&trace, &outcomes).map_err(Failure::Machine)?)?;
     }
     let kinds: Vec<_> =
-        (0..trace.kinds.len()).filter_map(|kind| compare(&trace, state, &outcomes, kind)).collect();
+        trace.kinds().into_iter().filter_map(|kind| compare(&trace, state, &outcomes, kind)).collect();
     let report = Report {
         trace: arguments.trace.display().to_string(),
         backend: arguments.backend,
@@ -123,6 +120,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         print(&report, &mut out)?;
     }
+    out.flush()?;
     if report.passed { Ok(()) } else { Err(Failure::CheckFailed) }
 }
 
@@ -158,12 +156,14 @@ fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     Ok(())
 }
 
-fn write(trace: &Trace, outcomes: &[Outcome], path: &Path) -> anyhow::Result<()> {
+/// All values and states as a safetensors file.
+fn serialized(trace: &Trace, outcomes: &[Outcome]) -> anyhow::Result<Vec<u8>> {
     let mut bytes: Vec<(String, &[usize], Vec<u8>)> = Vec::new();
     for (parameter, outcome) in trace.parameters.iter().zip(outcomes) {
-        for (kind, elements) in trace.kinds.iter().zip(outcome) {
+        let states = trace.states(parameter).iter().map(|state| state.name);
+        for (kind, elements) in [VALUES].into_iter().chain(states).zip(outcome) {
             let narrow: Vec<f32> = elements.iter().map(|&x| x as f32).collect();
-            let name = format!("{}.{}", kind.name, parameter.name);
+            let name = format!("{kind}.{}", parameter.name);
             bytes.push((name, &parameter.shape, bytemuck::pod_collect_to_vec(&narrow)));
         }
     }
@@ -171,6 +171,5 @@ fn write(trace: &Trace, outcomes: &[Outcome], path: &Path) -> anyhow::Result<()>
     for (name, shape, data) in &bytes {
         views.insert(name.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), data)?);
     }
-    let file = safetensors::serialize(views, None)?;
-    std::fs::write(path, file).with_context(|| format!("--output: {} cannot be written", path.display()))
+    Ok(safetensors::serialize(views, None)?)
 }

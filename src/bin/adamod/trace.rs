@@ -1,38 +1,19 @@
-//! Recorded gradients: one safetensors file, which is checked completely before anything runs.
-//!
-//! | tensor (f32) | contents |
-//! |---|---|
-//! | `param.NAME` | the initial values of a parameter, of any shape |
-//! | `grad.T.NAME` | its gradient in step T = 1, 2, …; a step without one leaves the parameter alone |
-//! | `expected.KIND.NAME` | the expected result of the last step; KIND is `param` or one of the rule's states, such as `exp_avg` |
-//!
-//! The metadata has a JSON object under the key `adamod.trace`. Fields that are not listed here are refused.
-//!
-//! | field | value |
-//! |---|---|
-//! | `rule` | name of the update rule; `adamod` by default |
-//! | `formula` | `paper` or `authors`; only with `adamod`, which requires it |
-//! | `steps` | number of steps |
-//! | `learning_rates` | the learning rate of each step, for all groups; optional |
-//! | `made_by` | text for people; optional |
-//! | `groups[i].learning_rate` | the group's learning rate |
-//! | `groups[i].betas` | three numbers with `adamod`, two with `adam` |
-//! | `groups[i].epsilon` | with `adamod` and `adam` |
-//! | `groups[i].momentum` | with `sgd` |
-//! | `groups[i].weight_decay` | `{"kind": "none" \| "decoupled" \| "coupled", "value": 0.1}`; optional |
-//! | `groups[i].maximize` | PyTorch's `maximize`; `false` by default |
-//! | `groups[i].params` | the names of its parameters |
+//! Recorded gradients: one safetensors file, which is checked completely before anything runs. `docs/replay.md` has the format.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::Path;
 
-use adamod::{Formula, Hyperparameters, Objective, OutOfRange, Rule, RuleKind, Sign, WeightDecay};
+use adamod::{DType, Hyperparameters, Objective, OutOfRange, RuleKind, StateTensor, WeightDecay};
+use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::de::Error as _;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::names;
+
+mod rule;
 
 /// Key of the metadata.
 const METADATA_KEY: &str = "adamod.trace";
@@ -59,22 +40,42 @@ pub enum TraceError {
     LearningRate { index: usize, group: usize, source: OutOfRange },
     #[error("{field} is missing, expected one with rule {rule}")]
     Missing { field: String, rule: RuleKind },
-    #[error("{field} is given, expected none with rule {rule}")]
-    Superfluous { field: String, rule: RuleKind },
-    #[error("group {group}: betas has {found} entries, expected {expected} with rule {rule}")]
-    Betas { group: usize, found: usize, expected: usize, rule: RuleKind },
-    #[error("group {group}: weight_decay has a kind but no value")]
+    #[error("{field} is given, expected none with rule {rule}, whose hyperparameters are {fields}")]
+    Superfluous { field: String, rule: RuleKind, fields: String },
+    #[error("{field} is given, expected none: no group has a rule with this hyperparameter")]
+    Unused { field: String },
+    #[error("{field} is given twice")]
+    GivenTwice { field: String },
+    #[error("{field} has {found} entries, expected {expected} with rule {rule}")]
+    Entries { field: String, found: usize, expected: usize, rule: RuleKind },
+    #[error("{field} is {found}, expected {expected}")]
+    Value { field: String, found: String, expected: String },
+    #[error("groups[{group}].weight_decay has a kind but no value")]
     NoDecayValue { group: usize },
-    #[error("group {group}")]
+    #[error(
+        "groups[{group}].weight_decay.max_learning_rate is missing, expected one with kind fully_decoupled"
+    )]
+    NoMaxLearningRate { group: usize },
+    #[error(
+        "groups[{group}].weight_decay.max_learning_rate is given, expected none without kind fully_decoupled"
+    )]
+    MaxLearningRate { group: usize },
+    #[error("groups[{group}]")]
     Hyperparameter { group: usize, source: OutOfRange },
     #[error("parameter {name:?} is listed twice in groups")]
     ListedTwice { name: String },
-    #[error("group {group} lists parameter {name:?}, but tensor \"param.{name}\" is missing")]
+    #[error("groups[{group}] lists parameter {name:?}, but tensor \"param.{name}\" is missing")]
     UnknownListed { group: usize, name: String },
     #[error("tensor \"param.{name}\" is in no group")]
     Unlisted { name: String },
-    #[error("tensor {tensor:?} has dtype {found:?}, expected F32")]
+    #[error("tensor {tensor:?} has dtype {found:?}, expected F32, F16 or BF16")]
     Dtype { tensor: String, found: Dtype },
+    #[error("tensor {tensor:?} has dtype {found:?}, expected F32, as states have")]
+    StateDtype { tensor: String, found: Dtype },
+    #[error("tensor {tensor:?} has dtype {found:?}, expected {expected}, or F32")]
+    ValueDtype { tensor: String, found: Dtype, expected: DType },
+    #[error("tensor {tensor:?} is {found}, expected {expected} as other gradients of its parameter")]
+    GradientDtype { tensor: String, found: DType, expected: DType },
     #[error("tensor {tensor:?} has no elements")]
     Empty { tensor: String },
     #[error("tensor {tensor:?} belongs to parameter {name:?}, but tensor \"param.{name}\" is missing")]
@@ -92,30 +93,63 @@ pub enum TraceError {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Description {
     #[serde(default = "default_rule", deserialize_with = "rule_by_name")]
     rule: RuleKind,
-    #[serde(default, deserialize_with = "formula_by_name")]
-    formula: Option<Formula>,
     steps: i64,
     learning_rates: Option<Vec<f64>>,
     groups: Vec<GroupDescription>,
     #[serde(rename = "made_by")]
     _made_by: Option<String>,
+    /// Hyperparameters of all groups whose rule has them.
+    #[serde(flatten)]
+    hyperparameters: Fields,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct GroupDescription {
+    #[serde(default, deserialize_with = "some_rule_by_name")]
+    rule: Option<RuleKind>,
     learning_rate: f64,
-    betas: Option<Vec<f64>>,
-    epsilon: Option<f64>,
-    momentum: Option<f64>,
     weight_decay: Option<DecayDescription>,
     #[serde(default)]
     maximize: bool,
+    #[serde(default)]
+    cautious: bool,
+    #[serde(default)]
+    cautious_weight_decay: bool,
     params: Vec<String>,
+    /// The hyperparameters that only the rule has.
+    #[serde(flatten)]
+    hyperparameters: Fields,
+}
+
+/// All fields that have no meaning for every rule, in their order.
+#[derive(Debug)]
+struct Fields(Vec<(String, serde_json::Value)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("hyperparameters by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,14 +157,17 @@ struct GroupDescription {
 struct DecayDescription {
     kind: DecayKind,
     value: Option<f64>,
+    /// Only with fully decoupled decay.
+    max_learning_rate: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 enum DecayKind {
     None,
     Decoupled,
     Coupled,
+    FullyDecoupled,
 }
 
 fn default_rule() -> RuleKind {
@@ -138,31 +175,25 @@ fn default_rule() -> RuleKind {
 }
 
 fn rule_by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RuleKind, D::Error> {
-    by_name(deserializer, RuleKind::ALL, RuleKind::name)
-}
-
-fn formula_by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Formula>, D::Error> {
-    by_name(deserializer, &Formula::ALL, Formula::name).map(Some)
-}
-
-fn by_name<'de, D: Deserializer<'de>, T: Copy>(
-    deserializer: D,
-    all: &[T],
-    name: fn(T) -> &'static str,
-) -> Result<T, D::Error> {
     let text = String::deserialize(deserializer)?;
-    names::find(all, name, &text).ok_or_else(|| {
-        D::Error::custom(format_args!("got {text:?}, expected one of {}", names::list(all, name)))
+    names::find(RuleKind::ALL, RuleKind::name, &text).ok_or_else(|| {
+        let all = names::list(RuleKind::ALL, RuleKind::name);
+        D::Error::custom(format_args!("got {text:?}, expected one of {all}"))
     })
 }
 
-/// What is compared of a parameter: its values, or one of its states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
-    /// `param`, or the name of the state.
-    pub name: &'static str,
-    /// The range of the state; `None` for the values.
-    pub sign: Option<Sign>,
+fn some_rule_by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RuleKind>, D::Error> {
+    rule_by_name(deserializer).map(Some)
+}
+
+/// The name of what is compared of a parameter besides its states: its values.
+pub const VALUES: &str = "param";
+
+/// The elements of a tensor, widened to f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numbers {
+    pub dtype: DType,
+    pub elements: Vec<f32>,
 }
 
 /// A parameter of a trace.
@@ -171,14 +202,15 @@ pub struct TraceParameter {
     pub name: String,
     pub group: usize,
     pub shape: Vec<usize>,
-    pub values: Vec<f32>,
+    /// The initial values, in the parameter's data type.
+    pub values: Numbers,
+    /// The data type of its gradients, if it has any.
+    pub gradients: Option<DType>,
 }
 
 /// A checked trace.
 #[derive(Debug, PartialEq)]
 pub struct Trace {
-    /// The values and the states of the rule, in its order.
-    pub kinds: Vec<Kind>,
     pub steps: u64,
     /// The learning rate of each step for all groups, if the trace has them.
     pub learning_rates: Option<Vec<f64>>,
@@ -187,8 +219,8 @@ pub struct Trace {
     pub parameters: Vec<TraceParameter>,
     /// By step (from 1), then by index of the parameter.
     gradients: HashMap<(u64, usize), Vec<f32>>,
-    /// By index of the kind, then by index of the parameter.
-    expected: BTreeMap<(usize, usize), Vec<f32>>,
+    /// By what is expected, `param` or the name of a state, and by index of the parameter.
+    expected: BTreeMap<(&'static str, usize), Numbers>,
 }
 
 impl Trace {
@@ -213,10 +245,7 @@ impl Trace {
         let steps = steps.ok_or(TraceError::Steps(description.steps))?;
         let groups = groups(&description)?;
         check_learning_rates(&description, steps, &groups)?;
-        let states = description.rule.states().iter();
-        let states = states.map(|state| Kind { name: state.name, sign: Some(state.sign) });
         let mut trace = Self {
-            kinds: [Kind { name: "param", sign: None }].into_iter().chain(states).collect(),
             steps,
             groups,
             parameters: parameters(&description, &file)?,
@@ -224,10 +253,28 @@ impl Trace {
             gradients: HashMap::new(),
             expected: BTreeMap::new(),
         };
-        for (tensor, view) in file.tensors() {
-            trace.take(&tensor, &view)?;
+        // By name, so that of several errors the same one is named each time.
+        let tensors: BTreeMap<_, _> = file.tensors().into_iter().collect();
+        for (tensor, view) in &tensors {
+            trace.take(tensor, view)?;
         }
         Ok(trace)
+    }
+
+    /// The states of a parameter, in the order of its rule.
+    pub fn states(&self, parameter: &TraceParameter) -> &'static [StateTensor] {
+        self.groups[parameter.group].rule.states()
+    }
+
+    /// What is compared: `param`, then the states of all rules in the order of the groups.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        let mut kinds = vec![VALUES];
+        for name in self.groups.iter().flat_map(|group| group.rule.state_names()) {
+            if !kinds.contains(&name) {
+                kinds.push(name);
+            }
+        }
+        kinds
     }
 
     /// The gradient of a parameter in a step, if it has one.
@@ -235,9 +282,9 @@ impl Trace {
         self.gradients.get(&(step, parameter)).map(Vec::as_slice)
     }
 
-    /// The expected values or state (index into [`Trace::kinds`]) of a parameter, if the trace has them.
-    pub fn expected(&self, kind: usize, parameter: usize) -> Option<&[f32]> {
-        self.expected.get(&(kind, parameter)).map(Vec::as_slice)
+    /// What is expected of a parameter, if the trace has it: its values, or the state of this name.
+    pub fn expected(&self, kind: &'static str, parameter: usize) -> Option<&Numbers> {
+        self.expected.get(&(kind, parameter))
     }
 
     /// The hyperparameters of a group in a step.
@@ -250,12 +297,9 @@ impl Trace {
     }
 
     fn take(&mut self, tensor: &str, view: &TensorView<'_>) -> Result<(), TraceError> {
-        let kinds = &self.kinds;
-        let unknown = || TraceError::UnknownTensor {
-            tensor: tensor.to_owned(),
-            kinds: kinds.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", "),
-        };
-        let (what, rest) = tensor.split_once('.').ok_or_else(unknown)?;
+        let unknown =
+            |kinds: &[&str]| TraceError::UnknownTensor { tensor: tensor.to_owned(), kinds: kinds.join(", ") };
+        let (what, rest) = tensor.split_once('.').ok_or_else(|| unknown(&self.kinds()))?;
         match what {
             "param" => Ok(()),
             "grad" => {
@@ -267,32 +311,51 @@ impl Trace {
                 if step > self.steps {
                     return Err(TraceError::GradientPastEnd { tensor: tensor.to_owned(), steps: self.steps });
                 }
-                let (parameter, values) = self.values_of(tensor, name, view)?;
-                self.gradients.insert((step, parameter), values);
+                let (parameter, Numbers { dtype, elements }) = self.numbers_of(tensor, name, view)?;
+                let expected = *self.parameters[parameter].gradients.get_or_insert(dtype);
+                if dtype != expected {
+                    let (tensor, found) = (tensor.to_owned(), dtype);
+                    return Err(TraceError::GradientDtype { tensor, found, expected });
+                }
+                self.gradients.insert((step, parameter), elements);
                 Ok(())
             }
             "expected" => {
-                let (kind, name) = rest.split_once('.').ok_or_else(unknown)?;
-                let kind = kinds.iter().position(|of| of.name == kind).ok_or_else(unknown)?;
-                let (parameter, values) = self.values_of(tensor, name, view)?;
-                self.expected.insert((kind, parameter), values);
+                let (kind, name) = rest.split_once('.').ok_or_else(|| unknown(&self.kinds()))?;
+                let index = self.index_of(tensor, name)?;
+                let parameter = &self.parameters[index];
+                let states = self.states(parameter).iter().map(|state| state.name);
+                let kinds: Vec<_> = [VALUES].into_iter().chain(states).collect();
+                let kind = kinds.iter().copied().find(|&of| of == kind).ok_or_else(|| unknown(&kinds))?;
+                let (_, numbers) = self.numbers_of(tensor, name, view)?;
+                let (tensor, found, expected) = (tensor.to_owned(), view.dtype(), parameter.values.dtype);
+                if kind != VALUES && numbers.dtype != DType::F32 {
+                    return Err(TraceError::StateDtype { tensor, found });
+                }
+                if ![DType::F32, expected].contains(&numbers.dtype) {
+                    return Err(TraceError::ValueDtype { tensor, found, expected });
+                }
+                self.expected.insert((kind, index), numbers);
                 Ok(())
             }
-            _ => Err(unknown()),
+            _ => Err(unknown(&self.kinds())),
         }
     }
 
+    fn index_of(&self, tensor: &str, name: &str) -> Result<usize, TraceError> {
+        self.parameters
+            .binary_search_by(|parameter| parameter.name.as_str().cmp(name))
+            .map_err(|_| TraceError::UnknownParameter { tensor: tensor.to_owned(), name: name.to_owned() })
+    }
+
     /// The parameter with this name, and the elements of the tensor, which must have its shape.
-    fn values_of(
+    fn numbers_of(
         &self,
         tensor: &str,
         name: &str,
         view: &TensorView<'_>,
-    ) -> Result<(usize, Vec<f32>), TraceError> {
-        let index = self
-            .parameters
-            .binary_search_by(|parameter| parameter.name.as_str().cmp(name))
-            .map_err(|_| TraceError::UnknownParameter { tensor: tensor.to_owned(), name: name.to_owned() })?;
+    ) -> Result<(usize, Numbers), TraceError> {
+        let index = self.index_of(tensor, name)?;
         let expected = &self.parameters[index].shape;
         if view.shape() != expected {
             return Err(TraceError::Shape {
@@ -301,95 +364,59 @@ impl Trace {
                 expected: expected.clone(),
             });
         }
-        Ok((index, elements(tensor, view)?))
+        Ok((index, numbers(tensor, view)?))
     }
 }
 
-fn elements(tensor: &str, view: &TensorView<'_>) -> Result<Vec<f32>, TraceError> {
-    if view.dtype() != Dtype::F32 {
-        return Err(TraceError::Dtype { tensor: tensor.to_owned(), found: view.dtype() });
-    }
-    if view.data().is_empty() {
+fn numbers(tensor: &str, view: &TensorView<'_>) -> Result<Numbers, TraceError> {
+    let data = view.data();
+    let halves = || data.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]]));
+    let (dtype, elements) = match view.dtype() {
+        Dtype::F32 => (DType::F32, bytemuck::pod_collect_to_vec(data)),
+        Dtype::F16 => (DType::F16, halves().map(|bits| f16::from_bits(bits).to_f32()).collect()),
+        Dtype::BF16 => (DType::Bf16, halves().map(|bits| bf16::from_bits(bits).to_f32()).collect()),
+        found => return Err(TraceError::Dtype { tensor: tensor.to_owned(), found }),
+    };
+    if data.is_empty() {
         return Err(TraceError::Empty { tensor: tensor.to_owned() });
     }
-    Ok(bytemuck::pod_collect_to_vec(view.data()))
+    Ok(Numbers { dtype, elements })
 }
 
 fn groups(description: &Description) -> Result<Vec<Hyperparameters>, TraceError> {
-    let formula = formula(description)?;
-    let group = |(group, of): (usize, &GroupDescription)| {
-        let no_decay = DecayDescription { kind: DecayKind::None, value: None };
-        let DecayDescription { kind, value } = of.weight_decay.as_ref().unwrap_or(&no_decay);
-        let value = match (kind, value) {
-            (_, Some(value)) => *value,
+    let rules = rule::of_groups(description)?;
+    let group = |(group, (of, rule)): (usize, (&GroupDescription, adamod::Rule))| {
+        let no_decay = DecayDescription { kind: DecayKind::None, value: None, max_learning_rate: None };
+        let decay = of.weight_decay.as_ref().unwrap_or(&no_decay);
+        let lambda = match (decay.kind, decay.value) {
+            (_, Some(lambda)) => lambda,
             (DecayKind::None, None) => 0.0,
             (_, None) => return Err(TraceError::NoDecayValue { group }),
         };
-        let objective = if of.maximize { Objective::Maximize } else { Objective::Minimize };
-        let hyperparameters = Hyperparameters::from(rule(description.rule, formula, group, of)?)
-            .with_learning_rate(of.learning_rate)
-            .with_objective(objective);
-        // The value is checked even if the kind does not use it.
-        hyperparameters
-            .with_weight_decay(WeightDecay::Decoupled(value))
-            .validate()
-            .map_err(|source| TraceError::Hyperparameter { group, source })?;
-        Ok(hyperparameters.with_weight_decay(match kind {
-            DecayKind::None => WeightDecay::None,
-            DecayKind::Decoupled => WeightDecay::Decoupled(value),
-            DecayKind::Coupled => WeightDecay::Coupled(value),
-        }))
-    };
-    description.groups.iter().enumerate().map(group).collect()
-}
-
-/// The formula, which AdaMod requires and no other rule has.
-fn formula(description: &Description) -> Result<Formula, TraceError> {
-    let (field, rule) = ("formula".to_owned(), description.rule);
-    match (rule == RuleKind::AdaMod, description.formula) {
-        (true, None) => Err(TraceError::Missing { field, rule }),
-        (false, Some(_)) => Err(TraceError::Superfluous { field, rule }),
-        (_, formula) => Ok(formula.unwrap_or_default()),
-    }
-}
-
-/// The rule of a group. The description has to have all of its hyperparameters, and no others.
-fn rule(kind: RuleKind, formula: Formula, group: usize, of: &GroupDescription) -> Result<Rule, TraceError> {
-    let field = |name: &str| format!("group {group}: {name}");
-    let missing = |name| TraceError::Missing { field: field(name), rule: kind };
-    let mut rule = kind.with_defaults();
-    let names: Vec<_> = rule.hyperparameters().into_iter().map(|(name, _)| name).collect();
-    let betas = names.iter().filter(|name| name.starts_with("betas[")).count();
-    let given = [
-        ("betas", of.betas.is_some(), betas > 0),
-        ("epsilon", of.epsilon.is_some(), names.contains(&"epsilon")),
-        ("momentum", of.momentum.is_some(), names.contains(&"momentum")),
-    ];
-    if let Some((name, ..)) = given.into_iter().find(|(_, is_given, is_used)| *is_given && !is_used) {
-        return Err(TraceError::Superfluous { field: field(name), rule: kind });
-    }
-    if let Some((name, ..)) = given.into_iter().find(|(_, is_given, is_used)| !is_given && *is_used) {
-        return Err(missing(name));
-    }
-    let given_betas = of.betas.as_deref().unwrap_or_default();
-    if given_betas.len() != betas {
-        return Err(TraceError::Betas { group, found: given_betas.len(), expected: betas, rule: kind });
-    }
-    let mut next_beta = given_betas.iter().copied();
-    for name in names {
-        let value = match name {
-            "epsilon" => of.epsilon,
-            "momentum" => of.momentum,
-            "formula" => Some(f64::from(formula as u32)),
-            _ if name.starts_with("betas[") => next_beta.next(),
-            _ => None,
+        let weight_decay = match (decay.kind, decay.max_learning_rate) {
+            (DecayKind::FullyDecoupled, Some(max_learning_rate)) => {
+                WeightDecay::FullyDecoupled { lambda, max_learning_rate }
+            }
+            (DecayKind::FullyDecoupled, None) => return Err(TraceError::NoMaxLearningRate { group }),
+            (_, Some(_)) => return Err(TraceError::MaxLearningRate { group }),
+            (DecayKind::Coupled, None) => WeightDecay::Coupled(lambda),
+            (DecayKind::None | DecayKind::Decoupled, None) => WeightDecay::Decoupled(lambda),
         };
-        let value = value.ok_or_else(|| missing(name))?;
-        if !rule.set_hyperparameter(name, value) {
-            return Err(missing(name));
-        }
-    }
-    Ok(rule)
+        let objective = if of.maximize { Objective::Maximize } else { Objective::Minimize };
+        let hyperparameters = Hyperparameters::from(rule)
+            .with_learning_rate(of.learning_rate)
+            .with_objective(objective)
+            .with_cautious(of.cautious)
+            .with_cautious_weight_decay(of.cautious_weight_decay)
+            .with_weight_decay(weight_decay);
+        // The value is checked even if the kind does not use it.
+        hyperparameters.validate().map_err(|source| TraceError::Hyperparameter { group, source })?;
+        Ok(match decay.kind {
+            DecayKind::None => hyperparameters.with_weight_decay(WeightDecay::None),
+            _ => hyperparameters,
+        })
+    };
+    description.groups.iter().zip(rules).enumerate().map(group).collect()
 }
 
 fn check_learning_rates(
@@ -431,7 +458,8 @@ fn parameters(description: &Description, file: &SafeTensors<'_>) -> Result<Vec<T
                 name: name.to_owned(),
                 group,
                 shape: view.shape().to_vec(),
-                values: elements(&tensor, &view)?,
+                values: numbers(&tensor, &view)?,
+                gradients: None,
             });
         }
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::plan::allocator::Allocator;
 use crate::plan::limits::grid;
+use crate::rules::RuleKind;
 use crate::storage::block::state_words;
 use crate::storage::master::MasterWeights;
 use crate::storage::state::{Sign, StateFormat, StateTensor};
@@ -117,7 +118,7 @@ proptest! {
             .zip(&extents)
             .map(|(&Placed { values, gradients, shadow, layout, .. }, extents)| {
                 Tensor { values, gradients, shadow, extents, layout, key: [0; 2],
-                first_quad: 0, rule: RuleKind::AdaMod }
+                first_quad: 0, form: RuleKind::AdaMod.default_form() }
             })
             .collect();
         let plan = Plan::new(&tensors, &scene.sizes, zeroes_gradients, &limits);
@@ -292,7 +293,7 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
                 layout: F32_STATE,
                 key: [0; 2],
                 first_quad: 0,
-                rule: RuleKind::AdaMod,
+                form: RuleKind::AdaMod.default_form(),
             })
             .collect();
         Plan::new(&tensors, &[40_000, 40_000], false, &limits)
@@ -318,7 +319,7 @@ fn tensors_past_a_window_are_cut_where_windows_end() {
         layout,
         key: [0; 2],
         first_quad: 0,
-        rule: RuleKind::AdaMod,
+        form: RuleKind::AdaMod.default_form(),
     };
     let size = 4 + 4 * length;
     let plan = Plan::new(&[tensor], &[size, size], false, &limits);
@@ -343,7 +344,7 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
             layout,
             key: [0; 2],
             first_quad: 0,
-            rule: RuleKind::AdaMod,
+            form: RuleKind::AdaMod.default_form(),
         };
         let plan = Plan::new(&[tensor], &[8 * length], false, &limits);
         assert_eq!(plan.launches.len(), 2, "{length}");
@@ -366,7 +367,7 @@ fn partial_sums_are_few_however_many_chunks_there_are() {
         layout: F32_STATE,
         key: [0; 2],
         first_quad: 0,
-        rule: RuleKind::AdaMod,
+        form: RuleKind::AdaMod.default_form(),
     };
     let plan = Plan::new(&[tensor], &[40, 40], false, &limits(1 << 20, 1 << 20));
     for chunks in [&[1][..], &[1, 300, 4000], &[4096], &[4097], &[1, 8_000_000, 70_000]] {

@@ -86,7 +86,7 @@ impl Engine {
         let mut optimizer = Optimizer::new(device, queue, options)?;
         let precision =
             Precision::new(mode.state).with_master_weights(mode.master_weights).with_f32_state_below(0);
-        let group = Group::from(mode.rule.with_defaults()).with_precision(precision);
+        let group = Group::from(mode.form.with_defaults()).with_precision(precision);
         let group = optimizer.add_group(group)?;
         let mut tensors = Vec::with_capacity(lengths.len());
         let mut shadow = 0;
@@ -218,7 +218,7 @@ impl Engine {
     /// The f64 reference of a part of a tensor.
     fn expected(&self, tensor: u64, elements: std::ops::Range<u64>, steps: u64) -> Reference<f64> {
         let mut reference = Reference::new();
-        let group = reference.add_group(self.mode.rule.with_defaults());
+        let group = reference.add_group(self.mode.form.with_defaults());
         let stored = |number| f64::from(stored(self.mode.values, number));
         let values = elements.clone().map(|element| stored(value(tensor, element))).collect();
         let gradients: Vec<_> = elements.map(|element| stored(gradient(tensor, element))).collect();

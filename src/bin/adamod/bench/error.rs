@@ -1,11 +1,9 @@
 //! Why a measurement failed.
 
-use std::path::PathBuf;
-
 use adamod::ErrorKind;
 use plotters::drawing::DrawingAreaErrorKind;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, note};
 
 /// The error of plotters. The picture is drawn into a string, so only its layout can fail.
 pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
@@ -57,21 +55,11 @@ pub enum BenchError {
     /// A picture was asked for, but not the suite that it shows.
     #[error("--plot draws the suite roofline, expected --suite roofline or no --suite")]
     NothingToPlot,
-    /// A file for the results cannot be written.
-    #[error("{option}: {} cannot be written", path.display())]
-    File {
-        /// The option that names the file.
-        option: &'static str,
-        /// Its argument.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
     /// The picture could not be laid out.
     #[error("the picture could not be drawn: {0}")]
     Draw(DrawError),
     /// The report could not be printed.
-    #[error("the report could not be printed")]
+    #[error("the report cannot be printed")]
     Report(#[from] std::io::Error),
     /// The report could not be converted to JSON.
     #[error("the report could not be converted to JSON")]
@@ -95,12 +83,10 @@ impl From<BenchError> for Failure {
     fn from(error: BenchError) -> Self {
         match error {
             BenchError::Wrong { .. } => {
-                eprintln!("error: {error}");
+                note(format_args!("error: {error}"));
                 Failure::CheckFailed
             }
-            BenchError::NoTimestamps { .. } | BenchError::NothingToPlot | BenchError::File { .. } => {
-                Failure::Input(error.into())
-            }
+            BenchError::NoTimestamps { .. } | BenchError::NothingToPlot => Failure::Input(error.into()),
             _ => Failure::Machine(error.into()),
         }
     }

@@ -99,18 +99,20 @@ impl Stream {
             pipeline(device, "adamod.stream", source, "stream", Some(("STATES", f64::from(states))));
         let elements = elements.next_multiple_of(CHUNK_ELEMENTS);
         let state_bytes = 4 * u64::from(states);
-        let window_elements = binding_bytes(device) / state_bytes / CHUNK_ELEMENTS * CHUNK_ELEMENTS;
+        let window_elements = binding_bytes(device) / state_bytes.max(4) / CHUNK_ELEMENTS * CHUNK_ELEMENTS;
         let mut launches = Vec::new();
         let mut written = Vec::new();
         for window in split(elements, window_elements) {
             let gradients = buffer(device, "adamod.stream.gradients", 4 * window);
             let parameters = buffer(device, "adamod.stream.parameters", 4 * window);
-            let state = buffer(device, "adamod.stream.state", state_bytes * window);
+            // A binding cannot be empty.
+            let state = buffer(device, "adamod.stream.state", (state_bytes * window).max(16));
             upload(device, queue, &gradients, bytemuck::cast_slice(&[1.0_f32; 1 << 16]));
             let bind_group = bind(device, &pipeline, &[&gradients, &parameters, &state]);
             let (x, y) = grid(device, window / CHUNK_ELEMENTS);
             launches.push((bind_group, x, y));
-            written.extend([parameters, state]);
+            written.push(parameters);
+            written.extend((states > 0).then_some(state));
         }
         let bytes = (4 * 3 + 2 * state_bytes) * elements;
         Self { windows: Windows { pipeline, launches }, written, bytes }

@@ -1,12 +1,13 @@
 //! What is measured: the mode of a step, and where its tensors lie.
 
 use adamod::low_level::BlockLayout;
-use adamod::{DType, Diagnostics, MasterWeights, RuleKind, StateFormat};
+use adamod::{DType, Diagnostics, MasterWeights, RuleForm, RuleKind, StateFormat};
 
 /// What a step computes, and how its tensors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode {
-    pub rule: RuleKind,
+    /// The update rule, with its states.
+    pub form: RuleForm,
     pub state: StateFormat,
     /// Data type of parameters and gradients: f32 or bf16.
     pub values: DType,
@@ -27,12 +28,12 @@ pub enum Gradients {
 
 impl Mode {
     /// AdaMod in f32.
-    pub const ADAMOD: Self = Self::f32(RuleKind::AdaMod);
+    pub const ADAMOD: Self = Self::f32(RuleKind::AdaMod.default_form());
 
     /// A rule in f32, without anything else.
-    pub const fn f32(rule: RuleKind) -> Self {
+    pub const fn f32(form: RuleForm) -> Self {
         Self {
-            rule,
+            form,
             state: StateFormat::F32,
             values: DType::F32,
             master_weights: MasterWeights::None,
@@ -44,7 +45,7 @@ impl Mode {
 
     /// Its name: the rule and the format of its state, then everything that differs from f32: `adamod-q8+bf16+split24`.
     pub fn name(self) -> String {
-        let mut name = format!("{}-{}", self.rule, self.state.name());
+        let mut name = format!("{}-{}", self.form, self.state.name());
         let mut add = |part: &str| {
             name.push('+');
             name.push_str(part);
@@ -73,8 +74,8 @@ impl Mode {
     /// Bytes per element that a step has to read and write: parameter and state twice, the gradient once, and once more for its norm,
     /// the shadow copy once.
     pub fn bytes_per_parameter(self) -> f64 {
-        let Self { rule, state, master_weights, .. } = self;
-        let layout = BlockLayout { states: rule.states(), state, master_weights };
+        let Self { form, state, master_weights, .. } = self;
+        let layout = BlockLayout::new(form.states(), state, master_weights);
         let reads = match self.gradients {
             Gradients::AsTheyAre => 1,
             Gradients::Clipped => 2,

@@ -1,6 +1,6 @@
 //! The suites: lists of groups of variants. Nothing is created here, so they can be listed before anything is measured.
 
-use adamod::{DType, Diagnostics, MasterWeights, RuleKind, StateFormat};
+use adamod::{DType, Diagnostics, MasterWeights, RuleForm, StateFormat};
 
 use super::mode::{Gradients, Mode, Placement};
 use super::models::{GPT2_WIDTH, gpt2_small, resnet50};
@@ -129,11 +129,15 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
 /// Every measured mode, in the order of the table.
 fn modes() -> Vec<Mode> {
     let mut modes = Vec::new();
-    for &rule in RuleKind::ALL {
-        let f32 = Mode::f32(rule);
-        modes.extend(StateFormat::ALL.map(|state| Mode { state, ..f32 }));
+    for form in RuleForm::all() {
+        let f32 = Mode::f32(form);
+        // Without states there is one format.
+        let formats = StateFormat::ALL.into_iter().filter(|&state| {
+            state == StateFormat::F32 || form.refusal(state).is_none() && !form.states().is_empty()
+        });
+        modes.extend(formats.clone().map(|state| Mode { state, ..f32 }));
         // State in bf16 lies between the others.
-        for state in StateFormat::ALL.into_iter().filter(|state| *state != StateFormat::Bf16) {
+        for state in formats.filter(|state| *state != StateFormat::Bf16) {
             let bf16 = Mode { state, values: DType::Bf16, ..f32 };
             // Split32 keeps every bit of f32 in half the bytes of F32.
             let masters = MasterWeights::ALL.into_iter().filter(|master_weights| {
@@ -143,7 +147,7 @@ fn modes() -> Vec<Mode> {
         }
         modes.push(Mode { gradients: Gradients::Clipped, ..f32 });
         modes.push(Mode { shadow: true, ..f32 });
-        if rule.has_element_rates() {
+        if form.rule().has_element_rates() {
             modes.push(Mode { diagnostics: Diagnostics::RateHistograms, ..f32 });
         }
     }

@@ -3,11 +3,15 @@
 use std::io::IsTerminal;
 
 use adamod::reference::Reference;
-use adamod::{Group, Optimizer, Options, Parameter, Precision, StateFormat, Step, View, Views, wgpu};
+use adamod::{
+    DType, Group, MasterWeights, Optimizer, Options, Parameter, Precision, StateFormat, Step, View, Views,
+    wgpu,
+};
+use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::comparison::Outcome;
-use crate::trace::Trace;
+use crate::trace::{Numbers, Trace, TraceParameter};
 
 /// Bytes at which a tensor of a pool starts: the alignment of engines with memory pools.
 const POOL_ALIGNMENT_BYTES: u64 = 256;
@@ -32,6 +36,17 @@ fn wide(elements: &[f32]) -> Vec<f64> {
     elements.iter().map(|&x| f64::from(x)).collect()
 }
 
+/// The bytes of elements in a buffer, in whole words.
+fn bytes_of(dtype: DType, elements: &[f32]) -> Vec<u8> {
+    let mut bytes: Vec<u8> = match dtype {
+        DType::F16 => elements.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        DType::Bf16 => elements.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        _ => bytemuck::pod_collect_to_vec(elements),
+    };
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
 /// Runs a trace with the f64 reference.
 pub fn on_cpu(trace: &Trace) -> Vec<Outcome> {
     let mut reference = Reference::<f64>::new();
@@ -39,7 +54,7 @@ pub fn on_cpu(trace: &Trace) -> Vec<Outcome> {
         reference.add_group(group);
     }
     for parameter in &trace.parameters {
-        reference.add_parameter(parameter.group, wide(&parameter.values));
+        reference.add_parameter(parameter.group, wide(&parameter.values.elements));
     }
     let bar = progress(trace.steps);
     for step in 1..=trace.steps {
@@ -61,53 +76,61 @@ pub fn on_cpu(trace: &Trace) -> Vec<Outcome> {
         .collect()
 }
 
-/// Runs a trace on the GPU. Parameters and gradients are pooled, with one buffer each; a step is one dispatch.
+/// Gives each tensor a place in a pool of its kind, and the size of the pool.
+fn places(trace: &Trace, dtype: impl Fn(&TraceParameter) -> DType) -> (Vec<u64>, u64) {
+    let mut pool_bytes = 0;
+    let place = |parameter: &TraceParameter| {
+        let offset = pool_bytes;
+        let bytes = dtype(parameter).bytes() * parameter.values.elements.len() as u64;
+        pool_bytes = (offset + bytes).next_multiple_of(POOL_ALIGNMENT_BYTES);
+        offset
+    };
+    let offsets = trace.parameters.iter().map(place).collect();
+    (offsets, pool_bytes.max(POOL_ALIGNMENT_BYTES))
+}
+
+/// Runs a trace on the GPU. Parameters and gradients are pooled, with one buffer each; a step is one dispatch for each rule. 16-bit
+/// parameters have f32 master weights, as other frameworks give them.
 pub fn on_gpu(
     trace: &Trace,
     state: StateFormat,
     device: &wgpu::Device,
     queue: &wgpu::Queue,
 ) -> anyhow::Result<Vec<Outcome>> {
-    let mut pool_bytes = 0;
-    let offsets: Vec<u64> = trace
-        .parameters
-        .iter()
-        .map(|parameter| {
-            let offset = pool_bytes;
-            let bytes = size_of_val(parameter.values.as_slice()) as u64;
-            pool_bytes = (offset + bytes).next_multiple_of(POOL_ALIGNMENT_BYTES);
-            offset
-        })
-        .collect();
+    let gradient_dtype = |parameter: &TraceParameter| parameter.gradients.unwrap_or_default();
+    let (value_places, value_bytes) = places(trace, |parameter| parameter.values.dtype);
+    let (gradient_places, gradient_bytes) = places(trace, gradient_dtype);
     let limit = device.limits().max_buffer_size;
-    anyhow::ensure!(
-        pool_bytes <= limit,
-        "the parameters take {pool_bytes} bytes, expected at most {limit}, the largest buffer of the device"
-    );
-    let pool = |label| {
-        device.create_buffer(&wgpu::BufferDescriptor {
+    let pool = |label, what, bytes| {
+        anyhow::ensure!(
+            bytes <= limit,
+            "the {what} take {bytes} bytes, expected at most {limit}, the largest buffer of the device"
+        );
+        Ok(device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
-            size: pool_bytes.max(POOL_ALIGNMENT_BYTES),
+            size: bytes,
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
-        })
+        }))
     };
-    let (values, gradients) = (pool("adamod.replay.values"), pool("adamod.replay.gradients"));
+    let values = pool("adamod.replay.values", "parameters", value_bytes)?;
+    let gradients = pool("adamod.replay.gradients", "gradients", gradient_bytes)?;
     let mut optimizer = Optimizer::new(device, queue, Options::new())?;
     // Small tensors have the format, too.
-    let precision = Precision::new(state).with_f32_state_below(0);
+    let precision = Precision::new(state).with_f32_state_below(0).with_master_weights(MasterWeights::F32);
     let groups = trace
         .groups
         .iter()
         .map(|&group| optimizer.add_group(Group::new(group).with_precision(precision)))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut ids = Vec::with_capacity(offsets.len());
-    for (parameter, &offset) in trace.parameters.iter().zip(&offsets) {
-        queue.write_buffer(&values, offset, bytemuck::cast_slice(&parameter.values));
-        let views = Views::new(View::new(&values, offset), View::new(&gradients, offset));
-        let len = parameter.values.len() as u64;
-        let registered = Parameter::new(&parameter.name, len).with_views(views);
-        ids.push(optimizer.add_parameter(groups[parameter.group], registered)?);
+    let mut ids = Vec::with_capacity(trace.parameters.len());
+    for (index, parameter) in trace.parameters.iter().enumerate() {
+        let TraceParameter { values: Numbers { dtype, elements }, .. } = parameter;
+        queue.write_buffer(&values, value_places[index], &bytes_of(*dtype, elements));
+        let gradient = View::new(&gradients, gradient_places[index]).with_dtype(gradient_dtype(parameter));
+        let views = Views::new(View::new(&values, value_places[index]).with_dtype(*dtype), gradient);
+        let registered = Parameter::new(&parameter.name, elements.len() as u64).with_dtype(*dtype);
+        ids.push(optimizer.add_parameter(groups[parameter.group], registered.with_views(views))?);
     }
     let bar = progress(trace.steps);
     for step in 1..=trace.steps {
@@ -115,10 +138,11 @@ pub fn on_gpu(
             optimizer.set_hyperparameters(group, trace.hyperparameters(index, step))?;
         }
         let mut present = Vec::with_capacity(ids.len());
-        for (index, (&id, &offset)) in ids.iter().zip(&offsets).enumerate() {
+        for (index, parameter) in trace.parameters.iter().enumerate() {
             if let Some(gradient) = trace.gradient(step, index) {
-                queue.write_buffer(&gradients, offset, bytemuck::cast_slice(gradient));
-                present.push(id);
+                let bytes = bytes_of(gradient_dtype(parameter), gradient);
+                queue.write_buffer(&gradients, gradient_places[index], &bytes);
+                present.push(ids[index]);
             }
         }
         optimizer.submit(&Step::of(&present))?;

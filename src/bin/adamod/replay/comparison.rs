@@ -11,7 +11,8 @@
 //! `max` is the largest magnitude in the tensor. A signed state is a sum of terms that cancel, so its rounding errors are relative to the
 //! terms. The terms of the others have one sign. `tests/traces/README.md` has the measurements against PyTorch.
 //!
-//! State in formats below 32 bits is rounded at random, so an element may be off by several roundings. Its tolerances are:
+//! Values that are expected in 16 bits may be off by half a unit in the last place besides: 2^-8 |p| in bf16, 2^-11 |p| + 2^-25 in
+//! f16. State in formats below 32 bits is rounded at random, so an element may be off by several roundings. Its tolerances are:
 //!
 //! | kind | bf16 | q8 |
 //! |---|---|---|
@@ -22,15 +23,15 @@
 //!
 //! In q8 an `exp_avg_sq` that is more than 32 octaves below its neighbours is stored too large, which makes its learning rate smaller.
 
-use adamod::{Sign, StateFormat};
+use adamod::{DType, Sign, StateFormat};
 use serde::Serialize;
 
-use crate::trace::Trace;
+use crate::trace::{Numbers, Trace, VALUES};
 
 /// The longest run with the tighter tolerances.
 const SHORT_STEPS: u64 = 100;
 
-/// Values and states of one parameter, in the order of [`Trace::kinds`].
+/// The values of one parameter, then its states in the order of its rule.
 pub type Outcome = Vec<Vec<f64>>;
 
 /// The largest differences of a kind; `null` in JSON if one is not finite.
@@ -55,11 +56,15 @@ pub struct Worst {
     pub of_tolerance: f64,
 }
 
-/// Compares a kind (index into [`Trace::kinds`]); `None` if the trace expects nothing of it.
-pub fn compare(trace: &Trace, state: StateFormat, outcomes: &[Outcome], kind: usize) -> Option<KindReport> {
-    let name = trace.kinds[kind].name;
+/// Compares a kind, `param` or the name of a state; `None` if the trace expects nothing of it.
+pub fn compare(
+    trace: &Trace,
+    state: StateFormat,
+    outcomes: &[Outcome],
+    kind: &'static str,
+) -> Option<KindReport> {
     let mut report = KindReport {
-        kind: name,
+        kind,
         compared: 0,
         largest_absolute: 0.0,
         largest_relative: 0.0,
@@ -68,9 +73,13 @@ pub fn compare(trace: &Trace, state: StateFormat, outcomes: &[Outcome], kind: us
     };
     for (index, (parameter, outcome)) in trace.parameters.iter().zip(outcomes).enumerate() {
         let Some(expected) = trace.expected(kind, index) else { continue };
-        let sign = trace.kinds[kind].sign;
-        let (absolute, relative) = tolerance(sign, state, trace.steps, expected, &parameter.values);
-        for (element, (&got, &expected)) in outcome[kind].iter().zip(expected).enumerate() {
+        let found = trace.states(parameter).iter().zip(&outcome[1..]).find(|(state, _)| state.name == kind);
+        let (got, sign) = match found {
+            Some((state, got)) if kind != VALUES => (got, Some(state.sign)),
+            _ => (&outcome[0], None),
+        };
+        let (absolute, relative) = tolerance(sign, state, trace.steps, expected, &parameter.values.elements);
+        for (element, (&got, &expected)) in got.iter().zip(&expected.elements).enumerate() {
             let expected = f64::from(expected);
             // Equal infinities do not differ. Anything else that is not finite differs without bound.
             let difference = if got == expected { 0.0 } else { (got - expected).abs() };
@@ -87,7 +96,7 @@ pub fn compare(trace: &Trace, state: StateFormat, outcomes: &[Outcome], kind: us
             let of_tolerance = if of_tolerance.is_nan() { f64::INFINITY } else { of_tolerance };
             if report.worst.tensor.is_empty() || of_tolerance > report.worst.of_tolerance {
                 report.worst = Worst {
-                    tensor: format!("expected.{name}.{}", parameter.name),
+                    tensor: format!("expected.{kind}.{}", parameter.name),
                     index: element,
                     got,
                     expected,
@@ -104,17 +113,22 @@ fn tolerance(
     sign: Option<Sign>,
     state: StateFormat,
     steps: u64,
-    expected: &[f32],
+    Numbers { dtype, elements: expected }: &Numbers,
     initial: &[f32],
 ) -> (f64, f64) {
     let largest = || expected.iter().fold(0.0, |largest: f64, &x| largest.max(f64::from(x).abs()));
+    let rounding = match dtype {
+        DType::F16 => (2_f64.powi(-25), 2_f64.powi(-11)),
+        DType::Bf16 => (0.0, 2_f64.powi(-8)),
+        _ => (0.0, 0.0),
+    };
     // Below the smallest normal number nothing is promised.
     let smallest = f64::from(f32::MIN_POSITIVE);
     let (of_movement, of_signed, of_one_sign, of_largest) = match state {
         StateFormat::F32 => {
             let scale = if steps <= SHORT_STEPS { 1.0 } else { 10.0 };
             return match sign {
-                None => (1e-6 * scale, 1e-5 * scale),
+                None => (1e-6 * scale + rounding.0, 1e-5 * scale + rounding.1),
                 Some(Sign::Signed) => (1e-5 * scale * largest(), 1e-5 * scale),
                 Some(Sign::NonNegative | Sign::Positive) => (smallest, 1e-5 * scale),
             };
@@ -127,7 +141,8 @@ fn tolerance(
     match sign {
         None => {
             let moved = expected.iter().zip(initial).map(|(&x, &initial)| f64::from(x) - f64::from(initial));
-            (1e-6 + of_movement * moved.fold(0.0, |largest: f64, x| largest.max(x.abs())), 1e-5)
+            let largest = moved.fold(0.0, |largest: f64, x| largest.max(x.abs()));
+            (1e-6 + of_movement * largest + rounding.0, 1e-5 + rounding.1)
         }
         Some(Sign::Signed) => (of_signed * largest(), of_signed),
         Some(Sign::NonNegative) => (smallest + of_largest * largest(), of_one_sign),

@@ -107,10 +107,10 @@ proptest! {
         }
         if let Ok(trace) = Trace::parse(&bytes) {
             for (index, parameter) in trace.parameters.iter().enumerate() {
-                prop_assert_eq!(parameter.shape.iter().product::<usize>(), parameter.values.len());
+                prop_assert_eq!(parameter.shape.iter().product::<usize>(), parameter.values.elements.len());
                 for step in 1..=trace.steps.min(100) {
                     let gradient = trace.gradient(step, index);
-                    prop_assert!(gradient.is_none_or(|gradient| gradient.len() == parameter.values.len()));
+                    prop_assert!(gradient.is_none_or(|gradient| gradient.len() == parameter.values.elements.len()));
                     trace.hyperparameters(parameter.group, step).validate().unwrap();
                 }
             }
