@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use adamod::reference::{Reference, Storage, rounded};
 use adamod::{
     Control, DType, Group, Hyperparameters, MasterWeights, Optimizer, Options, Parameter, ParameterId,
-    Precision, RuleKind, StateFormat, Step, View, Views, WeightDecay, Workgroups, wgpu,
+    Precision, RuleForm, StateFormat, Step, View, Views, WeightDecay, Workgroups, wgpu,
 };
 use half::{bf16, f16};
 use rand::rngs::Xoshiro256PlusPlus;
@@ -26,13 +26,13 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// Every kind.
-    pub fn all() -> Vec<Self> {
+    /// Every kind that tensors of a rule can have.
+    pub fn of(form: RuleForm) -> Vec<Self> {
         let mut all = Vec::new();
         for values in DType::ALL {
             for gradients in DType::ALL {
                 for master_weights in MasterWeights::ALL.into_iter().filter(|master| master.fit(values)) {
-                    for state in StateFormat::ALL {
+                    for state in StateFormat::ALL.into_iter().filter(|state| form.refusal(*state).is_none()) {
                         all.push(Self { values, gradients, master_weights, state });
                     }
                 }
@@ -63,7 +63,7 @@ struct Tensor {
 /// Tensors in two pools, their optimizer, and the reference.
 pub struct Engine {
     gpu: Gpu,
-    rule: RuleKind,
+    form: RuleForm,
     pub optimizer: Optimizer,
     pub values: wgpu::Buffer,
     gradients: wgpu::Buffer,
@@ -74,7 +74,7 @@ pub struct Engine {
 impl Engine {
     pub fn new(
         gpu: &Gpu,
-        rule: RuleKind,
+        form: RuleForm,
         control: Control,
         tensors: &[(Kind, usize)],
         alignment: u64,
@@ -101,7 +101,7 @@ impl Engine {
         let mut groups: Vec<(Precision, _)> = Vec::new();
         // Decay multiplies the values by what is not a power of two.
         let hyperparameters =
-            Hyperparameters::from(rule.with_defaults()).with_weight_decay(WeightDecay::Decoupled(0.01));
+            Hyperparameters::from(form.with_defaults()).with_weight_decay(WeightDecay::Decoupled(0.01));
         let of_reference = reference.add_group(hyperparameters);
         for (&(kind, len), [values_offset, gradients_offset]) in tensors.iter().zip(places) {
             let label = format!("tensor.{}", engine_tensors.len());
@@ -130,7 +130,7 @@ impl Engine {
             reference.add_stored_parameter(of_reference, start, storage);
             engine_tensors.push(Tensor { kind, len, values_offset, gradients_offset, id });
         }
-        Ok(Self { gpu: gpu.clone(), rule, optimizer, values, gradients, tensors: engine_tensors, reference })
+        Ok(Self { gpu: gpu.clone(), form, optimizer, values, gradients, tensors: engine_tensors, reference })
     }
 
     /// Heavy-tailed gradients of a step: quotients of uniform numbers, which all devices round alike.
@@ -205,7 +205,7 @@ impl Engine {
                     return Err(what("values").into());
                 }
                 same_bits(&what("master values"), &read, self.reference.values(index))?;
-                let declared = self.rule.states();
+                let declared = self.form.states();
                 for (number, state) in states.enumerate() {
                     // The reference has debiased ones as they are stored.
                     if !(tensor.kind.state.is_debiased() && declared[number].debiased_by.is_some()) {

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use adamod::low_level::{Variant, abi, norm_source, prepare_source};
+use adamod::low_level::{Variant, abi, joint_source, norm_source, prepare_source, schedule_source};
 use adamod::{Access, GradientBinding, wgpu};
 
 use crate::gpu::Gpu;
@@ -10,37 +10,39 @@ use crate::gpu::Gpu;
 pub struct Kernel {
     pub name: String,
     source: String,
-    entry_point: &'static str,
+    entry_point: String,
     constants: Vec<(&'static str, f64)>,
 }
 
 /// Every variant of every kernel, with everything switched on that an override can switch.
 pub fn all() -> Vec<Kernel> {
     let lanes = ("LANES", f64::from(abi::GPU_LANES));
-    let mut all: Vec<_> = Variant::all()
-        .into_iter()
-        .map(|variant| Kernel {
-            name: variant.name(),
-            source: variant.source(),
-            entry_point: "update",
-            constants: vec![lanes, ("ZERO_GRADIENTS", 1.0)],
-        })
-        .collect();
     let control = [("USES_NORM", 1.0), ("SKIPS", 1.0), ("IS_DYNAMIC", 1.0), lanes];
+    let mut all = Vec::new();
+    let mut add = |name: &str, source: String, constants: &[(&'static str, f64)]| {
+        for entry_point in entry_points(&source) {
+            let name = if name.is_empty() { entry_point.clone() } else { format!("{entry_point}.{name}") };
+            all.push(Kernel { name, source: source.clone(), entry_point, constants: constants.to_vec() });
+        }
+    };
+    for variant in Variant::all() {
+        add(&variant.name(), variant.source(), &[lanes, ("ZERO_GRADIENTS", 1.0)]);
+    }
     for access in Access::ALL {
         for gradients in GradientBinding::ALL {
-            for entry_point in ["norm_of_chunks", "norm_and_prepare"] {
-                let name = format!("{entry_point}.{access:?}.{gradients:?}");
-                let source = norm_source(access, gradients);
-                all.push(Kernel { name, source, entry_point, constants: control.to_vec() });
-            }
+            add(&format!("{access:?}.{gradients:?}"), norm_source(access, gradients), &control);
         }
     }
-    for entry_point in ["prepare", "no_norm"] {
-        let (name, source) = (entry_point.to_owned(), prepare_source());
-        all.push(Kernel { name, source, entry_point, constants: control.to_vec() });
+    for source in [prepare_source(), schedule_source(), joint_source()] {
+        add("", source, &control);
     }
     all
+}
+
+/// The names of a source's entry points.
+fn entry_points(source: &str) -> Vec<String> {
+    let name = |text: &str| Some(text.split_once("fn ")?.1.split_once('(')?.0.to_owned());
+    source.split("@compute").skip(1).filter_map(name).collect()
 }
 
 /// Compiles a kernel, with `whole` for the adapter, too: the browser checks the text, uniform control flow included, in milliseconds, and a
@@ -60,7 +62,7 @@ pub async fn compile(gpu: &Gpu, kernel: &Kernel, whole: bool) -> Result<(), Box<
             label,
             layout: None,
             module: &module,
-            entry_point: Some(kernel.entry_point),
+            entry_point: Some(&kernel.entry_point),
             compilation_options,
             cache: None,
         });

@@ -21,7 +21,7 @@ fn engine(gpu: &Gpu, source: Source) -> Result<Engine, Box<dyn std::error::Error
         state: StateFormat::Q8,
     };
     let tensors = [(f32, 1030), (Kind { state: StateFormat::Bf16, ..q8 }, 40), (q8, 1500)];
-    Engine::new(gpu, RuleKind::AdaMod, source.control(), &tensors, 16, Workgroups::Auto)
+    Engine::new(gpu, RuleKind::AdaMod.default_form(), source.control(), &tensors, 16, Workgroups::Auto)
 }
 
 /// A hundred steps of one submit are a hundred steps.

@@ -7,7 +7,7 @@ mod laws;
 use std::collections::{BTreeSet, HashSet};
 use std::error::Error;
 
-use adamod::{Control, DeviceControl, LossScale, NonFinite, RuleKind, Workgroups};
+use adamod::{Control, DeviceControl, LossScale, NonFinite, RuleForm, Workgroups};
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::Gpu;
@@ -85,15 +85,15 @@ pub async fn run(gpu: &Gpu, extent: Extent, mut report: impl FnMut(Outcome)) {
         };
         report(Outcome { name, digest, error });
     };
-    for &rule in RuleKind::ALL {
+    for form in RuleForm::all() {
         for source in Source::ALL {
-            let name = format!("{rule}, {}: all types and formats in one optimizer", source.name());
-            add(name, mixed(gpu, rule, source).await);
+            let name = format!("{form}, {}: all types and formats in one optimizer", source.name());
+            add(name, mixed(gpu, form, source).await);
         }
     }
-    for Combination { rule, source, kind } in combinations(extent) {
-        let name = format!("{rule}, {}: {}", source.name(), kind.name());
-        add(name, of_one_kind(gpu, rule, source, kind).await);
+    for Combination { form, source, kind } in combinations(extent) {
+        let name = format!("{form}, {}: {}", source.name(), kind.name());
+        add(name, of_one_kind(gpu, form, source, kind).await);
     }
     for source in Source::ALL {
         add(format!("{}: 100 steps before one submit", source.name()), laws::many_steps(gpu, source).await);
@@ -114,44 +114,47 @@ pub async fn compile(gpu: &Gpu, extent: Extent, mut report: impl FnMut(Outcome))
     }
 }
 
-/// Numbers of kernels that together have every part of a name with every first part, which is the rule or the entry point.
+/// Numbers of kernels that together have every part of a name with every rule, and with every entry point.
 fn sample(kernels: &[kernels::Kernel]) -> BTreeSet<usize> {
-    // Neighbours differ in one part only. A prime stride brings several new parts at once.
-    const STRIDE: usize = 101;
     let mut seen = HashSet::new();
-    let mixed = (0..kernels.len()).map(|i| i * STRIDE % kernels.len());
-    mixed
-        .filter(|&index| {
-            let name = &kernels[index].name;
-            let (first, rest) = name.split_once('.').unwrap_or((name, ""));
-            // All parts have to be marked as seen.
-            rest.split('.').filter(|part| seen.insert((first, *part))).count() > 0
-        })
-        .collect()
+    let is_new = |index: &usize| {
+        // `update.RULE.PART.PART`, `norm_of_chunks.PART.PART` or `prepare`. All parts have to be marked as seen.
+        let name = kernels[*index].name.trim_start_matches("update.");
+        let (first, rest) = name.split_once('.').unwrap_or((name, ""));
+        rest.split('.').filter(|part| seen.insert((first, *part))).count() > 0
+    };
+    mixed_up(kernels.len()).filter(is_new).collect()
+}
+
+/// The numbers below `end`, each once. Neighbours of a list differ in one thing only; numbers far apart bring several new things at once.
+fn mixed_up(end: usize) -> impl Iterator<Item = usize> {
+    // A prime that is larger than any list here, so that it has no factor in common with a length.
+    const STRIDE: usize = 7919;
+    (0..end).map(move |i| i * STRIDE % end)
 }
 
 /// Every type, format and master weights of a rule in one optimizer.
-async fn mixed(gpu: &Gpu, rule: RuleKind, source: Source) -> Tested {
+async fn mixed(gpu: &Gpu, form: RuleForm, source: Source) -> Tested {
     const LENGTHS: [usize; 7] = [1, 2, 5, 33, 255, 1024, 1030];
     let tensors: Vec<_> =
-        Kind::all().into_iter().enumerate().map(|(i, kind)| (kind, LENGTHS[i % LENGTHS.len()])).collect();
-    train(gpu, rule, source, &tensors, 4, Workgroups::Auto).await
+        Kind::of(form).into_iter().enumerate().map(|(i, kind)| (kind, LENGTHS[i % LENGTHS.len()])).collect();
+    train(gpu, form, source, &tensors, 4, Workgroups::Auto).await
 }
 
 /// Tensors of one kind, whose kernel knows it.
-async fn of_one_kind(gpu: &Gpu, rule: RuleKind, source: Source, kind: Kind) -> Tested {
-    train(gpu, rule, source, &[(kind, 1500), (kind, 7)], 16, Workgroups::Gpu).await
+async fn of_one_kind(gpu: &Gpu, form: RuleForm, source: Source, kind: Kind) -> Tested {
+    train(gpu, form, source, &[(kind, 1500), (kind, 7)], 16, Workgroups::Gpu).await
 }
 
 async fn train(
     gpu: &Gpu,
-    rule: RuleKind,
+    form: RuleForm,
     source: Source,
     tensors: &[(Kind, usize)],
     alignment: u64,
     workgroups: Workgroups,
 ) -> Tested {
-    let mut engine = Engine::new(gpu, rule, source.control(), tensors, alignment, workgroups)?;
+    let mut engine = Engine::new(gpu, form, source.control(), tensors, alignment, workgroups)?;
     for step in 0..STEPS {
         engine.step(step)?;
     }
@@ -160,27 +163,35 @@ async fn train(
 
 #[derive(Clone, Copy, Debug)]
 struct Combination {
-    rule: RuleKind,
+    form: RuleForm,
     source: Source,
     kind: Kind,
 }
 
-/// The combinations whose kernels for one kind are tested.
+/// The combinations whose kernels for one kind are tested: all of them, or so many that every rule meets every type and master weights, and
+/// every format of state with every source.
 fn combinations(extent: Extent) -> Vec<Combination> {
-    let kinds = Kind::all();
-    let mut all = Vec::new();
-    for (number, &rule) in RuleKind::ALL.iter().enumerate() {
-        for (place, source) in Source::ALL.into_iter().enumerate() {
-            for (index, &kind) in kinds.iter().enumerate() {
-                // A prime stride passes through all values of all axes; each rule and source starts elsewhere.
-                const STRIDE: usize = 11;
-                if extent == Extent::All || index % STRIDE == (5 * number + 4 * place) % STRIDE {
-                    all.push(Combination { rule, source, kind });
-                }
+    let mut chosen = Vec::new();
+    for form in RuleForm::all() {
+        let of_kind = |kind| Source::ALL.map(|source| Combination { form, source, kind });
+        let all: Vec<_> = Kind::of(form).into_iter().flat_map(of_kind).collect();
+        let mut seen = HashSet::new();
+        for index in mixed_up(all.len()) {
+            let Combination { source, kind, .. } = all[index];
+            let things = [
+                format!("values {}", kind.values.name()),
+                format!("gradients {}", kind.gradients.name()),
+                format!("master weights {}", kind.master_weights.name()),
+                format!("state {}, {}", kind.state.name(), source.name()),
+            ];
+            // All of them have to be marked as seen.
+            let is_new = things.into_iter().filter(|thing| seen.insert(thing.clone())).count() > 0;
+            if is_new || extent == Extent::All {
+                chosen.push(all[index]);
             }
         }
     }
-    all
+    chosen
 }
 
 #[cfg(test)]
@@ -193,24 +204,26 @@ mod tests {
         let all = kernels::all();
         let sample = sample(&all);
         let sampled = |first: &str, part: &str| {
-            let has =
-                |name: &str| name.split('.').next() == Some(first) && name.split('.').any(|of| of == part);
+            let has = |name: &str| {
+                let mut parts = name.trim_start_matches("update.").split('.');
+                parts.next() == Some(first) && (part.is_empty() || parts.any(|of| of == part))
+            };
             sample.iter().any(|&index| has(&all[index].name))
         };
         assert!(8 * sample.len() < all.len(), "{} of {}", sample.len(), all.len());
-        for rule in RuleKind::ALL {
+        for form in RuleForm::all() {
             let parts =
                 ["vec4", "vec2", "scalar", "read", "read_write", "shared", "words4", "words2", "words1"];
             let parts = parts
                 .into_iter()
                 .chain(["shadow"])
-                .chain(rule.has_element_rates().then_some("rate_histograms"));
+                .chain(form.rule().has_element_rates().then_some("rate_histograms"));
             for part in parts {
-                assert!(sampled(rule.name(), part), "{rule} {part}");
+                assert!(sampled(&form.to_string(), part), "{form} {part}");
             }
         }
-        for entry_point in ["norm_of_chunks", "norm_and_prepare", "prepare", "no_norm"] {
-            assert!(sampled(entry_point, entry_point), "{entry_point}");
+        for entry_point in ["norm_of_chunks", "norm_and_prepare", "prepare", "no_norm", "schedule", "join"] {
+            assert!(sampled(entry_point, ""), "{entry_point}");
         }
     }
 
@@ -218,23 +231,23 @@ mod tests {
     fn in_the_sample_every_rule_meets_every_type_format_and_source() {
         let sample = combinations(Extent::Sample);
         assert!(10 * sample.len() < combinations(Extent::All).len());
-        for &rule in RuleKind::ALL {
+        for form in RuleForm::all() {
             let meets =
-                |what: &dyn Fn(&Combination) -> bool| sample.iter().any(|of| of.rule == rule && what(of));
+                |what: &dyn Fn(&Combination) -> bool| sample.iter().any(|of| of.form == form && what(of));
             for dtype in DType::ALL {
-                assert!(meets(&|of| of.kind.values == dtype), "{rule} {dtype}");
-                assert!(meets(&|of| of.kind.gradients == dtype), "{rule} {dtype}");
+                assert!(meets(&|of| of.kind.values == dtype), "{form} {dtype}");
+                assert!(meets(&|of| of.kind.gradients == dtype), "{form} {dtype}");
             }
-            for state in StateFormat::ALL {
+            for state in StateFormat::ALL.into_iter().filter(|state| form.refusal(*state).is_none()) {
                 for source in Source::ALL {
                     assert!(
                         meets(&|of| of.kind.state == state && of.source == source),
-                        "{rule} {state:?} {source:?}"
+                        "{form} {state:?} {source:?}"
                     );
                 }
             }
             for master in MasterWeights::ALL {
-                assert!(meets(&|of| of.kind.master_weights == master), "{rule} {master:?}");
+                assert!(meets(&|of| of.kind.master_weights == master), "{form} {master:?}");
             }
         }
     }
