@@ -65,7 +65,7 @@ fn count(outcomes: &[Outcome]) -> String {
 async fn here(extent: Extent) -> Result<Findings, Box<dyn std::error::Error>> {
     let gpu = Gpu::open().await?;
     let mut findings = Findings { adapter: gpu.adapter.name.clone(), ..Findings::default() };
-    findings.numbers = Demo::short_race(&gpu).await?;
+    Demo::short_races(&gpu, |numbers| findings.numbers.push(numbers)).await?;
     suite::run(&gpu, extent, |outcome| findings.outcomes.push(outcome)).await;
     Ok(findings)
 }
@@ -97,7 +97,7 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
         let context = || format!("could not read what the page posted about {kind}: {json:.200}");
         match kind.as_str() {
             "adapter" => findings.adapter = serde_json::from_str(&json).with_context(context)?,
-            "numbers" => findings.numbers = serde_json::from_str(&json).with_context(context)?,
+            "numbers" => findings.numbers.push(serde_json::from_str(&json).with_context(context)?),
             "outcome" => findings.outcomes.push(serde_json::from_str(&json).with_context(context)?),
             "uncaught" => findings.errors = serde_json::from_str(&json).with_context(context)?,
             "progress" | "page" => {}
