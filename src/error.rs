@@ -324,6 +324,10 @@ impl ErrorKind {
     }
 
     /// The error of a read-back with this time limit.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(unused_variables, reason = "nothing has a time limit in a browser")
+    )]
     pub(crate) fn of_snapshot(error: SnapshotError, limit: Duration) -> Self {
         match error {
             SnapshotError::Device(error) => error.into(),

@@ -56,8 +56,9 @@
 //!
 //! # Browsers
 //!
-//! The crate runs on wgpu's WebGPU backend with the default limits. Errors of wgpu arrive there after a call has returned, and go to the
-//! device's own error handler. Read-backs are futures there; nothing blocks.
+//! The crate runs on wgpu's WebGPU backend with the default limits. Read-backs and checkpoints are futures there, which fail if
+//! wgpu refuses them or the device is lost; nothing blocks. All other errors of wgpu arrive there after a call has returned, and go to the
+//! device's own error handler.
 
 pub use wgpu;
 

@@ -1,4 +1,5 @@
 //! Numbers as axes of pictures show them.
+#![allow(dead_code, reason = "each example uses a part of it")]
 
 /// A number as people write it, without trailing zeros.
 pub fn plain(value: f64) -> String {
@@ -7,6 +8,16 @@ pub fn plain(value: f64) -> String {
         format!("{}", (value * 1e6).round() / 1e6)
     } else {
         power_of_ten(value)
+    }
+}
+
+/// The labels of a log axis with this range, which are all plain numbers or all powers of ten.
+pub fn log_label(range: &std::ops::Range<f64>) -> fn(&f64) -> String {
+    let is_plain = |value: f64| (1e-3..1e5).contains(&value);
+    if is_plain(range.start) && is_plain(range.end) {
+        |value| plain(*value)
+    } else {
+        |value| power_of_ten(*value)
     }
 }
 
@@ -38,6 +49,12 @@ mod tests {
         assert_eq!([0.0, 0.01, 10.0, -2.5, 25_000.0].map(plain), ["0", "0.01", "10", "-2.5", "25000"]);
         assert_eq!([1e-5, 250_000.0, 10_000_000.0].map(plain), ["10⁻⁵", "2.5·10⁵", "10⁷"]);
         assert_eq!([2e12, f64::NAN].map(power_of_ten), ["2·10¹²", "NaN"]);
+    }
+
+    #[test]
+    fn an_axis_has_labels_of_one_kind() {
+        assert_eq!([0.01, 1.0].map(|value| log_label(&(0.002..2.0))(&value)), ["0.01", "1"]);
+        assert_eq!([1e-4, 0.01, 1.0].map(|value| log_label(&(1e-5..2.0))(&value)), ["10⁻⁴", "10⁻²", "10⁰"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::axis_labels::power_of_ten;
-use crate::picture::{Area, INK, LABEL_PIXELS, PANEL_TITLE_PIXELS, font, picture, styled};
+use crate::picture::{Area, INK, LABEL_PIXELS, PANEL_TITLE_PIXELS, font, styled, svg};
 use crate::statistics::extent;
 
 /// Histograms of the learning rates of some steps: [`RateHistograms`].
@@ -36,16 +36,24 @@ pub struct Ridges<'a> {
 }
 
 /// Distribution of the learning rates over time: a panel for each run, a ridge for each window of steps, the first at the top.
+#[allow(dead_code, reason = "some examples take the SVG")]
 pub fn draw(path: &Path, title: &str, panels: &[Ridges<'_>]) -> Result<(), Box<dyn Error>> {
-    let root = picture(path, (450 * panels.len().max(1) as u32, 560), title)?;
-    let windows = || panels.iter().flat_map(|panel| panel.windows);
-    let bins = occupied_bins(windows());
-    let histograms = windows().flat_map(|window| [&window.eta, &window.bounded]);
-    let tallest = extent(histograms.flat_map(frequencies)).1;
-    for (area, panel) in root.split_evenly((1, panels.len().max(1))).iter().zip(panels) {
-        draw_ridges(area, panel, bins.clone(), tallest)?;
-    }
-    Ok(root.present()?)
+    let size = (450 * panels.len().max(1) as u32, 560);
+    Ok(std::fs::write(path, ridges(size, title, panels)?)?)
+}
+
+/// The same as SVG.
+pub fn ridges(size: (u32, u32), title: &str, panels: &[Ridges<'_>]) -> Result<String, Box<dyn Error>> {
+    svg(size, title, |root| {
+        let windows = || panels.iter().flat_map(|panel| panel.windows);
+        let bins = occupied_bins(windows());
+        let histograms = windows().flat_map(|window| [&window.eta, &window.bounded]);
+        let tallest = extent(histograms.flat_map(frequencies)).1;
+        for (area, panel) in root.split_evenly((1, panels.len().max(1))).iter().zip(panels) {
+            draw_ridges(area, panel, bins.clone(), tallest)?;
+        }
+        Ok(())
+    })
 }
 
 /// The bins with more than a trace of some window's rates, and one empty bin at either side.
@@ -68,6 +76,45 @@ fn frequencies(counts: &[u64; BINS]) -> [f64; BINS] {
     counts.map(|count| count as f64 / sum)
 }
 
+/// One window's rates as a histogram with fractions of all weights: those that were used filled, unbounded ones as a line.
+#[allow(dead_code, reason = "for pages that show one window")]
+pub fn histogram(area: &Area<'_>, color: RGBColor, window: &Window) -> Result<(), Box<dyn Error>> {
+    let bins = occupied_bins(std::iter::once(window));
+    let (eta, bounded) = (frequencies(&window.eta), frequencies(&window.bounded));
+    let tallest = extent(eta.into_iter().chain(bounded)).1.max(0.01);
+    let x_range = RateHistograms::lower_edge(bins.start)..RateHistograms::lower_edge(bins.end);
+    let mut chart = ChartBuilder::on(area)
+        .margin(6)
+        .margin_right(20)
+        .x_label_area_size(46)
+        .y_label_area_size(60)
+        .build_cartesian_2d(x_range.clone().log_scale(), 0.0..110.0 * tallest)?;
+    styled(&mut chart.configure_mesh())
+        .x_labels(6)
+        .y_labels(6)
+        .x_label_formatter(&|rate| power_of_ten(*rate))
+        .y_label_formatter(&|percent| format!("{percent:.0} %"))
+        .x_desc("learning rate of a weight")
+        .y_desc("share of the weights")
+        .draw()?;
+    let outline = |frequency: &[f64; BINS]| steps(bins.clone(), |bin| 100.0 * frequency[bin]);
+    let used = outline(&bounded);
+    let mut filled = used.clone();
+    filled.extend([(x_range.end, 0.0), (x_range.start, 0.0)]);
+    chart.draw_series([Polygon::new(filled, color.mix(0.45))])?;
+    chart.draw_series([PathElement::new(used, color.stroke_width(2))])?;
+    if window.clipped > 0 {
+        chart.draw_series([PathElement::new(outline(&eta), INK.stroke_width(2))])?;
+    }
+    Ok(())
+}
+
+/// The outline of a histogram.
+fn steps(bins: Range<usize>, height: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
+    let top = |bin: usize| [bin, bin + 1].map(|edge| (RateHistograms::lower_edge(edge), height(bin)));
+    bins.flat_map(top).collect()
+}
+
 fn draw_ridges(
     area: &Area<'_>,
     panel: &Ridges<'_>,
@@ -77,7 +124,6 @@ fn draw_ridges(
     /// Height of the tallest ridge of the picture, in distances between ridges.
     const TALLEST_HEIGHT: f64 = 1.6;
     let Ridges { title, color, windows } = panel;
-    let center = |bin: usize| RateHistograms::lower_edge(bin) * std::f64::consts::SQRT_2;
     let x_range = RateHistograms::lower_edge(bins.start)..RateHistograms::lower_edge(bins.end);
     let mut chart = ChartBuilder::on(area)
         .caption(title, font(PANEL_TITLE_PIXELS))
@@ -99,7 +145,7 @@ fn draw_ridges(
         let base = (windows.len() - 1 - index) as f64;
         let ridge = |counts: &[u64; BINS]| -> Vec<_> {
             let frequency = frequencies(counts);
-            bins.clone().map(|bin| (center(bin), base + TALLEST_HEIGHT * frequency[bin] / tallest)).collect()
+            steps(bins.clone(), |bin| base + TALLEST_HEIGHT * frequency[bin] / tallest)
         };
         let used = ridge(&window.bounded);
         let mut filled = used.clone();

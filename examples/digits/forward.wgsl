@@ -15,9 +15,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let o = element % layer.outputs;
     let quads = layer.inputs / 4u;
 
-    var sum = biases[o];
+    // Not `dot`, whose order of additions is the driver's. Drivers may also move the parentheses of a sum (lavapipe does), so it has none.
+    var sums = vec4<f32>();
     for (var q = 0u; q < quads; q++) {
-        sum += dot(weights[o * quads + q], input[row * quads + q]);
+        sums += weights[o * quads + q] * input[row * quads + q];
     }
+    let sum = biases[o] + sums.x + sums.y + sums.z + sums.w;
     output[element] = select(sum, max(sum, 0.0), layer.rectified == 1u);
 }

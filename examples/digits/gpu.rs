@@ -1,15 +1,18 @@
-//! The parts of wgpu that the demo uses: a device, buffers, kernels, read-back.
+//! The parts of wgpu that the demo uses: a device, buffers, kernels, read-back. Nothing blocks a browser: what waits is a future, and
+//! outside of browsers such a future is ready when it is first polled.
 
 use std::error::Error;
-use std::sync::mpsc;
 
+use adamod::Readback;
 use adamod::wgpu::util::{BufferInitDescriptor, DeviceExt};
 use adamod::wgpu::{self, BufferUsages};
+use futures_channel::oneshot;
 
 /// Threads in a workgroup of every kernel.
 const WORKGROUP_THREADS: usize = 64;
 
 /// The device of the demo.
+#[derive(Clone)]
 pub struct Gpu {
     pub adapter: wgpu::AdapterInfo,
     pub device: wgpu::Device,
@@ -18,23 +21,24 @@ pub struct Gpu {
 
 impl Gpu {
     /// Opens the adapter that wgpu prefers, or that the environment names (`WGPU_BACKEND` selects the backend).
-    pub fn open() -> Result<Self, Box<dyn Error>> {
+    pub async fn open() -> Result<Self, Box<dyn Error>> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let options = wgpu::RequestAdapterOptions {
             power_preference: wgpu::PowerPreference::HighPerformance,
             ..Default::default()
         };
-        let adapter = pollster::block_on(instance.request_adapter(&options)).map_err(|error| {
+        let adapter = instance.request_adapter(&options).await.map_err(|error| {
             format!(
                 "no GPU adapter was found: {error}\nhelp: without a GPU, install a software adapter; \
                  on Debian and Ubuntu it is the package mesa-vulkan-drivers"
             )
         })?;
-        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        let descriptor = wgpu::DeviceDescriptor {
             label: Some("digits"),
             required_limits: adapter.limits(),
             ..Default::default()
-        }))?;
+        };
+        let (device, queue) = adapter.request_device(&descriptor).await?;
         Ok(Self { adapter: adapter.get_info(), device, queue })
     }
 
@@ -70,7 +74,7 @@ impl Gpu {
     }
 
     /// Waits for everything submitted, then returns the whole buffer.
-    pub fn read<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer) -> Result<Vec<T>, Box<dyn Error>> {
+    pub async fn read<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer) -> Result<Vec<T>, Box<dyn Error>> {
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("digits.read"),
             size: buffer.size(),
@@ -81,15 +85,42 @@ impl Gpu {
         encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
         self.queue.submit([encoder.finish()]);
 
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if the poll below failed, which is reported there.
             let _ = sender.send(result);
         });
+        // In a browser this does nothing, and the event loop runs the callback.
         self.device.poll(wgpu::PollType::wait_indefinitely())?;
-        receiver.recv()??;
-        let mapped = staging.get_mapped_range(..)?;
-        Ok(bytemuck::pod_collect_to_vec(&mapped))
+        receiver.await??;
+        let contents = bytemuck::pod_collect_to_vec(&staging.get_mapped_range(..)?);
+        // In a browser memory lives until garbage is collected, unless it is destroyed.
+        staging.destroy();
+        Ok(contents)
+    }
+
+    /// Waits for everything submitted, then returns what the optimizer read.
+    pub async fn finish<T>(&self, readback: Readback<T>) -> Result<T, Box<dyn Error>> {
+        self.device.poll(wgpu::PollType::wait_indefinitely())?;
+        Ok(readback.await?)
+    }
+
+    /// Submits commands.
+    pub fn submit(&self, commands: wgpu::CommandBuffer) -> Submission {
+        let index = self.queue.submit([commands]);
+        let (sender, done) = oneshot::channel();
+        self.queue.on_submitted_work_done(move || {
+            // The receiver is gone if nobody waits.
+            let _ = sender.send(());
+        });
+        Submission { index, done }
+    }
+
+    /// Waits for a submission.
+    pub async fn wait(&self, submission: Submission) -> Result<(), Box<dyn Error>> {
+        let Submission { index, done } = submission;
+        self.device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })?;
+        Ok(done.await?)
     }
 
     /// Compiles a kernel from a source with one entry point, which gets the constant `WORKGROUP_THREADS`.
@@ -131,6 +162,12 @@ impl Gpu {
         });
         Launch { pipeline: kernel.pipeline.clone(), bind_group, workgroups }
     }
+}
+
+/// Commands that were submitted.
+pub struct Submission {
+    index: wgpu::SubmissionIndex,
+    done: oneshot::Receiver<()>,
 }
 
 /// A compiled kernel.

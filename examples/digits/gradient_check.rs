@@ -83,13 +83,15 @@ fn on_gpu(gpu: &Gpu, network: &Network, case: &Case) -> (Vec<f32>, Vec<f32>) {
     drop(pass);
     gpu.queue.submit([encoder.finish()]);
 
-    assert_eq!(gpu.read::<u32>(&step).unwrap(), [STEP + 1]);
-    (gpu.read(&losses).unwrap(), gpu.read(&network.gradients).unwrap())
+    pollster::block_on(async {
+        assert_eq!(gpu.read::<u32>(&step).await.unwrap(), [STEP + 1]);
+        (gpu.read(&losses).await.unwrap(), gpu.read(&network.gradients).await.unwrap())
+    })
 }
 
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    let gpu = Gpu::open().unwrap();
+    let gpu = pollster::block_on(Gpu::open()).unwrap();
     let network = Network::new(&gpu, WIDTHS);
     let case = Case::random(&network);
     let (losses, gradients) = on_gpu(&gpu, &network, &case);
@@ -126,7 +128,7 @@ fn the_comparison_notices_wrong_gradients() {
 #[test]
 fn no_tensor_is_written_past_its_end() {
     const SENTINEL: f32 = 12345.0;
-    let gpu = Gpu::open().unwrap();
+    let gpu = pollster::block_on(Gpu::open()).unwrap();
     let network = Network::new(&gpu, WIDTHS);
     let case = Case::random(&network);
     let pool_len = network.gradients.size() as usize / 4;

@@ -99,7 +99,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match demonstrate(&Arguments::parse()) {
+    match pollster::block_on(demonstrate(&Arguments::parse())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -109,12 +109,12 @@ fn main() -> ExitCode {
 }
 
 /// Trains the grid, prints the tables and draws the pictures.
-fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+async fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     validate(arguments)?;
     std::fs::create_dir_all(&arguments.output)
         .map_err(|error| format!("could not create {}: {error}", arguments.output.display()))?;
-    let gpu = Gpu::open()?;
+    let gpu = Gpu::open().await?;
     println!("Adapter: {} ({})", gpu.adapter.name, gpu.adapter.backend);
 
     let digits = Digits::load()?;
@@ -126,9 +126,9 @@ fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         arguments.batch,
         arguments.beta3
     );
-    let grid = train_grid(&trainer, arguments)?;
+    let grid = train_grid(&trainer, arguments).await?;
     println!("\n{grid}");
-    for picture in draw(&trainer, &grid, arguments)? {
+    for picture in draw(&trainer, &grid, arguments).await? {
         println!("Wrote {}", picture.display());
     }
     println!("Took {:.0} s", start.elapsed().as_secs_f64());
@@ -144,19 +144,24 @@ fn validate(arguments: &Arguments) -> Result<(), OutOfRange> {
 }
 
 /// Draws the grid and the learning rates of two more runs. Returns the files.
-fn draw(trainer: &Trainer<'_>, grid: &Grid, arguments: &Arguments) -> Result<[PathBuf; 3], Box<dyn Error>> {
-    let windows = |rule| trainer.learning_rates(&arguments.run(rule, HISTOGRAM_LEARNING_RATE, 0));
-    let (adam, adamod) = (windows(RuleKind::Adam)?, windows(RuleKind::AdaMod)?);
-    let folder = &arguments.output;
+async fn draw(trainer: &Trainer, grid: &Grid, arguments: &Arguments) -> Result<[PathBuf; 3], Box<dyn Error>> {
+    let run = |rule| arguments.run(rule, HISTOGRAM_LEARNING_RATE, 0);
+    let adam = trainer.learning_rates(&run(RuleKind::Adam)).await?;
+    let adamod = trainer.learning_rates(&run(RuleKind::AdaMod)).await?;
+    let write = |name: &str, svg: String| -> Result<PathBuf, Box<dyn Error>> {
+        let path = arguments.output.join(name);
+        std::fs::write(&path, svg)?;
+        Ok(path)
+    };
     Ok([
-        plots::loss(grid, folder)?,
-        plots::accuracy(grid, folder)?,
-        plots::learning_rates(&adam, &adamod, HISTOGRAM_LEARNING_RATE, folder)?,
+        write("loss.svg", plots::loss(grid)?)?,
+        write("accuracy.svg", plots::accuracy(grid)?)?,
+        write("learning_rates.svg", plots::learning_rates(&adam, &adamod, HISTOGRAM_LEARNING_RATE)?)?,
     ])
 }
 
 /// Trains every rule at every learning rate from every seed. Runs of one seed have the same initial weights and minibatches.
-fn train_grid(trainer: &Trainer<'_>, arguments: &Arguments) -> Result<Grid, Box<dyn Error>> {
+async fn train_grid(trainer: &Trainer, arguments: &Arguments) -> Result<Grid, Box<dyn Error>> {
     let rates = distinct(&arguments.learning_rates);
     let runs = (RULES.len() * rates.len()) as u64 * arguments.seeds();
     let bar = ProgressBar::new(runs * arguments.epochs())
@@ -169,7 +174,7 @@ fn train_grid(trainer: &Trainer<'_>, arguments: &Arguments) -> Result<Grid, Box<
             for seed in 0..arguments.seeds() {
                 bar.set_message(format!("{}, alpha {}, seed {seed}", rule_name(rule), rate_name(rate)));
                 let run = arguments.run(rule, rate, seed);
-                outcomes.push(trainer.train(&run, || bar.inc(1))?);
+                outcomes.push(trainer.train(&run, || bar.inc(1)).await?);
             }
             cells.push(Cell { outcomes });
         }

@@ -2,26 +2,25 @@
 
 use std::error::Error;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 
 use adamod::RuleKind;
 use plotters::coord::combinators::LogCoord;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::axis_labels::plain;
-use crate::picture::{Area, LABEL_PIXELS, PANEL_TITLE_PIXELS, draw_legend, draw_line, font, picture, styled};
+use crate::axis_labels::log_label;
+use crate::picture::{
+    Area, Drawn, Entry, INK, Mark, PANEL_TITLE_PIXELS, font, legend, rule_color, styled, svg,
+};
 use crate::rates::rate_name;
 use crate::report::{Envelope, Grid, Row, rule_name};
-use crate::ridges::{self, Ridges, Window};
+use crate::ridges::{Ridges, Window, ridges};
 use crate::statistics::{deviation, extent, mean};
 
-type LossChart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, LogCoord<f64>>>;
-type Drawn = Result<(), Box<dyn Error>>;
+pub type LossChart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, LogCoord<f64>>>;
 
-/// Width left for a legend beside a chart.
-const LEGEND_PIXELS: i32 = 170;
+/// Panels side by side.
+const COLUMNS: usize = 3;
 /// Dark to light for small to large learning rates (the "plasma" map without its lightest part).
 const RATE_COLORS: [RGBColor; 5] = [
     RGBColor(35, 20, 135),
@@ -31,22 +30,13 @@ const RATE_COLORS: [RGBColor; 5] = [
     RGBColor(222, 190, 30),
 ];
 
-fn rule_color(rule: RuleKind) -> RGBColor {
-    match rule {
-        RuleKind::AdaMod => RGBColor(0, 114, 178),
-        RuleKind::Adam => RGBColor(213, 94, 0),
-        RuleKind::Sgd => RGBColor(110, 110, 120),
-        _ => RGBColor(0, 158, 115),
-    }
-}
-
 /// The color of one of `count` learning rates, over which the map is spread.
 fn rate_color(index: usize, count: usize) -> RGBColor {
     RATE_COLORS[index * (RATE_COLORS.len() - 1) / count.saturating_sub(1).max(1)]
 }
 
 /// A range for a log axis, a little wider than the values.
-fn log_range(values: impl IntoIterator<Item = f64>, margin_factor: f64) -> Range<f64> {
+pub fn log_range(values: impl IntoIterator<Item = f64>, margin_factor: f64) -> Range<f64> {
     let (low, high) = extent(values);
     if low > high {
         return 0.1..10.0;
@@ -55,54 +45,69 @@ fn log_range(values: impl IntoIterator<Item = f64>, margin_factor: f64) -> Range
 }
 
 /// Mean training loss of the epochs: a panel for each rule, a line for each learning rate, a band from the least to the greatest seed.
-pub fn loss(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let path = folder.join("loss.svg");
-    {
-        let root = picture(&path, (1200, 470), "Training loss")?;
-        let cells = grid.rows.iter().flat_map(|row| &row.cells);
-        let all = cells.flat_map(|cell| cell.epoch_losses(grid.steps_per_epoch));
-        let mut y_range = log_range(all.flatten().filter(|loss| *loss > 0.0), 1.5);
-        // Room for the legends above the lines.
-        y_range.end *= (y_range.end / y_range.start).powf(0.3);
-        for (area, row) in root.split_evenly((1, grid.rows.len())).iter().zip(&grid.rows) {
-            draw_losses(area, grid, row, y_range.clone())?;
+pub fn loss(grid: &Grid) -> Result<String, Box<dyn Error>> {
+    let columns = grid.rows.len().clamp(1, COLUMNS);
+    let rows = grid.rows.len().div_ceil(columns);
+    svg((400 * columns as u32, 80 + 390 * rows as u32), "Training loss", |root| {
+        let cells = || grid.rows.iter().flat_map(|row| &row.cells);
+        let all = cells().flat_map(|cell| cell.epoch_losses(grid.steps_per_epoch));
+        let y_range = log_range(all.flatten().filter(|loss| *loss > 0.0), 1.5);
+        let mut entries: Vec<_> = (grid.learning_rates.iter().enumerate())
+            .map(|(index, rate)| {
+                let color = rate_color(index, grid.learning_rates.len());
+                Entry::new(format!("α = {}", rate_name(*rate)), color, Mark::Line)
+            })
+            .collect();
+        if cells().any(|cell| cell.diverged() > 0) {
+            entries.push(Entry::new("a run diverged", INK, Mark::Cross));
         }
-        root.present()?;
-    }
-    Ok(path)
+        let panels = legend(root, &entries)?.split_evenly((rows, columns));
+        panels
+            .iter()
+            .zip(&grid.rows)
+            .try_for_each(|(area, row)| draw_losses(area, grid, row, y_range.clone()))
+    })
 }
 
 fn draw_losses(area: &Area<'_>, grid: &Grid, row: &Row, y_range: Range<f64>) -> Drawn {
     let epochs = row.cells[0].outcomes[0].losses.len() / grid.steps_per_epoch;
+    let mut chart = loss_chart(area, rule_name(row.rule), epochs as f64, y_range)?;
+    for (index, cell) in row.cells.iter().enumerate() {
+        let color = rate_color(index, row.cells.len());
+        draw_curve(&mut chart, &cell.loss_curve(grid.steps_per_epoch), cell.diverged() > 0, color)?;
+    }
+    Ok(())
+}
+
+/// An empty chart of losses by epoch.
+pub fn loss_chart<'a, 'b>(
+    area: &Area<'b>,
+    caption: &str,
+    epochs: f64,
+    y_range: Range<f64>,
+) -> Result<LossChart<'a, 'b>, Box<dyn Error>> {
     let mut chart = ChartBuilder::on(area)
-        .caption(rule_name(row.rule), font(PANEL_TITLE_PIXELS))
+        .caption(caption, font(PANEL_TITLE_PIXELS))
         .margin(6)
         .x_label_area_size(42)
         .y_label_area_size(66)
-        .build_cartesian_2d(1.0..(epochs as f64).max(2.0), y_range.log_scale())?;
+        .build_cartesian_2d(1.0..epochs.max(2.0), y_range.clone().log_scale())?;
     styled(&mut chart.configure_mesh())
-        .x_labels(epochs.min(7))
+        .x_labels((epochs as usize).clamp(2, 7))
         .y_labels(7)
         .x_label_formatter(&|epoch| format!("{epoch:.0}"))
-        .y_label_formatter(&|loss| plain(*loss))
+        .y_label_formatter(&log_label(&y_range))
         .x_desc("epoch")
         .y_desc("mean cross-entropy of the epoch")
         .draw()?;
-
-    for (index, (rate, cell)) in grid.learning_rates.iter().zip(&row.cells).enumerate() {
-        let color = rate_color(index, row.cells.len());
-        let name = format!("α = {}", rate_name(*rate));
-        draw_curve(&mut chart, &cell.loss_curve(grid.steps_per_epoch), cell.diverged() > 0, name, color)?;
-    }
-    draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
+    Ok(chart)
 }
 
 /// Draws the losses of one cell; where a run diverged, a cross ends the line.
-fn draw_curve(
+pub fn draw_curve(
     chart: &mut LossChart<'_, '_>,
     curve: &[Envelope],
     diverged: bool,
-    name: String,
     color: RGBColor,
 ) -> Drawn {
     // A log axis cannot show a loss of exactly 0.
@@ -118,29 +123,28 @@ fn draw_curve(
     let line = points(|runs| runs.mean);
     // A run that diverged in its first epoch has no line, so its cross is in the upper left corner.
     let end = line.last().copied().unwrap_or((1.0, chart.y_range().end));
-    let name = if diverged { format!("{name}, diverged") } else { name };
-    draw_line(chart, line, &name, color)?;
+    chart.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
     chart.draw_series(diverged.then(|| Cross::new(end, 6, color.stroke_width(3))))?;
     Ok(())
 }
 
 /// Test accuracy against learning rate: a line for each rule, bars of one standard deviation over the seeds.
-pub fn accuracy(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let path = folder.join("accuracy.svg");
-    {
-        let root = picture(&path, (900, 500), "Test accuracy against learning rate")?;
+pub fn accuracy(grid: &Grid) -> Result<String, Box<dyn Error>> {
+    svg((900, 520), "Test accuracy against learning rate", |root| {
         let x_range = log_range(grid.learning_rates.iter().copied(), 1.6);
+        let entries =
+            grid.rows.iter().map(|row| Entry::new(rule_name(row.rule), rule_color(row.rule), Mark::Line));
+        let area = legend(root, &entries.collect::<Vec<_>>())?;
         let accuracies = grid.rows.iter().flat_map(|row| &row.cells);
         let (worst, _) = extent(accuracies.flat_map(|cell| cell.accuracies()));
         let lowest = (20.0 * worst - 0.5).floor().max(0.0) * 5.0;
-        let mut chart = ChartBuilder::on(&root)
+        let mut chart = ChartBuilder::on(&area)
             .margin(6)
-            .margin_right(LEGEND_PIXELS)
             .x_label_area_size(46)
             .y_label_area_size(60)
-            .build_cartesian_2d(x_range.log_scale(), lowest..100.5)?;
+            .build_cartesian_2d(x_range.clone().log_scale(), lowest..100.5)?;
         styled(&mut chart.configure_mesh())
-            .x_label_formatter(&|rate| plain(*rate))
+            .x_label_formatter(&log_label(&x_range))
             .y_label_formatter(&|accuracy| format!("{accuracy:.0} %"))
             .x_desc("learning rate α")
             .y_desc("test accuracy, mean and standard deviation over seeds")
@@ -156,46 +160,26 @@ pub fn accuracy(grid: &Grid, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
             let line = points.iter().map(|(rate, center, _)| (*rate, *center));
             chart.draw_series(LineSeries::new(line.clone(), color.stroke_width(3)))?;
             chart.draw_series(line.map(|point| Circle::new(point, 5, color.filled())))?;
+            // No accuracy is above 100 % or below the axis, and no bar is.
             chart.draw_series(points.iter().map(|&(rate, center, deviation)| {
-                let ends = [(rate, center - deviation), (rate, center + deviation)];
+                let ends =
+                    [(rate, (center - deviation).max(lowest)), (rate, (center + deviation).min(100.0))];
                 PathElement::new(ends, color.stroke_width(2))
             }))?;
         }
-        draw_legend_beside(&root, grid.rows.iter().map(|row| row.rule))?;
-        root.present()?;
-    }
-    Ok(path)
-}
-
-/// Names and colors of the rules to the right of a chart, because lines may cross every corner of it.
-fn draw_legend_beside(root: &Area<'_>, rules: impl Iterator<Item = RuleKind>) -> Drawn {
-    const LINE_PIXELS: i32 = 22;
-    let x = root.dim_in_pixel().0 as i32 - LEGEND_PIXELS + 12;
-    for (y, rule) in (LINE_PIXELS..).step_by(LINE_PIXELS as usize).zip(rules) {
-        let stroke = rule_color(rule).stroke_width(3);
-        let style = font(LABEL_PIXELS).pos(Pos::new(HPos::Left, VPos::Center));
-        root.draw(&PathElement::new([(x, y), (x + 18, y)], stroke))?;
-        root.draw(&Text::new(rule_name(rule), (x + 26, y), style))?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Distribution of the learning rates over time, Adam's beside AdaMod's: a ridge for each window of steps, the first at the top.
-pub fn learning_rates(
-    adam: &[Window],
-    adamod: &[Window],
-    alpha: f64,
-    folder: &Path,
-) -> Result<PathBuf, Box<dyn Error>> {
-    let path = folder.join("learning_rates.svg");
+pub fn learning_rates(adam: &[Window], adamod: &[Window], alpha: f64) -> Result<String, Box<dyn Error>> {
     let title = format!("Learning rates of the single weights over time, α = {}", rate_name(alpha));
     let panel = |title: &str, rule, windows| Ridges { title: title.into(), color: rule_color(rule), windows };
     let panels = [
         panel("Adam: η", RuleKind::Adam, adam),
         panel("AdaMod: filled min(η, s), line η", RuleKind::AdaMod, adamod),
     ];
-    ridges::draw(&path, &title, &panels)?;
-    Ok(path)
+    ridges((900, 560), &title, &panels)
 }
 
 #[cfg(test)]
@@ -212,9 +196,7 @@ mod tests {
             rows: vec![Row { rule: RuleKind::Sgd, cells: vec![Cell { outcomes: vec![outcome] }] }],
             steps_per_epoch: 2,
         };
-        let folder = tempfile::tempdir().unwrap();
-        let picture = loss(&grid, folder.path()).unwrap();
-        assert!(std::fs::read_to_string(picture).unwrap().contains("diverged"));
-        accuracy(&grid, folder.path()).unwrap();
+        assert!(loss(&grid).unwrap().contains("diverged"));
+        accuracy(&grid).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use adamod::{
 };
 
 use crate::digits::{CLASSES, Digits, PIXELS, TEST_IMAGES};
-use crate::gpu::{Gpu, Launch, whole, workgroups};
+use crate::gpu::{Gpu, Launch, Submission, whole, workgroups};
 use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::network::{Backward, Forward, Network, WIDTHS};
 use crate::ridges::Window;
@@ -53,15 +53,15 @@ pub struct Outcome {
 }
 
 /// A run in progress.
-struct Session {
+pub struct Session {
     run: Run,
     optimizer: Optimizer,
     group: GroupId,
 }
 
 /// Everything that runs share. A run only rewrites the contents of buffers.
-pub struct Trainer<'a> {
-    gpu: &'a Gpu,
+pub struct Trainer {
+    gpu: Gpu,
     epochs: usize,
     batch: usize,
     network: Network,
@@ -77,9 +77,9 @@ pub struct Trainer<'a> {
     test_labels: Vec<u32>,
 }
 
-impl<'a> Trainer<'a> {
+impl Trainer {
     /// Uploads the images and prepares all kernels.
-    pub fn new(gpu: &'a Gpu, digits: &Digits, epochs: usize, batch: usize) -> Self {
+    pub fn new(gpu: &Gpu, digits: &Digits, epochs: usize, batch: usize) -> Self {
         let network = Network::new(gpu, WIDTHS);
         let forward = network.forward(gpu, batch);
         let backward = network.backward(gpu, &forward);
@@ -107,7 +107,7 @@ impl<'a> Trainer<'a> {
                 workgroups(batch * PIXELS),
             ),
             loss: loss_launch(gpu, &step, &batch_labels, &forward, &backward, &losses),
-            gpu,
+            gpu: gpu.clone(),
             epochs,
             batch,
             network,
@@ -121,9 +121,14 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// The network that is trained.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
     /// Elements of all weights and biases.
     pub fn parameters(&self) -> usize {
-        self.network.tensors().map(|tensor| tensor.len).sum()
+        self.network().tensors().map(|tensor| tensor.len).sum()
     }
 
     /// Steps in an epoch.
@@ -137,31 +142,44 @@ impl<'a> Trainer<'a> {
     }
 
     /// Trains from the start to the end; `on_epoch` is called after each epoch.
-    pub fn train(&self, run: &Run, on_epoch: impl FnMut()) -> Result<Outcome, Box<dyn Error>> {
+    pub async fn train(&self, run: &Run, on_epoch: impl FnMut()) -> Result<Outcome, Box<dyn Error>> {
         let mut session = self.start(run, Diagnostics::Off)?;
-        self.run_steps(&mut session, 1..=self.steps(), on_epoch)?;
-        let losses: Vec<f32> = self.gpu.read(&self.losses)?;
+        self.run_steps(&mut session, 1..=self.steps(), on_epoch).await?;
+        let losses = self.losses(self.steps()).await?;
         let finite = losses.iter().all(|loss| loss.is_finite());
-        Ok(Outcome { accuracy: finite.then(|| self.test_accuracy()).transpose()?, losses })
+        let accuracy = if finite { Some(self.test_accuracy().await?) } else { None };
+        Ok(Outcome { accuracy, losses })
     }
 
     /// Trains and collects histograms of the learning rates over windows of steps, each twice as long as the one before it.
-    pub fn learning_rates(&self, run: &Run) -> Result<Vec<Window>, Box<dyn Error>> {
+    pub async fn learning_rates(&self, run: &Run) -> Result<Vec<Window>, Box<dyn Error>> {
         let mut session = self.start(run, Diagnostics::RateHistograms)?;
         let mut windows = Vec::new();
         let mut first = 1;
         while first <= self.steps() {
             let last = (2 * first - 1).min(self.steps());
-            self.run_steps(&mut session, first..=last, || ())?;
-            let rates = session.optimizer.take_rate_histograms().wait()?;
-            windows.push(Window::new((first, last), &rates));
+            self.run_steps(&mut session, first..=last, || ()).await?;
+            windows.push(self.window(&session, (first, last)).await?);
             first = last + 1;
         }
         Ok(windows)
     }
 
+    /// The learning rates since the last window, which are those of these steps.
+    pub async fn window(&self, session: &Session, steps: (u64, u64)) -> Result<Window, Box<dyn Error>> {
+        let rates = self.gpu.finish(session.optimizer.take_rate_histograms()).await?;
+        Ok(Window::new(steps, &rates))
+    }
+
+    /// The losses of the first `steps` steps.
+    pub async fn losses(&self, steps: u64) -> Result<Vec<f32>, Box<dyn Error>> {
+        let mut losses = self.gpu.read(&self.losses).await?;
+        losses.truncate(steps as usize);
+        Ok(losses)
+    }
+
     /// Resets parameters, minibatches and step, and creates the run's optimizer.
-    fn start(&self, run: &Run, diagnostics: Diagnostics) -> Result<Session, Box<dyn Error>> {
+    pub fn start(&self, run: &Run, diagnostics: Diagnostics) -> Result<Session, Box<dyn Error>> {
         let initial = self.network.initial_parameters(run.seed);
         self.gpu.write(&self.network.parameters, &initial);
         let order = minibatches(run.seed, self.epochs, self.batch);
@@ -190,7 +208,7 @@ impl<'a> Trainer<'a> {
 
     /// Submits the steps of an epoch at a time, and records the next submission while the previous one runs. So the GPU does not wait
     /// for the host, and the host does not run far ahead.
-    fn run_steps(
+    async fn run_steps(
         &self,
         session: &mut Session,
         steps: RangeInclusive<u64>,
@@ -200,9 +218,8 @@ impl<'a> Trainer<'a> {
         for first in steps.clone().step_by(self.steps_per_epoch()) {
             let last = (first + self.steps_per_epoch() as u64 - 1).min(*steps.end());
             let submitted = self.submit(session, first..=last)?;
-            if let Some(index) = previous.replace(submitted) {
-                let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
-                self.gpu.device.poll(wait)?;
+            if let Some(submission) = previous.replace(submitted) {
+                self.gpu.wait(submission).await?;
             }
             on_submit();
         }
@@ -210,11 +227,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// Records whole training steps (gather, forward, loss, backward, update) and submits them together.
-    fn submit(
+    pub fn submit(
         &self,
         session: &mut Session,
         steps: RangeInclusive<u64>,
-    ) -> Result<wgpu::SubmissionIndex, Box<dyn Error>> {
+    ) -> Result<Submission, Box<dyn Error>> {
         let Session { run, optimizer, group } = session;
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for step in steps {
@@ -227,21 +244,26 @@ impl<'a> Trainer<'a> {
             optimizer.set_learning_rate(*group, self.learning_rate(run, step))?;
             optimizer.encode(&mut encoder, &Step::all())?;
         }
-        Ok(self.gpu.queue.submit([encoder.finish()]))
+        Ok(self.gpu.submit(encoder.finish()))
     }
 
     /// Fraction of the test images whose largest logit is that of their label.
-    fn test_accuracy(&self) -> Result<f64, Box<dyn Error>> {
-        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        self.test.record(&mut encoder.begin_compute_pass(&Default::default()));
-        self.gpu.queue.submit([encoder.finish()]);
-        let logits: Vec<f32> = self.gpu.read(self.test.logits())?;
+    pub async fn test_accuracy(&self) -> Result<f64, Box<dyn Error>> {
+        let logits = self.logits(&self.test).await?;
         let recognised = logits
             .chunks(CLASSES)
             .zip(&self.test_labels)
             .filter(|(logits, label)| largest(logits) == **label as usize)
             .count();
         Ok(recognised as f64 / self.test_labels.len() as f64)
+    }
+
+    /// Runs a forward pass and returns its logits.
+    pub async fn logits(&self, forward: &Forward) -> Result<Vec<f32>, Box<dyn Error>> {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        forward.record(&mut encoder.begin_compute_pass(&Default::default()));
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.read(forward.logits()).await
     }
 }
 
@@ -280,14 +302,14 @@ mod tests {
     const EPOCHS: usize = 2;
     const BATCH: usize = 256;
 
-    fn losses(trainer: &Trainer<'_>, rule: RuleKind, beta3: f64, seed: u64) -> Vec<f32> {
+    fn losses(trainer: &Trainer, rule: RuleKind, beta3: f64, seed: u64) -> Vec<f32> {
         let run = Run { rule, learning_rate: 0.01, beta3, seed };
-        trainer.train(&run, || ()).unwrap().losses
+        pollster::block_on(trainer.train(&run, || ())).unwrap().losses
     }
 
     #[test]
     fn runs_of_one_seed_start_alike_and_then_differ() {
-        let gpu = Gpu::open().unwrap();
+        let gpu = pollster::block_on(Gpu::open()).unwrap();
         let digits = Digits::load().unwrap();
         let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
         let adam = losses(&trainer, RuleKind::Adam, 0.999, 0);
@@ -302,7 +324,7 @@ mod tests {
 
     #[test]
     fn without_beta3_adamod_is_adam() {
-        let gpu = Gpu::open().unwrap();
+        let gpu = pollster::block_on(Gpu::open()).unwrap();
         let digits = Digits::load().unwrap();
         let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
         let adam = losses(&trainer, RuleKind::Adam, 0.999, 0);
@@ -311,11 +333,11 @@ mod tests {
 
     #[test]
     fn the_windows_of_learning_rates_cover_every_step_once() {
-        let gpu = Gpu::open().unwrap();
+        let gpu = pollster::block_on(Gpu::open()).unwrap();
         let digits = Digits::load().unwrap();
         let trainer = Trainer::new(&gpu, &digits, EPOCHS, BATCH);
         let run = Run { rule: RuleKind::AdaMod, learning_rate: 0.001, beta3: 0.999, seed: 0 };
-        let windows = trainer.learning_rates(&run).unwrap();
+        let windows = pollster::block_on(trainer.learning_rates(&run)).unwrap();
         let mut next = 1;
         for Window { steps, eta, bounded, .. } in &windows {
             assert_eq!(steps.0, next);

@@ -99,6 +99,14 @@ fn added(one: Partial, other: Partial) -> Partial {
     return Partial(low, top, a.high + b.high + carry);
 }
 
+// A word of which the first bit is set, rounded to nearest even. WGSL leaves the rounding of a conversion to the device.
+fn rounded_to_f32(word: u32) -> f32 {
+    let mantissa = word >> 8u;
+    let rest = word & 0xffu;
+    let up = rest > 0x80u || (rest == 0x80u && (mantissa & 1u) == 1u);
+    return f32(mantissa + u32(up)) * 0x1p8;
+}
+
 // The sum as a number from 1 to 4 with an exponent.
 fn squares_of(partial: Partial) -> Squares {
     if partial.top == TOP_NOT_FINITE {
@@ -123,7 +131,7 @@ fn squares_of(partial: Partial) -> Squares {
     let zeros = countLeadingZeros(words.x);
     let leading = (words.x << zeros) | ((words.y >> 1u) >> (31u - zeros));
     let exponent = 32 * top - 287 - i32(zeros);
-    return Squares(f32(leading) * power_of_two((exponent & 1) - 31), exponent >> 1u);
+    return Squares(rounded_to_f32(leading) * power_of_two((exponent & 1) - 31), exponent >> 1u);
 }
 
 var<workgroup> top_of_lanes: atomic<u32>;

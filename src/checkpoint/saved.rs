@@ -41,6 +41,7 @@ pub(crate) struct Segment {
 #[derive(Clone)]
 pub(crate) enum Data {
     Memory(Arc<[Vec<u8>]>),
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "a browser has no files"))]
     Stored(Arc<Stored>),
 }
 

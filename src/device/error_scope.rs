@@ -12,7 +12,8 @@ pub enum DeviceError {
 /// Runs `make` and returns the error that wgpu raised in it, if any. Without an error scope, wgpu hands errors to the device's
 /// error handler, which panics by default and belongs to the caller.
 ///
-/// In a browser, errors arrive after this function has returned. There they go to the device's error handler.
+/// In a browser, errors arrive after this function has returned. There they go to the device's error handler; where a caller can wait
+/// for them, [`catch_late`](super::late_error::catch_late) gives them.
 pub fn catch<T>(device: &wgpu::Device, make: impl FnOnce() -> T) -> Result<T, DeviceError> {
     // An error on a lost device does not say that the device is lost.
     raised(device, make)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::error_scope::{DeviceError, catch, is_lost, is_queue_of, submit};
+use super::late_error::{LateError, catch_late};
 
 /// Handles to the caller's device and queue.
 #[derive(Clone, Debug)]
@@ -17,6 +18,11 @@ impl Gpu {
     /// Runs `make` and returns the error that wgpu raised in it, if any.
     pub fn catch<T>(&self, make: impl FnOnce() -> T) -> Result<T, DeviceError> {
         catch(&self.device, make)
+    }
+
+    /// As [`Gpu::catch`], with the errors that arrive later in a browser.
+    pub fn catch_late<T>(&self, make: impl FnOnce() -> T) -> Result<(T, LateError), DeviceError> {
+        catch_late(&self.device, make)
     }
 
     /// Whether the device is lost.

@@ -2,6 +2,7 @@
 
 pub mod error_scope;
 pub mod gpu;
+pub mod late_error;
 pub mod readback;
 pub mod ring;
 pub mod staged_write;

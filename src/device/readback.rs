@@ -1,12 +1,13 @@
 //! Copies from the device to the host.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_channel::oneshot;
 
 use super::error_scope::DeviceError;
 use super::gpu::Gpu;
+use super::late_error::LateError;
 
 /// A range of a buffer.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ type Mapped = oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>;
 #[derive(Debug)]
 pub struct Snapshot {
     gpu: Gpu,
+    /// In a browser, the errors of the copies. What was not copied is mapped all the same, and holds zeros.
+    late_error: LateError,
     /// The staging buffers that have not been read yet, the last one first. Together they hold all ranges without a gap.
     pending: Vec<(wgpu::Buffer, Mapped)>,
     /// Bytes of each range.
@@ -57,7 +60,7 @@ impl Snapshot {
         const LABEL: &str = "snapshot";
         let most = staging_bytes(gpu);
         let total: u64 = sources.iter().map(|source| source.bytes).sum();
-        let mut pending: Vec<_> = gpu.catch(|| {
+        let (mut pending, late_error): (Vec<_>, _) = gpu.catch_late(|| {
             let mut encoder = gpu.encoder(LABEL);
             let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
             let mut staging: Vec<wgpu::Buffer> = Vec::new();
@@ -94,11 +97,12 @@ impl Snapshot {
         })?;
         pending.reverse();
         let sizes = sources.iter().map(|source| source.bytes as usize).collect();
-        Ok(Self { gpu: gpu.clone(), pending, sizes, contents: Vec::new() })
+        Ok(Self { gpu: gpu.clone(), late_error, pending, sizes, contents: Vec::new() })
     }
 
     /// Resolves to the copied bytes once the caller has polled the device or submitted again.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<Vec<u8>>, SnapshotError>> {
+        ready!(self.late_error.poll(context))?;
         while let Some((_, mapped)) = self.pending.last_mut() {
             let result = match Pin::new(mapped).poll(context) {
                 Poll::Ready(result) => result.ok(),
@@ -131,7 +135,11 @@ impl Snapshot {
         staging: &wgpu::Buffer,
         result: Option<Result<(), wgpu::BufferAsyncError>>,
     ) -> Result<(), SnapshotError> {
-        result.ok_or(DeviceError::Lost)?.map_err(SnapshotError::Map)?;
+        // A browser has no other reason not to map a buffer that is valid.
+        let refused = |error| {
+            if cfg!(target_arch = "wasm32") { DeviceError::Lost.into() } else { SnapshotError::Map(error) }
+        };
+        result.ok_or(DeviceError::Lost)?.map_err(refused)?;
         let view = staging.get_mapped_range(..).map_err(|_| DeviceError::Lost)?;
         let mut bytes = &view[..];
         while !bytes.is_empty() {

@@ -333,6 +333,7 @@ impl Registry {
     }
 
     /// The number of parameters.
+    #[cfg(feature = "checkpoint")]
     pub fn len(&self) -> usize {
         self.parameters.len()
     }

@@ -19,14 +19,14 @@ pub struct Kernel {
 
 /// The kernel that a step of this mode dispatches on a GPU.
 pub fn kernel(mode: Mode) -> Kernel {
-    let Mode { rule, state, values, master_weights, diagnostics, shadow, .. } = mode;
-    let layout = BlockLayout { states: rule.states(), state, master_weights };
+    let Mode { form, state, values, master_weights, diagnostics, shadow, .. } = mode;
+    let layout = BlockLayout::new(form.states(), state, master_weights);
     let variant = Variant {
-        rule,
+        form,
         access: if values == DType::F32 { Access::Vec4 } else { Access::Vec2 },
         gradients: GradientBinding::Read,
         state: layout.access(abi::CHUNK_ELEMENTS.into()),
-        quantized: if state == StateFormat::Q8 { Quantized::Shared } else { Quantized::Off },
+        quantized: if layout.state == StateFormat::Q8 { Quantized::Shared } else { Quantized::Off },
         shadow: if shadow { Shadow::On } else { Shadow::Off },
         diagnostics,
     };

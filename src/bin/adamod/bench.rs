@@ -6,6 +6,7 @@
 //! the bench with an error.
 
 mod clock;
+mod colors;
 mod engine;
 mod error;
 mod kernels;

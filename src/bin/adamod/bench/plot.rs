@@ -2,30 +2,55 @@
 
 use std::collections::BTreeMap;
 
+use adamod::RuleKind;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::colors::rule_color;
 use super::error::DrawError;
 use super::report::{Measurement, Report};
-use super::suites::{Suite, size_name};
+use super::suites::Suite;
 
 const SIZE_PIXELS: (u32, u32) = (900, 520);
 const FONT: &str = "sans-serif";
 const TITLE_PIXELS: i32 = 20;
 const LABEL_PIXELS: i32 = 14;
+/// Width left for the legend beside the chart.
+const LEGEND_PIXELS: i32 = 190;
 /// More labels than this would touch each other.
 const MOST_SIZE_LABELS: usize = 14;
 const FAINT: RGBColor = RGBColor(225, 225, 230);
 const COPY_COLOR: RGBColor = RGBColor(90, 90, 100);
 const STREAM_COLOR: RGBColor = RGBColor(165, 165, 175);
-/// Colors that color-blind readers can distinguish (Okabe and Ito). They repeat if there are more modes.
-const MODE_COLORS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-];
+/// How far the color of a rule is mixed with white for its second, third ... mode.
+const TINTS: [f64; 4] = [0.0, 0.35, 0.55, 0.7];
+
+/// The color of a mode: that of its rule, lighter for each of the `before` modes of the rule that have one already.
+fn mode_color(mode: &str, before: usize) -> RGBColor {
+    let color = rule_of(mode).map_or(COPY_COLOR, rule_color);
+    let tint = TINTS[before.min(TINTS.len() - 1)];
+    let mixed = |part: u8| (f64::from(part) + tint * (255.0 - f64::from(part))) as u8;
+    RGBColor(mixed(color.0), mixed(color.1), mixed(color.2))
+}
+
+/// The rule of a mode, such as `adamod` of `adamod-f32`.
+fn rule_of(mode: &str) -> Option<RuleKind> {
+    let is_of = |rule: &RuleKind| mode.strip_prefix(rule.name()).is_some_and(|rest| rest.starts_with('-'));
+    RuleKind::ALL.iter().copied().find(is_of)
+}
+
+/// A number of parameters: 2²⁰, or the number if it is not a power of two.
+fn size_label(parameters: u64) -> String {
+    const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    match parameters.is_power_of_two() {
+        true => {
+            let exponent = parameters.ilog2().to_string();
+            let exponent = exponent.chars().filter_map(|digit| DIGITS.get(digit.to_digit(10)? as usize));
+            format!("2{}", exponent.collect::<String>())
+        }
+        false => parameters.to_string(),
+    }
+}
 
 /// The line of a mode, or of a kernel that only moves bytes.
 #[derive(Debug)]
@@ -57,7 +82,8 @@ fn lines<'a>(results: &[&'a Measurement]) -> Vec<Line<'a>> {
         copy.add(result, result.copy_gb_per_s);
         stream.add(result, result.stream_gb_per_s);
         let index = modes.iter().position(|line| line.name == result.mode).unwrap_or_else(|| {
-            modes.push(Line::new(&result.mode, MODE_COLORS[modes.len() % MODE_COLORS.len()], 3));
+            let before = modes.iter().filter(|line| rule_of(line.name) == rule_of(&result.mode)).count();
+            modes.push(Line::new(&result.mode, mode_color(&result.mode, before), 3));
             modes.len() - 1
         });
         modes[index].add(result, result.gb_per_s);
@@ -79,16 +105,17 @@ pub fn draw(report: &Report) -> Result<String, DrawError> {
             .margin(10, 10, 10, 24)
             .titled("Achieved bytes per second of an optimizer step", (FONT, TITLE_PIXELS))?
             .titled(&machine, (FONT, LABEL_PIXELS))?;
+        let (area, beside) = area.split_horizontally(SIZE_PIXELS.0 as i32 - LEGEND_PIXELS);
         draw_chart(&area, &lines)?;
+        draw_legend(&beside, &lines)?;
         root.present()?;
     }
     Ok(svg)
 }
 
-fn draw_chart(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    lines: &[Line<'_>],
-) -> Result<(), DrawError> {
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+fn draw_chart(area: &Area<'_>, lines: &[Line<'_>]) -> Result<(), DrawError> {
     let sizes = || lines.iter().flat_map(|line| line.points.keys());
     let least = sizes().min().map_or(1.0, |&parameters| parameters as f64);
     let most = sizes().max().map_or(1.0, |&parameters| parameters as f64);
@@ -107,32 +134,48 @@ fn draw_chart(
         .bold_line_style(FAINT)
         .label_style((FONT, LABEL_PIXELS))
         .x_labels(octaves.min(MOST_SIZE_LABELS))
-        .x_label_formatter(&|parameters| size_name(*parameters as u64))
+        .x_label_formatter(&|parameters| size_label(*parameters as u64))
         .x_desc("parameters")
+        .y_label_formatter(&|gb_per_s| format!("{gb_per_s}"))
         .y_desc("GB/s")
         .draw()?;
     for line in lines {
         let color = line.color;
         let style = color.stroke_width(line.width_pixels).filled();
         let points = line.points.iter().map(|(&parameters, &gb_per_s)| (parameters as f64, gb_per_s));
-        chart
-            .draw_series(LineSeries::new(points, style).point_size(line.width_pixels + 1))?
-            .label(line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        chart.draw_series(LineSeries::new(points, style).point_size(line.width_pixels + 1))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .label_font((FONT, LABEL_PIXELS))
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.2))
-        .draw()?;
+    Ok(())
+}
+
+/// Draws the names of the lines beside the chart, where no line is.
+fn draw_legend(area: &Area<'_>, lines: &[Line<'_>]) -> Result<(), DrawError> {
+    const LINE_PIXELS: i32 = 22;
+    for (line, y) in lines.iter().zip((LINE_PIXELS..).step_by(LINE_PIXELS as usize)) {
+        let stroke = line.color.stroke_width(line.width_pixels);
+        area.draw(&PathElement::new([(0, y), (20, y)], stroke))?;
+        let style = TextStyle::from((FONT, LABEL_PIXELS)).pos(Pos::new(HPos::Left, VPos::Center));
+        area.draw(&Text::new(line.name, (26, y), style))?;
+    }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::suites::size_name;
     use super::*;
+
+    #[test]
+    fn a_mode_has_the_color_of_its_rule() {
+        assert_eq!(mode_color("adam-f32", 0), rule_color(RuleKind::Adam));
+        assert_eq!(rule_of("adamod-f32-q8"), Some(RuleKind::AdaMod));
+        assert_ne!(mode_color("adam-f32", 1), mode_color("adam-f32", 0));
+    }
+
+    #[test]
+    fn sizes_have_exponents() {
+        assert_eq!([1_048_576, 5_000].map(size_label), ["2²⁰", "5000"]);
+    }
 
     fn measurement(mode: &str, parameters: u64, gb_per_s: f64) -> Measurement {
         Measurement {
