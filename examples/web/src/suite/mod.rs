@@ -27,7 +27,8 @@ pub struct Outcome {
 /// How much to test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Of the kernels for tensors of one kind, a sample in which every rule meets every type, format and control.
+    /// Of the kernels for tensors of one kind, a sample in which every rule meets every format of state and every control. Optimizers with
+    /// all kinds at once are tested for every rule and control.
     Sample,
     /// All of them.
     All,
@@ -114,14 +115,15 @@ pub async fn compile(gpu: &Gpu, extent: Extent, mut report: impl FnMut(Outcome))
     }
 }
 
-/// Numbers of kernels that together have every part of a name with every rule, and with every entry point.
+/// Numbers of kernels that together have every part of a name, and every access to state with every rule.
 fn sample(kernels: &[kernels::Kernel]) -> BTreeSet<usize> {
     let mut seen = HashSet::new();
     let is_new = |index: &usize| {
         // `update.RULE.PART.PART`, `norm_of_chunks.PART.PART` or `prepare`. All parts have to be marked as seen.
         let name = kernels[*index].name.trim_start_matches("update.");
         let (first, rest) = name.split_once('.').unwrap_or((name, ""));
-        rest.split('.').filter(|part| seen.insert((first, *part))).count() > 0
+        let key = |part| if str::starts_with(part, "words") { (first, part) } else { ("", part) };
+        [("", first)].into_iter().chain(rest.split('.').map(key)).filter(|key| seen.insert(*key)).count() > 0
     };
     mixed_up(kernels.len()).filter(is_new).collect()
 }
@@ -168,14 +170,14 @@ struct Combination {
     kind: Kind,
 }
 
-/// The combinations whose kernels for one kind are tested: all of them, or so many that every rule meets every type and master weights, and
-/// every format of state with every source.
+/// The combinations whose kernels for one kind are tested: all of them, or so many that every rule meets every format of state and every
+/// source, and some rule every type, all master weights, and every format of state with every source.
 fn combinations(extent: Extent) -> Vec<Combination> {
     let mut chosen = Vec::new();
+    let mut seen = HashSet::new();
     for form in RuleForm::all() {
         let of_kind = |kind| Source::ALL.map(|source| Combination { form, source, kind });
         let all: Vec<_> = Kind::of(form).into_iter().flat_map(of_kind).collect();
-        let mut seen = HashSet::new();
         for index in mixed_up(all.len()) {
             let Combination { source, kind, .. } = all[index];
             let things = [
@@ -183,6 +185,8 @@ fn combinations(extent: Extent) -> Vec<Combination> {
                 format!("gradients {}", kind.gradients.name()),
                 format!("master weights {}", kind.master_weights.name()),
                 format!("state {}, {}", kind.state.name(), source.name()),
+                format!("{form}, state {}", kind.state.name()),
+                format!("{form}, {}", source.name()),
             ];
             // All of them have to be marked as seen.
             let is_new = things.into_iter().filter(|thing| seen.insert(thing.clone())).count() > 0;
@@ -200,7 +204,7 @@ mod tests {
     use adamod::{DType, MasterWeights, StateFormat};
 
     #[test]
-    fn pipelines_of_the_sample_have_every_part_with_every_rule() {
+    fn pipelines_of_the_sample_have_every_part_and_every_rule() {
         let all = kernels::all();
         let sample = sample(&all);
         let sampled = |first: &str, part: &str| {
@@ -211,14 +215,12 @@ mod tests {
             sample.iter().any(|&index| has(&all[index].name))
         };
         assert!(8 * sample.len() < all.len(), "{} of {}", sample.len(), all.len());
+        let parts = ["vec4", "vec2", "scalar", "read", "read_write", "shared", "shadow", "rate_histograms"];
+        for part in parts {
+            assert!(sample.iter().any(|&index| all[index].name.split('.').any(|of| of == part)), "{part}");
+        }
         for form in RuleForm::all() {
-            let parts =
-                ["vec4", "vec2", "scalar", "read", "read_write", "shared", "words4", "words2", "words1"];
-            let parts = parts
-                .into_iter()
-                .chain(["shadow"])
-                .chain(form.rule().has_element_rates().then_some("rate_histograms"));
-            for part in parts {
+            for part in ["words4", "words2", "words1"] {
                 assert!(sampled(&form.to_string(), part), "{form} {part}");
             }
         }
@@ -228,27 +230,29 @@ mod tests {
     }
 
     #[test]
-    fn in_the_sample_every_rule_meets_every_type_format_and_source() {
+    fn in_the_sample_every_rule_meets_every_format_and_source() {
         let sample = combinations(Extent::Sample);
-        assert!(10 * sample.len() < combinations(Extent::All).len());
+        assert!(20 * sample.len() < combinations(Extent::All).len());
+        let meets = |what: &dyn Fn(&Combination) -> bool| sample.iter().any(what);
         for form in RuleForm::all() {
-            let meets =
-                |what: &dyn Fn(&Combination) -> bool| sample.iter().any(|of| of.form == form && what(of));
-            for dtype in DType::ALL {
-                assert!(meets(&|of| of.kind.values == dtype), "{form} {dtype}");
-                assert!(meets(&|of| of.kind.gradients == dtype), "{form} {dtype}");
-            }
             for state in StateFormat::ALL.into_iter().filter(|state| form.refusal(*state).is_none()) {
-                for source in Source::ALL {
-                    assert!(
-                        meets(&|of| of.kind.state == state && of.source == source),
-                        "{form} {state:?} {source:?}"
-                    );
-                }
+                assert!(meets(&|of| of.form == form && of.kind.state == state), "{form} {state:?}");
             }
-            for master in MasterWeights::ALL {
-                assert!(meets(&|of| of.kind.master_weights == master), "{form} {master:?}");
+            for source in Source::ALL {
+                assert!(meets(&|of| of.form == form && of.source == source), "{form} {source:?}");
             }
+        }
+        for dtype in DType::ALL {
+            assert!(meets(&|of| of.kind.values == dtype), "{dtype}");
+            assert!(meets(&|of| of.kind.gradients == dtype), "{dtype}");
+        }
+        for state in StateFormat::ALL {
+            for source in Source::ALL {
+                assert!(meets(&|of| of.kind.state == state && of.source == source), "{state:?} {source:?}");
+            }
+        }
+        for master in MasterWeights::ALL {
+            assert!(meets(&|of| of.kind.master_weights == master), "{master:?}");
         }
     }
 }
