@@ -1,10 +1,13 @@
 //! Burn's configurations of optimizers as groups of the core.
 
-use adamod::{AdaMod, Adam, Group, Hyperparameters, Options, Sgd, WeightDecay};
+use adamod::{
+    AdaBound, AdaDelta, AdaGrad, AdaMod, Adam, Group, Hyperparameters, Lion, NAdam, NosAdam, Options, RAdam,
+    RmsProp, Rule, Sgd, WeightDecay,
+};
 use burn::grad_clipping::{GradientClipping, GradientClippingConfig};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamConfig, AdamWConfig, SgdConfig};
+use burn::optim::{AdaGradConfig, AdamConfig, AdamWConfig, LionConfig, RmsPropConfig, SgdConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -22,10 +25,15 @@ pub struct FusedGroup {
     pub clipping: Option<GradientClipping>,
 }
 
-/// A configuration of an optimizer that the core has a kernel for: Burn's `AdamConfig`, `AdamWConfig` and `SgdConfig`, or the core's own.
+/// A configuration of an optimizer that the core has a kernel for: Burn's `AdamConfig`, `AdamWConfig`, `SgdConfig`, `RmsPropConfig`,
+/// `AdaGradConfig` and `LionConfig`, or the core's own.
 ///
-/// Burn's have the same numbers here as in Burn, defaults included. What the core has no kernel for (AMSGrad, cautious weight decay,
-/// dampening, Nesterov momentum) is an error that names the field.
+/// Burn's have the same numbers here as in Burn, defaults included, up to rounding and two cases:
+///
+/// * Cautious weight decay of an element whose first moment is exactly 0. Burn decays it if it is positive, the core always.
+/// * Centered RMSprop of an element whose variance is negative by rounding. Burn's value becomes NaN, the core takes the variance as 0.
+///
+/// Dampening without momentum or with Nesterov momentum has no kernel, and is an error that names the field.
 pub trait FusedConfig {
     /// The configuration as a group.
     ///
@@ -60,7 +68,22 @@ macro_rules! of_the_core {
     };
 }
 
-of_the_core!(AdaMod, Adam, Sgd, Hyperparameters, Group);
+of_the_core!(
+    AdaBound,
+    AdaDelta,
+    AdaGrad,
+    AdaMod,
+    Adam,
+    Lion,
+    NAdam,
+    NosAdam,
+    RAdam,
+    RmsProp,
+    Sgd,
+    Rule,
+    Hyperparameters,
+    Group
+);
 
 // Fields of Burn's configurations are private, so they are read as Burn itself saves them. An unknown field is an error.
 
@@ -95,28 +118,44 @@ struct SgdFields {
     gradient_clipping: Option<GradientClippingConfig>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RmsPropFields {
+    alpha: f32,
+    momentum: f32,
+    epsilon: f32,
+    centered: bool,
+    weight_decay: Option<WeightDecayConfig>,
+    grad_clipping: Option<GradientClippingConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdaGradFields {
+    lr_decay: f64,
+    epsilon: f32,
+    weight_decay: Option<WeightDecayConfig>,
+    grad_clipping: Option<GradientClippingConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LionFields {
+    beta_1: f32,
+    beta_2: f32,
+    weight_decay: f32,
+    grad_clipping: Option<GradientClippingConfig>,
+}
+
 /// The fields of a configuration.
 fn fields<T: DeserializeOwned>(config: &'static str, of: &impl Serialize) -> Result<T, Error> {
     let read = serde_json::to_value(of).and_then(serde_json::from_value);
     read.map_err(|error| Error::UnknownConfig { config, what: error.to_string() })
 }
 
-/// Refuses a field unless it has the value that the core has a kernel for.
-fn require<T: PartialEq + ToString>(
-    config: &'static str,
-    field: &'static str,
-    found: T,
-    expected: T,
-) -> Result<(), Error> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::Config { config, field, found: found.to_string(), expected: expected.to_string() })
-}
-
 /// Burn's betas and epsilon are f32. The core gets the same numbers, because 1 - 0.999 is another one in f64.
-fn adam(beta_1: f32, beta_2: f32, epsilon: f32) -> Hyperparameters {
-    Adam::new().with_betas([beta_1, beta_2].map(f64::from)).with_epsilon(epsilon.into()).into()
+fn adam(beta_1: f32, beta_2: f32, epsilon: f32) -> Adam {
+    Adam::new().with_betas([beta_1, beta_2].map(f64::from)).with_epsilon(epsilon.into())
 }
 
 /// Decay that Burn adds to the gradient.
@@ -125,40 +164,82 @@ fn coupled(decay: Option<WeightDecayConfig>) -> WeightDecay {
 }
 
 fn momentum(of: Option<MomentumConfig>) -> Result<Sgd, Error> {
-    let Some(of) = of else { return Ok(Sgd::new().with_momentum(0.0)) };
-    require("SgdConfig", "momentum.dampening", of.dampening, 0.0)?;
-    require("SgdConfig", "momentum.nesterov", of.nesterov, false)?;
-    Ok(Sgd::new().with_momentum(of.momentum))
+    let plain = Sgd::new().with_momentum(0.0);
+    let Some(MomentumConfig { momentum, dampening, nesterov }) = of else { return Ok(plain) };
+    let undamped = |expected: &str| match dampening {
+        0.0 => Ok(()),
+        _ => Err(Error::Config {
+            config: "SgdConfig",
+            field: "momentum.dampening",
+            found: dampening.to_string(),
+            expected: expected.to_owned(),
+        }),
+    };
+    if momentum == 0.0 {
+        // Burn still dampens every gradient but the first. Nesterov momentum of 0 is none.
+        undamped("0 without momentum")?;
+        return Ok(plain);
+    }
+    if nesterov {
+        undamped("0 with nesterov")?;
+    }
+    Ok(Sgd::new().with_momentum(momentum).with_dampening(dampening).with_nesterov(nesterov))
 }
 
-fn group(hyperparameters: Hyperparameters, clipping: Option<GradientClippingConfig>) -> FusedGroup {
+fn group(rule: impl Into<Rule>, decay: WeightDecay, clipping: Option<GradientClippingConfig>) -> FusedGroup {
+    let hyperparameters = Hyperparameters::from(rule).with_weight_decay(decay);
     FusedGroup { group: hyperparameters.into(), clipping: clipping.map(|clipping| clipping.init()) }
 }
 
 impl FusedConfig for AdamConfig {
     fn fused_group(&self) -> Result<FusedGroup, Error> {
         let fields: AdamFields = fields("AdamConfig", self)?;
-        require("AdamConfig", "amsgrad", fields.amsgrad, false)?;
-        let hyperparameters = adam(fields.beta_1, fields.beta_2, fields.epsilon);
-        Ok(group(hyperparameters.with_weight_decay(coupled(fields.weight_decay)), fields.grad_clipping))
+        let rule = adam(fields.beta_1, fields.beta_2, fields.epsilon).with_amsgrad(fields.amsgrad);
+        Ok(group(rule, coupled(fields.weight_decay), fields.grad_clipping))
     }
 }
 
 impl FusedConfig for AdamWConfig {
     fn fused_group(&self) -> Result<FusedGroup, Error> {
         let fields: AdamWFields = fields("AdamWConfig", self)?;
-        require("AdamWConfig", "amsgrad", fields.amsgrad, false)?;
-        require("AdamWConfig", "cautious_weight_decay", fields.cautious_weight_decay, false)?;
-        let decay = WeightDecay::Decoupled(fields.weight_decay.into());
-        let hyperparameters = adam(fields.beta_1, fields.beta_2, fields.epsilon);
-        Ok(group(hyperparameters.with_weight_decay(decay), fields.grad_clipping))
+        let rule = adam(fields.beta_1, fields.beta_2, fields.epsilon).with_amsgrad(fields.amsgrad);
+        let mut group = group(rule, WeightDecay::Decoupled(fields.weight_decay.into()), fields.grad_clipping);
+        group.group.hyperparameters.cautious_weight_decay = fields.cautious_weight_decay;
+        Ok(group)
     }
 }
 
 impl FusedConfig for SgdConfig {
     fn fused_group(&self) -> Result<FusedGroup, Error> {
         let fields: SgdFields = fields("SgdConfig", self)?;
-        let hyperparameters = Hyperparameters::from(momentum(fields.momentum)?);
-        Ok(group(hyperparameters.with_weight_decay(coupled(fields.weight_decay)), fields.gradient_clipping))
+        Ok(group(momentum(fields.momentum)?, coupled(fields.weight_decay), fields.gradient_clipping))
+    }
+}
+
+impl FusedConfig for RmsPropConfig {
+    fn fused_group(&self) -> Result<FusedGroup, Error> {
+        let fields: RmsPropFields = fields("RmsPropConfig", self)?;
+        let rule = RmsProp::new()
+            .with_alpha(fields.alpha.into())
+            .with_epsilon(fields.epsilon.into())
+            .with_momentum(fields.momentum.into())
+            .with_centered(fields.centered);
+        Ok(group(rule, coupled(fields.weight_decay), fields.grad_clipping))
+    }
+}
+
+impl FusedConfig for AdaGradConfig {
+    fn fused_group(&self) -> Result<FusedGroup, Error> {
+        let fields: AdaGradFields = fields("AdaGradConfig", self)?;
+        let rule = AdaGrad::new().with_lr_decay(fields.lr_decay).with_epsilon(fields.epsilon.into());
+        Ok(group(rule, coupled(fields.weight_decay), fields.grad_clipping))
+    }
+}
+
+impl FusedConfig for LionConfig {
+    fn fused_group(&self) -> Result<FusedGroup, Error> {
+        let fields: LionFields = fields("LionConfig", self)?;
+        let rule = Lion::new().with_betas([fields.beta_1, fields.beta_2].map(f64::from));
+        Ok(group(rule, WeightDecay::Decoupled(fields.weight_decay.into()), fields.grad_clipping))
     }
 }

@@ -318,7 +318,7 @@ impl FusedOptimizer {
         Ok(())
     }
 
-    /// Continues from the record of a `ModuleOptimizer`: of Burn's Adam, AdamW or SGD, which are converted, or of
+    /// Continues from the record of a `ModuleOptimizer`: of Burn's Adam, AdamW, SGD, RMSprop, AdaGrad or Lion, which are converted, or of
     /// [`PerTensor`](crate::PerTensor). Hyperparameters stay those of the groups.
     ///
     /// A record names parameters by Burn's ids, so `module` has to be the one that was trained, or loaded from its record.

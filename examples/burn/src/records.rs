@@ -1,4 +1,4 @@
-//! States of optimizers in Burn's records: the core's own, and those of Burn's Adam, AdamW and SGD.
+//! States of optimizers in Burn's records: the core's own, and those of Burn's optimizers that the core has a rule for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,24 +40,59 @@ pub(crate) fn read(prefix: &str, source: &mut StateSource) -> Result<State, Stri
         }
         return Ok(State::new(step, tensors));
     }
-    // Burn's Adam and AdamW have the same states. Its moments are exponential moving averages as the core's are, before bias correction.
-    if let Some(time) = source.take_scalar(prefix, "momentum.time") {
-        if source.take_tensor(prefix, "momentum.max_moment_2").is_some() {
-            return Err("it is of AMSGrad, for which adamod has no kernel".to_owned());
+    for OfBurn { step_count, always, optional } in OF_BURN {
+        let Some(data) = source.take_tensor(prefix, always.0) else { continue };
+        let step = match step_count {
+            None => 1,
+            Some(count) => {
+                let found = source.take_scalar(prefix, count);
+                let step = found.and_then(|found| u64::try_from(found).ok());
+                step.ok_or_else(|| format!("{count} is {found:?}, expected a count"))?
+            }
+        };
+        let mut tensors = vec![(always.1, elements(data)?)];
+        for (of_burn, of_core) in optional {
+            if let Some(data) = source.take_tensor(prefix, of_burn) {
+                tensors.push((*of_core, elements(data)?));
+            }
         }
-        let step = u64::try_from(time).map_err(|_| format!("time is {time:?}, expected a count"))?;
-        let mut moment = |name| source.take_tensor(prefix, name);
-        if let (Some(first), Some(second)) = (moment("momentum.moment_1"), moment("momentum.moment_2")) {
-            let tensors = vec![("exp_avg", elements(first)?), ("exp_avg_sq", elements(second)?)];
-            return Ok(State::new(step, tensors));
-        }
+        return Ok(State::new(step, tensors));
     }
-    // Burn's SGD does not count steps. It has a velocity after the first one.
-    if let Some(velocity) = source.take_tensor(prefix, "momentum.velocity") {
-        return Ok(State::new(1, vec![("momentum_buffer", elements(velocity)?)]));
-    }
-    Err("it has no state of adamod or of Burn's Adam, AdamW or SGD with momentum".to_owned())
+    Err("it has no state of adamod or of Burn's Adam, AdamW, SGD with momentum, RMSprop, AdaGrad or Lion"
+        .to_owned())
 }
+
+/// Names of an optimizer's states, in Burn and in the core.
+struct OfBurn {
+    /// The step count, if Burn counts. Where it does not, only the first step differs from the others, and a record is of a later one.
+    step_count: Option<&'static str>,
+    /// The state that each record has.
+    always: (&'static str, &'static str),
+    /// The states that only some configurations have.
+    optional: &'static [(&'static str, &'static str)],
+}
+
+/// The states of Burn's optimizers. Averages are those before bias correction, in Burn as in the core.
+const OF_BURN: [OfBurn; 5] = [
+    // Adam and AdamW.
+    OfBurn {
+        step_count: Some("momentum.time"),
+        always: ("momentum.moment_1", "exp_avg"),
+        optional: &[("momentum.moment_2", "exp_avg_sq"), ("momentum.max_moment_2", "max_exp_avg_sq")],
+    },
+    // SGD.
+    OfBurn { step_count: None, always: ("momentum.velocity", "momentum_buffer"), optional: &[] },
+    // RMSprop.
+    OfBurn {
+        step_count: None,
+        always: ("square_avg.square_avg", "square_avg"),
+        optional: &[("momentum.buf", "momentum_buffer"), ("centered.grad_avg", "grad_avg")],
+    },
+    // AdaGrad.
+    OfBurn { step_count: Some("lr_decay.time"), always: ("lr_decay.sum", "sum"), optional: &[] },
+    // Lion.
+    OfBurn { step_count: None, always: ("momentum", "exp_avg"), optional: &[] },
+];
 
 fn elements(data: TensorData) -> Result<Vec<f32>, String> {
     data.convert::<f32>().try_into_vec().map_err(|error| format!("{error:?}"))

@@ -5,8 +5,8 @@ use adamod_burn::{Error, FusedConfig, FusedOptimizer, PerTensor};
 use burn::module::Module;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{
-    AdamConfig, AdamWConfig, AdanConfig, LambConfig, LionConfig, ModuleOptimizer, OptimizerRecord,
-    RmsPropConfig, SgdConfig,
+    AdaGradConfig, AdamConfig, AdamWConfig, AdanConfig, LambConfig, LionConfig, ModuleOptimizer,
+    OptimizerRecord, RmsPropConfig, SgdConfig,
 };
 
 use crate::common::{Ranks, adamod, assert_close, assert_same, device, gpu, values};
@@ -63,15 +63,38 @@ fn assert_continues(config: &impl FusedConfig, mut of_burn: ModuleOptimizer, wha
 }
 
 #[test]
-fn records_of_burns_adam_adamw_and_sgd_are_converted() {
+fn records_of_burns_adam_and_adamw_are_converted() {
     assert_continues(&AdamConfig::new(), AdamConfig::new().init(), "Adam");
+    // The second moment rises and falls, so that its maximum is another number.
+    let amsgrad = AdamConfig::new().with_amsgrad(true).with_beta_2(0.8);
+    assert_continues(&amsgrad, amsgrad.init(), "AMSGrad");
     assert_continues(&AdamWConfig::new(), AdamWConfig::new().init(), "AdamW");
-    let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig {
-        momentum: 0.9,
-        dampening: 0.0,
-        nesterov: false,
-    }));
-    assert_continues(&sgd, sgd.init(), "SGD");
+    let amsgrad = AdamWConfig::new().with_amsgrad(true).with_beta_2(0.8);
+    assert_continues(&amsgrad, amsgrad.init(), "AdamW with AMSGrad");
+}
+
+#[test]
+fn records_of_burns_sgd_are_converted() {
+    for (dampening, nesterov) in [(0.0, false), (0.1, false), (0.0, true)] {
+        let momentum = MomentumConfig { momentum: 0.9, dampening, nesterov };
+        let sgd = SgdConfig::new().with_momentum(Some(momentum));
+        assert_continues(&sgd, sgd.init(), &format!("SGD with dampening {dampening}, Nesterov {nesterov}"));
+    }
+}
+
+#[test]
+fn records_of_burns_rmsprop_adagrad_and_lion_are_converted() {
+    for (momentum, centered) in [(0.9, false), (0.0, false), (0.9, true), (0.0, true)] {
+        let rmsprop = RmsPropConfig::new().with_momentum(momentum).with_centered(centered);
+        assert_continues(
+            &rmsprop,
+            rmsprop.init(),
+            &format!("RMSprop, momentum {momentum}, centered {centered}"),
+        );
+    }
+    let adagrad = AdaGradConfig::new().with_lr_decay(0.1);
+    assert_continues(&adagrad, adagrad.init(), "AdaGrad");
+    assert_continues(&LionConfig::new(), LionConfig::new().init(), "Lion");
 }
 
 #[test]
@@ -88,13 +111,14 @@ fn a_record_of_the_route_by_tensors_continues_with_the_same_bits() {
 #[test]
 fn records_of_other_optimizers_are_refused() {
     let others = [
-        ("AMSGrad", AdamConfig::new().with_amsgrad(true).init()),
         ("Adan", AdanConfig::new().init()),
         ("LAMB", LambConfig::new().init()),
+        ("SGD without momentum", SgdConfig::new().init()),
+        // The states of other rules, which are not Adam's.
+        ("AMSGrad", AdamConfig::new().with_amsgrad(true).init()),
+        ("AdaGrad", AdaGradConfig::new().init()),
         ("Lion", LionConfig::new().init()),
         ("RMSprop", RmsPropConfig::new().init()),
-        ("SGD without momentum", SgdConfig::new().init()),
-        // The states of SGD with momentum, which are not Adam's.
         ("SGD", SgdConfig::new().with_momentum(Some(MomentumConfig::new())).init()),
     ];
     for (name, mut other) in others {
