@@ -190,7 +190,7 @@ fn a_plot_shows_every_mode_and_both_ceilings_of_the_roofline() {
     assert_eq!(file, report);
     let svg = std::fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
-    let texts = ["copy kernel", "stream kernel", "adamod-f32", "2^10", "2^12", "parameters", "GB/s"];
+    let texts = ["copy kernel", "stream kernel", "adamod-f32", "2¹⁰", "2¹²", "parameters", "GB/s"];
     let machine = ["driver", "backend"].map(|field| report[field].as_str().unwrap());
     for text in texts.into_iter().chain(machine) {
         assert!(svg.contains(text), "{text:?} is not in {svg}");

@@ -704,6 +704,21 @@ pub fn rules() -> Vec<Rule> {
         .collect()
 }
 
+/// Rules and kinds for tests that compile kernels of their own for each pair, of which there are too many. The first rule, AdaMod, meets
+/// every kind. Every other one meets every format of state, and together they meet every kind.
+pub fn rules_and_kinds() -> Vec<(Rule, Kind)> {
+    // It has no factor in common with the number of formats, so a rule's kinds go through all of them.
+    const STRIDE: usize = 10;
+    let kinds = Kind::all();
+    let mut pairs = Vec::new();
+    for (index, rule) in rules().into_iter().enumerate() {
+        let is_chosen = |number: usize| index == 0 || number % STRIDE == index % STRIDE;
+        let chosen = kinds.iter().enumerate().filter(|(number, _)| is_chosen(*number));
+        pairs.extend(chosen.map(|(_, &kind)| (rule, kind)).filter(|(rule, kind)| offers(rule, kind)));
+    }
+    pairs
+}
+
 /// The rules whose states can be stored in a format.
 pub fn rules_in(state: StateFormat) -> Vec<Rule> {
     rules().into_iter().filter(|rule| rule.form().refusal(state).is_none()).collect()

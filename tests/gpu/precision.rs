@@ -3,13 +3,15 @@
 use adamod::reference::Reference;
 use adamod::{
     AdaMod, DType, ErrorKind, Group, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
-    Precision, Role, Rule, RuleForm, RuleKind, Sgd, StateFormat, Step, Update, View, ViewError, Views,
-    WeightDecay, Workgroups,
+    Precision, Role, Rule, RuleKind, Sgd, StateFormat, Step, Update, View, ViewError, Views, WeightDecay,
+    Workgroups,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::common::{Engine, Gpu, Kind, Layout, Model, all, bits_of, bytes_of, gpu, offers, rules};
+use crate::common::{
+    Engine, Gpu, Kind, Layout, Model, all, bits_of, bytes_of, gpu, offers, rules, rules_and_kinds,
+};
 
 const SEED: u64 = 11;
 
@@ -212,16 +214,13 @@ fn devices_that_round_otherwise_pass_and_those_that_err_do_not() {
 /// Kernels that know all tensors to be of one kind, whole chunks and ends.
 #[test]
 fn kernels_of_one_kind_agree_with_the_twin() {
-    for form in RuleForm::all() {
-        for kind in Kind::all().into_iter().filter(|kind| form.refusal(kind.state).is_none()) {
-            for (alignment, workgroups) in [4, 16].into_iter().zip(WORKGROUPS) {
-                let tensors = [(kind, 1500), (kind, 7)];
-                let options = options().with_workgroups(workgroups);
-                let layout = Layout::TwoPools(alignment);
-                let mut pair = Pair::new(gpu(), options, form.with_defaults(), &tensors, layout);
-                (0..2).for_each(|step| pair.step(step, 1.0));
-                pair.check();
-            }
+    for (rule, kind) in rules_and_kinds() {
+        for (alignment, workgroups) in [4, 16].into_iter().zip(WORKGROUPS) {
+            let tensors = [(kind, 1500), (kind, 7)];
+            let options = options().with_workgroups(workgroups);
+            let mut pair = Pair::new(gpu(), options, rule, &tensors, Layout::TwoPools(alignment));
+            (0..2).for_each(|step| pair.step(step, 1.0));
+            pair.check();
         }
     }
 }
