@@ -91,12 +91,14 @@ fn continue_from(engine: &mut Engine<'_>, checkpoint: &Checkpoint, values: &wgpu
 /// counts on the host and on the device.
 fn models() -> Vec<Model> {
     let mut models = Vec::new();
-    for (rule, kind) in rules_and_kinds() {
-        for control in [Control::Host, Control::Device(DeviceControl::new())] {
+    let controls = [Control::Host, Control::Device(DeviceControl::new())];
+    for (index, (rule, kind)) in rules_and_kinds().into_iter().enumerate() {
+        for (number, control) in controls.into_iter().enumerate() {
             // A checkpoint does not depend on the data type of gradients, and how steps are counted not on any data type.
             let is_new =
                 kind.gradients == kind.values && (control == Control::Host || kind.values == DType::F32);
-            if is_new || rule != rules()[0] {
+            let is_chosen = if rule == rules()[0] { is_new } else { index % 2 == number };
+            if is_chosen {
                 let mut model = model_of(rule, kind, &LABELS);
                 model.options.control = control;
                 models.push(model);
@@ -115,7 +117,7 @@ fn name(model: &Model) -> String {
 fn a_restored_optimizer_goes_on_with_the_same_bits() {
     let models = models();
     // 3 state formats and 8 data types with their master weights, and f32 again with Control::Device.
-    assert!(models.len() >= 3 * 9 + 2 * 3 * (rules().len() - 2), "{} models", models.len());
+    assert!(models.len() >= 3 * 9 + 3 * (rules().len() - 2), "{} models", models.len());
     for model in models {
         let name = name(&model);
         let mut first = engine(&model);
@@ -375,20 +377,19 @@ fn another_rule_of_any_group_is_refused_and_the_group_is_named() {
         step(&mut saved, 1);
         let saved = checkpoint(&saved);
         for (number, &theirs) in RuleKind::ALL.iter().enumerate() {
-            for &ours in RuleKind::ALL.iter().filter(|&&ours| ours != theirs) {
-                let mut model = model.clone();
-                model.groups[number].hyperparameters.rule = ours.with_defaults();
-                let mut engine = engine(&model);
-                step(&mut engine, 2);
-                let before = checkpoint(&engine);
-                let error = engine.optimizer.restore(&saved).unwrap_err();
-                let CheckpointError::Mismatch { what, found, expected, .. } = error else {
-                    panic!("{error}");
-                };
-                assert_eq!(what, format!("the rule of group {number}"));
-                assert_eq!((found.as_str(), expected.as_str()), (theirs.name(), ours.name()));
-                assert_eq!(checkpoint(&engine), before);
-            }
+            let ours = RuleKind::ALL[(number + 1) % RuleKind::ALL.len()];
+            let mut model = model.clone();
+            model.groups[number].hyperparameters.rule = ours.with_defaults();
+            let mut engine = engine(&model);
+            step(&mut engine, 2);
+            let before = checkpoint(&engine);
+            let error = engine.optimizer.restore(&saved).unwrap_err();
+            let CheckpointError::Mismatch { what, found, expected, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(what, format!("the rule of group {number}"));
+            assert_eq!((found.as_str(), expected.as_str()), (theirs.name(), ours.name()));
+            assert_eq!(checkpoint(&engine), before);
         }
     }
 }
