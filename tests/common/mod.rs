@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use adamod::reference::{Real, Reference, Storage, rounded};
 use adamod::{
     DType, Group, GroupId, Hyperparameters, MasterWeights, Optimizer, Options, Parameter, ParameterId,
-    Precision, Rule, RuleForm, State, StateFormat, Step, Update, View, Views,
+    Precision, Rule, RuleForm, Sign, State, StateFormat, Step, Update, View, Views,
 };
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -702,6 +702,23 @@ pub fn rules() -> Vec<Rule> {
             [default].into_iter().chain(OTHER_FORMULAS.into_iter().filter_map(other))
         })
         .collect()
+}
+
+/// One rule for each number of states, and each sign of the first state: for what depends on how state is stored, and not on formulas.
+pub fn rules_by_states() -> Vec<Rule> {
+    let shape = |rule: &Rule| {
+        let states = rule.form().states();
+        (states.len(), states.first().is_some_and(|state| state.sign == Sign::Signed))
+    };
+    let mut seen = Vec::new();
+    let is_new = |rule: &Rule| {
+        let is_new = !seen.contains(&shape(rule));
+        seen.push(shape(rule));
+        is_new
+    };
+    // Rules that every format of state can store.
+    let offers_all = |rule: &Rule| StateFormat::ALL.iter().all(|state| rule.form().refusal(*state).is_none());
+    rules().into_iter().filter(offers_all).filter(is_new).collect()
 }
 
 /// Rules and kinds for tests that compile kernels of their own for each pair, of which there are too many. The first rule, AdaMod, meets

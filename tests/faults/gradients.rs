@@ -4,7 +4,7 @@ use adamod::{
     AdaMod, Control, DType, DeviceControl, LossScale, MasterWeights, NonFinite, Options, Rule, StateFormat,
 };
 
-use crate::common::{Engine, Kind, Layout, Model, gpu, offers, rules};
+use crate::common::{Engine, Kind, Layout, Model, gpu, offers, rules_by_states};
 
 const LEN: usize = 200;
 /// Elements with a NaN, an infinity, and a negative infinity.
@@ -57,7 +57,7 @@ fn skipping() -> [Control; 3] {
 
 #[test]
 fn non_finite_gradients_stay_with_their_elements_in_every_format() {
-    for (index, rule) in rules().into_iter().enumerate() {
+    for (index, rule) in rules_by_states().into_iter().enumerate() {
         // The first four have each control, and the others take turns.
         let controls = propagating().into_iter().enumerate();
         for (_, control) in controls.filter(|(number, _)| index < 4 || index % 2 == number % 2) {

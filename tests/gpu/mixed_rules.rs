@@ -1,11 +1,13 @@
 //! Groups of several rules in one optimizer: each steps as it would alone, and all of them share one step.
 
 use adamod::{
-    Control, DeviceControl, Group, Hyperparameters, NonFinite, Optimizer, Options, RuleForm, RuleKind, Sgd,
-    StateFormat, Step, WeightDecay,
+    Control, DeviceControl, Group, Hyperparameters, NonFinite, Optimizer, Options, Rule, RuleForm, RuleKind,
+    Sgd, StateFormat, Step, WeightDecay,
 };
 
-use crate::common::{Engine, Layout, Model, Tensor, all, float_bits, gpu, precision, rules, rules_in};
+use crate::common::{
+    Engine, Layout, Model, Tensor, all, float_bits, gpu, precision, rules, rules_by_states, rules_in,
+};
 
 const LENGTHS: [usize; 11] = [1757, 3, 1024, 40, 5000, 257, 33, 2051, 1, 700, 96];
 
@@ -14,8 +16,12 @@ const LAYOUTS: [Layout; 4] = [Layout::TwoPools(256), Layout::OnePool(4), Layout:
 /// A group for every rule in every form and variant, whose tensors lie between those of other groups. A lane that prepares the coefficients
 /// of several parameters meets several groups and several step counts.
 fn mixed(state: StateFormat, options: Options) -> Model {
+    mixed_of(&rules_in(state), state, options)
+}
+
+fn mixed_of(rules: &[Rule], state: StateFormat, options: Options) -> Model {
     let mut model = Model { options, groups: Vec::new(), tensors: Vec::new() };
-    for (index, rule) in rules_in(state).into_iter().enumerate() {
+    for (index, &rule) in rules.iter().enumerate() {
         let hyperparameters = Hyperparameters::from(rule)
             .with_learning_rate(1e-3 * (index % 5 + 1) as f64)
             .with_weight_decay(WeightDecay::Decoupled(1e-2));
@@ -219,39 +225,36 @@ fn steps_of_all_rules_are_counted_once_and_taken_back_together() {
 /// Whichever group has the infinite or NaN gradient: the run ends as one without that step, and gradients are zeroed all the same.
 #[test]
 fn a_step_with_a_non_finite_gradient_is_skipped_for_all_rules() {
-    for state in [StateFormat::F32, StateFormat::Q8] {
+    for (state, layout) in [(StateFormat::F32, LAYOUTS[1]), (StateFormat::Q8, LAYOUTS[3])] {
         let options =
             Options::new().with_zero_gradients(true).with_control(Control::Device(DeviceControl::new()));
-        let model = mixed(state, options);
-        for layout in [LAYOUTS[1], LAYOUTS[3]] {
-            let run = |poisoned: Option<usize>| {
-                let mut engine = Engine::new(gpu(), &model, layout);
-                engine.step(&all(&model.gradients(0)));
-                if let Some(tensor) = poisoned {
-                    let before = engine.bits();
-                    let mut gradients = model.gradients(100);
-                    let last = gradients[tensor].len() - 1;
-                    gradients[tensor][last] = if tensor % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
-                    engine.step(&all(&gradients));
-                    assert!(engine.bits() == before, "tensor {tensor}, {layout:?}");
-                    engine.assert_neighbours_untouched(&all(&gradients));
-                }
-                for step in 1..3 {
-                    engine.step(&all(&model.gradients(step)));
-                }
-                let progress = engine.optimizer.read_progress().wait().unwrap();
-                assert_eq!((progress.taken, progress.skipped), (3, u32::from(poisoned.is_some())));
-                for index in 0..model.tensors.len() {
-                    assert_eq!(engine.state(index).step, 3);
-                }
-                engine.bits()
-            };
-            let clean = run(None);
-            // One tensor of some groups.
-            for group in (0..model.groups.len()).step_by(6) {
-                let tensor = model.tensors.iter().position(|tensor| tensor.group == group);
-                assert!(run(tensor) == clean, "group {group}, {layout:?}");
+        let model = mixed_of(&rules_by_states(), state, options);
+        let run = |poisoned: Option<usize>| {
+            let mut engine = Engine::new(gpu(), &model, layout);
+            engine.step(&all(&model.gradients(0)));
+            if let Some(tensor) = poisoned {
+                let before = engine.bits();
+                let mut gradients = model.gradients(100);
+                let last = gradients[tensor].len() - 1;
+                gradients[tensor][last] = if tensor % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
+                engine.step(&all(&gradients));
+                assert!(engine.bits() == before, "tensor {tensor}, {layout:?}");
+                engine.assert_neighbours_untouched(&all(&gradients));
             }
+            for step in 1..3 {
+                engine.step(&all(&model.gradients(step)));
+            }
+            let progress = engine.optimizer.read_progress().wait().unwrap();
+            assert_eq!((progress.taken, progress.skipped), (3, u32::from(poisoned.is_some())));
+            for index in 0..model.tensors.len() {
+                assert_eq!(engine.state(index).step, 3);
+            }
+            engine.bits()
+        };
+        let clean = run(None);
+        for group in 0..model.groups.len() {
+            let tensor = model.tensors.iter().position(|tensor| tensor.group == group);
+            assert!(run(tensor) == clean, "group {group}, {layout:?}");
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use adamod::{Control, DType, DeviceControl, NonFinite, Options, StateFormat};
 
-use crate::common::{Engine, Kind, Layout, Model, bits_of, bytes_of, gpu, number_of, offers, rules};
+use crate::common::{
+    Engine, Kind, Layout, Model, bits_of, bytes_of, gpu, number_of, offers, rules_by_states,
+};
 
 /// Of several chunks, and odd, so that the last word of 16-bit elements has a half that no element owns.
 const LEN: usize = 1031;
@@ -49,13 +51,17 @@ fn poisoned(dtype: DType, gradient: &[f32], which: usize) -> Vec<u8> {
 #[test]
 fn nan_of_any_payload_shows_in_its_parameter_and_leaves_its_neighbours_alone() {
     let propagating = DeviceControl::new().with_non_finite(NonFinite::Propagate);
-    for rule in rules() {
+    for (index, rule) in rules_by_states().into_iter().enumerate() {
         let tensors: Vec<_> =
             kinds().into_iter().filter(|kind| offers(&rule, kind)).map(|kind| (kind, LEN)).collect();
-        for (control, layout) in
-            [(Control::Host, Layout::TwoPools(16)), (Control::Device(propagating), Layout::OnePool(4))]
-        {
+        let controls =
+            [(Control::Host, Layout::TwoPools(16)), (Control::Device(propagating), Layout::OnePool(4))];
+        for (number, (control, layout)) in controls.into_iter().enumerate() {
             for which in 0..2 {
+                // The first rule meets every control with every payload, the others one of them.
+                if index > 0 && (number, which) != (index % 2, index / 2 % 2) {
+                    continue;
+                }
                 let model =
                     Model::of_kinds(rule, &tensors).with_options(Options::new().with_control(control));
                 let mut engine = Engine::new(gpu(), &model, layout);

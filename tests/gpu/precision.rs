@@ -173,18 +173,28 @@ fn every_combination_agrees_with_the_twin_in_one_dispatch() {
     let lengths = [1, 2, 3, 5, 31, 33, 255, 1024, 1025, 2051];
     let kinds: Vec<_> =
         Kind::all().into_iter().enumerate().map(|(i, kind)| (kind, lengths[i % lengths.len()])).collect();
-    for rule in rules() {
+    for (index, rule) in rules().into_iter().enumerate() {
         let kinds: Vec<_> = kinds.iter().copied().filter(|(kind, _)| offers(&rule, kind)).collect();
         let hyperparameters = Hyperparameters::from(rule).with_weight_decay(WeightDecay::Decoupled(0.01));
-        for layout in [Layout::TwoPools(16), Layout::OnePool(8), Layout::TwoPools(4)] {
-            for workgroups in WORKGROUPS {
-                let options = options().with_workgroups(workgroups);
-                let mut pair = Pair::new(gpu(), options, hyperparameters, &kinds, layout);
-                for step in 0..4 {
-                    pair.step(step, 0.1);
-                    assert_eq!(pair.engine.optimizer.launches().len(), 1);
-                    pair.check();
-                }
+        for (layout, workgroups) in [
+            (Layout::TwoPools(16), Workgroups::Gpu),
+            (Layout::TwoPools(16), Workgroups::Cpu),
+            (Layout::OnePool(8), Workgroups::Cpu),
+            (Layout::OnePool(8), Workgroups::Gpu),
+            (Layout::TwoPools(4), Workgroups::Gpu),
+            (Layout::TwoPools(4), Workgroups::Cpu),
+        ]
+        .into_iter()
+        .enumerate()
+        // AdaMod has every layout with both workgroups, and the other rules take turns.
+        .filter_map(|(number, of)| (index == 0 || number == index % 6).then_some(of))
+        {
+            let options = options().with_workgroups(workgroups);
+            let mut pair = Pair::new(gpu(), options, hyperparameters, &kinds, layout);
+            for step in 0..4 {
+                pair.step(step, 0.1);
+                assert_eq!(pair.engine.optimizer.launches().len(), 1);
+                pair.check();
             }
         }
     }
