@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use common::{
     Engine, Kind, Layout, Model, Tensor, all, bytes_of, float_bits, gpu, lay_out_kinds, offers, precision,
-    rules,
+    rules, rules_by_states,
 };
 
 const POOLS: [Layout; 3] = [Layout::TwoPools(16), Layout::TwoPools(4), Layout::OnePool(8)];
@@ -284,11 +284,12 @@ fn take_steps(run: &mut Run, steps: u64, scale: f32, rng: &mut StdRng) {
     }
 }
 
-/// Every type of values and gradients with every master weights, every format of state and every rule, under every control.
+/// Every type of values and gradients with every master weights, every format of state and rules with every number of states, under every
+/// control.
 #[test]
 fn shards_of_every_kind_take_the_steps_of_the_whole_tensors() {
     let lengths = [257, 1, 1025, 40, 3, 1500, 33, 128, 700];
-    let wanted: Vec<_> = rules()
+    let wanted: Vec<_> = rules_by_states()
         .into_iter()
         .flat_map(|rule| Kind::all().into_iter().map(move |kind| (rule, kind)))
         .filter(|(rule, kind)| offers(rule, kind))
