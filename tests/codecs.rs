@@ -1025,7 +1025,9 @@ fn what_the_twin_stores_are_the_neighbours_of_what_it_computed() {
     let mut random = Random(1);
     for steps in [Steps::AdaMod, Steps::Adam, Steps::Sgd] {
         let signs = steps.signs();
-        let recipe = Recipe { betas: [0.0; 3], momentum: 0.0, decay: 0.0, ..recipe(steps) };
+        // SGD without momentum has no state. This momentum is zero in f32.
+        let momentum = f64::MIN_POSITIVE;
+        let recipe = Recipe { betas: [0.0; 3], momentum, decay: 0.0, ..recipe(steps) };
         for kind in Kind::all() {
             for elements in [1, 3, 4, 5, 31, 32, 33, 1023, 1024, 1025, 2500] {
                 let bits = initial_bits(&mut random, kind, elements);
