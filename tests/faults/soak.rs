@@ -16,6 +16,8 @@ fn steps() -> u64 {
     std::env::var("ADAMOD_SOAK_STEPS").map_or(400, |steps| steps.parse().expect("a number of steps"))
 }
 
+/// The rules of a run, few enough that all their pipelines are compiled before memory is measured.
+const RULES: [RuleKind; 3] = [RuleKind::AdaMod, RuleKind::Adam, RuleKind::Sgd];
 const PLACES: u64 = 24;
 const PLACE_BYTES: u64 = 32 * 1024;
 const MOST_ELEMENTS: usize = 6000;
@@ -61,14 +63,16 @@ impl<'g> Soak<'g> {
     /// the process would grow whenever the run needed a new one.
     fn compile_all(&mut self) {
         let formats = self.formats();
-        for kind in RuleKind::ALL {
+        // With and without a tensor that ends within a lane's elements, and 8-bit state in words of 8 and of 4 bytes.
+        let lengths = [1024, 101, 96, 100];
+        for (kind, len) in RULES.into_iter().flat_map(|kind| lengths.map(|len| (kind, len))) {
             for set in 1..1 << formats.len() {
                 let Engine { optimizer, buffers, .. } = &mut self.engine;
                 let (mut groups, mut updates) = (Vec::new(), Vec::new());
                 for (&state, place) in formats.iter().zip(0..).filter(|(_, place)| set >> place & 1 == 1) {
                     let group = Group::new(kind.with_defaults()).with_precision(precision(state));
                     let group = optimizer.add_group(group).unwrap();
-                    let id = optimizer.add_parameter(group, Parameter::new(state.name(), 100)).unwrap();
+                    let id = optimizer.add_parameter(group, Parameter::new(state.name(), len)).unwrap();
                     let view = |buffer| View::new(buffer, place * PLACE_BYTES);
                     groups.push(group);
                     updates.push(Update::new(id, Views::new(view(&buffers[0]), view(&buffers[1]))));
@@ -108,7 +112,7 @@ impl<'g> Soak<'g> {
     }
 
     fn add_group(&mut self) {
-        let kind = self.any(RuleKind::ALL);
+        let kind = self.any(&RULES);
         let hyperparameters = self.any_hyperparameters(kind);
         let state = self.any(&self.formats());
         self.engine.add_group(Group::new(hyperparameters).with_precision(precision(state)));
