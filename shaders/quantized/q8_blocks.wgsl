@@ -58,7 +58,7 @@ fn step_pair(
         Pair(a_stepped.state[2], b_stepped.state[2]),
     );
     if !WHOLE && is_extra {
-        // What was loaded has been stepped already. Zeros do not change a scale.
+        // The loaded quads have been stepped already. Zeros do not change a scale.
         stepped.after = Pairs();
     }
     if needs_random(format) {

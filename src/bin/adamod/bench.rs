@@ -168,7 +168,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         cache: if machine.flush.is_some() { "cold" } else { "warm" },
         results,
     };
-    // What was measured for minutes is in the files even if nobody reads the report.
+    // A failure to print is returned after the files are written, so no measurement is lost.
     let printed = print(&report, arguments.json);
     if let Some(file) = plot_file {
         file.write(plot::draw(&report).map_err(BenchError::Draw)?.as_bytes())?;

@@ -21,7 +21,7 @@ struct Field {
 }
 
 impl Field {
-    /// Options that are off by default, such as PyTorch's `amsgrad`, may be left out. Whoever writes a trace says everything else.
+    /// Options that are off by default, such as PyTorch's `amsgrad`, may be left out. A trace gives all other fields.
     fn is_required(&self, name: &str) -> bool {
         choices(name).is_some() || self.entries.iter().any(|&(_, default)| default != 0.0)
     }
