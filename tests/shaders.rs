@@ -9,8 +9,8 @@ use adamod::low_level::abi::{
     self, Chunk, Coefficients, Control, ControlHead, DecayRate, Group, GroupTableHead, Partial, Row, Segment,
 };
 use adamod::low_level::{
-    MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, prepare_source,
-    schedule_source,
+    MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, partials_source,
+    prepare_source, schedule_source,
 };
 use adamod::{Access, Diagnostics, GradientBinding, RuleForm, RuleKind};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -86,9 +86,11 @@ fn kernels_that_prepare_steps_are_valid_too() {
     let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(entry_points, ["no_norm", "prepare", "prepare_joint"]);
     assert_same_layout!(&module, Row { group, activity });
-    for (source, expected) in
-        [(schedule_source(), &["schedule"] as &[_]), (joint_source(), &["join", "follow"])]
-    {
+    for (source, expected) in [
+        (schedule_source(), &["schedule"] as &[_]),
+        (joint_source(), &["join", "follow"]),
+        (partials_source(), &["norm_of_partials"]),
+    ] {
         let module = validated(&source);
         let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(entry_points, expected);

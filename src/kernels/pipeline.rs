@@ -8,7 +8,8 @@ use super::abi::{
 };
 use super::bindings;
 use super::variant::{
-    Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
+    Access, GradientBinding, Shadow, Variant, joint_source, norm_source, partials_source, prepare_source,
+    schedule_source,
 };
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
@@ -37,6 +38,11 @@ pub enum Kernel {
         /// What comes after it.
         end: NormEnd,
     },
+    /// The norm from the partial sums of all launches, as a dispatch of its own.
+    Partials {
+        /// Whether the preparation of the step is left to the second half of it.
+        norm_only: bool,
+    },
     /// The preparation of a step by itself.
     Prepare,
     /// The preparation of an optimizer's part of a joint step.
@@ -54,7 +60,7 @@ pub enum Kernel {
 /// What comes after the norm of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NormEnd {
-    /// The norm of another launch.
+    /// The norm of another launch, or [`Kernel::Partials`].
     Launch,
     /// The sum of all partial sums, and the preparation of the step.
     Prepare,
@@ -192,7 +198,7 @@ impl Pipelines {
         if let Kernel::Update { format, .. } | Kernel::Norm { format, .. } = kernel {
             constants.extend(format.map(|format| ("FORMAT", f64::from(format))));
         }
-        if let Kernel::Norm { end: NormEnd::Norm, .. } = kernel {
+        if let Kernel::Norm { end: NormEnd::Norm, .. } | Kernel::Partials { norm_only: true } = kernel {
             constants.push(("NORM_ONLY", 1.0));
         }
         constants
@@ -204,6 +210,7 @@ impl Kernel {
         match self {
             Self::Update { .. } => "update",
             Self::Norm { .. } => "norm",
+            Self::Partials { .. } => "norm_of_partials",
             Self::Prepare => "prepare",
             Self::PrepareJoint => "prepare_joint",
             Self::NoNorm => "no_norm",
@@ -225,6 +232,7 @@ impl Kernel {
         match self {
             Self::Update { variant, .. } => variant.source(),
             Self::Norm { access, gradients, .. } => norm_source(*access, *gradients),
+            Self::Partials { .. } => partials_source(),
             Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source(),
             Self::Schedule => schedule_source(),
             Self::Join | Self::Follow => joint_source(),
@@ -273,6 +281,11 @@ impl Kernel {
                     NormEnd::Launch => entries.push(dynamic(bindings::ROWS, size_of::<Row>())),
                     NormEnd::Prepare | NormEnd::Norm => entries.extend(prepare_entries(control_bytes)),
                 }
+                entries
+            }
+            Self::Partials { .. } => {
+                let mut entries = vec![read_write(bindings::PARTIALS, size_of::<Partial>() as u64)];
+                entries.extend(prepare_entries(control_bytes));
                 entries
             }
             Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_entries(control_bytes).to_vec(),

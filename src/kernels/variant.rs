@@ -279,15 +279,26 @@ fn control_files() -> Vec<&'static str> {
     files
 }
 
-/// The WGSL of the kernels that sum the squares of gradients. Their entry points are `norm_of_chunks` and, for the last launch of a
-/// step, `norm_and_prepare`.
+/// The WGSL of the kernels that sum the squares of gradients. Their entry points are `norm_of_chunks` and, for a last launch that also
+/// prepares the step, `norm_and_prepare`.
 pub fn norm_source(access: Access, gradients: GradientBinding) -> String {
     let mut files = tensor_files(access, gradients).to_vec();
     files.push(include_str!("../../shaders/lib/sums.wgsl"));
     files.extend(control_files());
     files.push(include_str!("../../shaders/lib/norm.wgsl"));
+    files.push(include_str!("../../shaders/lib/partials.wgsl"));
     files.push(include_str!("../../shaders/kernels/norm.wgsl"));
     linked(files.into_iter(), &control_glue())
+}
+
+/// The WGSL of the kernel that computes the norm from the partial sums of all launches. Its entry point is `norm_of_partials`.
+pub fn partials_source() -> String {
+    control_source(&[
+        include_str!("../../shaders/lib/sums.wgsl"),
+        include_str!("../../shaders/lib/norm.wgsl"),
+        include_str!("../../shaders/lib/partials.wgsl"),
+        include_str!("../../shaders/kernels/partials.wgsl"),
+    ])
 }
 
 /// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare`, `prepare_joint` and

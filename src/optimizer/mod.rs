@@ -118,8 +118,7 @@ impl Optimizer {
             }
             Control::Device(settings) => {
                 settings.validate()?;
-                let partials = options.workgroups.most_partials(device);
-                let steps = DeviceSteps::new(&gpu, *settings, partials)?;
+                let steps = DeviceSteps::new(&gpu, &options, *settings)?;
                 // The next count has to fit into 32 bits.
                 let most_steps = u64::from(u32::MAX) - 1;
                 let source = CoefficientSource::Device(Box::new(steps));

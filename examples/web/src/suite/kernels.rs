@@ -2,7 +2,9 @@
 
 use std::error::Error;
 
-use adamod::low_level::{Variant, abi, joint_source, norm_source, prepare_source, schedule_source};
+use adamod::low_level::{
+    Variant, abi, joint_source, norm_source, partials_source, prepare_source, schedule_source,
+};
 use adamod::{Access, GradientBinding, wgpu};
 
 use crate::gpu::Gpu;
@@ -33,7 +35,7 @@ pub fn all() -> Vec<Kernel> {
             add(&format!("{access:?}.{gradients:?}"), norm_source(access, gradients), &control);
         }
     }
-    for source in [prepare_source(), schedule_source(), joint_source()] {
+    for source in [partials_source(), prepare_source(), schedule_source(), joint_source()] {
         add("", source, &control);
     }
     all

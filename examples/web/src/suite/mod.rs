@@ -230,7 +230,15 @@ mod tests {
                 assert!(sampled(&form.to_string(), part), "{form} {part}");
             }
         }
-        for entry_point in ["norm_of_chunks", "norm_and_prepare", "prepare", "no_norm", "schedule", "join"] {
+        for entry_point in [
+            "norm_of_chunks",
+            "norm_and_prepare",
+            "norm_of_partials",
+            "prepare",
+            "no_norm",
+            "schedule",
+            "join",
+        ] {
             assert!(sampled(entry_point, ""), "{entry_point}");
         }
     }
