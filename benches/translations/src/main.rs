@@ -40,7 +40,7 @@ fn main() -> anyhow::Result<()> {
     let chosen: Vec<_> = kernels::all()
         .into_iter()
         .enumerate()
-        .filter(|(index, kernel)| is_typical(kernel) || *index as u64 % every == 0)
+        .filter(|(index, kernel)| is_typical(kernel) || (*index as u64).is_multiple_of(every))
         .map(|(_, kernel)| kernel)
         .collect();
     let mut rows = Vec::new();
