@@ -244,7 +244,7 @@ def cases():
 STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum", "acc_delta")
 
 
-def make(case, folder):
+def make(case, folder, make_optimizer=make_optimizer, step_of_group=step_of_group):
     rng = numpy.random.default_rng(case["seed"])
     groups, initial, parameters, optimizers = [], {}, {}, []
     for number, of in enumerate(case["groups"]):
