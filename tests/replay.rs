@@ -1,6 +1,9 @@
 //! `adamod replay`: recorded traces pass on both backends, and errors name what is wrong with a trace.
 #![cfg(feature = "cli")]
 
+#[path = "common/package.rs"]
+mod package;
+
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -160,7 +163,7 @@ impl Folder {
 }
 
 fn replay(trace: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_adamod")).arg("replay").arg(trace).args(arguments).output().unwrap()
+    Command::new(package::tool()).arg("replay").arg(trace).args(arguments).output().unwrap()
 }
 
 fn code(output: &Output) -> i32 {
@@ -176,7 +179,7 @@ fn own_traces() -> Vec<PathBuf> {
 }
 
 fn committed_traces() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces");
+    let folder = package::folder().join("tests/traces");
     let mut traces: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -684,7 +687,7 @@ fn an_output_that_is_the_trace_is_refused_with_2_before_anything_is_written() {
         assert!(found.stdout.is_empty());
     }
     // Relative to the current folder, which is another one.
-    let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+    let output = Command::new(package::tool())
         .args(["replay", "trace.safetensors", "--backend", "cpu", "--output", "./trace.safetensors"])
         .current_dir(folder.0.path())
         .output()
@@ -794,7 +797,7 @@ fn unknown_arguments_are_refused_with_2() {
 
 #[test]
 fn info_lists_the_adapter_that_replay_runs_on() {
-    let output = Command::new(env!("CARGO_BIN_EXE_adamod")).args(["info", "--json"]).output().unwrap();
+    let output = Command::new(package::tool()).args(["info", "--json"]).output().unwrap();
     assert_eq!(code(&output), 0);
     let reports: Value = serde_json::from_slice(&output.stdout).unwrap();
     let chosen = &reports[0];
@@ -811,6 +814,6 @@ fn info_lists_the_adapter_that_replay_runs_on() {
     let good = folder.write("good.safetensors", &Trace::good().bytes());
     let report: Value = serde_json::from_slice(&replay(&good, &["--json"]).stdout).unwrap();
     assert_eq!(report["adapter"], chosen["name"]);
-    let text = Command::new(env!("CARGO_BIN_EXE_adamod")).arg("info").output().unwrap().stdout;
+    let text = Command::new(package::tool()).arg("info").output().unwrap().stdout;
     assert!(String::from_utf8_lossy(&text).contains("max_storage_buffer_binding_size"));
 }

@@ -1,8 +1,10 @@
 //! The table of `docs/rules.md` has a row for every form of every rule, and says what the library does. Needs no GPU.
 #![cfg(feature = "cli")]
 
+#[path = "common/package.rs"]
+mod package;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use adamod::low_level::coefficient_row;
 use adamod::{Group, Hyperparameters, Precision, RuleForm, RuleKind, Sign, StateFormat, WeightDecay};
@@ -113,7 +115,7 @@ fn the_table_has_every_form_and_says_what_the_library_does() {
 /// Every kind of decay, caution and direction that the table promises is in the traces of every rule.
 #[test]
 fn traces_have_the_options_of_all_rules() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces");
+    let folder = package::folder().join("tests/traces");
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
         if path.extension().is_none_or(|extension| extension != "safetensors") {
