@@ -256,6 +256,36 @@ pub enum ErrorKind {
         /// The missing usage.
         expected: wgpu::BufferUsages,
     },
+    /// Rows of a remap do not divide the parameter.
+    #[error("it has {len} elements in rows of {row_len}, expected whole rows of at least 1 element")]
+    RowLength {
+        /// The parameter's number of elements.
+        len: u64,
+        /// The elements of a row.
+        row_len: u64,
+    },
+    /// Rows of a shard cannot move: they may belong to other devices.
+    #[error("it is a shard of a tensor, expected a whole tensor")]
+    RemapOfShard,
+    /// The device cannot move rows of so many elements at once.
+    #[error("it has {len} elements before or after, expected at most {most}")]
+    RemapLength {
+        /// Number of elements.
+        len: u64,
+        /// The most: 2^32 - 1.
+        most: u64,
+    },
+    /// The parameter's state lies in more buffers than a kernel can read.
+    #[error(
+        "its state lies in {found} state buffers, expected at most {most}, which \
+         max_storage_buffers_per_shader_stage leaves for them"
+    )]
+    RemapBuffers {
+        /// The number of state buffers.
+        found: usize,
+        /// The most.
+        most: usize,
+    },
     /// The given states are not those of the parameter's rule.
     #[error("its states are {found:?}, expected {expected:?}")]
     States {
@@ -412,6 +442,8 @@ pub enum Role {
     Gradients,
     /// Its 16-bit shadow copy.
     Shadow,
+    /// The old row of each new one, in a [`Remap`](crate::Remap).
+    SourceRows,
 }
 
 impl Role {
@@ -424,6 +456,7 @@ impl fmt::Display for Role {
             Role::Values => "values",
             Role::Gradients => "gradients",
             Role::Shadow => "shadow copy",
+            Role::SourceRows => "source rows",
         })
     }
 }

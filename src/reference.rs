@@ -14,6 +14,7 @@
 //! ```
 
 use crate::hyperparameters::Hyperparameters;
+use crate::options::FreshRows;
 pub use crate::rules::arithmetic::GRADIENT_LIMIT;
 pub use crate::rules::real::Real;
 use crate::storage::block::{BlockLayout, state_words};
@@ -21,6 +22,7 @@ use crate::storage::contents::Contents;
 use crate::storage::dtype::{DType, narrow, widen};
 use crate::storage::master::{MasterWeights, join, split};
 use crate::storage::random::{key_of, random_of};
+use crate::storage::rows::{RowMap, rates_of, remapped};
 use crate::storage::state::StateFormat;
 
 /// Groups, parameters and state on the CPU, in precision `T`.
@@ -169,6 +171,57 @@ impl<T: Real> Reference<T> {
             if T::IS_STORED {
                 parameter.store();
             }
+        }
+    }
+
+    /// Moves the rows of a parameter, as [`Optimizer::remap`](crate::Optimizer::remap) does: state of row `r` continues that of old row
+    /// `sources[r]`, or is fresh if there is none. `values` are the new values, which are the caller's as they are the engine's there.
+    ///
+    /// # Panics
+    /// If rows of `row_len` elements do not divide the parameter, or `values` are not as many as the rows have.
+    pub fn remap(
+        &mut self,
+        parameter: usize,
+        row_len: usize,
+        sources: &[u32],
+        fresh: FreshRows,
+        values: Vec<T>,
+    ) {
+        let parameter = &mut self.parameters[parameter];
+        let old_len = parameter.values.len();
+        assert!(row_len > 0 && old_len.is_multiple_of(row_len), "rows of {row_len} of {old_len} elements");
+        assert_eq!(values.len(), sources.len() * row_len, "values for all rows");
+        let map = RowMap { row_len, sources, has_means: fresh == FreshRows::Mean };
+        if T::IS_STORED {
+            let Parameter { layout, key, steps, .. } = *parameter;
+            parameter.words = remapped(layout, old_len as u64, &parameter.words, map, key, steps as u32);
+            let contents = Contents::decode(layout, values.len() as u64, &parameter.words);
+            parameter.states = contents
+                .states
+                .into_iter()
+                .map(|state| state.into_iter().map(|x| T::from_f64(x.into())).collect())
+                .collect();
+            let (dtype, master) = (parameter.dtype, parameter.layout.master_weights);
+            parameter.narrowed =
+                values.iter().map(|value| narrow(dtype, value.to_f32().to_bits())).collect();
+            let joined = |(&narrowed, &difference): (&u32, &u32)| {
+                T::from_f64(join(dtype, master, narrowed, difference).into())
+            };
+            parameter.values = parameter.narrowed.iter().zip(&contents.differences).map(joined).collect();
+        } else {
+            let origins = map.origins(old_len);
+            let rates = rates_of(parameter.layout.states).filter(|_| map.has_means);
+            for (index, state) in parameter.states.iter_mut().enumerate() {
+                let as_f32: Vec<f32> = state.iter().map(|x| x.to_f32()).collect();
+                let means = rates.filter(|rates| *rates == index).map(|_| map.means(&as_f32));
+                let fresh = |i: usize| means.as_ref().map_or(0.0, |means| means[i % row_len].into());
+                *state = origins
+                    .iter()
+                    .enumerate()
+                    .map(|(i, origin)| origin.map_or_else(|| T::from_f64(fresh(i)), |from| state[from]))
+                    .collect();
+            }
+            parameter.values = values;
         }
     }
 

@@ -91,6 +91,41 @@ pub struct Chunk {
     pub state: u32,
 }
 
+/// The start of the table of a remap; WGSL `Remap`. Its chunks follow, two words each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Remap {
+    /// Key and format of the parameter.
+    pub segment: Segment,
+    /// Elements of a row.
+    pub row_len: u32,
+    /// Rows before.
+    pub old_rows: u32,
+    /// Elements after.
+    pub elements: u32,
+    /// The number of chunks before, which come first in the table.
+    pub old_chunks: u32,
+    /// One of [`FROM_BUFFER`], [`FROM_SAME`] and [`FROM_NOWHERE`].
+    pub source: u32,
+    /// Word of the bound sources where they start.
+    pub first_source: u32,
+    /// Word of the bound step counts.
+    pub step: u32,
+    /// The step count, where the host counts.
+    pub host_step: u32,
+    /// Index of the state that starts from means in fresh rows, or [`MAX_STATES`](crate::low_level::MAX_STATES).
+    pub rates: u32,
+    /// Bands of old rows.
+    pub bands: u32,
+}
+
+/// New rows name their old ones in a buffer.
+pub const FROM_BUFFER: u32 = 0;
+/// New rows continue the old ones of the same index.
+pub const FROM_SAME: u32 = 1;
+/// All rows are fresh.
+pub const FROM_NOWHERE: u32 = 2;
+
 /// A workgroup's sum of squared gradients; WGSL `Partial`.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

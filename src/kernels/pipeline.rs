@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::num::NonZeroU64;
 
 use super::abi::{
-    CHUNK_ELEMENTS, Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Row, Segment,
+    CHUNK_ELEMENTS, Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Remap, Row, Segment,
 };
 use super::bindings;
 use super::variant::{
-    Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
+    Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, remap_source,
+    schedule_source,
 };
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
 use crate::options::Diagnostics;
+use crate::storage::state::StateTensor;
 
 /// A kernel with all its variants and overrides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +51,28 @@ pub enum Kernel {
     Join,
     /// Gives the control of the first optimizer of a joint step to another one.
     Follow,
+    /// Moves rows.
+    Remap {
+        /// What it does of that.
+        part: RemapPart,
+        /// The format of the parameter.
+        format: u32,
+        /// The states of its rule.
+        states: &'static [StateTensor],
+        /// State buffers that are read besides the one that is written.
+        old_buffers: u32,
+    },
+}
+
+/// The kernels of a remap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RemapPart {
+    /// Sums over bands of old rows.
+    Bands,
+    /// The means from these sums.
+    Means,
+    /// The new blocks.
+    Rows,
 }
 
 /// What comes after the norm of a launch.
@@ -171,6 +195,11 @@ impl Pipelines {
         Pipeline { layout, pipeline }
     }
 
+    /// Threads of the workgroups of kernels that have no chunks.
+    pub fn lanes(&self) -> u32 {
+        self.lanes
+    }
+
     /// Threads per workgroup: at most as many as a chunk has work for.
     fn lanes_of(&self, kernel: Kernel) -> u32 {
         match kernel {
@@ -186,11 +215,19 @@ impl Pipelines {
             Kernel::Update { is_whole, .. } => {
                 vec![("ZERO_GRADIENTS", self.zero_gradients.into()), ("WHOLE", is_whole.into())]
             }
+            Kernel::Remap { states, .. } => {
+                let signs = ["SIGN_0", "SIGN_1", "SIGN_2"].into_iter().zip(states);
+                let signs = signs.map(|(name, state)| (name, f64::from(state.sign as u32)));
+                signs.chain([("STATES", states.len() as f64)]).collect()
+            }
             _ => self.control.clone(),
         };
         constants.push(("LANES", self.lanes_of(kernel).into()));
         if let Kernel::Update { format, .. } | Kernel::Norm { format, .. } = kernel {
             constants.extend(format.map(|format| ("FORMAT", f64::from(format))));
+        }
+        if let Kernel::Remap { format, .. } = kernel {
+            constants.push(("FORMAT", f64::from(format)));
         }
         if let Kernel::Norm { end: NormEnd::Norm, .. } = kernel {
             constants.push(("NORM_ONLY", 1.0));
@@ -210,6 +247,9 @@ impl Kernel {
             Self::Schedule => "schedule",
             Self::Join => "join",
             Self::Follow => "follow",
+            Self::Remap { part: RemapPart::Bands, .. } => "rates_of_bands",
+            Self::Remap { part: RemapPart::Means, .. } => "mean_rates",
+            Self::Remap { part: RemapPart::Rows, .. } => "remap",
         }
     }
 
@@ -228,6 +268,7 @@ impl Kernel {
             Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source(),
             Self::Schedule => schedule_source(),
             Self::Join | Self::Follow => joint_source(),
+            Self::Remap { old_buffers, .. } => remap_source(*old_buffers),
         }
     }
 
@@ -281,6 +322,17 @@ impl Kernel {
                 read_write(bindings::CONTROL, control_bytes),
                 read_write(bindings::OTHER_CONTROL, control_bytes),
             ],
+            Self::Remap { old_buffers, .. } => {
+                let mut entries = vec![
+                    read(bindings::REMAP, size_of::<Remap>() as u64 + 8),
+                    read(bindings::SOURCES, 4),
+                    read(bindings::STEPS, 4),
+                    read_write(bindings::MEANS, 4),
+                    read_write(bindings::STATE, 16),
+                ];
+                entries.extend((0..*old_buffers).map(|index| read(bindings::OLD_STATE + index, 16)));
+                entries
+            }
         }
     }
 }

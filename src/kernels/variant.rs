@@ -301,6 +301,47 @@ pub fn schedule_source() -> String {
     control_source(&[include_str!("../../shaders/kernels/schedule.wgsl")])
 }
 
+/// The WGSL of the kernels that move rows, which read so many state buffers besides the one that they write. Their entry points are
+/// `remap`, `rates_of_bands` and `mean_rates`.
+pub fn remap_source(old_buffers: u32) -> String {
+    let files = [
+        include_str!("../../shaders/lib/abi.wgsl"),
+        include_str!("../../shaders/lib/format.wgsl"),
+        include_str!("../../shaders/lib/rounding.wgsl"),
+        include_str!("../../shaders/lib/place.wgsl"),
+        include_str!("../../shaders/lib/step.wgsl"),
+        include_str!("../../shaders/lib/random.wgsl"),
+        include_str!("../../shaders/state/words1.wgsl"),
+        include_str!("../../shaders/lib/state.wgsl"),
+        include_str!("../../shaders/lib/q8.wgsl"),
+        include_str!("../../shaders/kernels/remap.wgsl"),
+    ];
+    let (mut buffers, mut cases) = (String::new(), String::new());
+    for index in 0..old_buffers {
+        let _ = writeln!(
+            buffers,
+            "@group(0) @binding(OLD_STATE_BINDING + {index}) var<storage, read> old_state_{index}: array<u32>;"
+        );
+        let _ = write!(
+            cases,
+            "        case {}u: {{\n            return old_state_{index}[word];\n        }}\n",
+            index + 1
+        );
+    }
+    let glue = format!(
+        "{buffers}// A word of the bound state, or of one of the other buffers.
+fn old_word(buffer: u32, word: u32) -> u32 {{
+    switch buffer {{
+{cases}        default: {{
+            return state[word];
+        }}
+    }}
+}}
+"
+    );
+    linked(files.into_iter(), &glue)
+}
+
 /// The WGSL of the kernels of joint steps. Their entry points are `join` and `follow`.
 pub fn joint_source() -> String {
     control_source(&[

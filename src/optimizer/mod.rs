@@ -10,6 +10,8 @@ mod memory;
 mod readback;
 mod recorder;
 mod registry;
+mod remap;
+mod remapping;
 #[cfg(feature = "checkpoint")]
 mod restore;
 #[cfg(feature = "checkpoint")]
@@ -39,6 +41,7 @@ use memory::Memory;
 pub use readback::Readback;
 use recorder::Recorder;
 use registry::{Registry, Selection, Settings};
+pub use remap::Remap;
 #[cfg(feature = "checkpoint")]
 pub use restore::{Mismatch, Restore, Restored};
 use source::{CoefficientSource, HostSteps};

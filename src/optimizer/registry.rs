@@ -296,6 +296,52 @@ impl Registry {
         Ok(())
     }
 
+    /// Gives a parameter another length, at these views or at its registered ones.
+    pub fn resize(&mut self, id: ParameterId, len: u64, views: Option<&Views<'_>>) -> Result<(), Error> {
+        let record = self.record(id)?;
+        let (label, dtype, old_len) = (record.label.clone(), record.dtype, record.len);
+        let most = self.settings.most_bytes / dtype.bytes();
+        if len > most {
+            return Err(ErrorKind::TooLong { len, dtype, most }.of(&label));
+        }
+        let (index, old) = (id.key.index(), record.views.clone());
+        if let Some(old) = &old {
+            self.vacate(dtype, &old.borrow());
+        }
+        let new = views.map(OwnedViews::new).or_else(|| old.clone());
+        if let Some(new) = &new
+            && let Err(error) = self.occupy(index, &label, len, dtype, &new.borrow())
+        {
+            if let Some(old) = &old {
+                self.occupy(index, &label, old_len, dtype, &old.borrow())?;
+            }
+            return Err(error);
+        }
+        self.without_views -= usize::from(old.is_none() && new.is_some());
+        if let Some(record) = self.parameters.get_mut(id.key) {
+            record.len = len;
+            record.shard = Shard::new(0, len);
+            record.views = new;
+        }
+        self.revisions.views += 1;
+        // State has changed, other than by steps.
+        self.revisions.counts += 1;
+        Ok(())
+    }
+
+    /// Takes a change of length back, and gives the parameter its old views or none.
+    pub fn restore(&mut self, id: ParameterId, len: u64, views: Option<OwnedViews>) -> Result<(), Error> {
+        let dtype = self.record(id)?.dtype;
+        if views.is_none()
+            && let Some(record) = self.parameters.get_mut(id.key)
+            && let Some(taken) = record.views.take()
+        {
+            self.vacate(dtype, &taken.borrow());
+            self.without_views += 1;
+        }
+        self.resize(id, len, views.as_ref().map(OwnedViews::borrow).as_ref())
+    }
+
     /// Moves a parameter to another group.
     pub fn set_group(&mut self, id: ParameterId, group: GroupId) -> Result<(), Error> {
         let record = self.record(id)?;

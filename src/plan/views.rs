@@ -55,6 +55,11 @@ impl<'a> View<'a> {
             })
     }
 
+    /// Checks that so many words of 32 bits lie here.
+    pub(crate) fn check_words(&self, words: u64) -> Result<u64, ViewError> {
+        self.end(words, DType::F32)
+    }
+
     /// Checks that the values of a parameter can lie here.
     pub(crate) fn check_values(&self, elements: u64, dtype: DType) -> Result<u64, ViewError> {
         match self.dtype {
