@@ -92,11 +92,14 @@ pub use hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
 pub use kernels::variant::{Access, GradientBinding};
 pub use optimizer::joint::JointStep;
 pub use optimizer::{
-    GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, Remap, Shard, State, Step, StepCounts, Update,
+    GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, Remap, Shard, State, Step, StepCounts,
+    Update,
 };
 #[cfg(feature = "checkpoint")]
 pub use optimizer::{Mismatch, Restore, Restored};
-pub use options::{Control, DeviceControl, Diagnostics, FreshRows, LossScale, NonFinite, Options, Workgroups};
+pub use options::{
+    Control, DeviceControl, Diagnostics, FreshRows, LossScale, NonFinite, Options, Workgroups,
+};
 pub use plan::views::{View, Views};
 pub use rules::range::OutOfRange;
 pub use rules::types::*;

@@ -202,8 +202,7 @@ impl<T: Real> Reference<T> {
                 .map(|state| state.into_iter().map(|x| T::from_f64(x.into())).collect())
                 .collect();
             let (dtype, master) = (parameter.dtype, parameter.layout.master_weights);
-            parameter.narrowed =
-                values.iter().map(|value| narrow(dtype, value.to_f32().to_bits())).collect();
+            parameter.narrowed = values.iter().map(|value| narrow(dtype, value.to_f32().to_bits())).collect();
             let joined = |(&narrowed, &difference): (&u32, &u32)| {
                 T::from_f64(join(dtype, master, narrowed, difference).into())
             };

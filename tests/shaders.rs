@@ -6,11 +6,12 @@ use std::mem::offset_of;
 use std::path::Path;
 
 use adamod::low_level::abi::{
-    self, Chunk, Coefficients, Control, ControlHead, DecayRate, Group, GroupTableHead, Partial, Row, Segment,
+    self, Chunk, Coefficients, Control, ControlHead, DecayRate, Group, GroupTableHead, Partial, Remap, Row,
+    Segment,
 };
 use adamod::low_level::{
     MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, prepare_source,
-    schedule_source,
+    remap_source, schedule_source,
 };
 use adamod::{Access, Diagnostics, GradientBinding, RuleForm, RuleKind};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -126,6 +127,36 @@ fn kernels_that_prepare_steps_are_valid_too() {
             decay_rates,
         }
     );
+}
+
+#[test]
+fn kernels_that_move_rows_are_valid_whatever_the_number_of_buffers() {
+    for old_buffers in [0, 1, 3, 16] {
+        let module = validated(&remap_source(old_buffers));
+        let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(entry_points, ["remap", "rates_of_bands", "mean_rates"]);
+        let (mut members, _) = reflect(&module, "Remap");
+        assert_eq!(members.pop(), Some(("chunks".to_owned(), size_of::<Remap>() as u32)));
+        macro_rules! expected {
+            ($($field:ident),*) => {
+                vec![$((stringify!($field).to_owned(), offset_of!(Remap, $field) as u32)),*]
+            };
+        }
+        let expected = expected!(
+            segment,
+            row_len,
+            old_rows,
+            elements,
+            old_chunks,
+            source,
+            first_source,
+            step,
+            host_step,
+            rates,
+            bands
+        );
+        assert_eq!(members, expected);
+    }
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn source_of(row: u32) -> u32 {
 
 // The elements of a new quad, and their columns.
 struct Origins {
-    of: array<Origin, 4>,
+    each: array<Origin, 4>,
     columns: vec4<u32>,
 }
 
@@ -90,17 +90,17 @@ fn origins_of(quad: u32) -> Origins {
     let first = 4u * quad;
     var row = first / table.row_len;
     var column = first - row * table.row_len;
-    var from = source_of(row);
+    var old = source_of(row);
     for (var i = 0u; i < 4u; i++) {
         origins.columns[i] = column;
-        if first + i < table.elements && from < table.old_rows {
-            origins.of[i] = origin_at(from * table.row_len + column);
+        if first + i < table.elements && old < table.old_rows {
+            origins.each[i] = origin_at(old * table.row_len + column);
         }
         column += 1u;
         if column == table.row_len && first + i + 1u < table.elements {
             column = 0u;
             row += 1u;
-            from = source_of(row);
+            old = source_of(row);
         }
     }
     return origins;
@@ -159,7 +159,7 @@ fn move_state(at: Place, origins: Origins) {
         let part = index * part_words(at, 1u);
         var words: vec4<u32>;
         for (var i = 0u; i < 4u; i++) {
-            let origin = origins.of[i];
+            let origin = origins.each[i];
             let start = origin.block + part * origin.quads;
             if state_format(at.format) == STATE_F32 {
                 if origin.is_kept {
@@ -189,7 +189,7 @@ fn move_master(at: Place, origins: Origins) {
     }
     var words: vec4<u32>;
     for (var i = 0u; i < 4u; i++) {
-        let origin = origins.of[i];
+        let origin = origins.each[i];
         if origin.is_kept {
             let start = old_master(origin, at.format);
             switch master {
@@ -233,20 +233,20 @@ fn move_quant_block(segment: Segment, chunk: Chunk, block: u32) {
     let first = chunk.first + 32u * block;
     let scale_start = chunk.state + STATES * quads + block;
     // Old elements, and columns.
-    var from: array<u32, 32>;
+    var olds: array<u32, 32>;
     var columns: array<u32, 32>;
     var row = first / table.row_len;
     var column = first - row * table.row_len;
     var source = source_of(row);
     var is_whole = true;
     for (var i = 0u; i < 32u; i++) {
-        from[i] = 0xffffffffu;
+        olds[i] = 0xffffffffu;
         if i < elements {
             columns[i] = column;
             if source < table.old_rows {
-                from[i] = source * table.row_len + column;
+                olds[i] = source * table.row_len + column;
             }
-            is_whole = is_whole && from[i] != 0xffffffffu && from[i] == from[0] + i;
+            is_whole = is_whole && olds[i] != 0xffffffffu && olds[i] == olds[0] + i;
             column += 1u;
             if column == table.row_len && i + 1u < elements {
                 column = 0u;
@@ -255,8 +255,8 @@ fn move_quant_block(segment: Segment, chunk: Chunk, block: u32) {
             }
         }
     }
-    if is_whole && from[0] % 32u == 0u {
-        let origin = origin_at(from[0]);
+    if is_whole && olds[0] % 32u == 0u {
+        let origin = origin_at(olds[0]);
         let old_block = origin.index / 32u;
         state[scale_start] = old_word(origin.buffer, origin.block + STATES * origin.quads + old_block);
         for (var index = 0u; index < STATES; index++) {
@@ -275,10 +275,10 @@ fn move_quant_block(segment: Segment, chunk: Chunk, block: u32) {
         let sign = sign_of(index);
         var values: array<vec4<f32>, 8>;
         for (var i = 0u; i < elements; i++) {
-            if from[i] == 0xffffffffu {
+            if olds[i] == 0xffffffffu {
                 values[i / 4u][i % 4u] = bitcast<f32>(fresh_bits(index, columns[i]));
             } else {
-                values[i / 4u][i % 4u] = old_value(index, origin_at(from[i]), format);
+                values[i / 4u][i % 4u] = old_value(index, origin_at(olds[i]), format);
             }
         }
         var extremes = all_extremes(sign, Pair(values[0], values[1]));

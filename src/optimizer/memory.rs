@@ -183,11 +183,7 @@ impl Memory {
     }
 
     /// The state buffers that an allocator has and this memory has not. wgpu zeroes them, and zero is where every state starts.
-    fn new_buffers(
-        &self,
-        gpu: &Gpu,
-        allocator: &Allocator,
-    ) -> Result<Vec<(u32, wgpu::Buffer)>, DeviceError> {
+    fn new_buffers(&self, gpu: &Gpu, allocator: &Allocator) -> Result<Vec<(u32, wgpu::Buffer)>, DeviceError> {
         let is_new = |&(number, words): &(u32, u64)| words > 0 && !self.buffers.contains_key(&number);
         let make = |(number, words)| {
             let buffer = gpu.catch(|| gpu.buffer("state", words * WORD_BYTES, USAGES))?;

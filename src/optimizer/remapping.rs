@@ -154,7 +154,8 @@ impl Optimizer {
             return Ok(Some((reservation, Vec::new())));
         }
         let rates = rates_of(layout.states).filter(|_| remap.fresh == FreshRows::Mean);
-        let format = Format { state: layout.state, master_weights: layout.master_weights, ..Format::default() };
+        let format =
+            Format { state: layout.state, master_weights: layout.master_weights, ..Format::default() };
         let segment = abi::Segment { format: format.bits(), key: remap_key(key), ..Default::default() };
         let counts = self.recorder.source().device().map(DeviceSteps::control).cloned();
         let bands = bands_of(rows.old, rows.len);
@@ -200,7 +201,8 @@ impl Optimizer {
             }
             let old_chunks = chunks.len() as u32;
             let here = reservation.extents().iter().filter(|extent| extent.buffer == number);
-            chunks.extend(here.flat_map(|extent| chunks_of(extent, layout)).map(|(chunk, word)| [chunk, word]));
+            chunks
+                .extend(here.flat_map(|extent| chunks_of(extent, layout)).map(|(chunk, word)| [chunk, word]));
             let head = abi::Remap {
                 segment,
                 row_len: rows.len as u32,
