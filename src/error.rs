@@ -286,6 +286,14 @@ pub enum ErrorKind {
         /// The most.
         most: usize,
     },
+    /// There are too many factors of columns.
+    #[error("it has {found} factors of columns, expected at most {most}")]
+    ColumnFactors {
+        /// The number of factors.
+        found: usize,
+        /// The most.
+        most: usize,
+    },
     /// The given states are not those of the parameter's rule.
     #[error("its states are {found:?}, expected {expected:?}")]
     States {
@@ -420,6 +428,25 @@ pub enum ViewError {
     /// The shadow copy lies in the buffer of the parameter or of its gradient.
     #[error("it lies in the buffer of the parameter or of its gradient, expected another buffer")]
     ShadowBuffer,
+    /// Rows of a mask have no elements, or too many.
+    #[error("its rows have {row_len} elements, expected 1 to 2^31")]
+    RowLength {
+        /// Elements of a row.
+        row_len: u64,
+    },
+    /// A shard starts within a row of its mask.
+    #[error("its shard starts at element {first}, expected a multiple of {row_len}, the elements of a row")]
+    RowOfShard {
+        /// The first element of the shard.
+        first: u64,
+        /// Elements of a row.
+        row_len: u64,
+    },
+    /// The mask lies in the buffer of the parameter, its gradient or its shadow copy.
+    #[error(
+        "it lies in the buffer of the parameter, its gradient or its shadow copy, expected another buffer"
+    )]
+    RowMaskBuffer,
     /// The view shares bytes with another one. A tensor of 16-bit elements owns the whole of its last word of 4 bytes.
     #[error("it overlaps the {other_role} of parameter {other_label:?} at byte {byte}")]
     Overlap {
@@ -442,12 +469,14 @@ pub enum Role {
     Gradients,
     /// Its 16-bit shadow copy.
     Shadow,
+    /// The mask of the rows that step.
+    RowMask,
     /// The old row of each new one, in a [`Remap`](crate::Remap).
     SourceRows,
 }
 
 impl Role {
-    pub(crate) const COUNT: usize = Self::Shadow as usize + 1;
+    pub(crate) const COUNT: usize = Self::RowMask as usize + 1;
 }
 
 impl fmt::Display for Role {
@@ -456,6 +485,7 @@ impl fmt::Display for Role {
             Role::Values => "values",
             Role::Gradients => "gradients",
             Role::Shadow => "shadow copy",
+            Role::RowMask => "row mask",
             Role::SourceRows => "source rows",
         })
     }

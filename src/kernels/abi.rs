@@ -77,6 +77,28 @@ pub struct Segment {
     pub shadow: u32,
 }
 
+/// What a segment has for each column and row, in a table of its own; WGSL `SegmentRows`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SegmentRows {
+    /// Word of the table where the factors of its columns start.
+    pub factors: u32,
+    /// The number of factors; 0 for none.
+    pub period: u32,
+    /// The factor of its first element.
+    pub phase: u32,
+    /// Word of the bound masks where its tensor's starts.
+    pub mask: u32,
+    /// Elements of a row; 0 without a mask.
+    pub row_len: u32,
+    /// The row of its first element.
+    pub row: u32,
+    /// The column of its first element.
+    pub column: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
 /// What one workgroup updates; WGSL `Chunk`. Written when tensors are registered or regrouped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -47,6 +47,10 @@ bindings! {
     STEPS = 17,
     /// Means of columns, and the sums that they are made from.
     MEANS = 18,
+    /// The factors of columns, and where segments have them and their masks; dynamic offset.
+    ROW_TABLE = 19,
+    /// Masks of rows.
+    ROW_MASKS = 20,
     /// The first of the other state buffers that hold old rows; the others follow.
     OLD_STATE = 32,
 }

@@ -5,11 +5,12 @@ use std::num::NonZeroU64;
 
 use super::abi::{
     CHUNK_ELEMENTS, Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Remap, Row, Segment,
+    SegmentRows,
 };
 use super::bindings;
 use super::variant::{
-    Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, remap_source,
-    schedule_source,
+    Access, GradientBinding, RowFeatures, Shadow, Variant, joint_source, norm_source, prepare_source,
+    remap_source, schedule_source,
 };
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
@@ -27,6 +28,8 @@ pub enum Kernel {
         format: Option<u32>,
         /// No tensor ends within the quads of a lane.
         is_whole: bool,
+        /// Some rows rest.
+        has_masks: bool,
     },
     /// The norm of the gradients of one launch.
     Norm {
@@ -212,8 +215,13 @@ impl Pipelines {
 
     fn constants(&self, kernel: Kernel) -> Vec<(&'static str, f64)> {
         let mut constants = match kernel {
-            Kernel::Update { is_whole, .. } => {
-                vec![("ZERO_GRADIENTS", self.zero_gradients.into()), ("WHOLE", is_whole.into())]
+            Kernel::Update { variant, is_whole, has_masks, .. } => {
+                let mut constants =
+                    vec![("ZERO_GRADIENTS", self.zero_gradients.into()), ("WHOLE", is_whole.into())];
+                if variant.rows == RowFeatures::On {
+                    constants.push(("HAS_MASKS", has_masks.into()));
+                }
+                constants
             }
             Kernel::Remap { states, .. } => {
                 let signs = ["SIGN_0", "SIGN_1", "SIGN_2"].into_iter().zip(states);
@@ -295,6 +303,10 @@ impl Kernel {
                 }
                 if variant.shadow == Shadow::On {
                     entries.push(read_write(bindings::SHADOW, 4));
+                }
+                if variant.rows == RowFeatures::On {
+                    entries.push(dynamic(bindings::ROW_TABLE, size_of::<SegmentRows>()));
+                    entries.push(read(bindings::ROW_MASKS, 4));
                 }
                 entries
             }

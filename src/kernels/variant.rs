@@ -141,6 +141,15 @@ impl Quantized {
     }
 }
 
+/// Whether a launch has rates by column or masked rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowFeatures {
+    /// No tensor has either.
+    Off,
+    /// Some tensors have one of them.
+    On,
+}
+
 /// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE` and `ZERO_GRADIENTS`
 /// vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -159,10 +168,13 @@ pub struct Variant {
     pub shadow: Shadow,
     /// Whether learning rates are counted.
     pub diagnostics: Diagnostics,
+    /// Whether columns have rates or rows rest.
+    pub rows: RowFeatures,
 }
 
 impl Variant {
-    /// Every variant that can be built.
+    /// Every variant that can be built; those with rates by column or masked rows only with one binding of gradients, and without
+    /// shadow copies.
     pub fn all() -> Vec<Self> {
         let states = [
             (StateAccess::Words4, Quantized::Off),
@@ -179,15 +191,18 @@ impl Variant {
                     for (state, quantized) in states {
                         for shadow in [Shadow::Off, Shadow::On] {
                             for diagnostics in [Diagnostics::Off, Diagnostics::RateHistograms] {
-                                all.push(Self {
-                                    form,
-                                    access,
-                                    gradients,
-                                    state,
-                                    quantized,
-                                    shadow,
-                                    diagnostics,
-                                });
+                                for rows in [RowFeatures::Off, RowFeatures::On] {
+                                    all.push(Self {
+                                        form,
+                                        access,
+                                        gradients,
+                                        state,
+                                        quantized,
+                                        shadow,
+                                        diagnostics,
+                                        rows,
+                                    });
+                                }
                             }
                         }
                     }
@@ -196,6 +211,11 @@ impl Variant {
         }
         all.retain(|variant| {
             variant.form.rule().has_element_rates() || variant.diagnostics == Diagnostics::Off
+        });
+        // These two touch neither gradients nor shadow copies.
+        all.retain(|variant| {
+            variant.rows == RowFeatures::Off
+                || variant.gradients == GradientBinding::Read && variant.shadow == Shadow::Off
         });
         all
     }
@@ -210,9 +230,13 @@ impl Variant {
             Diagnostics::Off => "",
             Diagnostics::RateHistograms => ".rate_histograms",
         };
+        let rows = match self.rows {
+            RowFeatures::Off => "",
+            RowFeatures::On => ".rows",
+        };
         let quantized = self.quantized.name();
         let (form, access, gradients) = (self.form, self.access.name(), self.gradients.name());
-        format!("{form}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}", self.state.name())
+        format!("{form}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}{rows}", self.state.name())
     }
 
     /// The WGSL of the update kernel; its entry point is `update`.
@@ -247,10 +271,14 @@ impl Variant {
                 Diagnostics::Off => include_str!("../../shaders/diagnostics/off.wgsl"),
                 Diagnostics::RateHistograms => include_str!("../../shaders/diagnostics/rate_histograms.wgsl"),
             },
+            match self.rows {
+                RowFeatures::Off => include_str!("../../shaders/rows/off.wgsl"),
+                RowFeatures::On => include_str!("../../shaders/rows/on.wgsl"),
+            },
             include_str!("../../shaders/kernels/update.wgsl"),
         ];
         let files = tensors.iter().chain(&rule).chain(&state).chain(&kernel);
-        linked(files.copied(), &update_glue(self.form))
+        linked(files.copied(), &update_glue(self.form, self.rows))
     }
 }
 
@@ -380,8 +408,8 @@ fn from_array(rule: RuleKind, array: &str) -> String {
     format!("{}Coefficients({})", rule.type_name(), members.join(", "))
 }
 
-/// The rule's states, and its step under the name `step`.
-fn update_glue(form: RuleForm) -> String {
+/// The rule's states, its step under the name `step`, and its coefficients at another learning rate.
+fn update_glue(form: RuleForm, rows: RowFeatures) -> String {
     let rule = form.rule();
     let mut glue = format!("const FORM = {}u;\nconst STATES = {}u;\n", form.number(), form.states().len());
     let signs = form.states().iter().map(|state| state.sign).chain(std::iter::repeat(Sign::Signed));
@@ -401,6 +429,16 @@ fn update_glue(form: RuleForm) -> String {
 }}
 "
     );
+    if rows == RowFeatures::On {
+        glue.push_str(
+            "fn with_factor(c: Coefficients, factor: f32) -> Coefficients {\n    var scaled = c;\n",
+        );
+        let rates = rule.rate_coefficients();
+        for index in (0..MAX_COEFFICIENTS).filter(|index| rates >> index & 1 == 1) {
+            let _ = writeln!(glue, "    scaled.of_rule[{index}] *= factor;");
+        }
+        glue.push_str("    return scaled;\n}\n");
+    }
     glue
 }
 
