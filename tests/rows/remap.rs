@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use crate::common::{
     Kind, bits_of, bytes_of, float_bits, gpu, number_of, offers, precision, rules, rules_by_states,
 };
+use crate::rows::{adamod, numbers, random, rounded, words, write};
 
 /// An engine with one parameter, whose rows it moves in buffers of their own.
 struct Engine {
@@ -22,23 +23,6 @@ struct Engine {
     gradients: wgpu::Buffer,
     /// Bits of the values in their type, as the engine has them.
     len: usize,
-}
-
-/// A buffer for numbers of a type, in whole words.
-fn numbers(dtype: DType, len: usize) -> wgpu::Buffer {
-    gpu().buffer((len as u64 * dtype.bytes()).next_multiple_of(4).max(4))
-}
-
-fn write(buffer: &wgpu::Buffer, dtype: DType, numbers: &[f32]) {
-    let mut bytes = bytes_of(dtype, numbers);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    gpu().queue.write_buffer(buffer, 0, &bytes);
-}
-
-fn words(words: &[u32]) -> wgpu::Buffer {
-    let buffer = gpu().buffer(4 * words.len() as u64);
-    gpu().queue.write_buffer(&buffer, 0, bytemuck::cast_slice(words));
-    buffer
 }
 
 impl Engine {
@@ -115,16 +99,6 @@ fn gathered<T: Copy>(old: &[T], row_len: usize, sources: &[u32]) -> Vec<Option<T
         (0..row_len).map(move |column| start.map(|start| old[start + column]))
     };
     sources.iter().flat_map(row).collect()
-}
-
-fn random(seed: u64, len: usize) -> Vec<f32> {
-    let mut rng = StdRng::seed_from_u64(seed);
-    (0..len).map(|_| rng.random_range(-2.0..2.0)).collect()
-}
-
-/// Numbers of a type.
-fn rounded(dtype: DType, numbers: Vec<f32>) -> Vec<f32> {
-    adamod::reference::rounded(dtype, &numbers)
 }
 
 /// Sources with old rows in any order and number, fresh ones and ones past the end.
@@ -227,11 +201,6 @@ fn follows_the_twin(
 
 fn controls() -> [Control; 2] {
     [Control::Host, Control::Device(DeviceControl::new())]
-}
-
-/// A rule whose coefficients the device computes as the host does: exact powers.
-fn adamod() -> Rule {
-    AdaMod::new().with_betas([0.5, 0.75, 0.5]).into()
 }
 
 #[test]
