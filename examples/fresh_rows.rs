@@ -103,7 +103,9 @@ fn losses(rule: Rule, start: Start, seed: u64) -> Vec<f64> {
 }
 
 fn main() {
-    println!("Mean squared distance of fresh rows to their targets, which is 0.333 at first, mean of {SEEDS} seeds");
+    println!(
+        "Mean squared distance of fresh rows to their targets, which is 0.333 at first, mean of {SEEDS} seeds"
+    );
     println!("{:24}{:16}{}", "rule", "start", MEASURED.map(|steps| format!("{steps:>8}")).concat());
     let adamod = |beta3: f64| Rule::from(AdaMod::new().with_betas([0.9, 0.999, beta3]));
     let rules = [

@@ -132,31 +132,31 @@ fn kernels_that_prepare_steps_are_valid_too() {
 
 #[test]
 fn kernels_that_move_rows_are_valid_whatever_the_number_of_buffers() {
-    for old_buffers in [0, 1, 3, 16] {
-        let module = validated(&remap_source(old_buffers));
+    let accesses = [StateAccess::Words4, StateAccess::Words1];
+    for (old_buffers, access) in [0, 1, 3, 16].into_iter().flat_map(|of| accesses.map(|access| (of, access)))
+    {
+        let module = validated(&remap_source(old_buffers, access));
         let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(entry_points, ["remap", "rates_of_bands", "mean_rates"]);
-        let (mut members, _) = reflect(&module, "Remap");
-        assert_eq!(members.pop(), Some(("chunks".to_owned(), size_of::<Remap>() as u32)));
-        macro_rules! expected {
-            ($($field:ident),*) => {
-                vec![$((stringify!($field).to_owned(), offset_of!(Remap, $field) as u32)),*]
-            };
-        }
-        let expected = expected!(
-            segment,
-            row_len,
-            old_rows,
-            elements,
-            old_chunks,
-            source,
-            first_source,
-            step,
-            host_step,
-            rates,
-            bands
+        let (members, _) = reflect(&module, "RemapTable");
+        let chunks = ("chunks".to_owned(), size_of::<Remap>() as u32);
+        assert_eq!(members, [("head".to_owned(), 0), chunks]);
+        assert_same_layout!(
+            &module,
+            Remap {
+                segment,
+                row_len,
+                old_rows,
+                elements,
+                old_chunks,
+                source,
+                first_source,
+                step,
+                host_step,
+                rates,
+                bands,
+            }
         );
-        assert_eq!(members, expected);
     }
 }
 

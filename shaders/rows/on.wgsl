@@ -24,30 +24,36 @@ const SEGMENT_ROWS_WORDS = 8u;
 @group(0) @binding(ROW_TABLE_BINDING) var<storage, read> row_table: array<u32>;
 @group(0) @binding(ROW_MASKS_BINDING) var<storage, read> row_masks: array<u32>;
 
-// Those of the workgroup's chunk, with `phase` and `column` of its first element.
+// Those of the workgroup's chunk, with phase, row and column of its first element.
 var<private> rows: SegmentRows;
+var<private> inverse_period: f32;
+var<private> inverse_row_len: f32;
 
 fn begin_rows(chunk: Chunk) {
     let first = chunk.segment * SEGMENT_ROWS_WORDS;
     rows.factors = row_table[first];
     rows.period = row_table[first + 1u];
-    rows.phase = row_table[first + 2u] + chunk.first;
-    rows.mask = row_table[first + 3u];
+    if rows.period > 0u {
+        rows.phase = (row_table[first + 2u] + chunk.first) % rows.period;
+        inverse_period = 1.0 / f32(rows.period);
+    }
     rows.row_len = row_table[first + 4u];
-    rows.row = row_table[first + 5u];
-    rows.column = row_table[first + 6u] + chunk.first;
+    if HAS_MASKS && rows.row_len > 0u {
+        let column = row_table[first + 6u] + chunk.first;
+        rows.mask = row_table[first + 3u];
+        rows.row = row_table[first + 5u] + column / rows.row_len;
+        rows.column = column % rows.row_len;
+        inverse_row_len = 1.0 / f32(rows.row_len);
+    }
 }
 
 fn factors_of(at: Place) -> vec4<f32> {
     if rows.period == 0u {
         return vec4(1.0);
     }
-    let i = vec4(rows.factors) + (vec4(rows.phase + 4u * at.quad) + vec4(0u, 1u, 2u, 3u)) % vec4(rows.period);
+    let n = vec4(rows.phase + 4u * at.quad) + vec4(0u, 1u, 2u, 3u);
+    let i = vec4(rows.factors) + n - rows_in(n, rows.period, inverse_period) * rows.period;
     return bitcast<vec4<f32>>(vec4(row_table[i.x], row_table[i.y], row_table[i.z], row_table[i.w]));
-}
-
-fn is_active(row: u32) -> bool {
-    return ((row_masks[rows.mask + row / 32u] >> (row % 32u)) & 1u) == 1u;
 }
 
 // Which of a quad's elements step.
@@ -57,8 +63,15 @@ fn steps_in(at: Place) -> vec4<bool> {
     }
     // Past the tensor's end as its last element.
     let offsets = select(vec4(0u), vec4(0u, 1u, 2u, 3u), at.mask);
-    let row = vec4(rows.row) + (vec4(rows.column + 4u * at.quad) + offsets) / vec4(rows.row_len);
-    return vec4(is_active(row.x), is_active(row.y), is_active(row.z), is_active(row.w));
+    let n = vec4(rows.column + 4u * at.quad) + offsets;
+    let row = vec4(rows.row) + rows_in(n, rows.row_len, inverse_row_len);
+    let word = vec4(rows.mask) + (row >> vec4(5u));
+    var bits = vec4(row_masks[word.x]);
+    // Seldom are rows so short, or at the end of a word.
+    if word.x != word.w {
+        bits = vec4(bits.x, row_masks[word.y], row_masks[word.z], row_masks[word.w]);
+    }
+    return ((bits >> (row & vec4(31u))) & vec4(1u)) == vec4(1u);
 }
 
 // None of a quad's elements steps.

@@ -15,6 +15,7 @@ use super::variant::{
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
 use crate::options::Diagnostics;
+use crate::storage::block::StateAccess;
 use crate::storage::state::StateTensor;
 
 /// A kernel with all its variants and overrides.
@@ -62,8 +63,12 @@ pub enum Kernel {
         format: u32,
         /// The states of its rule.
         states: &'static [StateTensor],
+        /// How state is read and written: in words of 16 or 4 bytes.
+        access: StateAccess,
         /// State buffers that are read besides the one that is written.
         old_buffers: u32,
+        /// The buffer that holds all old blocks, one after the other, if one does: 0 is the one that is written.
+        old_buffer: Option<u32>,
     },
 }
 
@@ -234,8 +239,9 @@ impl Pipelines {
         if let Kernel::Update { format, .. } | Kernel::Norm { format, .. } = kernel {
             constants.extend(format.map(|format| ("FORMAT", f64::from(format))));
         }
-        if let Kernel::Remap { format, .. } = kernel {
+        if let Kernel::Remap { format, old_buffer, .. } = kernel {
             constants.push(("FORMAT", f64::from(format)));
+            constants.extend(old_buffer.map(|buffer| ("OLD_BUFFER", f64::from(buffer))));
         }
         if let Kernel::Norm { end: NormEnd::Norm, .. } = kernel {
             constants.push(("NORM_ONLY", 1.0));
@@ -276,7 +282,7 @@ impl Kernel {
             Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source(),
             Self::Schedule => schedule_source(),
             Self::Join | Self::Follow => joint_source(),
-            Self::Remap { old_buffers, .. } => remap_source(*old_buffers),
+            Self::Remap { old_buffers, access, .. } => remap_source(*old_buffers, *access),
         }
     }
 

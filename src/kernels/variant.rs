@@ -150,6 +150,8 @@ pub enum RowFeatures {
     On,
 }
 
+const ROWS: &str = include_str!("../../shaders/lib/rows.wgsl");
+
 /// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE` and `ZERO_GRADIENTS`
 /// vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -272,6 +274,10 @@ impl Variant {
                 Diagnostics::RateHistograms => include_str!("../../shaders/diagnostics/rate_histograms.wgsl"),
             },
             match self.rows {
+                RowFeatures::Off => "",
+                RowFeatures::On => ROWS,
+            },
+            match self.rows {
                 RowFeatures::Off => include_str!("../../shaders/rows/off.wgsl"),
                 RowFeatures::On => include_str!("../../shaders/rows/on.wgsl"),
             },
@@ -329,9 +335,10 @@ pub fn schedule_source() -> String {
     control_source(&[include_str!("../../shaders/kernels/schedule.wgsl")])
 }
 
-/// The WGSL of the kernels that move rows, which read so many state buffers besides the one that they write. Their entry points are
-/// `remap`, `rates_of_bands` and `mean_rates`.
-pub fn remap_source(old_buffers: u32) -> String {
+/// The WGSL of the kernels that move rows, which read so many state buffers besides the one that they write, in words of 16 or 4 bytes. Their
+/// entry points are `remap`, `rates_of_bands` and `mean_rates`.
+pub fn remap_source(old_buffers: u32, access: StateAccess) -> String {
+    let is_wide = access == StateAccess::Words4;
     let files = [
         include_str!("../../shaders/lib/abi.wgsl"),
         include_str!("../../shaders/lib/format.wgsl"),
@@ -339,29 +346,40 @@ pub fn remap_source(old_buffers: u32) -> String {
         include_str!("../../shaders/lib/place.wgsl"),
         include_str!("../../shaders/lib/step.wgsl"),
         include_str!("../../shaders/lib/random.wgsl"),
-        include_str!("../../shaders/state/words1.wgsl"),
+        if is_wide {
+            include_str!("../../shaders/state/words4.wgsl")
+        } else {
+            include_str!("../../shaders/state/words1.wgsl")
+        },
         include_str!("../../shaders/lib/state.wgsl"),
         include_str!("../../shaders/lib/q8.wgsl"),
+        ROWS,
         include_str!("../../shaders/kernels/remap.wgsl"),
+        if is_wide {
+            include_str!("../../shaders/old_state/words4.wgsl")
+        } else {
+            include_str!("../../shaders/old_state/words1.wgsl")
+        },
     ];
+    let word = if is_wide { "vec4<u32>" } else { "u32" };
     let (mut buffers, mut cases) = (String::new(), String::new());
     for index in 0..old_buffers {
         let _ = writeln!(
             buffers,
-            "@group(0) @binding(OLD_STATE_BINDING + {index}) var<storage, read> old_state_{index}: array<u32>;"
+            "@group(0) @binding(OLD_STATE_BINDING + {index}) var<storage, read> old_state_{index}: array<{word}>;"
         );
         let _ = write!(
             cases,
-            "        case {}u: {{\n            return old_state_{index}[word];\n        }}\n",
+            "        case {}u: {{\n            return old_state_{index}[index];\n        }}\n",
             index + 1
         );
     }
     let glue = format!(
         "{buffers}// A word of the bound state, or of one of the other buffers.
-fn old_word(buffer: u32, word: u32) -> u32 {{
-    switch buffer {{
+fn old_at(any_buffer: u32, index: u32) -> {word} {{
+    switch select(OLD_BUFFER, any_buffer, OLD_BUFFER == ANY_BUFFER) {{
 {cases}        default: {{
-            return state[word];
+            return state[index];
         }}
     }}
 }}

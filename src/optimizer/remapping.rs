@@ -14,7 +14,7 @@ use crate::kernels::pipeline::{Kernel, RemapPart};
 use crate::options::FreshRows;
 use crate::plan::allocator::Extent;
 use crate::plan::limits::grid;
-use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, WORD_BYTES};
+use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, StateAccess, WORD_BYTES};
 use crate::storage::master::MasterWeights;
 use crate::storage::rows::{bands_of, rates_of, remap_key};
 use crate::storage::state::{Format, MAX_STATES};
@@ -245,7 +245,7 @@ impl Optimizer {
             let workgroups = |threads: u64| threads.div_ceil(lanes.into()) as u32;
             let mut parts = Vec::new();
             if rates.is_some() && nth == 0 {
-                parts.push((RemapPart::Bands, workgroups(u64::from(bands) * rows.len)));
+                parts.push((RemapPart::Bands, workgroups(u64::from(bands) * rows.len.div_ceil(4))));
                 parts.push((RemapPart::Means, workgroups(rows.len)));
             }
             parts.push((RemapPart::Rows, chunks.len() as u32 - old_chunks));
@@ -254,7 +254,13 @@ impl Optimizer {
                     part,
                     format: format.bits(),
                     states: layout.states,
+                    access: match layout.access(CHUNK_ELEMENTS.into()) {
+                        StateAccess::Words4 => StateAccess::Words4,
+                        StateAccess::Words2 | StateAccess::Words1 => StateAccess::Words1,
+                    },
                     old_buffers: others.len() as u32,
+                    // Its number there is 1 if it is another one than that which is written.
+                    old_buffer: (self.memory.extents(index).len() == 1).then_some(others.len() as u32),
                 };
                 pipelines.make(kernel)?;
                 let bind_group = pipelines.bind_group(&kernel, entries.iter().cloned())?;

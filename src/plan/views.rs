@@ -89,13 +89,13 @@ pub struct Views<'a> {
 ///
 /// Row `r` is elements `r * row_len` to `(r + 1) * row_len` of the parameter, and steps if bit `r % 32` of word `r / 32` is 1. A row whose bit
 /// is 0 rests: values, state, master weights and shadow copy stay as they are, and there is no weight decay. The step count is that of the
-/// parameter and advances, as in the sparse Adam of Gaussian splatting (`SparseGaussianAdam` of the reference code, `SelectiveAdam` of gsplat),
-/// so that bias corrections do not know that a row has rested. Gradients of resting rows are zeroed with
+/// parameter and advances, so that bias corrections do not know that a row has rested. The sparse Adam of Gaussian splatting
+/// (`SparseGaussianAdam` of the reference code, `SelectiveAdam` of gsplat) has neither a step count nor bias corrections. Gradients of resting rows are zeroed with
 /// [`Options::zero_gradients`](crate::Options::zero_gradients), and count in the norm of [`Control::Device`](crate::Control::Device), so
 /// an engine that clips leaves zeros there.
 ///
-/// 8-bit state of a resting row stays bit for bit where all 32 elements that share scales rest or their scales stay; else it is rounded
-/// stochastically with them.
+/// 8-bit state of a resting row is encoded again with the elements that share its scales: it stays as it is while the scales do, and is
+/// rounded stochastically where they move.
 ///
 /// Several parameters may share a mask. It lies in a buffer that holds none of a parameter's other views.
 #[derive(Clone, Copy, Debug)]

@@ -469,10 +469,8 @@ fn neighbours_stay_and_memory_is_given_back() {
 /// State in many buffers, with limits that make every few chunks a buffer of their own.
 #[test]
 fn state_in_several_buffers_moves_too() {
-    let small = Gpu::with_limits(|limits| adamod::wgpu::Limits {
-        max_storage_buffer_binding_size: 48 << 10,
-        ..limits
-    });
+    let small =
+        Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 48 << 10, ..limits });
     let many = small.device.limits().max_storage_buffers_per_shader_stage > 12;
     for state in [StateFormat::F32, StateFormat::Q8] {
         let len = if state == StateFormat::F32 { 59 * 300 } else { 59 * 1000 };
@@ -548,10 +546,10 @@ fn refused_remaps_change_nothing() {
     let shard = optimizer.add_parameter(group, shard).unwrap();
     optimizer.submit(&Step::of(&[id])).unwrap();
     let before = optimizer.read_state(id).wait().unwrap();
-    let no_usage = gpu().device.create_buffer(&adamod::wgpu::BufferDescriptor {
+    let no_usage = gpu().device.create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 64,
-        usage: adamod::wgpu::BufferUsages::COPY_DST,
+        usage: wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     });
     let mut refused = |id: ParameterId, remap: &Remap<'_>| {
@@ -643,5 +641,65 @@ fn a_checkpoint_right_after_a_remap_continues_bit_for_bit() {
             assert_eq!(engine.state(), resumed.state());
             assert_eq!(engine.value_bits(), resumed.value_bits());
         }
+    }
+}
+
+/// 10,000 remaps of any kind. The memory that the optimizer and the device hold does not grow.
+#[test]
+#[ignore = "takes minutes"]
+fn ten_thousand_remaps_leave_memory_flat() {
+    soak(10_000);
+}
+
+#[test]
+fn remaps_leave_memory_flat() {
+    soak(300);
+}
+
+fn soak(count: u64) {
+    // A device of its own, because others allocate on the shared one.
+    let gpu = gpu().sibling();
+    let most_rows = 90;
+    let pool = 4 * 59 * most_rows;
+    let (values, gradients) = (gpu.buffer(3 * pool), gpu.buffer(3 * pool));
+    gpu.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&random(3, 3 * 59 * most_rows as usize)));
+    let source = gpu.buffer(4 * most_rows);
+    let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, options(Control::Host)).unwrap();
+    let mut ids = Vec::new();
+    for (place, state) in (0..).zip(StateFormat::ALL) {
+        let group = optimizer.add_group(Group::new(adamod()).with_precision(precision(state))).unwrap();
+        let views = Views::new(View::new(&values, place * pool), View::new(&gradients, place * pool));
+        let parameter = Parameter::new(state.name(), 59 * most_rows).with_views(views);
+        ids.push(optimizer.add_parameter(group, parameter).unwrap());
+    }
+    let mut rng = StdRng::seed_from_u64(9);
+    let mut most = [0; 2];
+    for round in 0..count {
+        let mut encoder = gpu.encoder();
+        for &id in &ids {
+            let rows = rng.random_range(1..=most_rows);
+            let sources: Vec<u32> = (0..rows).map(|_| rng.random_range(0..most_rows as u32 + 5)).collect();
+            gpu.queue.write_buffer(&source, 0, bytemuck::cast_slice(&sources));
+            let remap = match rng.random_range(0..4) {
+                0 => Remap::resize(59, rows),
+                1 => Remap::clear(59),
+                _ => Remap::new(59, rows, View::new(&source, 0)),
+            };
+            let fresh = if rng.random() { FreshRows::Mean } else { FreshRows::Zero };
+            optimizer.remap(&mut encoder, id, &remap.with_fresh(fresh)).unwrap();
+        }
+        optimizer.encode(&mut encoder, &Step::all()).unwrap();
+        gpu.submit(encoder);
+        gpu.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        let half = usize::from(round >= count / 2);
+        let allocated = gpu.device.generate_allocator_report();
+        let bytes = allocated.map_or(0, |report| report.total_allocated_bytes);
+        most[half] = most[half].max(optimizer.state_bytes() + bytes);
+    }
+    assert!(most[1] <= most[0] + most[0] / 4, "{most:?} bytes in the first and the second half");
+    for id in ids {
+        let state = optimizer.read_state(id).wait().unwrap();
+        assert!(state.tensors.iter().flat_map(|(_, of)| of).all(|x| x.is_finite()));
+        assert_eq!(state.step, count);
     }
 }

@@ -2,7 +2,10 @@
 
 use std::error::Error;
 
-use adamod::low_level::{Variant, abi, joint_source, norm_source, prepare_source, schedule_source};
+use adamod::low_level::{
+    MAX_STATES, RowFeatures, StateAccess, Variant, abi, joint_source, norm_source, prepare_source,
+    remap_source, schedule_source,
+};
 use adamod::{Access, GradientBinding, wgpu};
 
 use crate::gpu::Gpu;
@@ -26,7 +29,15 @@ pub fn all() -> Vec<Kernel> {
         }
     };
     for variant in Variant::all() {
-        add(&variant.name(), variant.source(), &[lanes, ("ZERO_GRADIENTS", 1.0)]);
+        let mut constants = vec![lanes, ("ZERO_GRADIENTS", 1.0)];
+        if variant.rows == RowFeatures::On {
+            constants.push(("HAS_MASKS", 1.0));
+        }
+        add(&variant.name(), variant.source(), &constants);
+    }
+    for access in [StateAccess::Words4, StateAccess::Words1] {
+        let constants = [lanes, ("STATES", MAX_STATES as f64)];
+        add(access.name(), remap_source(2, access), &constants);
     }
     for access in Access::ALL {
         for gradients in GradientBinding::ALL {
