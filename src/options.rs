@@ -312,3 +312,21 @@ impl DeviceControl {
         in_range("max_norm", max_norm, "a number above 0 and normal in f32", is_normal)
     }
 }
+
+/// What the state of fresh rows starts from ([`Remap`](crate::Remap)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FreshRows {
+    /// All states are zero, as those of a new parameter.
+    ///
+    /// The step count is the parameter's, so nothing corrects the averages of a fresh row for their start at zero. AdaMod's bound holds the
+    /// row back for about `1 / (1 - beta3)` steps. Without such a bound its first step is up to `(1 - beta1) / sqrt(1 - beta2)` learning rates.
+    Zero,
+    /// As [`FreshRows::Zero`], but `exp_avg_lr` starts from the mean of its column over the old rows, so that the bound of a fresh row is
+    /// that of an old one from the start. Other states are zero. Rules without `exp_avg_lr` are as with [`FreshRows::Zero`].
+    ///
+    /// The mean is the harmonic one, of the elements whose average is above zero: the rate of an element whose root second moment is the
+    /// mean one. Elements without a gradient so far, whose rates are as large as `alpha / epsilon`, hardly count in it.
+    #[default]
+    Mean,
+}

@@ -1,7 +1,8 @@
 //! Every kernel of the library, as text with its entry point and overrides.
 
 use adamod::low_level::{
-    Variant, abi, joint_source, norm_source, partials_source, prepare_source, schedule_source,
+    MAX_STATES, RowFeatures, StateAccess, Variant, abi, joint_source, norm_source, partials_source,
+    prepare_source, remap_source, schedule_source,
 };
 use adamod::{Access, GradientBinding};
 
@@ -29,7 +30,15 @@ pub fn all() -> Vec<Kernel> {
         }
     };
     for variant in Variant::all() {
-        add(&variant.name(), variant.source(), &[lanes, ("ZERO_GRADIENTS", 1.0)]);
+        let mut constants = vec![lanes, ("ZERO_GRADIENTS", 1.0)];
+        if variant.rows == RowFeatures::On {
+            constants.push(("HAS_MASKS", 1.0));
+        }
+        add(&variant.name(), variant.source(), &constants);
+    }
+    for access in [StateAccess::Words4, StateAccess::Words1] {
+        let constants = [lanes, ("STATES", MAX_STATES as f64)];
+        add(access.name(), remap_source(2, access), &constants);
     }
     for access in Access::ALL {
         for gradients in GradientBinding::ALL {

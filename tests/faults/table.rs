@@ -1,6 +1,5 @@
 //! Every row of `docs/faults.md` names a test that exists.
 
-use std::path::Path;
 
 const DOCUMENT: &str = include_str!("../../docs/faults.md");
 
