@@ -145,10 +145,11 @@ def compare(what, found, expected):
     worst = 0.0
     for name, value in expected.items():
         difference = (found[name].double() - value.double()).abs()
-        # Values are about 1. State has no such scale, so its largest element stands in.
+        # Values are about 1. State has no such scale, so its largest element stands in. On lavapipe the worst difference of all rules is
+        # 0.08 of what is allowed.
         allowed = 1e-5 * value.double().abs() + 1e-6 * max(1.0 if "param" in name else 0.0, value.abs().max().item())
         worst = max(worst, (difference / allowed).max().item())
-    print(f"{what:<36} {worst:.3f} of the tolerance")
+    print(f"{what:<48} {worst:.3f} of the tolerance")
     return worst <= 1.0
 
 
@@ -197,6 +198,10 @@ OUT_OF_RANGE = [
     ("torch.optim.Adam", {"eps": -1e-8}, "eps of group 1 is -1e-08"),
     ("torch.optim.AdamW", {"eps": TINY}, "eps of group 1 is 1e-39"),
     ("adamod.AdaMod", {"eps": 0.0}, "eps of group 1 is 0.0"),
+    ("adamod.AdaMod", {"betas": (1.0, 0.999)}, r"betas\[0\] of group 1 is 1.0"),
+    ("adamod.AdaMod", {"betas": (0.9, 1.0)}, r"betas\[1\] of group 1 is 1.0"),
+    ("adamod.AdaMod", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
+    ("adamod.AdaMod", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
     ("torch.optim.Adam", {"betas": (1.0, 0.999)}, r"betas\[0\] of group 1 is 1.0, expected a number in \[0, 1\)"),
     ("torch.optim.Adam", {"betas": (0.9, -0.5)}, r"betas\[1\] of group 1 is -0.5"),
     ("adamod.AdaMod", {"beta3": 1.0}, r"beta3 of group 1 is 1.0, expected a number in \[0, 1\)"),
@@ -214,10 +219,14 @@ OUT_OF_RANGE = [
     ("torch.optim.NAdam", {"eps": 0.0}, "eps of group 1 is 0.0"),
     ("torch.optim.NAdam", {"momentum_decay": 1.1e6}, "momentum_decay of group 1 is 1100000.0, expected a number from 0 to 1e6"),
     ("torch.optim.NAdam", {"momentum_decay": -1e-3}, "momentum_decay of group 1 is -0.001"),
+    ("torch.optim.NAdam", {"betas": (0.9, 1.0)}, r"betas\[1\] of group 1 is 1.0"),
+    ("torch.optim.NAdam", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
     ("torch.optim.NAdam", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
+    ("torch.optim.RAdam", {"betas": (-0.1, 0.999)}, r"betas\[0\] of group 1 is -0.1"),
     ("torch.optim.RAdam", {"betas": (0.9, 1.0)}, r"betas\[1\] of group 1 is 1.0"),
     ("torch.optim.RAdam", {"eps": TINY}, "eps of group 1 is 1e-39"),
     ("torch.optim.RAdam", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
+    ("torch.optim.RAdam", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
     ("torch.optim.RMSprop", {"alpha": 1.0}, r"alpha of group 1 is 1.0, expected a number in \[0, 1\)"),
     ("torch.optim.RMSprop", {"momentum": 1.0}, "momentum of group 1 is 1.0"),
     ("torch.optim.RMSprop", {"eps": 0.0}, "eps of group 1 is 0.0"),
@@ -238,6 +247,7 @@ IN_RANGE = [
     ("torch.optim.Adam", {"lr": 1e37, "eps": 1e20, "betas": (0.9, 1 - 1e-16)}),
     ("torch.optim.SGD", {"dampening": 1.0, "momentum": 0.5}),
     ("torch.optim.SGD", {"lr": 3.4028235e38, "momentum": 1 - 1e-16, "weight_decay": 0.0}),
+    ("adamod.AdaMod", {"lr": 0.0, "eps": 1.2e-38, "betas": (0.0, 1 - 1e-16)}),
     ("adamod.AdaMod", {"beta3": 0.0, "weight_decay": 3e38, "lr": 1e-38}),
     ("torch.optim.NAdam", {"betas": (0.0, 0.0), "momentum_decay": 1e6, "eps": 1.2e-38, "lr": 0.0}),
     ("torch.optim.NAdam", {"momentum_decay": 0.0, "lr": 1e37, "eps": 1e20}),
