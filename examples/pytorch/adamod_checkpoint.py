@@ -518,7 +518,7 @@ def check_computed(rule, name, state, of_rule, step):
     for kind, compute in RULES[rule].computed.items():
         if kind in state:
             found, expected = float(state[kind]), compute(of_rule, step)
-            # With `capturable` momenta are rounded to float32, too: at most 0.06 of this apart, for betas from 0 to 1 - 1e-6 and up to 20,000
+            # With `capturable` momenta are computed in float32: at most 0.06 of this apart, for betas from 0 to 1 - 1e-6 and up to 20,000
             # steps. Where both products are small, a difference does not matter: steps divide by 1 - mu_product.
             if not abs(found - expected) <= 1e-6 + step * 2.0**-22 * expected:
                 raise ValueError(

@@ -346,7 +346,10 @@ class Halves(TestOfCheckpoints):
             ({torch.nn.Parameter(torch.zeros(3)): torch.zeros(3, dtype=torch.bfloat16)}, "not in the optimizer"),
         ]
         for wrong, said in cases:
-            for call in [adamod_checkpoint.save, lambda optimizer, names, path, **more: adamod_checkpoint.load(path, optimizer, names, **more)]:
+            for call in [
+                adamod_checkpoint.save,
+                lambda optimizer, names, path, **more: adamod_checkpoint.load(path, optimizer, names, **more),
+            ]:
                 with self.subTest(said=said), self.assertRaisesRegex(ValueError, said):
                     call(run.optimizer, run.names, self.path, low_precision=wrong)
         adamod_checkpoint.save(run.optimizer, run.names, self.path, low_precision=low)
@@ -636,6 +639,24 @@ class ComputedAndFilled(TestOfCheckpoints):
         # After it, the value has no effect any more.
         run.steps(gradients(), 0, STEPS)
         adamod_checkpoint.save(run.optimizer, run.names, self.path)
+
+    def test_hyperparameters_that_choose_states_are_loaded_with_them(self):
+        for found, needed in [
+            ("RMSprop, momentum", "torch.optim.RMSprop"),
+            ("RMSprop, centered", "RMSprop, centered, momentum"),
+            ("torch.optim.SGD", "SGD without momentum"),
+            ("Adagrad, initial", "torch.optim.Adagrad"),
+        ]:
+            for one, other in [(found, needed), (needed, found)]:
+                with self.subTest(found=one, needed=other):
+                    run, loaded = self.saved(one, STEPS_WITHOUT_BIAS), self.trained(other)
+                    adamod_checkpoint.load(self.path, loaded.optimizer, loaded.names)
+                    for name, value in run.values().items():
+                        loaded.parameters[name].data.copy_(value)
+                    self.assertEqual(frozen(loaded.everything()), frozen(run.everything()))
+                    for of in [run, loaded]:
+                        of.steps(gradients(), STEPS, 2 * STEPS)
+                    self.assertEqual(frozen(loaded.everything()), frozen(run.everything()))
 
     def test_hyperparameters_choose_the_states(self):
         for optimizer, states in [
