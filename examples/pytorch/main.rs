@@ -1,8 +1,8 @@
 //! Continues from a checkpoint that `adamod_checkpoint.py` wrote in PyTorch, with recorded gradients.
 //!
-//! `cargo run --example pytorch -- FOLDER OUT [FOLDER OUT ...]` reads `checkpoint.safetensors` and `run.safetensors` from FOLDER. The latter has the
-//! gradients `grad.T.NAME` of the steps T = 1, 2, and so on, and the values `param.NAME` if the checkpoint has none. Gradients are
-//! rounded to the data type of their parameter. It writes `checkpoint.safetensors`, with values, to OUT.
+//! `cargo run --example pytorch -- FOLDER OUT [FOLDER OUT ...]` reads `checkpoint.safetensors` and `run.safetensors` from each FOLDER.
+//! The latter has the gradients `grad.T.NAME` of the steps T = 1, 2, and so on, and the values `param.NAME` if the checkpoint has none.
+//! Gradients are rounded to the data type of their parameter. It writes `checkpoint.safetensors`, with values, to the OUT that follows.
 //!
 //! `cargo run --example pytorch -- --check FILE ...` prints a line for each checkpoint: `ok`, or what is wrong with it.
 
