@@ -1,8 +1,8 @@
 //! Continues from a checkpoint that `adamod_checkpoint.py` wrote in PyTorch, with recorded gradients.
 //!
-//! `cargo run --example pytorch -- FOLDER OUT` reads `checkpoint.safetensors` and `run.safetensors` from FOLDER. The latter has the
-//! gradients `grad.T.NAME` of the steps T = 1, 2, and so on, and the values `param.NAME` if the checkpoint has none. Gradients are
-//! rounded to the data type of their parameter. It writes `checkpoint.safetensors`, with values, to OUT.
+//! `cargo run --example pytorch -- FOLDER OUT [FOLDER OUT ...]` reads `checkpoint.safetensors` and `run.safetensors` from each FOLDER.
+//! The latter has the gradients `grad.T.NAME` of the steps T = 1, 2, and so on, and the values `param.NAME` if the checkpoint has none.
+//! Gradients are rounded to the data type of their parameter. It writes `checkpoint.safetensors`, with values, to the OUT that follows.
 //!
 //! `cargo run --example pytorch -- --check FILE ...` prints a line for each checkpoint: `ok`, or what is wrong with it.
 
@@ -142,16 +142,8 @@ fn check(files: &[String]) {
     }
 }
 
-fn main() -> Result<()> {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [folder, out] = match arguments.as_slice() {
-        [option, files @ ..] if option == "--check" => {
-            check(files);
-            return Ok(());
-        }
-        [folder, out] => [folder, out].map(Path::new),
-        _ => return Err("usage: pytorch FOLDER OUT, or pytorch --check FILE ...".into()),
-    };
+/// Continues from the checkpoint of a folder and writes the last state to another.
+fn continue_run(folder: &Path, out: &Path) -> Result<()> {
     let checkpoint = Checkpoint::load(folder.join("checkpoint.safetensors"))?;
     let bytes = std::fs::read(folder.join("run.safetensors"))?;
     let file = SafeTensors::deserialize(&bytes)?;
@@ -165,6 +157,20 @@ fn main() -> Result<()> {
     let steps = run.steps(&file)?;
     run.optimizer.save_with_values(out.join("checkpoint.safetensors"))?;
     println!("{steps} steps of {} parameters", run.parameters.len());
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [option, files @ ..] if option == "--check" => check(files),
+        folders if !folders.is_empty() && folders.len().is_multiple_of(2) => {
+            for pair in folders.chunks_exact(2) {
+                continue_run(Path::new(&pair[0]), Path::new(&pair[1]))?;
+            }
+        }
+        _ => return Err("usage: pytorch FOLDER OUT [FOLDER OUT ...], or pytorch --check FILE ...".into()),
+    }
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 """Tests adamod_checkpoint.py with PyTorch alone, without the crate. examples/pytorch/README.md says how to run them."""
 
 import copy
+import itertools
 import pathlib
+import re
 import tempfile
 import unittest
 
@@ -10,27 +12,43 @@ import torch
 from safetensors.torch import save_file
 
 import adamod_checkpoint
-from adamod_checkpoint import FORMULAS, OPTIONS, bits, formula_of
+from adamod_checkpoint import FORMULAS, SINCE_VERSION_3, bits, formula_of
 from there_and_back import AUTHORS, FIXTURE, IN_RANGE, OUT_OF_RANGE, RULES, Run, gradients, initial
 
 # After 10 steps every parameter has state. After 4 steps the bias has none.
 STEPS, STEPS_WITHOUT_BIAS = 10, 4
 
 OPTIMIZERS = {
-    **{name: make for name, make in RULES.items() if name.startswith(("torch.", "adamod."))},
+    **RULES,
     "coupled, up": lambda groups: torch.optim.Adam(groups, lr=1e-2, maximize=True),
     "decoupled by an option": lambda groups: torch.optim.Adam(groups, lr=1e-2, decoupled_weight_decay=True),
     "decoupled, up": lambda groups: torch.optim.AdamW(groups, lr=1e-2, maximize=True),
     "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
     "SGD, up": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, maximize=True),
-    "SGD without momentum": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.0),
-    "SGD, dampened": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, dampening=0.5),
-    "SGD, Nesterov": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True),
-    "amsgrad": lambda groups: torch.optim.AdamW(groups, lr=1e-2, amsgrad=True),
+    "NAdam, up": lambda groups: torch.optim.NAdam(groups, lr=1e-2, maximize=True),
+    "NAdam, foreach": lambda groups: torch.optim.NAdam(groups, lr=1e-2, foreach=True),
+    "RAdam, up": lambda groups: torch.optim.RAdam(groups, lr=1e-2, maximize=True),
+    "RMSprop, up": lambda groups: torch.optim.RMSprop(groups, lr=1e-2, maximize=True),
+    "Adagrad, up": lambda groups: torch.optim.Adagrad(groups, lr=1e-2, maximize=True),
+    "Adagrad, fused": lambda groups: torch.optim.Adagrad(groups, lr=1e-2, initial_accumulator_value=0.1, fused=True),
+    "Adadelta, up": lambda groups: torch.optim.Adadelta(groups, maximize=True),
 }
-# What version 2 did not have.
-OF_VERSION_3 = ["SGD, dampened", "SGD, Nesterov", "amsgrad"]
-OTHER_VALUES = {"lr": 0.5, "betas": (0.5, 0.5), "beta3": 0.5, "eps": 0.5, "momentum": 0.5, "weight_decay": 0.5}
+# One of each rule, with its options.
+OF_EACH_RULE = {
+    "adamod": "adamod.AdaMod",
+    "adam": "AdamW, amsgrad",
+    "sgd": "SGD, nesterov",
+    "nadam": "NAdam, decoupled",
+    "radam": "RAdam, decoupled",
+    "rmsprop": "RMSprop, centered, momentum",
+    "adagrad": "Adagrad, initial",
+    "adadelta": "torch.optim.Adadelta",
+}
+# Version 2 had neither other rules nor these options.
+OF_VERSION_2 = ["adamod.AdaMod", "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "SGD without momentum"]
+OF_VERSION_2 += ["coupled, up", "decoupled by an option", "decoupled, up", "fused", "SGD, up"]
+OTHER_VALUES = {"betas": (0.5, 0.5), "lr_decay": 0.5, "momentum_decay": 0.5, "initial_accumulator_value": 0.5}
+OTHER_VALUES.update(dict.fromkeys(["lr", "beta3", "eps", "momentum", "weight_decay", "alpha", "rho"], 0.5))
 
 
 def frozen(value):
@@ -67,7 +85,7 @@ def version_2(header):
     """A header as version 2 of the format had it, without options."""
 
     def group(saved):
-        own = {name: digits for name, digits in saved["hyperparameters"].items() if name not in OPTIONS}
+        own = {name: digits for name, digits in saved["hyperparameters"].items() if name not in SINCE_VERSION_3}
         return {**saved, "hyperparameters": own}
 
     return {**header, "version": 2, "groups": [group(saved) for saved in header["groups"]]}
@@ -125,7 +143,9 @@ class RoundTrips(TestOfCheckpoints):
                     other = Run(OPTIMIZERS[optimizer], run.values())
                     other.steps(gradients(), STEPS, STEPS + 1)
                     for group in other.optimizer.param_groups:
-                        group.update({key: value for key, value in OTHER_VALUES.items() if key in group})
+                        # A default of PyTorch that is an int stays one only if it is not changed.
+                        others = {key: value for key, value in OTHER_VALUES.items() if type(group.get(key)) is type(value)}
+                        group.update(others)
                     for name, value in run.values().items():
                         other.parameters[name].data.copy_(value)
                     self.assertNotEqual(frozen(other.optimizer.state_dict()), frozen(run.optimizer.state_dict()))
@@ -146,7 +166,7 @@ class RoundTrips(TestOfCheckpoints):
                 self.assertEqual(frozen(adamod_checkpoint.read(self.path)), frozen(first))
 
     def test_older_versions_are_the_same_checkpoint(self):
-        for optimizer in set(OPTIMIZERS).difference(OF_VERSION_3):
+        for optimizer in OF_VERSION_2:
             for version in [1, 2]:
                 with self.subTest(optimizer=optimizer, version=version):
                     run = self.saved(optimizer)
@@ -171,7 +191,11 @@ class RoundTrips(TestOfCheckpoints):
         self.assertEqual([formula_of(group) for group in read[0][0]["groups"]], ["authors"] * 2)
 
     def test_the_largest_step_count_is_kept(self):
-        for optimizer, most in [("torch.optim.Adam", 1 << 24), ("adamod.AdaMod", 1 << 40)]:
+        for rule, optimizer in OF_EACH_RULE.items():
+            if rule == "sgd":
+                # It counts no steps.
+                continue
+            most = 1 << 40 if rule == "adamod" else 1 << 24
             with self.subTest(optimizer=optimizer):
                 run = self.saved(optimizer)
                 self.change(lambda header: [entry.update(step=most) for entry in header["parameters"]])
@@ -214,7 +238,7 @@ class RoundTrips(TestOfCheckpoints):
 class Halves(TestOfCheckpoints):
     """Parameters in 16 bits: with float32 master weights in the optimizer, or without."""
 
-    OPTIMIZERS = ["torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD", "adamod.AdaMod"]
+    OPTIMIZERS = ["torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD", *OF_EACH_RULE.values()]
 
     def with_masters(self, optimizer, steps=STEPS):
         """A run whose optimizer has the master weights of a model in bfloat16, and in float16 for one tensor."""
@@ -278,25 +302,29 @@ class Halves(TestOfCheckpoints):
                 self.assertEqual(frozen(low[embedding].reshape(-1)), frozen(stored))
 
     def test_runs_in_16_bits_alone(self):
-        for dtype, masters in [(torch.bfloat16, "none"), (torch.float16, "f32")]:
-            with self.subTest(dtype=dtype):
-                values = {name: value.to(dtype) for name, value in initial().items()}
-                halves = {name: value.to(dtype) for name, value in gradients().items()}
-                run = Run(OPTIMIZERS["torch.optim.AdamW"], values)
-                run.steps(halves, 0, STEPS)
-                adamod_checkpoint.save(run.optimizer, run.names, self.path, values=True)
-                header, tensors = adamod_checkpoint.read(self.path)
-                self.assertEqual({entry["master_weights"] for entry in header["parameters"]}, {masters})
-                self.assertEqual(tensors["exp_avg.embedding"].dtype, torch.float32)
-                self.assertEqual(tensors["param.embedding"].dtype, dtype)
-                if masters != "none":
-                    self.assertFalse(any(tensors[f"master.{name}"].any() for name in values))
-                other = Run(OPTIMIZERS["torch.optim.AdamW"], {name: torch.zeros_like(of) for name, of in values.items()})
-                adamod_checkpoint.load(self.path, other.optimizer, other.names, values=True)
-                self.assertEqual(frozen(other.everything()), frozen(run.everything()))
-                for of in [run, other]:
-                    of.steps(halves, STEPS, 2 * STEPS)
-                self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+        for optimizer in ["torch.optim.AdamW", *OF_EACH_RULE.values()]:
+            for dtype, masters in [(torch.bfloat16, "none"), (torch.float16, "f32")]:
+                for steps in [0, STEPS]:
+                    with self.subTest(optimizer=optimizer, dtype=dtype, steps=steps):
+                        values = {name: value.to(dtype) for name, value in initial().items()}
+                        halves = {name: value.to(dtype) for name, value in gradients().items()}
+                        run = Run(OPTIMIZERS[optimizer], values)
+                        run.steps(halves, 0, steps)
+                        adamod_checkpoint.save(run.optimizer, run.names, self.path, values=True)
+                        header, tensors = adamod_checkpoint.read(self.path)
+                        self.assertEqual({entry["master_weights"] for entry in header["parameters"]}, {masters})
+                        states = [name for name in tensors if not name.startswith(("param.", "master."))]
+                        self.assertGreaterEqual(len(states), len(values))
+                        self.assertEqual({tensors[name].dtype for name in states}, {torch.float32})
+                        self.assertEqual(tensors["param.embedding"].dtype, dtype)
+                        if masters != "none":
+                            self.assertFalse(any(tensors[f"master.{name}"].any() for name in values))
+                        other = Run(OPTIMIZERS[optimizer], {name: torch.zeros_like(of) for name, of in values.items()})
+                        adamod_checkpoint.load(self.path, other.optimizer, other.names, values=True)
+                        self.assertEqual(frozen(other.everything()), frozen(run.everything()))
+                        for of in [run, other]:
+                            of.steps(halves, STEPS, 2 * STEPS)
+                        self.assertEqual(frozen(other.everything()), frozen(run.everything()))
 
     def test_values_that_are_not_wanted_or_not_there(self):
         run = self.saved("torch.optim.Adam")
@@ -318,7 +346,10 @@ class Halves(TestOfCheckpoints):
             ({torch.nn.Parameter(torch.zeros(3)): torch.zeros(3, dtype=torch.bfloat16)}, "not in the optimizer"),
         ]
         for wrong, said in cases:
-            for call in [adamod_checkpoint.save, lambda optimizer, names, path, **more: adamod_checkpoint.load(path, optimizer, names, **more)]:
+            for call in [
+                adamod_checkpoint.save,
+                lambda optimizer, names, path, **more: adamod_checkpoint.load(path, optimizer, names, **more),
+            ]:
                 with self.subTest(said=said), self.assertRaisesRegex(ValueError, said):
                     call(run.optimizer, run.names, self.path, low_precision=wrong)
         adamod_checkpoint.save(run.optimizer, run.names, self.path, low_precision=low)
@@ -451,26 +482,52 @@ class Ranges(TestOfCheckpoints):
     def test_hyperparameters_at_the_edges_are_written(self):
         for optimizer, changes in IN_RANGE:
             with self.subTest(optimizer=optimizer, changes=changes):
-                run = self.trained(optimizer)
+                run = Run(OPTIMIZERS[optimizer], initial())
+                # State of the other hyperparameters.
+                run.optimizer.state.clear()
                 run.optimizer.param_groups[1].update(changes)
                 adamod_checkpoint.save(run.optimizer, run.names, self.path)
                 group = adamod_checkpoint.group_of(adamod_checkpoint.read(self.path)[0]["groups"][1])
                 for name, value in changes.items():
                     self.assertEqual(group[name], value)
 
+    def test_every_range_has_cases_in_it_and_out_of_it(self):
+        for rule, of in adamod_checkpoint.RULES.items():
+            refused = [said.replace("\\", "") for optimizer, _, said in OUT_OF_RANGE if self.rule_of(optimizer) == rule]
+            taken = [changes for optimizer, changes in IN_RANGE if self.rule_of(optimizer) == rule]
+            for one in of.hyperparameters.values():
+                with self.subTest(rule=rule, name=one.name):
+                    self.assertTrue(any(one.key in changes for changes in taken) or one.range is adamod_checkpoint.OPTION)
+                    self.assertTrue(
+                        any(said.startswith(f"{one.name} of group 1") for said in refused) or one.range is adamod_checkpoint.OPTION
+                    )
+            for limit in of.limits:
+                with self.subTest(rule=rule, name=limit.name):
+                    self.assertTrue(any(said.startswith(f"{limit.name} of group 1") for said in refused))
+
+    def rule_of(self, optimizer):
+        return adamod_checkpoint.rule_of(Run(OPTIMIZERS[optimizer], initial()).optimizer)
+
     def test_hyperparameters_that_are_no_numbers_are_refused_by_name(self):
-        for changes, said in [
-            ({"lr": "1e-3"}, "lr of group 1 is '1e-3', expected a number"),
-            ({"lr": torch.zeros(2)}, "lr of group 1 is tensor"),
-            ({"eps": None}, "eps of group 1 is None, expected a number"),
-            ({"weight_decay": True}, "weight_decay of group 1 is True, expected a number"),
-            ({"betas": (0.9,)}, "betas of group 1 has 1 entries, expected 2"),
-        ]:
-            with self.subTest(changes=changes):
-                run = self.trained("torch.optim.Adam")
+        cases = [
+            ("torch.optim.Adam", {"lr": "1e-3"}, "lr of group 1 is '1e-3', expected a number"),
+            ("torch.optim.Adam", {"lr": torch.zeros(2)}, "lr of group 1 is tensor"),
+            ("torch.optim.Adam", {"eps": None}, "eps of group 1 is None, expected a number"),
+            ("torch.optim.Adam", {"weight_decay": True}, "weight_decay of group 1 is True, expected a number"),
+            ("torch.optim.Adam", {"betas": (0.9,)}, "betas of group 1 has 1 entries, expected 2"),
+            ("torch.optim.Adam", {"betas": (0.9, "1")}, r"betas\[1\] of group 1 is '1', expected a number"),
+        ]
+        for optimizer in OF_EACH_RULE.values():
+            for name in Run(OPTIMIZERS[optimizer], initial()).optimizer.param_groups[1]:
+                if name in OTHER_VALUES and name != "betas":
+                    cases.append((optimizer, {name: None}, f"{name} of group 1 is None, expected a number"))
+        for optimizer, changes, said in cases:
+            with self.subTest(optimizer=optimizer, changes=changes):
+                run = self.trained(optimizer)
                 run.optimizer.param_groups[1].update(changes)
                 with self.assertRaisesRegex(ValueError, said):
                     adamod_checkpoint.save(run.optimizer, run.names, self.path)
+                self.assertFalse(self.path.exists())
 
     def test_parameters_without_elements(self):
         run = Run(OPTIMIZERS["torch.optim.Adam"], {**initial(), "head.weight": torch.zeros(3, 0)})
@@ -479,20 +536,142 @@ class Ranges(TestOfCheckpoints):
         self.assertFalse(self.path.exists())
 
     def test_states_that_are_not_of_their_parameter(self):
-        run = self.trained("torch.optim.Adam")
-        state = run.optimizer.state[run.parameters["embedding"]]
-        for changes, said in [
-            ({"exp_avg": torch.zeros(8, 17)}, r"exp_avg of embedding has shape \(8, 17\), expected \(17, 8\)"),
-            ({"step": torch.tensor(1.5)}, "the step count of embedding is 1.5, expected a whole number"),
-            ({"step": torch.tensor(-1.0)}, "the step count of embedding is -1.0"),
-            ({"step": 2.0**54}, "the step count of embedding is 1.8"),
-        ]:
-            with self.subTest(said=said):
-                before = dict(state)
-                state.update(changes)
-                with self.assertRaisesRegex(ValueError, said):
+        for rule, optimizer in OF_EACH_RULE.items():
+            run = self.trained(optimizer)
+            state = run.optimizer.state[run.parameters["embedding"]]
+            kinds = [kind for kind, value in state.items() if isinstance(value, torch.Tensor) and value.shape]
+            self.assertEqual(sorted(kinds), sorted(adamod_checkpoint.RULES[rule].states))
+            cases = [
+                ({kind: torch.zeros(8, 17)}, rf"{kind} of embedding has shape \(8, 17\), expected \(17, 8\)") for kind in kinds
+            ]
+            if rule != "sgd":
+                cases += [
+                    ({"step": torch.tensor(1.5)}, "the step count of embedding is 1.5, expected a whole number"),
+                    ({"step": torch.tensor(-1.0)}, "the step count of embedding is -1.0"),
+                    ({"step": 2.0**54}, "the step count of embedding is 1.8"),
+                ]
+            for changes, said in cases:
+                with self.subTest(optimizer=optimizer, said=said):
+                    before = dict(state)
+                    state.update(changes)
+                    with self.assertRaisesRegex(ValueError, said):
+                        adamod_checkpoint.save(run.optimizer, run.names, self.path)
+                    state.update(before)
+
+
+class ComputedAndFilled(TestOfCheckpoints):
+    """What PyTorch keeps and the crate computes: NAdam's mu_product, and Adagrad's sum before the first step."""
+
+    def nadam(self, steps, **options):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.NAdam([parameter], **options)
+        for _ in range(steps):
+            parameter.grad = torch.ones(1)
+            optimizer.step()
+        return parameter, optimizer
+
+    def test_mu_product_has_pytorchs_bits_after_any_number_of_steps(self):
+        # After 250 steps the product has reached subnormal numbers, and does not change any more.
+        for steps in [1, 2, 30, 250]:
+            for options in [
+                {},
+                {"betas": (0.5, 0.9), "momentum_decay": 0.0},
+                {"betas": (0.999, 0.9), "momentum_decay": 100.0},
+                {"betas": (0.0, 0.9)},
+            ]:
+                with self.subTest(steps=steps, options=options):
+                    parameter, optimizer = self.nadam(steps, **options)
+                    group, state = optimizer.param_groups[0], optimizer.state[parameter]
+                    found = adamod_checkpoint.product_of_momenta(group["betas"][0], group["momentum_decay"], steps)
+                    self.assertEqual(frozen(torch.tensor(found)), frozen(state["mu_product"]))
+
+    def test_mu_product_of_other_hyperparameters_is_refused(self):
+        for changes in [{"betas": (0.95, 0.999)}, {"momentum_decay": 0.5}]:
+            with self.subTest(changes=changes):
+                run = self.trained("torch.optim.NAdam")
+                run.optimizer.param_groups[1].update(changes)
+                with self.assertRaisesRegex(ValueError, "mu_product of layer.0.bias is .* as after 6 steps .* have changed"):
                     adamod_checkpoint.save(run.optimizer, run.names, self.path)
-                state.update(before)
+                self.assertFalse(self.path.exists())
+        run = self.trained("torch.optim.NAdam")
+        run.optimizer.state[run.parameters["embedding"]]["mu_product"] = torch.tensor(float("nan"))
+        with self.assertRaisesRegex(ValueError, "mu_product of embedding is nan, expected"):
+            adamod_checkpoint.save(run.optimizer, run.names, self.path)
+
+    def test_mu_product_that_float32_rounded_otherwise_is_taken(self):
+        # As `capturable` computes it: in float32 throughout.
+        for beta1, momentum_decay in [(0.9, 4e-3), (0.999, 4e-3), (0.9999, 100.0)]:
+            for steps in [10, 1000]:
+                with self.subTest(beta1=beta1, momentum_decay=momentum_decay, steps=steps):
+                    step, product = torch.arange(1.0, steps + 1), torch.tensor(1.0)
+                    for momentum in beta1 * (1.0 - 0.5 * (0.96 ** (step * momentum_decay))):
+                        product = product * momentum
+                    state = {"mu_product": product}
+                    of_rule = {"betas[0]": beta1, "momentum_decay": momentum_decay}
+                    adamod_checkpoint.check_computed("nadam", "weight", state, of_rule, steps)
+
+    def test_a_product_that_is_close_to_0_does_not_say_more(self):
+        # Steps divide by 1 - mu_product, so the run continues with other hyperparameters as in PyTorch.
+        parameter, optimizer = self.nadam(200)
+        optimizer.param_groups[0]["betas"] = (0.95, 0.999)
+        adamod_checkpoint.save(optimizer, {parameter: "weight"}, self.path)
+        other_parameter, other = self.nadam(0)
+        adamod_checkpoint.load(self.path, other, {other_parameter: "weight"})
+        self.assertLess(abs(other.state[other_parameter]["mu_product"] - optimizer.state[parameter]["mu_product"]), 1e-6)
+
+    def test_the_sum_of_adagrad_starts_from_0_in_the_checkpoint(self):
+        for steps in [0, STEPS_WITHOUT_BIAS]:
+            with self.subTest(steps=steps):
+                run = self.saved("Adagrad, initial", steps)
+                header, tensors = adamod_checkpoint.read(self.path)
+                steps_of = {entry["name"]: entry["step"] for entry in header["parameters"]}
+                self.assertEqual(steps_of, {**dict.fromkeys(steps_of, steps), "layer.0.bias": 0})
+                self.assertFalse(tensors["sum.layer.0.bias"].any())
+                self.assertEqual(tensors["sum.embedding"].any(), steps > 0)
+                self.assertTrue((run.optimizer.state[run.parameters["layer.0.bias"]]["sum"] == 0.1).all())
+
+    def test_a_sum_before_the_first_step_that_is_not_the_initial_value_is_refused(self):
+        run = Run(OPTIMIZERS["Adagrad, initial"], initial())
+        run.optimizer.param_groups[1]["initial_accumulator_value"] = 0.2
+        with self.assertRaisesRegex(ValueError, "sum of layer.0.bias is not initial_accumulator_value .* expected 0.2 in all"):
+            adamod_checkpoint.save(run.optimizer, run.names, self.path)
+        self.assertFalse(self.path.exists())
+        # After it, the value has no effect any more.
+        run.steps(gradients(), 0, STEPS)
+        adamod_checkpoint.save(run.optimizer, run.names, self.path)
+
+    def test_hyperparameters_that_choose_states_are_loaded_with_them(self):
+        for found, needed in [
+            ("RMSprop, momentum", "torch.optim.RMSprop"),
+            ("RMSprop, centered", "RMSprop, centered, momentum"),
+            ("torch.optim.SGD", "SGD without momentum"),
+            ("Adagrad, initial", "torch.optim.Adagrad"),
+        ]:
+            for one, other in [(found, needed), (needed, found)]:
+                with self.subTest(found=one, needed=other):
+                    run, loaded = self.saved(one, STEPS_WITHOUT_BIAS), self.trained(other)
+                    adamod_checkpoint.load(self.path, loaded.optimizer, loaded.names)
+                    for name, value in run.values().items():
+                        loaded.parameters[name].data.copy_(value)
+                    self.assertEqual(frozen(loaded.everything()), frozen(run.everything()))
+                    for of in [run, loaded]:
+                        of.steps(gradients(), STEPS, 2 * STEPS)
+                    self.assertEqual(frozen(loaded.everything()), frozen(run.everything()))
+
+    def test_hyperparameters_choose_the_states(self):
+        for optimizer, states in [
+            ("torch.optim.RMSprop", ["square_avg"]),
+            ("RMSprop, momentum", ["square_avg", "momentum_buffer"]),
+            ("RMSprop, centered", ["square_avg", "grad_avg"]),
+            ("RMSprop, centered, momentum", ["square_avg", "momentum_buffer", "grad_avg"]),
+            ("SGD without momentum", []),
+            ("AdamW, amsgrad", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
+            ("torch.optim.Adadelta", ["square_avg", "acc_delta"]),
+        ]:
+            with self.subTest(optimizer=optimizer):
+                self.saved(optimizer)
+                tensors = adamod_checkpoint.read(self.path)[1]
+                self.assertEqual([name for name in tensors if name.endswith("embedding")], [f"{state}.embedding" for state in states])
 
 
 class Refusals(TestOfCheckpoints):
@@ -509,7 +688,16 @@ class Refusals(TestOfCheckpoints):
             ("SGD, up", "torch.optim.SGD", [maximize, "True", "False"]),
             ("torch.optim.SGD", "torch.optim.Adam", ["the rule", "sgd", "adam"]),
             ("torch.optim.AdamW", "adamod.AdaMod", ["the rule", "adam", "adamod"]),
+            ("torch.optim.NAdam", "NAdam, decoupled", [decay, "coupled", "decoupled"]),
+            ("RAdam, decoupled", "torch.optim.RAdam", [decay, "decoupled", "coupled"]),
+            ("NAdam, up", "torch.optim.NAdam", [maximize, "True", "False"]),
+            ("torch.optim.RAdam", "RAdam, up", [maximize, "False", "True"]),
+            ("RMSprop, up", "torch.optim.RMSprop", [maximize, "True", "False"]),
+            ("torch.optim.Adagrad", "Adagrad, up", [maximize, "False", "True"]),
+            ("Adadelta, up", "torch.optim.Adadelta", [maximize, "True", "False"]),
         ]
+        for rule, found in OF_EACH_RULE.items():
+            cases += [(found, needed, ["the rule", rule, other]) for other, needed in OF_EACH_RULE.items() if other != rule]
         for found, needed, said in cases:
             with self.subTest(found=found, needed=needed):
                 self.saved(found)
@@ -528,7 +716,14 @@ class Refusals(TestOfCheckpoints):
             ("adamod.AdaMod", lambda header: set_formula(group(header, 1), 2.0), ["the formula of group 1", "2.0", "authors"]),
             ("adamod.AdaMod", lambda header: group(header).update(maximize=True), ["maximize of group 0"]),
             ("adamod.AdaMod", lambda header: group(header).update(weight_decay="coupled"), ["group 0 ", "coupled"]),
-            ("torch.optim.SGD", lambda header: group(header).update(weight_decay="decoupled"), ["group 0 ", "decoupled"]),
+            *[
+                (optimizer, lambda header: group(header).update(weight_decay="decoupled"), ["group 0 ", "decoupled"])
+                for optimizer in ["torch.optim.SGD", "torch.optim.RMSprop", "torch.optim.Adagrad", "torch.optim.Adadelta"]
+            ],
+            *[
+                (optimizer, lambda header: group(header).update(weight_decay="fully_decoupled"), ["group 0 ", "fully_decoupled"])
+                for optimizer in OF_EACH_RULE.values()
+            ],
             ("torch.optim.SGD", lambda header: group(header, 1).update(maximize=True), ["maximize of group 1"]),
         ]
         for optimizer, change, said in cases:
@@ -554,7 +749,9 @@ class Refusals(TestOfCheckpoints):
                 self.refused(self.trained(optimizer), "the rule of group", f"is {found}", f"expected {expected}")
 
     def test_step_counts_that_torch_would_round(self):
-        for optimizer in ["torch.optim.Adam", "torch.optim.AdamW"]:
+        for optimizer in ["torch.optim.Adam", "torch.optim.AdamW", *OF_EACH_RULE.values()]:
+            if optimizer in [OF_EACH_RULE["adamod"], OF_EACH_RULE["sgd"]]:
+                continue
             with self.subTest(optimizer=optimizer):
                 run = self.saved(optimizer)
                 self.change(lambda header: header["parameters"][3].update(step=(1 << 24) + 1))
@@ -562,8 +759,9 @@ class Refusals(TestOfCheckpoints):
 
     def test_other_options(self):
         for found, needed, option in [
-            ("torch.optim.AdamW", "amsgrad", "amsgrad"),
-            ("torch.optim.SGD", "SGD, Nesterov", "nesterov"),
+            ("torch.optim.AdamW", "AdamW, amsgrad", "amsgrad"),
+            ("torch.optim.SGD", "SGD, nesterov", "nesterov"),
+            ("torch.optim.RMSprop", "RMSprop, centered", "centered"),
         ]:
             for one, other in [(found, needed), (needed, found)]:
                 with self.subTest(one=one, other=other):
@@ -576,7 +774,7 @@ class Refusals(TestOfCheckpoints):
                 self.refused(run, f"{option} of group 1 of the checkpoint is True, expected False")
 
     def test_optimizers_of_the_same_name(self):
-        for name in ["Adam", "AdaMod"]:
+        for name in ["Adam", "AdaMod", "RMSprop"]:
             with self.subTest(name=name):
                 namesake = type(name, (torch.optim.Adam,), {})
                 run = Run(lambda groups: namesake(groups), initial())
@@ -679,6 +877,27 @@ class Refusals(TestOfCheckpoints):
         self.refused(run, "damaged", "checksum")
         save_file({"exp_avg.embedding": torch.zeros(136)}, self.path)
         self.refused(run, "not a checkpoint of adamod")
+
+
+class Documentation(unittest.TestCase):
+    def test_the_table_of_rules_says_what_is_converted(self):
+        """docs/rules.md, whose other columns tests/rules.rs compares with the crate: so states are those of the crate, too."""
+        lines = (FIXTURE.parents[2] / "docs" / "rules.md").read_text().splitlines()
+        table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+        columns = next(row for row in table if row[0] == "form")
+        rows = [dict(zip(columns, row)) for row in table if row[0].startswith("`") and len(row) == len(columns)]
+        found = {}
+        for row in rows:
+            rule = row["form"].strip("`").split("-")[0]
+            states = tuple(re.findall("`(.*?)`", row["states"]))
+            self.assertEqual(row["converter"], "both ways" if rule in adamod_checkpoint.RULES else "no (1)", row["form"])
+            found.setdefault(rule, set()).add(states)
+        self.assertEqual(adamod_checkpoint.RULES.keys() - found.keys(), set())
+        for rule, of in adamod_checkpoint.RULES.items():
+            needed = sorted({name for name in of.states.values() if name is not None})
+            choices = [dict(zip(needed, values)) for values in itertools.product([0.0, 1.0], repeat=len(needed))]
+            states = {tuple(adamod_checkpoint.states_of(rule, choice)) for choice in choices}
+            self.assertEqual(states, found[rule], rule)
 
 
 if __name__ == "__main__":

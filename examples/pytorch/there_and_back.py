@@ -23,6 +23,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 FIXTURE = HERE / "fixture"
 SHAPES = {"embedding": (17, 8), "layer.0.weight": (8, 13), "layer.0.bias": (13,), "head.weight": (3, 5, 7)}
 THERE, BACK, END = 10, 20, 30
+# The first step in which a parameter has a gradient, if it is not the first of all.
+FIRST_STEPS = {"layer.0.bias": 5}
+# The crate takes this bias before its first step.
+FIRST_STEPS_THERE = {"embedding": 3, "layer.0.bias": 15}
 
 
 def modernize(optimizer_class):
@@ -49,6 +53,18 @@ RULES = {
     "AdamW, amsgrad": lambda groups: torch.optim.AdamW(groups, lr=1e-2, amsgrad=True),
     "SGD, dampening": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, dampening=0.5),
     "SGD, nesterov": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True),
+    "SGD without momentum": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.0),
+    "torch.optim.NAdam": lambda groups: torch.optim.NAdam(groups, lr=1e-2),
+    "NAdam, decoupled": lambda groups: torch.optim.NAdam(groups, lr=1e-2, momentum_decay=0.1, decoupled_weight_decay=True),
+    "torch.optim.RAdam": lambda groups: torch.optim.RAdam(groups, lr=1e-2),
+    "RAdam, decoupled": lambda groups: torch.optim.RAdam(groups, lr=1e-2, betas=(0.8, 0.95), decoupled_weight_decay=True),
+    "torch.optim.RMSprop": lambda groups: torch.optim.RMSprop(groups, lr=1e-2),
+    "RMSprop, momentum": lambda groups: torch.optim.RMSprop(groups, lr=1e-2, alpha=0.9, momentum=0.9),
+    "RMSprop, centered": lambda groups: torch.optim.RMSprop(groups, lr=1e-2, centered=True),
+    "RMSprop, centered, momentum": lambda groups: torch.optim.RMSprop(groups, lr=1e-2, momentum=0.9, centered=True),
+    "torch.optim.Adagrad": lambda groups: torch.optim.Adagrad(groups, lr=1e-2),
+    "Adagrad, initial": lambda groups: torch.optim.Adagrad(groups, lr=1e-2, lr_decay=0.1, initial_accumulator_value=0.1),
+    "torch.optim.Adadelta": lambda groups: torch.optim.Adadelta(groups, rho=0.95),
 }
 
 
@@ -88,14 +104,14 @@ def initial():
     return {name: torch.from_numpy(rng.uniform(-1, 1, shape).astype(numpy.float32)) for name, shape in SHAPES.items()}
 
 
-def gradients():
-    """Heavy-tailed gradients. The bias has none at first, so its step count differs."""
+def gradients(first_steps=FIRST_STEPS):
+    """Heavy-tailed gradients. Some parameters have none at first, so their step counts differ."""
     rng = numpy.random.default_rng(11)
     found = {}
     for step in range(1, END + 1):
         for name, shape in SHAPES.items():
             gradient = torch.from_numpy(rng.standard_t(2.0, shape).astype(numpy.float32))
-            if not (name == "layer.0.bias" and step < 5):
+            if step >= first_steps.get(name, 1):
                 found[f"grad.{step}.{name}"] = gradient
     return found
 
@@ -111,7 +127,7 @@ def low_precision_of(run, dtype):
 
 def hand_over(rule, dtype, folder):
     """Takes PyTorch's first steps and writes files for the crate: a checkpoint with values, and the gradients of the next steps."""
-    run, all_gradients = Run(RULES[rule], initial()), gradients()
+    run, all_gradients = Run(RULES[rule], initial()), gradients(FIRST_STEPS_THERE)
     run.steps(rounded(all_gradients, dtype), 0, THERE)
     low_precision = low_precision_of(run, dtype)
     path = folder / "checkpoint.safetensors"
@@ -119,7 +135,9 @@ def hand_over(rule, dtype, folder):
     tensors = {}
     for step in range(THERE + 1, BACK + 1):
         for name in SHAPES:
-            tensors[f"grad.{step - THERE}.{name}"] = all_gradients[f"grad.{step}.{name}"].to(dtype)
+            gradient = all_gradients.get(f"grad.{step}.{name}")
+            if gradient is not None:
+                tensors[f"grad.{step - THERE}.{name}"] = gradient.to(dtype)
     save_file(tensors, folder / "run.safetensors")
 
 
@@ -127,10 +145,11 @@ def compare(what, found, expected):
     worst = 0.0
     for name, value in expected.items():
         difference = (found[name].double() - value.double()).abs()
-        # Values are about 1. State has no such scale, so its largest element stands in.
+        # Values are about 1. State has no such scale, so its largest element stands in. On lavapipe the worst difference of all rules is
+        # 0.08 of what is allowed.
         allowed = 1e-5 * value.double().abs() + 1e-6 * max(1.0 if "param" in name else 0.0, value.abs().max().item())
         worst = max(worst, (difference / allowed).max().item())
-    print(f"{what:<36} {worst:.3f} of the tolerance")
+    print(f"{what:<48} {worst:.3f} of the tolerance")
     return worst <= 1.0
 
 
@@ -140,24 +159,33 @@ def crate(*arguments):
     return subprocess.run(command, check=True, cwd=HERE.parent.parent, stdout=subprocess.PIPE, text=True).stdout
 
 
-def there_and_back(rule, dtype):
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        hand_over(rule, dtype, folder)
-        crate(folder, folder / "out")
-        back = Run(RULES[rule], {name: torch.zeros(shape) for name, shape in SHAPES.items()})
-        low_precision = low_precision_of(back, dtype)
-        path = folder / "out" / "checkpoint.safetensors"
-        adamod_checkpoint.load(path, back.optimizer, back.names, low_precision=low_precision, values=True)
+def take_back(rule, dtype, out):
+    """Continues in PyTorch from what the crate wrote, and compares with PyTorch alone."""
+    back = Run(RULES[rule], {name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    low_precision = low_precision_of(back, dtype)
+    path = out / "checkpoint.safetensors"
+    adamod_checkpoint.load(path, back.optimizer, back.names, low_precision=low_precision, values=True)
     what = f"{rule}, {str(dtype).removeprefix('torch.')}"
     # The crate has rounded the master weights as PyTorch does.
     same = all(torch.equal(low, master.detach().to(dtype)) for master, low in (low_precision or {}).items())
-    alone, all_gradients = Run(RULES[rule], initial()), rounded(gradients(), dtype)
+    alone, all_gradients = Run(RULES[rule], initial()), rounded(gradients(FIRST_STEPS_THERE), dtype)
     alone.steps(all_gradients, 0, BACK)
     there = compare(f"{what}, there", back.everything(), alone.everything())
     back.steps(all_gradients, BACK, END)
     alone.steps(all_gradients, BACK, END)
     return compare(f"{what}, and back", back.everything(), alone.everything()) and there and same
+
+
+def there_and_back():
+    """Every rule in every data type. One run of the crate takes all of them."""
+    cases = [(rule, dtype) for rule in RULES for dtype in [torch.float32, torch.bfloat16, torch.float16]]
+    with tempfile.TemporaryDirectory() as name:
+        folders = [pathlib.Path(name) / str(index) for index in range(len(cases))]
+        for case, folder in zip(cases, folders):
+            folder.mkdir()
+            hand_over(*case, folder)
+        crate(*[path for folder in folders for path in [folder, folder / "out"]])
+        return all([take_back(*case, folder / "out") for case, folder in zip(cases, folders)])
 
 
 # Hyperparameters of PyTorch's optimizers that the crate refuses, each with what the converter says, and some at the edges that it takes.
@@ -170,6 +198,10 @@ OUT_OF_RANGE = [
     ("torch.optim.Adam", {"eps": -1e-8}, "eps of group 1 is -1e-08"),
     ("torch.optim.AdamW", {"eps": TINY}, "eps of group 1 is 1e-39"),
     ("adamod.AdaMod", {"eps": 0.0}, "eps of group 1 is 0.0"),
+    ("adamod.AdaMod", {"betas": (1.0, 0.999)}, r"betas\[0\] of group 1 is 1.0"),
+    ("adamod.AdaMod", {"betas": (0.9, 1.0)}, r"betas\[1\] of group 1 is 1.0"),
+    ("adamod.AdaMod", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
+    ("adamod.AdaMod", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
     ("torch.optim.Adam", {"betas": (1.0, 0.999)}, r"betas\[0\] of group 1 is 1.0, expected a number in \[0, 1\)"),
     ("torch.optim.Adam", {"betas": (0.9, -0.5)}, r"betas\[1\] of group 1 is -0.5"),
     ("adamod.AdaMod", {"beta3": 1.0}, r"beta3 of group 1 is 1.0, expected a number in \[0, 1\)"),
@@ -183,13 +215,49 @@ OUT_OF_RANGE = [
     ("torch.optim.SGD", {"lr": 1e30, "weight_decay": 1e30}, r"lr \* weight_decay of group 1"),
     ("torch.optim.Adam", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
     ("torch.optim.Adam", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
+    ("torch.optim.NAdam", {"betas": (1.0, 0.999)}, r"betas\[0\] of group 1 is 1.0"),
+    ("torch.optim.NAdam", {"eps": 0.0}, "eps of group 1 is 0.0"),
+    ("torch.optim.NAdam", {"momentum_decay": 1.1e6}, "momentum_decay of group 1 is 1100000.0, expected a number from 0 to 1e6"),
+    ("torch.optim.NAdam", {"momentum_decay": -1e-3}, "momentum_decay of group 1 is -0.001"),
+    ("torch.optim.NAdam", {"betas": (0.9, 1.0)}, r"betas\[1\] of group 1 is 1.0"),
+    ("torch.optim.NAdam", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
+    ("torch.optim.NAdam", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
+    ("torch.optim.RAdam", {"betas": (-0.1, 0.999)}, r"betas\[0\] of group 1 is -0.1"),
+    ("torch.optim.RAdam", {"betas": (0.9, 1.0)}, r"betas\[1\] of group 1 is 1.0"),
+    ("torch.optim.RAdam", {"eps": TINY}, "eps of group 1 is 1e-39"),
+    ("torch.optim.RAdam", {"lr": 1e38, "eps": 1e38}, r"lr / \(1 - betas\[0\]\) of group 1 is 1.0.*e\+39"),
+    ("torch.optim.RAdam", {"lr": 1e3, "eps": 1e-37}, r"lr / \(1 - betas\[0\]\) / eps of group 1"),
+    ("torch.optim.RMSprop", {"alpha": 1.0}, r"alpha of group 1 is 1.0, expected a number in \[0, 1\)"),
+    ("torch.optim.RMSprop", {"momentum": 1.0}, "momentum of group 1 is 1.0"),
+    ("torch.optim.RMSprop", {"eps": 0.0}, "eps of group 1 is 0.0"),
+    ("torch.optim.RMSprop", {"lr": 1e-30, "eps": 1e-19, "momentum": 0.9}, r"1 / \(1 - momentum\) / eps of group 1 is"),
+    ("torch.optim.RMSprop", {"lr": 1e3, "eps": 1e-17}, r"lr / \(1 - momentum\) / eps of group 1 is"),
+    ("torch.optim.Adagrad", {"lr_decay": -0.1}, r"lr_decay of group 1 is -0.1, expected a number from 0 to 8.5e37 \(2\^126\)"),
+    ("torch.optim.Adagrad", {"lr_decay": 8.6e37}, r"lr_decay of group 1 is 8.6e\+37"),
+    ("torch.optim.Adagrad", {"initial_accumulator_value": -0.1}, "initial_accumulator_value of group 1 is -0.1"),
+    ("torch.optim.Adagrad", {"initial_accumulator_value": 8.6e37}, r"initial_accumulator_value of group 1 is 8.6e\+37"),
+    ("torch.optim.Adagrad", {"eps": 0.0}, "eps of group 1 is 0.0"),
+    ("torch.optim.Adagrad", {"lr": 1e3, "eps": 1e-17}, "lr / eps of group 1 is"),
+    ("torch.optim.Adadelta", {"rho": 1.0}, r"rho of group 1 is 1.0, expected a number in \[0, 1\)"),
+    ("torch.optim.Adadelta", {"eps": 0.0}, "eps of group 1 is 0.0"),
+    ("torch.optim.Adadelta", {"lr": 1.9e19}, r"lr of group 1 is 1.9e\+19, expected at most 1.8e19 \(2\^64\)"),
 ]
 IN_RANGE = [
     ("torch.optim.Adam", {"lr": 0.0, "eps": 1.2e-38, "betas": (0.0, 0.0)}),
     ("torch.optim.Adam", {"lr": 1e37, "eps": 1e20, "betas": (0.9, 1 - 1e-16)}),
     ("torch.optim.SGD", {"dampening": 1.0, "momentum": 0.5}),
     ("torch.optim.SGD", {"lr": 3.4028235e38, "momentum": 1 - 1e-16, "weight_decay": 0.0}),
+    ("adamod.AdaMod", {"lr": 0.0, "eps": 1.2e-38, "betas": (0.0, 1 - 1e-16)}),
     ("adamod.AdaMod", {"beta3": 0.0, "weight_decay": 3e38, "lr": 1e-38}),
+    ("torch.optim.NAdam", {"betas": (0.0, 0.0), "momentum_decay": 1e6, "eps": 1.2e-38, "lr": 0.0}),
+    ("torch.optim.NAdam", {"momentum_decay": 0.0, "lr": 1e37, "eps": 1e20}),
+    ("torch.optim.RAdam", {"betas": (0.0, 1 - 1e-16), "eps": 1.2e-38, "lr": 0.0}),
+    ("torch.optim.RMSprop", {"alpha": 0.0, "momentum": 0.0, "eps": 1.2e-38, "lr": 0.0}),
+    ("torch.optim.RMSprop", {"alpha": 1 - 1e-16, "momentum": 0.5, "eps": 1.1e-19, "lr": 1.0}),
+    ("torch.optim.Adagrad", {"lr_decay": 0.0, "initial_accumulator_value": 2.0**126, "eps": 1.2e-38, "lr": 0.0}),
+    ("torch.optim.Adagrad", {"lr_decay": 2.0**126, "initial_accumulator_value": 0.0, "eps": 1.0, "lr": 2.0**64}),
+    ("torch.optim.Adadelta", {"rho": 0.0, "eps": 1.2e-38, "lr": 2.0**64}),
+    ("torch.optim.Adadelta", {"rho": 1 - 1e-16, "lr": 0.0}),
 ]
 
 
@@ -201,6 +269,8 @@ def ranges_agree():
         paths = [pathlib.Path(name) / str(index) for index in range(len(cases))]
         for (rule, changes, _, _), path in zip(cases, paths):
             run = Run(RULES[rule], initial())
+            # State of the other hyperparameters.
+            run.optimizer.state.clear()
             run.optimizer.param_groups[1].update(changes)
             adamod_checkpoint.save(run.optimizer, run.names, path)
         verdicts = crate("--check", *paths).splitlines()
@@ -232,8 +302,7 @@ def main():
     if arguments.parse_args().fixture:
         write_fixture()
         return
-    dtypes = [torch.float32, torch.bfloat16, torch.float16]
-    passed = [there_and_back(rule, dtype) for rule in RULES for dtype in dtypes] + [ranges_agree()]
+    passed = [there_and_back(), ranges_agree()]
     sys.exit(0 if all(passed) else 1)
 
 
