@@ -3,11 +3,11 @@
 use adamod::reference::{Reference, Storage};
 use adamod::{
     AdaMod, Control, DType, DeviceControl, Diagnostics, ErrorKind, Group, Hyperparameters, MasterWeights,
-    Optimizer, Options, Parameter, ParameterId, Role, RowMask, Rule, Sgd, Shard, StateFormat, Step, Update,
-    View, ViewError, Views, WeightDecay, Workgroups,
+    Optimizer, Options, Parameter, ParameterId, Role, RowMask, Rule, RuleForm, Sgd, Shard, StateFormat, Step,
+    Update, View, ViewError, Views, WeightDecay, Workgroups,
 };
 
-use crate::common::{Kind, bits_of, float_bits, gpu, offers, rules};
+use crate::common::{Kind, bits_of, float_bits, gpu, offers};
 use crate::rows::{adamod, numbers, random, rounded, words, write};
 
 /// A tensor of an optimizer and of its twin.
@@ -165,9 +165,9 @@ fn kind(state: StateFormat) -> Kind {
     Kind { state, ..Kind::f32() }
 }
 
-/// Each rule with one format of state; AdaMod with all of them.
+/// Each form of a rule with one format of state; AdaMod with all of them. Formulas are numbers in the coefficients.
 fn rules_and_formats() -> Vec<(Rule, StateFormat)> {
-    let all = rules().into_iter().enumerate().flat_map(|(index, rule)| {
+    let all = RuleForm::all().map(RuleForm::with_defaults).enumerate().flat_map(|(index, rule)| {
         StateFormat::ALL
             .into_iter()
             .enumerate()
