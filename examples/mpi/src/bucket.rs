@@ -4,7 +4,7 @@ use adamod::{DType, wgpu};
 
 use crate::error::Error;
 use crate::plan::{self, Part};
-use crate::ranks::{Awaited, Incoming, Ranks, awaited, tag};
+use crate::ranks::{Awaited, Incoming, Ranks, awaited, poll_all, tag};
 use crate::settings::Mode;
 use crate::staging::{Copy, Mapping, Staging};
 use crate::wire::{Sum, are_finite, convert};
@@ -247,7 +247,7 @@ impl Bucket {
                 }
             }
             Stage::Summing { mut contributions, mut next } => {
-                let mut moved = contributions.iter_mut().fold(false, |moved, of| of.poll() || moved);
+                let mut moved = poll_all(&mut contributions);
                 while next < contributions.len() && !contributions[next].is_awaited() {
                     let bytes = std::mem::replace(&mut contributions[next], Incoming::Empty).take();
                     self.add(context, next, &bytes);
@@ -262,7 +262,7 @@ impl Bucket {
                 }
             }
             Stage::Averaged(mut averages) => {
-                let moved = averages.iter_mut().fold(false, |moved, of| of.poll() || moved);
+                let moved = poll_all(&mut averages);
                 if averages.iter().any(Incoming::is_awaited) || !self.upload_averages(context, &averages)? {
                     (Stage::Averaged(averages), moved)
                 } else {
@@ -289,7 +289,7 @@ impl Bucket {
                 }
             }
             Stage::Gathering(mut values) => {
-                let moved = values.iter_mut().fold(false, |moved, of| of.poll() || moved);
+                let moved = poll_all(&mut values);
                 if values.iter().any(Incoming::is_awaited) || !self.upload_values(context, &values)? {
                     (Stage::Gathering(values), moved)
                 } else {

@@ -120,7 +120,7 @@ impl Builder {
         let mut optimizer = Optimizer::new(device, queue, options)?;
         let group_ids =
             groups.iter().map(|&group| optimizer.add_group(group)).collect::<Result<Vec<_>, _>>()?;
-        let mut places: Vec<Option<(Shard, u64, Option<(wgpu::Buffer, u64)>)>> = vec![None; tensors.len()];
+        let mut places: Vec<Option<Place>> = vec![None; tensors.len()];
         for bucket in &mut buckets {
             if mode.is_sharded() {
                 let shards =
@@ -128,18 +128,18 @@ impl Builder {
                 for (index, part) in bucket.parts(rank).iter().enumerate() {
                     let gradients = shards.as_ref().map(|(buffer, starts)| (buffer.clone(), starts[index]));
                     let shard = Shard::new(part.elements.start, tensors[part.tensor].len);
-                    places[part.tensor] = Some((shard, part.len(), gradients));
+                    places[part.tensor] = Some(Place { shard, len: part.len(), gradients });
                 }
             } else {
                 for &tensor in bucket.tensors() {
                     let len = tensors[tensor].len;
-                    places[tensor] = Some((Shard::new(0, len), len, None));
+                    places[tensor] = Some(Place { shard: Shard::new(0, len), len, gradients: None });
                 }
             }
         }
         let mut parameters = Vec::new();
         for (tensor, place) in tensors.iter().zip(&places) {
-            let Some((shard, len, gradients)) = place else { continue };
+            let Some(Place { shard, len, gradients }) = place else { continue };
             let values = View::new(&tensor.values.0, tensor.values.1 + shard.first * tensor.dtype.bytes());
             let gradients = match gradients {
                 Some((buffer, start)) => View::new(buffer, *start),
@@ -185,6 +185,15 @@ impl Builder {
         distributed.check_agreement(&groups)?;
         Ok(distributed)
     }
+}
+
+/// What a rank's optimizer has of a tensor.
+#[derive(Clone)]
+struct Place {
+    shard: Shard,
+    len: u64,
+    /// Where its averaged gradients are, if not in the engine's buffer.
+    gradients: Option<(wgpu::Buffer, u64)>,
 }
 
 /// An optimizer over all ranks: each computes gradients of its own part of a batch, and all take the same step with their average.
@@ -520,11 +529,12 @@ impl Distributed {
             head = Some(self.read_control()?);
         }
         let step = self.steps + 1;
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
         let own = Summary {
             step,
             hyperparameters: self.hash_of_hyperparameters(),
-            flags: u32::from(self.findings.is_not_finite) * NOT_FINITE
-                | u32::from(self.findings.average_is_not_finite) * AVERAGE_NOT_FINITE,
+            flags: flag(self.findings.is_not_finite, NOT_FINITE)
+                | flag(self.findings.average_is_not_finite, AVERAGE_NOT_FINITE),
             squares: head.map_or([0; 7], |head| head.sum_of_squares),
         };
         let what = format!("its summary of step {step}");

@@ -84,7 +84,7 @@ mod tests {
             for most in [1, 200, 5000, u64::MAX] {
                 let buckets = buckets(&tensors, most, ranks);
                 let mut covered: Vec<Vec<u32>> = lengths.iter().map(|&len| vec![0; len as usize]).collect();
-                let mut order = Vec::new();
+                let mut order: Vec<usize> = Vec::new();
                 for bucket in &buckets {
                     order.extend(&bucket.tensors);
                     assert_eq!(bucket.pieces.len(), ranks);

@@ -337,7 +337,7 @@ impl Ranks {
             self.send(rank, tag, own.clone());
         }
         self.wait(self.limit(), || {
-            let moved = all.iter_mut().fold(false, |moved, of| of.poll() || moved);
+            let moved = poll_all(&mut all);
             Ok(progress_of(moved, &all, what))
         })?;
         Ok(all.into_iter().map(Incoming::take).collect())
@@ -487,6 +487,15 @@ impl Incoming {
             Self::Awaited(_) | Self::Empty => Vec::new(),
         }
     }
+}
+
+/// Whether any message has arrived since the last call.
+pub(crate) fn poll_all(all: &mut [Incoming]) -> bool {
+    let mut moved = false;
+    for of in all {
+        moved |= of.poll();
+    }
+    moved
 }
 
 /// The ranks of which a message is awaited.

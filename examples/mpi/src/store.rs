@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::distributed::Distributed;
 use crate::error::Error;
-use crate::ranks::{Awaited, Incoming, Progress, awaited, tag};
+use crate::ranks::{Awaited, Incoming, Progress, awaited, poll_all, tag};
 
 const MANIFEST: &str = "checkpoint.json";
 const NEW_MANIFEST: &str = "checkpoint.json.new";
@@ -88,9 +88,7 @@ impl Distributed {
                 })
                 .collect();
             this.ranks.wait(limit, || {
-                written.iter_mut().for_each(|of| {
-                    of.poll();
-                });
+                poll_all(&mut written);
                 Ok(match awaited(&written) {
                     missing if missing.is_empty() => (Progress::Done(()), None),
                     missing => {
