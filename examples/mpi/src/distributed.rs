@@ -182,6 +182,7 @@ impl Builder {
             skips_in_a_row: 0,
             has_failed: false,
         };
+        distributed.warm_up()?;
         distributed.check_agreement(&groups)?;
         Ok(distributed)
     }
@@ -520,11 +521,8 @@ impl Distributed {
 
     /// Decides with all other ranks whether and how the step takes place, and submits it.
     fn take_step(&mut self) -> Result<Outcome, Error> {
-        let uses_norm = self.settings_of_control().is_some_and(adamod::DeviceControl::uses_norm);
-        // Replicated ranks have all gradients, and each computes the norm.
-        let joins = uses_norm && self.settings.mode.is_sharded();
         let mut head = None;
-        if joins {
+        if self.joins_norms() {
             self.optimizer.submit(&Step::all().norm())?;
             head = Some(self.read_control()?);
         }
@@ -604,6 +602,21 @@ impl Distributed {
         let head = bytemuck::pod_read_unaligned(&self.control_staging.get_mapped_range(..)?);
         self.control_staging.unmap();
         Ok(head)
+    }
+
+    /// Compiles the kernels and allocates the state, which takes some ranks longer than others.
+    fn warm_up(&mut self) -> Result<(), Error> {
+        if self.joins_norms() {
+            self.optimizer.warm_up(&Step::all().norm())?;
+            return Ok(self.optimizer.warm_up(&Step::all().after_norm())?);
+        }
+        Ok(self.optimizer.warm_up(&Step::all())?)
+    }
+
+    /// Whether the norm is that of all ranks' shards. Replicated ranks have all gradients, and each computes the norm.
+    fn joins_norms(&self) -> bool {
+        let uses_norm = self.settings_of_control().is_some_and(adamod::DeviceControl::uses_norm);
+        uses_norm && self.settings.mode.is_sharded()
     }
 
     /// A hash of everything of a step that the host may change.

@@ -170,7 +170,7 @@ pub enum Error {
         step: u64,
     },
     /// The device refused a copy of a staging buffer, or is lost.
-    #[error("the device could not map a staging buffer: {0}")]
+    #[error("the device is lost or could not map a staging buffer: {0}")]
     Map(#[from] wgpu::BufferAsyncError),
     /// The device refused to be polled.
     #[error("the device could not be polled: {0}")]

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -127,7 +128,9 @@ pub fn run<E: std::fmt::Display>(limit: Duration, work: impl FnOnce(&Ranks) -> R
         // MPI is finalized, which waits for all ranks. All of them are known to be at their end.
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("rank {}: error: {error}", ranks.rank());
+            // In one piece, so that the lines of several ranks do not mix. Without a standard error, nobody reads it.
+            let _ =
+                std::io::stderr().write_all(format!("rank {}: error: {error}\n", ranks.rank()).as_bytes());
             ranks.fail(&error);
             ranks.await_others(GRACE.min(limit));
             // MPI's finalization would wait for ranks that are dead.

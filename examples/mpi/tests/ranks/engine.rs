@@ -71,8 +71,8 @@ impl Setup {
             precision: Precision::new(state).with_f32_state_below(0),
             control,
             wire: DType::F32,
-            lengths: vec![1000, 5, 257, 33, 1, 64, 2049],
-            bucket_bytes: 3000,
+            lengths: vec![3000, 5, 1025, 33, 1, 6000, 64, 2049],
+            bucket_bytes: 16_000,
             exact: false,
         }
     }

@@ -12,7 +12,7 @@ use crate::engine::{Gpu, Pools, Setup, gradients};
 use crate::laws::exact_setups;
 
 /// How long ranks wait for one that is silent. They have compiled their kernels before.
-const LIMIT: Duration = Duration::from_secs(4);
+const LIMIT: Duration = Duration::from_secs(5);
 const RANKS: usize = 3;
 /// The rank that fails.
 const CULPRIT: usize = 1;
@@ -34,8 +34,8 @@ struct Fault {
 
 const FAULTS: [Fault; 11] = [
     // mpirun is told to let the others go on: by default it ends them.
-    fault_of("killed", "a_killed_rank_is_named", &["rank 1 sent nothing for 4 s", "step 2"], false),
-    fault_of("stuck", "a_rank_that_is_stuck_is_named", &["rank 1 sent nothing for 4 s", "step 2"], false),
+    fault_of("killed", "a_killed_rank_is_named", &["rank 1 sent nothing for 5 s", "step 2"], false),
+    fault_of("stuck", "a_rank_that_is_stuck_is_named", &["rank 1 sent nothing for 5 s", "step 2"], false),
     fault_of("lost", "a_rank_whose_step_fails_says_why", &["rank 1", "lost"], true),
     fault_of("panics", "a_rank_that_panics_says_why", &["rank 1", "the engine has a bug"], true),
     fault_of("leaves", "a_rank_that_ends_early_is_named", &["rank 1 has ended", "step 2"], false),
@@ -134,8 +134,7 @@ fn kill() -> ! {
 
 /// Runs a scenario in which the culprit fails. What it returns is printed by the crate.
 pub fn fault(name: &str, folder: Option<&str>) -> ExitCode {
-    let limit = if name.starts_with("torn") { Duration::from_secs(3) } else { LIMIT };
-    adamod_mpi::run(limit, |ranks| -> Result<(), Errors> {
+    adamod_mpi::run(LIMIT, |ranks| -> Result<(), Errors> {
         let gpu = Gpu::open();
         if let Some(folder) = folder {
             return torn_save(name, ranks, &gpu, folder);
@@ -147,7 +146,7 @@ pub fn fault(name: &str, folder: Option<&str>) -> ExitCode {
             if is_culprit && number >= STEP {
                 match name {
                     "killed" => kill(),
-                    "stuck" => std::thread::sleep(8 * LIMIT),
+                    "stuck" => std::thread::sleep(4 * LIMIT),
                     "lost" => gpu.device.destroy(),
                     "panics" => panic!("the engine has a bug"),
                     "leaves" => return Ok(()),
@@ -197,7 +196,10 @@ fn torn_save(name: &str, ranks: &Ranks, gpu: &Gpu, folder: &str) -> Result<(), E
     for (index, setup) in exact_setups().iter().enumerate() {
         let root = format!("{folder}/{index}");
         let pools = Pools::new(gpu, setup);
-        let mut distributed = pools.distributed(ranks, Mode::ShardedState)?;
+        let settings =
+            Settings::new(Mode::ShardedState).with_bucket_bytes(setup.bucket_bytes).with_save_limit(LIMIT);
+        let builder = pools.builder_with(ranks, settings, setup.options(), pools.groups());
+        let mut distributed = builder.build(&gpu.device, &gpu.queue)?;
         distributed.restore(&root)?;
         for number in 7..9 {
             pools.write_gradients(&gradients(setup, number, 0));

@@ -66,9 +66,10 @@ pub fn laws(scope: &str) -> ExitCode {
 /// All tensors share the memory of their gradients, bucket after bucket, and each bucket is averaged before the gradients of the next one are
 /// written.
 pub fn overlap() -> ExitCode {
+    const LEN: usize = 8 * 1024;
     rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
         let gpu = Gpu::open();
-        let setup = Setup { lengths: vec![500; 3], bucket_bytes: 1, ..Setup::all().swap_remove(4) };
+        let setup = Setup { lengths: vec![LEN; 3], bucket_bytes: 1, ..Setup::all().swap_remove(4) };
         let single_pools = Pools::new(&gpu, &setup);
         let mut single = single_pools.single();
         let pools = Pools::new(&gpu, &setup);
@@ -78,7 +79,7 @@ pub fn overlap() -> ExitCode {
             setup.options(),
         );
         let groups = pools.groups().map(|group| builder.add_group(group));
-        let shared = gpu.buffer(4 * 500);
+        let shared = gpu.buffer(4 * LEN as u64);
         for tensor in 0..3 {
             let label = crate::engine::label(tensor);
             let mut parameter = pools.parameter(&label, tensor);
@@ -108,8 +109,7 @@ pub fn overlap() -> ExitCode {
             distributed.step()?;
         }
         let own: u64 = distributed.gradient_bytes();
-        // Each shard starts at a multiple of 256 bytes.
-        assert!(own <= 3 * (2000 / ranks.size() as u64 + 128 + 256), "{own} bytes of averaged gradients");
+        assert_eq!(own, 3 * 4 * LEN as u64 / ranks.size() as u64, "bytes of averaged gradients");
         check(&mut distributed, &single_pools, &single, &setup);
         Ok(())
     })
@@ -118,7 +118,7 @@ pub fn overlap() -> ExitCode {
 /// A step sends 2 (N - 1) / N of the parameters for each rank in all, and state is 1 / N of one device's.
 pub fn traffic() -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
-        const LEN: usize = 32 * 840;
+        const LEN: usize = 1024 * 24;
         let gpu = Gpu::open();
         let n = ranks.size() as u64;
         for (mode, wire, gradient_bytes) in [
