@@ -27,6 +27,8 @@ pub(crate) mod tag {
     pub const SUMMARY: i32 = 3;
     /// Checkpoints.
     pub const SAVE: i32 = 4;
+    /// The caller's messages.
+    pub const CALLER: i32 = 5;
     /// The first tag of the buckets, each of which has [`OF_BUCKET`].
     pub const FIRST_BUCKET: i32 = 16;
     /// Gradients to be summed, averages, values.
@@ -344,6 +346,15 @@ impl Ranks {
             Ok(progress_of(moved, &all, what))
         })?;
         Ok(all.into_iter().map(Incoming::take).collect())
+    }
+
+    /// Sends some bytes to every other rank and returns those of all ranks, in their order: losses, for example. Every rank calls it with as
+    /// many bytes.
+    ///
+    /// # Errors
+    /// If another rank fails or sends nothing within the time limit.
+    pub fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        self.all_gather(tag::CALLER, "its part of a gather", own.to_vec())
     }
 
     /// Waits for a message.

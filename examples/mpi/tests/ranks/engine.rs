@@ -114,13 +114,13 @@ impl Setup {
             },
             Self { dtype: DType::Bf16, gradients: DType::Bf16, ..Self::new(StateFormat::Bf16, clip) },
             Self { wire: DType::F16, lengths: vec![5], ..q8 },
-            f32_state,
             Self {
                 dtype: DType::Bf16,
                 gradients: DType::Bf16,
                 precision: split(Precision::new(StateFormat::Q8).with_f32_state_below(100)),
                 ..Self::new(StateFormat::Q8, clip)
             },
+            f32_state,
         ]
     }
 }

@@ -33,9 +33,8 @@ pub fn laws(scope: &str) -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), String> {
         let gpu = Gpu::open();
         let mut setups = Setup::all();
-        if scope == "few" {
-            setups.drain(..setups.len() - 2);
-        }
+        let count: usize = scope.parse().unwrap_or(setups.len());
+        setups.drain(..setups.len() - count);
         for setup in setups {
             let single_pools = Pools::new(&gpu, &setup);
             let mut single = single_pools.single();
@@ -69,7 +68,7 @@ pub fn overlap() -> ExitCode {
     const LEN: usize = 8 * 1024;
     rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
         let gpu = Gpu::open();
-        let setup = Setup { lengths: vec![LEN; 3], bucket_bytes: 1, ..Setup::all().swap_remove(4) };
+        let setup = Setup { lengths: vec![LEN; 3], bucket_bytes: 1, ..Setup::all().swap_remove(5) };
         let single_pools = Pools::new(&gpu, &setup);
         let mut single = single_pools.single();
         let pools = Pools::new(&gpu, &setup);
@@ -164,9 +163,9 @@ fn mode_of(name: &str) -> Mode {
 }
 
 /// Setups whose averages do not depend on the number of ranks, because all ranks have the same gradients and sums of them are exact.
-pub fn exact_setups() -> Vec<Setup> {
+pub fn exact_setups(count: usize) -> Vec<Setup> {
     let mut setups = Setup::all();
-    setups.drain(..setups.len() - 3);
+    setups.drain(..setups.len() - count);
     setups.into_iter().map(|setup| Setup { exact: true, wire: DType::F32, ..setup }).collect()
 }
 
@@ -182,10 +181,10 @@ fn take_steps(distributed: &mut Distributed, pools: &Pools, steps: std::ops::Ran
 }
 
 /// Trains and saves two checkpoints, of which the second replaces the first.
-pub fn save(folder: &str, mode: &str) -> ExitCode {
+pub fn save(folder: &str, mode: &str, count: usize) -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
         let gpu = Gpu::open();
-        for (index, setup) in exact_setups().iter().enumerate() {
+        for (index, setup) in exact_setups(count).iter().enumerate() {
             let pools = Pools::new(&gpu, setup);
             let mut distributed = pools.distributed(ranks, mode_of(mode))?;
             let root = format!("{folder}/{index}");
@@ -203,10 +202,10 @@ pub fn save(folder: &str, mode: &str) -> ExitCode {
 }
 
 /// Restores a checkpoint and goes on: with the bits of one device that was never interrupted.
-pub fn go_on(folder: &str, mode: &str) -> ExitCode {
+pub fn go_on(folder: &str, mode: &str, count: usize) -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
         let gpu = Gpu::open();
-        for (index, setup) in exact_setups().iter().enumerate() {
+        for (index, setup) in exact_setups(count).iter().enumerate() {
             go_on_with(ranks, &gpu, setup, &format!("{folder}/{index}"), mode_of(mode))?;
         }
         Ok(())
