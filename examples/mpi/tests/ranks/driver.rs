@@ -62,11 +62,15 @@ pub fn succeed(ranks: usize, scenario: &[&str]) -> Result<(), Failed> {
 
 /// Saved by four ranks, restored on others and in other modes.
 fn checkpoints() -> Result<(), Failed> {
-    for (from, setups) in [("sharded-gradients", "2"), ("replicated", "1")] {
+    let runs: [(_, _, &[_]); 2] = [
+        ("sharded-gradients", "2", &[(2, "sharded-state"), (1, "replicated")]),
+        ("replicated", "1", &[(3, "sharded-gradients")]),
+    ];
+    for (from, setups, others) in runs {
         let folder = tempfile::tempdir()?;
         let path = folder.path().to_str().ok_or("the temporary folder has no name in UTF-8")?;
         succeed(4, &["save", path, from, setups])?;
-        for (ranks, to) in [(2, "sharded-state"), (1, "replicated"), (3, "sharded-gradients")] {
+        for &(ranks, to) in others {
             succeed(ranks, &["go-on", path, to, setups])?;
         }
     }

@@ -115,7 +115,7 @@ fn torn() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().to_str().ok_or("the temporary folder has no name in UTF-8")?;
     succeed(RANKS, &["save", path, "sharded-state", "1"])?;
-    for name in ["torn", "torn-before", "torn-manifest"] {
+    for name in ["torn", "torn-manifest"] {
         let run = run(RANKS, &["--enable-recovery"], &["fault", name, path])?;
         if run.text.contains("a rank went on") || !run.text.contains("has taken its steps") {
             return Err(format!("{name} does not stop the run:\n{}", run.text).into());
@@ -206,7 +206,6 @@ fn torn_save(name: &str, ranks: &Ranks, gpu: &Gpu, folder: &str) -> Result<(), E
     }
     println!("rank {} has taken its steps", ranks.rank());
     match (name, ranks.rank()) {
-        ("torn-before", CULPRIT) => kill(),
         ("torn", CULPRIT) => {
             let _draft = distributed.write(&root)?;
             kill()

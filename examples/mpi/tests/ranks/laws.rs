@@ -221,15 +221,18 @@ fn go_on_with(
 ) -> Result<(), adamod_mpi::Error> {
     let single_pools = Pools::new(gpu, setup);
     let mut single = single_pools.single();
-    for number in 1..=ENDS_AFTER {
-        step(&single_pools, &mut single, &gradients(setup, number, 0));
-    }
+    let take = |single: &mut Optimizer, steps: std::ops::RangeInclusive<u64>| {
+        steps.for_each(|number| step(&single_pools, single, &gradients(setup, number, 0)));
+    };
+    take(&mut single, 1..=SAVED_AFTER);
     let pools = Pools::new(gpu, setup);
     let mut distributed = pools.distributed(ranks, mode)?;
     // What was done before is forgotten.
     take_steps(&mut distributed, &pools, 20..=20);
     distributed.restore(root)?;
     assert_eq!(distributed.steps(), SAVED_AFTER);
+    check(&mut distributed, &single_pools, &single, &("restored", mode, setup));
+    take(&mut single, SAVED_AFTER + 1..=ENDS_AFTER);
     take_steps(&mut distributed, &pools, SAVED_AFTER + 1..=ENDS_AFTER);
     check(&mut distributed, &single_pools, &single, &(mode, setup));
     Ok(())
