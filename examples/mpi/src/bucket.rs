@@ -1,5 +1,7 @@
 //! A bucket on its way: its gradients to the host, to the other ranks and back as an average, and the new values.
 
+use std::rc::Rc;
+
 use adamod::{DType, wgpu};
 
 use crate::error::Error;
@@ -237,10 +239,12 @@ impl Bucket {
                     .read(&mapping, |bytes| self.send_gradients(ranks, tensors, bytes, findings))?;
                 match own {
                     Some(own) => {
-                        let contributions =
-                            self.receive(context, tag_of(self.index, 0), own, |bucket, context, _| {
-                                bucket.wire_bytes(context.tensors, context.ranks.rank())
-                            });
+                        let contributions = self.receive(
+                            context,
+                            tag_of(self.index, 0),
+                            Rc::new(own),
+                            |bucket, context, _| bucket.wire_bytes(context.tensors, context.ranks.rank()),
+                        );
                         (Stage::Summing { contributions, next: 0 }, true)
                     }
                     None => (Stage::Copying(mapping), false),
@@ -251,7 +255,7 @@ impl Bucket {
                 while next < contributions.len() && !contributions[next].is_awaited() {
                     let bytes = std::mem::replace(&mut contributions[next], Incoming::Empty).take();
                     self.add(context, next, &bytes);
-                    context.ranks.recycle(bytes);
+                    context.ranks.recycle_shared(bytes);
                     next += 1;
                     moved = true;
                 }
@@ -266,14 +270,14 @@ impl Bucket {
                 if averages.iter().any(Incoming::is_awaited) || !self.upload_averages(context, &averages)? {
                     (Stage::Averaged(averages), moved)
                 } else {
-                    averages.into_iter().for_each(|of| context.ranks.recycle(of.take()));
+                    averages.into_iter().for_each(|of| context.ranks.recycle_shared(of.take()));
                     (Stage::Reduced, true)
                 }
             }
             Stage::Stepped => {
                 let own = &self.pieces[context.ranks.rank()];
                 if own.is_empty() {
-                    (Stage::Gathering(self.receive_values(context, Vec::new())), true)
+                    (Stage::Gathering(self.receive_values(context, Rc::default())), true)
                 } else {
                     match context.staging.download(own, false) {
                         Some(mapping) => (Stage::CopyingValues(mapping), true),
@@ -293,7 +297,7 @@ impl Bucket {
                 if values.iter().any(Incoming::is_awaited) || !self.upload_values(context, &values)? {
                     (Stage::Gathering(values), moved)
                 } else {
-                    values.into_iter().for_each(|of| context.ranks.recycle(of.take()));
+                    values.into_iter().for_each(|of| context.ranks.recycle_shared(of.take()));
                     (Stage::Idle, true)
                 }
             }
@@ -369,7 +373,7 @@ impl Bucket {
         &self,
         context: &Context<'_>,
         tag: i32,
-        own: Vec<u8>,
+        own: Rc<Vec<u8>>,
         bytes: impl Fn(&Self, &Context<'_>, usize) -> usize,
     ) -> Vec<Incoming> {
         let mut own = Some(own);
@@ -417,14 +421,13 @@ impl Bucket {
             context.findings.average_is_not_finite |= !are_finite(wire, &own[start..]);
             first += len;
         }
+        let own = Rc::new(own);
         if context.mode.is_sharded() {
             return self.receive(context, 0, own, |_, _, _| 0);
         }
         if !own.is_empty() {
             for rank in ranks.others() {
-                let mut message = ranks.buffer();
-                message.extend_from_slice(&own);
-                ranks.send(rank, tag_of(self.index, 1), message);
+                ranks.send_shared(rank, tag_of(self.index, 1), own.clone());
             }
         }
         self.receive(context, tag_of(self.index, 1), own, |bucket, context, rank| {
@@ -455,17 +458,16 @@ impl Bucket {
         context.staging.upload(&copies)
     }
 
-    fn send_values(&self, ranks: &Ranks, bytes: &[u8]) -> Vec<u8> {
+    fn send_values(&self, ranks: &Ranks, bytes: &[u8]) -> Rc<Vec<u8>> {
         let own: usize = self.value_bytes(ranks.rank());
         let mut message = ranks.buffer();
         message.reserve(own);
         for copy in &self.pieces[ranks.rank()] {
             message.extend_from_slice(&bytes[copy.staging as usize..][..copy.bytes as usize]);
         }
+        let message = Rc::new(message);
         for rank in ranks.others() {
-            let mut copy = ranks.buffer();
-            copy.extend_from_slice(&message);
-            ranks.send(rank, tag_of(self.index, 2), copy);
+            ranks.send_shared(rank, tag_of(self.index, 2), message.clone());
         }
         message
     }
@@ -474,7 +476,7 @@ impl Bucket {
         self.pieces[rank].iter().map(|copy| copy.bytes as usize).sum()
     }
 
-    fn receive_values(&self, context: &Context<'_>, own: Vec<u8>) -> Vec<Incoming> {
+    fn receive_values(&self, context: &Context<'_>, own: Rc<Vec<u8>>) -> Vec<Incoming> {
         self.receive(context, tag_of(self.index, 2), own, |bucket, _, rank| bucket.value_bytes(rank))
     }
 

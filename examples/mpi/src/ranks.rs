@@ -61,7 +61,7 @@ struct Inner {
     rank: usize,
     size: usize,
     limit: Duration,
-    sends: RefCell<Vec<Transfer>>,
+    sends: RefCell<Vec<Transfer<Rc<Vec<u8>>>>>,
     spare: RefCell<Vec<Vec<u8>>>,
     traffic: Cell<Traffic>,
     /// The ranks that have ended.
@@ -80,17 +80,16 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// A message under way, with the buffer that MPI reads or writes meanwhile.
-struct Transfer {
+/// A message under way, with the buffer that MPI reads or writes meanwhile: shared if it goes to several ranks.
+struct Transfer<B> {
     request: ffi::MPI_Request,
-    /// Empty once the message has arrived.
-    buffer: Vec<u8>,
-    is_complete: bool,
+    /// Nothing once the message has arrived.
+    buffer: Option<B>,
 }
 
 /// A message that is awaited.
 pub(crate) struct Receive {
-    transfer: Transfer,
+    transfer: Transfer<Vec<u8>>,
 }
 
 /// What a rank waits for.
@@ -207,18 +206,31 @@ impl Ranks {
         }
     }
 
+    /// Gives the memory of a message back, if nobody else sends it.
+    pub(crate) fn recycle_shared(&self, buffer: Rc<Vec<u8>>) {
+        if let Ok(buffer) = Rc::try_unwrap(buffer) {
+            self.recycle(buffer);
+        }
+    }
+
     /// Sends a message.
     pub(crate) fn send(&self, to: usize, tag: i32, buffer: Vec<u8>) {
+        self.send_shared(to, tag, Rc::new(buffer));
+    }
+
+    /// Sends a message that goes to several ranks.
+    pub(crate) fn send_shared(&self, to: usize, tag: i32, buffer: Rc<Vec<u8>>) {
         let traffic = self.inner.traffic.get();
         self.inner
             .traffic
             .set(Traffic { messages: traffic.messages + 1, bytes: traffic.bytes + buffer.len() as u64 });
-        let transfer = Transfer::start(buffer, |buffer, len, request| {
-            // SAFETY: the buffer has `len` initialized bytes. The transfer owns it, does not touch it until the request is complete, and
-            // never frees it before.
+        let (start, len) = (buffer.as_ptr(), length(&buffer));
+        let transfer = Transfer::start(buffer, |request| {
+            // SAFETY: the buffer has `len` initialized bytes. The transfer keeps it, shared or not, until the request is complete, and nobody
+            // writes it meanwhile.
             unsafe {
                 ffi::MPI_Isend(
-                    buffer.cast_const(),
+                    start.cast(),
                     len,
                     ffi::RSMPI_UINT8_T,
                     to as c_int,
@@ -235,11 +247,13 @@ impl Ranks {
     pub(crate) fn receive(&self, from: usize, tag: i32, bytes: usize) -> Receive {
         let mut buffer = self.buffer();
         buffer.resize(bytes, 0);
-        let transfer = Transfer::start(buffer, |buffer, len, request| {
-            // SAFETY: as in `send`; MPI writes at most `len` bytes.
+        let (start, len) = (buffer.as_mut_ptr(), length(&buffer));
+        let transfer = Transfer::start(buffer, |request| {
+            // SAFETY: MPI writes at most `len` bytes. The transfer owns the buffer, whose bytes do not move with it, does not touch it until the
+            // request is complete, and never frees it before.
             unsafe {
                 ffi::MPI_Irecv(
-                    buffer,
+                    start.cast(),
                     len,
                     ffi::RSMPI_UINT8_T,
                     from as c_int,
@@ -268,7 +282,7 @@ impl Ranks {
     fn poll_sends(&self) {
         self.inner.sends.borrow_mut().retain_mut(|transfer| match transfer.poll() {
             Some(buffer) => {
-                self.recycle(buffer);
+                self.recycle_shared(buffer);
                 false
             }
             None => true,
@@ -327,7 +341,8 @@ impl Ranks {
     }
 
     /// Sends a message to every other rank and returns those of all ranks, in their order. All have the same length.
-    pub(crate) fn all_gather(&self, tag: i32, what: &str, own: Vec<u8>) -> Result<Vec<Vec<u8>>, Error> {
+    pub(crate) fn all_gather(&self, tag: i32, what: &str, own: Vec<u8>) -> Result<Vec<Rc<Vec<u8>>>, Error> {
+        let own = Rc::new(own);
         let mut all: Vec<_> = (0..self.size())
             .map(|rank| {
                 let is_own = rank == self.rank();
@@ -339,7 +354,7 @@ impl Ranks {
             })
             .collect();
         for rank in self.others() {
-            self.send(rank, tag, own.clone());
+            self.send_shared(rank, tag, own.clone());
         }
         self.wait(self.limit(), || {
             let moved = poll_all(&mut all);
@@ -354,7 +369,8 @@ impl Ranks {
     /// # Errors
     /// If another rank fails or sends nothing within the time limit.
     pub fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-        self.all_gather(tag::CALLER, "its part of a gather", own.to_vec())
+        let all = self.all_gather(tag::CALLER, "its part of a gather", own.to_vec())?;
+        Ok(all.into_iter().map(Rc::unwrap_or_clone).collect())
     }
 
     /// Waits for a message.
@@ -437,43 +453,39 @@ impl Ranks {
     }
 }
 
-impl Transfer {
-    fn start(
-        mut buffer: Vec<u8>,
-        start: impl FnOnce(*mut std::ffi::c_void, c_int, *mut ffi::MPI_Request),
-    ) -> Self {
+fn length(buffer: &[u8]) -> c_int {
+    c_int::try_from(buffer.len()).expect("buckets are limited to messages' sizes")
+}
+
+impl<B> Transfer<B> {
+    fn start(buffer: B, start: impl FnOnce(*mut ffi::MPI_Request)) -> Self {
         // SAFETY: a constant of MPI.
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-        let len = c_int::try_from(buffer.len()).expect("buckets are limited to messages' sizes");
-        start(buffer.as_mut_ptr().cast(), len, &mut request);
-        Self { request, buffer, is_complete: false }
+        start(&mut request);
+        Self { request, buffer: Some(buffer) }
     }
 
     /// The buffer, once MPI is done with it.
-    fn poll(&mut self) -> Option<Vec<u8>> {
-        if !self.is_complete {
-            let mut flag: c_int = 0;
-            // SAFETY: the request was started and is not complete; the status is ignored.
-            unsafe { ffi::MPI_Test(&mut self.request, &mut flag, ffi::RSMPI_STATUS_IGNORE) };
-            self.is_complete = flag != 0;
-        }
-        self.is_complete.then(|| std::mem::take(&mut self.buffer))
+    fn poll(&mut self) -> Option<B> {
+        self.buffer.as_ref()?;
+        let mut flag: c_int = 0;
+        // SAFETY: the request was started and is not complete; the status is ignored.
+        unsafe { ffi::MPI_Test(&mut self.request, &mut flag, ffi::RSMPI_STATUS_IGNORE) };
+        if flag != 0 { self.buffer.take() } else { None }
     }
 }
 
-impl Drop for Transfer {
+impl<B> Drop for Transfer<B> {
     fn drop(&mut self) {
-        if !self.is_complete {
-            // MPI may still read or write it. This happens at most once in a process, at the end of a failed run.
-            std::mem::forget(std::mem::take(&mut self.buffer));
-        }
+        // MPI may still read or write it. This happens only at the end of a failed run.
+        std::mem::forget(self.buffer.take());
     }
 }
 
 /// A message of a rank among those of all ranks.
 pub(crate) enum Incoming {
     Awaited(Receive),
-    Here(Vec<u8>),
+    Here(Rc<Vec<u8>>),
     /// It has been used, or there is none.
     Empty,
 }
@@ -484,7 +496,7 @@ impl Incoming {
         if let Self::Awaited(receive) = self
             && let Some(buffer) = receive.transfer.poll()
         {
-            *self = Self::Here(buffer);
+            *self = Self::Here(Rc::new(buffer));
             return true;
         }
         false
@@ -495,10 +507,10 @@ impl Incoming {
     }
 
     /// The message, if it has arrived; nothing otherwise.
-    pub fn take(self) -> Vec<u8> {
+    pub fn take(self) -> Rc<Vec<u8>> {
         match self {
             Self::Here(buffer) => buffer,
-            Self::Awaited(_) | Self::Empty => Vec::new(),
+            Self::Awaited(_) | Self::Empty => Rc::default(),
         }
     }
 }
