@@ -46,7 +46,7 @@ impl Builder {
         let Parameter { label, len, dtype, state, shard, views, .. } = parameter;
         let refused = |found| Error::Parameter { label: label.to_owned(), found };
         if group >= self.groups.len() {
-            return Err(Error::Group { label: label.to_owned(), found: group, groups: self.groups.len() });
+            return Err(Error::Group { found: group, groups: self.groups.len() });
         }
         if shard.is_some() {
             return Err(refused("a shard"));
@@ -351,7 +351,7 @@ impl Distributed {
 
     fn group(&self, group: usize) -> Result<GroupId, Error> {
         let groups = self.groups.len();
-        let missing = || Error::Group { label: String::new(), found: group, groups };
+        let missing = || Error::Group { found: group, groups };
         self.groups.get(group).copied().ok_or_else(missing)
     }
 

@@ -97,12 +97,10 @@ pub enum Error {
         /// What it has or lacks.
         found: &'static str,
     },
-    /// A parameter was added to a group that does not exist.
-    #[error("parameter {label:?} is in group {found}, expected one of the {groups} groups")]
+    /// A group does not exist.
+    #[error("the group is number {found}, expected one of {groups} groups, counted from 0")]
     Group {
-        /// The parameter's label.
-        label: String,
-        /// The number of its group.
+        /// Its number.
         found: usize,
         /// The number of groups.
         groups: usize,
