@@ -40,13 +40,16 @@ impl Builder {
     /// of gradients.
     ///
     /// # Errors
-    /// If the group does not exist, the parameter has no views, is a shard or has a shadow copy, or a buffer is too small or lacks a usage.
+    /// If the group does not exist, the parameter has no elements or views, is a shard or has a shadow copy, or a buffer is too small or lacks a usage.
     /// What else is wrong with a parameter shows in [`Builder::build`].
     pub fn add_parameter(&mut self, group: usize, parameter: Parameter<'_>) -> Result<usize, Error> {
         let Parameter { label, len, dtype, state, shard, views, .. } = parameter;
         let refused = |found| Error::Parameter { label: label.to_owned(), found };
         if group >= self.groups.len() {
             return Err(Error::Group { found: group, groups: self.groups.len() });
+        }
+        if len == 0 {
+            return Err(refused("no elements"));
         }
         if shard.is_some() {
             return Err(refused("a shard"));

@@ -87,7 +87,7 @@ pub enum Error {
         /// The step.
         step: u64,
     },
-    /// A parameter was added without views, as a shard or with a shadow copy.
+    /// A parameter was added without elements or views, as a shard or with a shadow copy.
     #[error(
         "parameter {label:?} has {found}, expected a whole tensor with views of its values and gradients"
     )]

@@ -64,8 +64,8 @@ struct Inner {
     sends: RefCell<Vec<Transfer<Rc<Vec<u8>>>>>,
     spare: RefCell<Vec<Vec<u8>>>,
     traffic: Cell<Traffic>,
-    /// The ranks that have ended.
-    ended: RefCell<Vec<bool>>,
+    /// When this rank heard that others have ended.
+    ended: RefCell<Vec<Option<Instant>>>,
     failure: RefCell<Option<(usize, String)>>,
     has_told: Cell<bool>,
 }
@@ -160,7 +160,7 @@ impl Ranks {
             sends: RefCell::default(),
             spare: RefCell::default(),
             traffic: Cell::default(),
-            ended: RefCell::new(vec![false; size]),
+            ended: RefCell::new(vec![None; size]),
             failure: RefCell::default(),
             has_told: Cell::new(false),
         };
@@ -294,7 +294,7 @@ impl Ranks {
         while let Some(found) = from_any.immediate_matched_probe_with_tag(tag::CONTROL) {
             let (message, status) = found.matched_receive_vec::<u8>();
             let rank = status.source_rank() as usize;
-            self.inner.ended.borrow_mut()[rank] = true;
+            self.inner.ended.borrow_mut()[rank] = Some(Instant::now());
             if let Some((&FAILED, reason)) = message.split_first() {
                 let reason = String::from_utf8_lossy(reason).into_owned();
                 self.inner.failure.borrow_mut().get_or_insert((rank, reason));
@@ -320,9 +320,9 @@ impl Ranks {
                     match awaited {
                         Some(Awaited::Ranks(ranks, awaited)) => {
                             let ended = self.inner.ended.borrow();
-                            if idle > AFTER_END.min(limit)
-                                && let Some(&rank) = ranks.iter().find(|&&rank| ended[rank])
-                            {
+                            let is_over =
+                                |&&rank: &&usize| ended[rank].is_some_and(|at| at.elapsed() > AFTER_END);
+                            if let Some(&rank) = ranks.iter().find(is_over) {
                                 return Err(Error::Left { rank, awaited });
                             }
                             if idle > limit {
@@ -417,26 +417,28 @@ impl Ranks {
     fn tell(&self, kind: u8, reason: &str) {
         let mut message = vec![kind];
         message.extend(reason.bytes());
-        self.inner.ended.borrow_mut()[self.rank()] = true;
+        self.inner.ended.borrow_mut()[self.rank()] = Some(Instant::now());
         for rank in self.others() {
             self.send(rank, tag::CONTROL, message.clone());
         }
     }
 
-    /// Ends the work of this rank: waits until all its messages are on their way and all other ranks are at their end, too.
+    /// Ends the work of this rank: waits until all its messages have been taken, and then until all other ranks are at their end, too.
     fn end(&self) -> Result<(), Error> {
+        self.wait(self.limit(), || {
+            let awaited = || Awaited::Ranks(self.others().collect(), "that it takes its messages".to_owned());
+            Ok(match self.inner.sends.borrow().is_empty() {
+                true => (Progress::Done(()), None),
+                false => (Progress::Stuck, Some(awaited())),
+            })
+        })?;
         self.tell(ENDED, "");
         self.wait(self.limit(), || {
-            let is_sent = self.inner.sends.borrow().is_empty();
             let ended = self.inner.ended.borrow();
-            let running: Vec<_> = self.others().filter(|&rank| !ended[rank]).collect();
-            Ok(match (is_sent, running.is_empty()) {
-                (true, true) => (Progress::Done(()), None),
-                (_, false) => (Progress::Stuck, Some(Awaited::Ranks(running, "its end".to_owned()))),
-                (false, true) => {
-                    let others = self.others().collect();
-                    (Progress::Stuck, Some(Awaited::Ranks(others, "that it takes its messages".to_owned())))
-                }
+            let running: Vec<_> = self.others().filter(|&rank| ended[rank].is_none()).collect();
+            Ok(match running.is_empty() && self.inner.sends.borrow().is_empty() {
+                true => (Progress::Done(()), None),
+                false => (Progress::Stuck, Some(Awaited::Ranks(running, "its end".to_owned()))),
             })
         })
     }
@@ -444,7 +446,7 @@ impl Ranks {
     /// Waits until all other ranks have ended or failed, so that nobody is stopped before it has said why it ends.
     fn await_others(&self, grace: Duration) {
         let start = Instant::now();
-        while start.elapsed() < grace && self.inner.ended.borrow().contains(&false) {
+        while start.elapsed() < grace && self.inner.ended.borrow().contains(&None) {
             self.poll_sends();
             self.poll_control();
             std::thread::sleep(IDLE);

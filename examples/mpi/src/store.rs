@@ -181,7 +181,7 @@ impl Distributed {
         };
         for tensor in &self.tensors {
             let found = checkpoint.parameter(&tensor.label).map(|of| (of.first, of.len));
-            if tensor.len > 0 && found != Some((0, tensor.len)) {
+            if found != Some((0, tensor.len)) {
                 let found =
                     found.map_or("nothing".into(), |(first, len)| format!("{len} elements from {first} on"));
                 return differs(&tensor.label, found, format!("{} elements", tensor.len));

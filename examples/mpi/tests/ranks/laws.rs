@@ -21,7 +21,7 @@ fn all_gradients(setup: &Setup, number: u64, ranks: usize) -> (Vec<Vec<Vec<f32>>
     let mut all: Vec<_> = (0..ranks).map(|rank| gradients(setup, number, rank)).collect();
     let spoilt = (setup.skips() && number == 2).then_some(ranks - 1);
     if let Some(rank) = spoilt {
-        let tensor = setup.lengths.len() / 2;
+        let tensor = setup.lengths.len() - 1;
         *all[rank][tensor].last_mut().unwrap() = [f32::NAN, f32::NEG_INFINITY][ranks % 2];
     }
     (all, spoilt)
