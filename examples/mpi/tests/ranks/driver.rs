@@ -130,6 +130,7 @@ pub fn main() -> ExitCode {
         law("a_step_sends_the_least_bytes_and_state_is_divided", || {
             [1, 2, 4].into_iter().try_for_each(|ranks| succeed(ranks, &["traffic"]))
         }),
+        law("what_cannot_be_distributed_is_refused_by_name", || succeed(1, &["refusals"])),
         law("digits_are_learnt_alike_on_1_2_and_4_ranks", digits),
         law("checkpoints_of_4_ranks_go_on_with_the_same_bits_on_others", checkpoints),
     ]);

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use adamod::{Control, DType, Optimizer, StateFormat};
-use adamod_mpi::{Builder, Distributed, Mode, Ranks, Settings};
+use adamod::{Control, DType, Optimizer, Parameter, Shard, StateFormat, View, Views, wgpu};
+use adamod_mpi::{Builder, Distributed, Error, Mode, Ranks, Settings};
 
 use crate::engine::{Gpu, LIMIT, Pools, Setup, average, check, gradients, rank, step};
 
@@ -27,6 +27,24 @@ fn all_gradients(setup: &Setup, number: u64, ranks: usize) -> (Vec<Vec<Vec<f32>>
     (all, spoilt)
 }
 
+/// Changes all that may change between two steps.
+fn change<const N: usize>(setup: &Setup, single: &mut Optimizer, runs: [&mut Distributed; N]) {
+    let group = single.groups().next().unwrap().0;
+    single.set_learning_rate(group, 0.02).unwrap();
+    if setup.skips() {
+        single.set_max_norm(Some(0.25)).unwrap();
+        single.set_schedule(&[1.0, 0.5, 0.25]).unwrap();
+    }
+    for distributed in runs {
+        distributed.set_learning_rate(0, 0.02).unwrap();
+        assert!(distributed.set_learning_rate(2, 0.02).is_err());
+        if setup.skips() {
+            distributed.set_max_norm(Some(0.25)).unwrap();
+            distributed.set_schedule(&[1.0, 0.5, 0.25]).unwrap();
+        }
+    }
+}
+
 /// In every mode, all ranks hold what one device holds that takes the steps with the averaged gradients: values, state, counters, norm and loss
 /// scale, bit for bit.
 pub fn laws(scope: &str) -> ExitCode {
@@ -45,6 +63,9 @@ pub fn laws(scope: &str) -> ExitCode {
             });
             for number in 1..=STEPS {
                 let (all, spoilt) = all_gradients(&setup, number, ranks.size());
+                if number == 3 {
+                    change(&setup, &mut single, runs.each_mut().map(|(_, _, distributed)| distributed));
+                }
                 step(&single_pools, &mut single, &average(&setup, &all));
                 for (mode, pools, distributed) in &mut runs {
                     let not_finite = step_with(distributed, pools, &all);
@@ -66,7 +87,7 @@ pub fn laws(scope: &str) -> ExitCode {
 /// written.
 pub fn overlap() -> ExitCode {
     const LEN: usize = 8 * 1024;
-    rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
+    rank(LIMIT, |ranks| -> Result<(), Error> {
         let gpu = Gpu::open();
         let setup = Setup { lengths: vec![LEN; 3], bucket_bytes: 1, ..Setup::all().swap_remove(5) };
         let single_pools = Pools::new(&gpu, &setup);
@@ -83,7 +104,7 @@ pub fn overlap() -> ExitCode {
             let label = crate::engine::label(tensor);
             let mut parameter = pools.parameter(&label, tensor);
             if let Some(views) = &mut parameter.views {
-                views.gradients = adamod::View::new(&shared, 0);
+                views.gradients = View::new(&shared, 0);
             }
             builder.add_parameter(groups[usize::from(tensor == 2)], parameter)?;
         }
@@ -116,7 +137,7 @@ pub fn overlap() -> ExitCode {
 
 /// A step sends 2 (N - 1) / N of the parameters for each rank in all, and state is 1 / N of one device's.
 pub fn traffic() -> ExitCode {
-    rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
+    rank(LIMIT, |ranks| -> Result<(), Error> {
         const LEN: usize = 1024 * 24;
         let gpu = Gpu::open();
         let n = ranks.size() as u64;
@@ -153,6 +174,60 @@ pub fn traffic() -> ExitCode {
     })
 }
 
+/// What cannot be distributed is refused by name, and so are checkpoints of other parameters.
+pub fn refusals() -> ExitCode {
+    rank(LIMIT, |ranks| -> Result<(), String> {
+        let gpu = Gpu::open();
+        let setup = Setup::new(StateFormat::F32, Control::Host);
+        let pools = Pools::new(&gpu, &setup);
+        let mut builder = pools.builder(ranks, Mode::ShardedState);
+        let mut refuse = |group: usize, parameter: Parameter<'_>, says: &str| {
+            let error = builder.add_parameter(group, parameter).unwrap_err().to_string();
+            assert!(error.contains(says), "{error:?} does not say {says:?}");
+        };
+        let whole = pools.parameter("wte", 0);
+        let views = whole.views.unwrap();
+        refuse(2, whole, "the group is number 2, expected one of 2 groups");
+        refuse(0, Parameter::new("wte", 64), "\"wte\" has no views");
+        refuse(0, whole.with_shard(Shard::new(0, 6000)), "\"wte\" has a shard");
+        refuse(0, Parameter::new("wte", 0).with_views(views), "\"wte\" has no elements");
+        refuse(
+            0,
+            Parameter::new("wte", 1 << 20).with_views(views),
+            "the values of parameter \"wte\" end at byte 4194304",
+        );
+        let fixed = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 256,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        let views = Views::new(View::new(&fixed, 0), View::new(&fixed, 0));
+        refuse(
+            0,
+            Parameter::new("wte", 64).with_views(views),
+            "the values buffer of parameter \"wte\" has usages",
+        );
+
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let mut saving = pools.distributed(ranks, Mode::ShardedState).map_err(|error| error.to_string())?;
+        let error = saving.restore(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("checkpoint.json"), "{error}");
+        assert!(matches!(saving.step(), Err(Error::Ended)), "a run goes on after an error");
+        let mut saving = pools.distributed(ranks, Mode::ShardedState).map_err(|error| error.to_string())?;
+        saving.save(folder.path()).map_err(|error| error.to_string())?;
+        let longer = Setup { lengths: [&setup.lengths[..], &[7]].concat(), ..setup.clone() };
+        let shorter = Setup { lengths: setup.lengths[..7].to_vec(), ..setup };
+        for (setup, says) in [(longer, "\"tensor.8\" with nothing"), (shorter, "expected nothing")] {
+            let pools = Pools::new(&gpu, &setup);
+            let mut other = pools.distributed(ranks, Mode::Replicated).map_err(|error| error.to_string())?;
+            let error = other.restore(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(says), "{error:?} does not say {says:?}");
+        }
+        Ok(())
+    })
+}
+
 fn mode_of(name: &str) -> Mode {
     match name {
         "replicated" => Mode::Replicated,
@@ -182,7 +257,7 @@ fn take_steps(distributed: &mut Distributed, pools: &Pools, steps: std::ops::Ran
 
 /// Trains and saves two checkpoints, of which the second replaces the first.
 pub fn save(folder: &str, mode: &str, count: usize) -> ExitCode {
-    rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
+    rank(LIMIT, |ranks| -> Result<(), Error> {
         let gpu = Gpu::open();
         for (index, setup) in exact_setups(count).iter().enumerate() {
             let pools = Pools::new(&gpu, setup);
@@ -203,7 +278,7 @@ pub fn save(folder: &str, mode: &str, count: usize) -> ExitCode {
 
 /// Restores a checkpoint and goes on: with the bits of one device that was never interrupted.
 pub fn go_on(folder: &str, mode: &str, count: usize) -> ExitCode {
-    rank(LIMIT, |ranks| -> Result<(), adamod_mpi::Error> {
+    rank(LIMIT, |ranks| -> Result<(), Error> {
         let gpu = Gpu::open();
         for (index, setup) in exact_setups(count).iter().enumerate() {
             go_on_with(ranks, &gpu, setup, &format!("{folder}/{index}"), mode_of(mode))?;
@@ -212,13 +287,7 @@ pub fn go_on(folder: &str, mode: &str, count: usize) -> ExitCode {
     })
 }
 
-fn go_on_with(
-    ranks: &Ranks,
-    gpu: &Gpu,
-    setup: &Setup,
-    root: &str,
-    mode: Mode,
-) -> Result<(), adamod_mpi::Error> {
+fn go_on_with(ranks: &Ranks, gpu: &Gpu, setup: &Setup, root: &str, mode: Mode) -> Result<(), Error> {
     let single_pools = Pools::new(gpu, setup);
     let mut single = single_pools.single();
     let take = |single: &mut Optimizer, steps: std::ops::RangeInclusive<u64>| {

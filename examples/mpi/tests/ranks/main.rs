@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         return match words[..] {
             ["laws", scope] => laws::laws(scope),
             ["overlap"] => laws::overlap(),
+            ["refusals"] => laws::refusals(),
             ["traffic"] => laws::traffic(),
             ["save", folder, mode, count] => laws::save(folder, mode, count.parse().expect("a number")),
             ["go-on", folder, mode, count] => laws::go_on(folder, mode, count.parse().expect("a number")),
