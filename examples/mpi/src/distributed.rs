@@ -40,8 +40,8 @@ impl Builder {
     /// of gradients.
     ///
     /// # Errors
-    /// If the group does not exist, the parameter has no elements or views, is a shard or has a shadow copy, or a buffer is too small or lacks a usage.
-    /// What else is wrong with a parameter shows in [`Builder::build`].
+    /// If the group does not exist, the parameter has no elements or views, is a shard or has a shadow copy, or a buffer is too small or
+    /// lacks a usage. What else is wrong with a parameter shows in [`Builder::build`].
     pub fn add_parameter(&mut self, group: usize, parameter: Parameter<'_>) -> Result<usize, Error> {
         let Parameter { label, len, dtype, state, shard, views, .. } = parameter;
         let refused = |found| Error::Parameter { label: label.to_owned(), found };
@@ -85,8 +85,8 @@ impl Builder {
         Ok(self.tensors.len() - 1)
     }
 
-    /// Compares all ranks, divides the tensors among them, and creates this rank's optimizer. The values have been written before, and are the
-    /// same on all ranks.
+    /// Compares all ranks, divides the tensors among them, and creates this rank's optimizer. The values have been written before, and are
+    /// the same on all ranks.
     ///
     /// # Errors
     /// [`Error::Disagreement`] on all ranks if one of them was built otherwise or has other values; as [`Optimizer::add_parameter`]; if a
@@ -358,8 +358,8 @@ impl Distributed {
         self.groups.get(group).copied().ok_or_else(missing)
     }
 
-    /// Starts to average the gradients of a bucket, which have been submitted. Meanwhile the engine goes on with its backward pass. The gradients
-    /// may be written again after the step; with [`Mode::ShardedGradients`], in any later submission.
+    /// Starts to average the gradients of a bucket, which have been submitted. Meanwhile the engine goes on with its backward pass. The
+    /// gradients may be written again after the step; with [`Mode::ShardedGradients`], in any later submission.
     ///
     /// # Errors
     /// If the bucket was reduced already, the device fails, or another rank fails.
@@ -397,8 +397,8 @@ impl Distributed {
         self.buckets.get(bucket).is_some_and(Bucket::is_reduced)
     }
 
-    /// Averages the gradients of all buckets that were not reduced yet, takes the step, and gathers the values. They are there for whatever is
-    /// submitted later.
+    /// Averages the gradients of all buckets that were not reduced yet, takes the step, and gathers the values. They are there for whatever
+    /// is submitted later.
     ///
     /// # Errors
     /// If the step or the device fails, another rank fails or sends nothing within the time limit, or gradients are not finite and

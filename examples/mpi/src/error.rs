@@ -73,7 +73,8 @@ pub enum Error {
         /// The step.
         step: u64,
     },
-    /// Gradients of some ranks are infinite or NaN, as they are sent, and the optimizer skips no steps, or it has skipped too many in a row.
+    /// Gradients of some ranks are infinite or NaN, as they are sent, and the optimizer skips no steps, or it has skipped too many in a
+    /// row.
     #[error("the gradients of rank {} are not finite in step {step}, expected finite numbers", list(ranks))]
     NonFinite {
         /// The ranks whose gradients are not finite.

@@ -1,5 +1,5 @@
-//! The exact sums of squares behind a norm, as `shaders/lib/sums.wgsl` keeps them, added over ranks. Sums are exact, so that the norm of all
-//! ranks has the bits of the norm that one device would compute of all gradients.
+//! The exact sums of squares behind a norm, as `shaders/lib/sums.wgsl` keeps them, added over ranks. Sums are exact, so that the norm of
+//! all ranks has the bits of the norm that one device would compute of all gradients.
 
 /// Words of a sum in the control buffer.
 pub(crate) type Words = [u32; 7];

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use adamod::low_level::CHUNK_ELEMENTS;
 
-/// Shards start at multiples of this many elements, a chunk of the kernels. 8-bit state would allow 32, but a chunk's squares are summed in f32:
-/// with whole chunks, the norm of all shards has the bits of the norm of the whole tensors.
+/// Shards start at multiples of this many elements, a chunk of the kernels. 8-bit state would allow 32, but a chunk's squares are summed in
+/// f32: with whole chunks, the norm of all shards has the bits of the norm of the whole tensors.
 pub(crate) const UNIT_ELEMENTS: u64 = CHUNK_ELEMENTS as u64;
 
 /// Some elements of a tensor.

@@ -110,8 +110,8 @@ pub(crate) enum Progress<T> {
 
 /// Runs this process as a rank of MPI. `limit` is how long it waits for another rank, or for its device, without any progress.
 ///
-/// If `work` fails or panics, the error is printed and sent to all other ranks, whose next call of this crate fails with [`Error::Rank`]. Every
-/// process ends within the time limit.
+/// If `work` fails or panics, the error is printed and sent to all other ranks, whose next call of this crate fails with [`Error::Rank`].
+/// Every process ends within the time limit.
 ///
 /// Call it once in a process, which `mpirun` has started; without `mpirun` the process is the only rank.
 pub fn run<E: std::fmt::Display>(limit: Duration, work: impl FnOnce(&Ranks) -> Result<(), E>) -> ExitCode {
@@ -226,8 +226,8 @@ impl Ranks {
             .set(Traffic { messages: traffic.messages + 1, bytes: traffic.bytes + buffer.len() as u64 });
         let (start, len) = (buffer.as_ptr(), length(&buffer));
         let transfer = Transfer::start(buffer, |request| {
-            // SAFETY: the buffer has `len` initialized bytes. The transfer keeps it, shared or not, until the request is complete, and nobody
-            // writes it meanwhile.
+            // SAFETY: the buffer has `len` initialized bytes. The transfer keeps it, shared or not, until the request is complete, and
+            // nobody writes it meanwhile.
             unsafe {
                 ffi::MPI_Isend(
                     start.cast(),
@@ -249,8 +249,8 @@ impl Ranks {
         buffer.resize(bytes, 0);
         let (start, len) = (buffer.as_mut_ptr(), length(&buffer));
         let transfer = Transfer::start(buffer, |request| {
-            // SAFETY: MPI writes at most `len` bytes. The transfer owns the buffer, whose bytes do not move with it, does not touch it until the
-            // request is complete, and never frees it before.
+            // SAFETY: MPI writes at most `len` bytes. The transfer owns the buffer, whose bytes do not move with it, does not touch it
+            // until the request is complete, and never frees it before.
             unsafe {
                 ffi::MPI_Irecv(
                     start.cast(),
@@ -363,8 +363,8 @@ impl Ranks {
         Ok(all.into_iter().map(Incoming::take).collect())
     }
 
-    /// Sends some bytes to every other rank and returns those of all ranks, in their order: losses, for example. Every rank calls it with as
-    /// many bytes.
+    /// Sends some bytes to every other rank and returns those of all ranks, in their order: losses, for example. Every rank calls it with
+    /// as many bytes.
     ///
     /// # Errors
     /// If another rank fails or sends nothing within the time limit.

@@ -35,8 +35,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Data type of f32 gradients on their way. Gradients that are stored in 16 bits are sent as they are.
     ///
-    /// With 16 bits, each rank's gradients are rounded to the nearest before they are summed, its own included. The sum is taken in f32, and
-    /// the average is rounded once more. So all modes have the same bits.
+    /// With 16 bits, each rank's gradients are rounded to the nearest before they are summed, its own included. The sum is taken in f32,
+    /// and the average is rounded once more. So all modes have the same bits.
     pub wire: DType,
     /// The most bytes of gradients that are exchanged together. A larger tensor is a bucket of its own.
     pub bucket_bytes: u64,

@@ -39,7 +39,10 @@ pub struct Draft {
 }
 
 impl Distributed {
-    /// Saves a checkpoint of all ranks in a folder that all of them share, and removes the one before it. Every rank calls it at the same step.
+    /// Saves a checkpoint of all ranks in a folder that all of them share, and removes the one before it. Every rank calls it at the same
+    /// step.
+    ///
+    /// The folder is for checkpoints alone: others in it, whose names start with `step-`, are removed once this one is complete.
     ///
     /// Values are in it. Ranks with shards write a file each; of replicated ranks only rank 0 writes one. Until all files are complete,
     /// the checkpoint before it is the one that [`Distributed::restore`] finds.

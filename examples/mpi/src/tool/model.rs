@@ -85,8 +85,8 @@ pub fn parts(arguments: &Arguments, n: f64) -> Parts {
     // f32 gradients go down and the average of the shard goes up; values of the shard go down and all others up. Both directions at once.
     let down = elements * 4.0 + values / n;
     let up = elements * 4.0 / n + values * others;
-    // All gradients are read, written as they are sent, and read again in search of what is not finite. Those of the shard are read from all
-    // ranks and added to a sum that is read and written each time. Values are copied from and to the staging buffers.
+    // All gradients are read, written as they are sent, and read again in search of what is not finite. Those of the shard are read from
+    // all ranks and added to a sum that is read and written each time. Values are copied from and to the staging buffers.
     let touched = elements * 4.0 + 3.0 * gradients + 2.0 * elements * 4.0 + 2.0 * values;
     Parts {
         network: others * (gradients + values) / (1e9 * arguments.network),

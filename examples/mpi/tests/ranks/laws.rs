@@ -45,8 +45,8 @@ fn change<const N: usize>(setup: &Setup, single: &mut Optimizer, runs: [&mut Dis
     }
 }
 
-/// In every mode, all ranks hold what one device holds that takes the steps with the averaged gradients: values, state, counters, norm and loss
-/// scale, bit for bit.
+/// In every mode, all ranks hold what one device holds that takes the steps with the averaged gradients: values, state, counters, norm and
+/// loss scale, bit for bit.
 pub fn laws(scope: &str) -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), String> {
         let gpu = Gpu::open();
@@ -83,8 +83,8 @@ pub fn laws(scope: &str) -> ExitCode {
     })
 }
 
-/// All tensors share the memory of their gradients, bucket after bucket, and each bucket is averaged before the gradients of the next one are
-/// written.
+/// All tensors share the memory of their gradients, bucket after bucket, and each bucket is averaged before the gradients of the next one
+/// are written.
 pub fn overlap() -> ExitCode {
     const LEN: usize = 8 * 1024;
     rank(LIMIT, |ranks| -> Result<(), Error> {
