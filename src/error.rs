@@ -256,6 +256,44 @@ pub enum ErrorKind {
         /// The missing usage.
         expected: wgpu::BufferUsages,
     },
+    /// Rows of a remap do not divide the parameter.
+    #[error("it has {len} elements in rows of {row_len}, expected whole rows of at least 1 element")]
+    RowLength {
+        /// The parameter's number of elements.
+        len: u64,
+        /// The elements of a row.
+        row_len: u64,
+    },
+    /// Rows of a shard cannot move: they may belong to other devices.
+    #[error("it is a shard of a tensor, expected a whole tensor")]
+    RemapOfShard,
+    /// The device cannot move rows of so many elements at once.
+    #[error("it has {len} elements before or after, expected at most {most}")]
+    RemapLength {
+        /// Number of elements.
+        len: u64,
+        /// The most: 2^32 - 1.
+        most: u64,
+    },
+    /// The parameter's state lies in more buffers than a kernel can read.
+    #[error(
+        "its state lies in {found} state buffers, expected at most {most}, which \
+         max_storage_buffers_per_shader_stage leaves for them"
+    )]
+    RemapBuffers {
+        /// The number of state buffers.
+        found: usize,
+        /// The most.
+        most: usize,
+    },
+    /// There are too many factors of columns.
+    #[error("it has {found} factors of columns, expected at most {most}")]
+    ColumnFactors {
+        /// The number of factors.
+        found: usize,
+        /// The most.
+        most: usize,
+    },
     /// The given states are not those of the parameter's rule.
     #[error("its states are {found:?}, expected {expected:?}")]
     States {
@@ -390,6 +428,25 @@ pub enum ViewError {
     /// The shadow copy lies in the buffer of the parameter or of its gradient.
     #[error("it lies in the buffer of the parameter or of its gradient, expected another buffer")]
     ShadowBuffer,
+    /// Rows of a mask have no elements, or too many.
+    #[error("its rows have {row_len} elements, expected 1 to 2^31")]
+    RowLength {
+        /// Elements of a row.
+        row_len: u64,
+    },
+    /// A shard starts within a row of its mask.
+    #[error("its shard starts at element {first}, expected a multiple of {row_len}, the elements of a row")]
+    RowOfShard {
+        /// The first element of the shard.
+        first: u64,
+        /// Elements of a row.
+        row_len: u64,
+    },
+    /// The mask lies in the buffer of the parameter, its gradient or its shadow copy.
+    #[error(
+        "it lies in the buffer of the parameter, its gradient or its shadow copy, expected another buffer"
+    )]
+    RowMaskBuffer,
     /// The view shares bytes with another one. A tensor of 16-bit elements owns the whole of its last word of 4 bytes.
     #[error("it overlaps the {other_role} of parameter {other_label:?} at byte {byte}")]
     Overlap {
@@ -412,10 +469,14 @@ pub enum Role {
     Gradients,
     /// Its 16-bit shadow copy.
     Shadow,
+    /// The mask of the rows that step.
+    RowMask,
+    /// The old row of each new one, in a [`Remap`](crate::Remap).
+    SourceRows,
 }
 
 impl Role {
-    pub(crate) const COUNT: usize = Self::Shadow as usize + 1;
+    pub(crate) const COUNT: usize = Self::RowMask as usize + 1;
 }
 
 impl fmt::Display for Role {
@@ -424,6 +485,8 @@ impl fmt::Display for Role {
             Role::Values => "values",
             Role::Gradients => "gradients",
             Role::Shadow => "shadow copy",
+            Role::RowMask => "row mask",
+            Role::SourceRows => "source rows",
         })
     }
 }

@@ -92,12 +92,15 @@ pub use hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
 pub use kernels::variant::{Access, GradientBinding};
 pub use optimizer::joint::JointStep;
 pub use optimizer::{
-    GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, Shard, State, Step, StepCounts, Update,
+    GroupId, LaunchInfo, Optimizer, Parameter, ParameterId, Readback, Remap, Shard, State, Step, StepCounts,
+    Update,
 };
 #[cfg(feature = "checkpoint")]
 pub use optimizer::{Mismatch, Restore, Restored};
-pub use options::{Control, DeviceControl, Diagnostics, LossScale, NonFinite, Options, Workgroups};
-pub use plan::views::{View, Views};
+pub use options::{
+    Control, DeviceControl, Diagnostics, FreshRows, LossScale, NonFinite, NormDispatch, Options, Workgroups,
+};
+pub use plan::views::{RowMask, View, Views};
 pub use rules::range::OutOfRange;
 pub use rules::types::*;
 pub use rules::{Formula, Rule, RuleForm, RuleKind};
@@ -113,7 +116,8 @@ pub mod low_level {
     pub use crate::kernels::bindings;
     pub use crate::kernels::rows::{GroupTable, coefficient_row};
     pub use crate::kernels::variant::{
-        Quantized, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
+        Quantized, RowFeatures, Shadow, Variant, joint_source, norm_source, partials_source, prepare_source,
+        remap_source, schedule_source,
     };
     pub use crate::storage::block::{
         BlockLayout, CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess, state_words,

@@ -31,6 +31,8 @@ pub struct Options {
     pub device_timeout: Duration,
     /// How a step is divided among the device's threads.
     pub workgroups: Workgroups,
+    /// Which dispatch computes the norm of the gradients, where steps need it.
+    pub norm_dispatch: NormDispatch,
     /// A cache of compiled pipelines, for devices with [`wgpu::Features::PIPELINE_CACHE`].
     pub pipeline_cache: Option<wgpu::PipelineCache>,
 }
@@ -45,6 +47,7 @@ impl Default for Options {
             seed: 0,
             device_timeout: Duration::from_secs(60),
             workgroups: Workgroups::default(),
+            norm_dispatch: NormDispatch::default(),
             pipeline_cache: None,
         }
     }
@@ -91,6 +94,11 @@ impl Options {
         Self { workgroups, ..self }
     }
 
+    /// Sets [`Options::norm_dispatch`].
+    pub fn with_norm_dispatch(self, norm_dispatch: NormDispatch) -> Self {
+        Self { norm_dispatch, ..self }
+    }
+
     /// Sets [`Options::pipeline_cache`].
     pub fn with_pipeline_cache(self, pipeline_cache: wgpu::PipelineCache) -> Self {
         Self { pipeline_cache: Some(pipeline_cache), ..self }
@@ -121,6 +129,20 @@ pub enum Workgroups {
     Gpu,
     /// As on a software adapter: 8 threads, as many as a vector register holds.
     Cpu,
+}
+
+/// Which dispatch computes the norm of the gradients and prepares the step. The results have the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NormDispatch {
+    /// [`NormDispatch::Separate`] on Metal and Direct3D 12, [`NormDispatch::Fused`] elsewhere.
+    #[default]
+    Auto,
+    /// The pass over the gradients: the workgroup that finishes last does it. A step is two dispatches.
+    Fused,
+    /// A dispatch of its own, so that a step is three. It needs no barrier in a branch, which the compilers of Metal and of Direct3D 12
+    /// (FXC) are reported to lose or to refuse.
+    Separate,
 }
 
 /// Whether the host or the device counts steps and computes their coefficients.
@@ -289,4 +311,22 @@ impl DeviceControl {
         let is_normal = (max_norm as f32).is_normal() && max_norm > 0.0;
         in_range("max_norm", max_norm, "a number above 0 and normal in f32", is_normal)
     }
+}
+
+/// What the state of fresh rows starts from ([`Remap`](crate::Remap)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FreshRows {
+    /// All states are zero, as those of a new parameter.
+    ///
+    /// The step count is the parameter's, so nothing corrects the averages of a fresh row for their start at zero. AdaMod's bound holds the
+    /// row back for about `1 / (1 - beta3)` steps. Without such a bound its first step is up to `(1 - beta1) / sqrt(1 - beta2)` learning rates.
+    Zero,
+    /// As [`FreshRows::Zero`], but `exp_avg_lr` starts from the mean of its column over the old rows, so that the bound of a fresh row is
+    /// that of an old one from the start. Other states are zero. Rules without `exp_avg_lr` are as with [`FreshRows::Zero`].
+    ///
+    /// The mean is the harmonic one, of the elements whose average is above zero: the rate of an element whose root second moment is the
+    /// mean one. Elements without a gradient so far, whose rates are as large as `alpha / epsilon`, hardly count in it.
+    #[default]
+    Mean,
 }

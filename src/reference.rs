@@ -14,13 +14,17 @@
 //! ```
 
 use crate::hyperparameters::Hyperparameters;
+use crate::options::FreshRows;
 pub use crate::rules::arithmetic::GRADIENT_LIMIT;
+use crate::rules::arithmetic::General;
 pub use crate::rules::real::Real;
+use crate::rules::update_rule::CoefficientArray;
 use crate::storage::block::{BlockLayout, state_words};
 use crate::storage::contents::Contents;
 use crate::storage::dtype::{DType, narrow, widen};
 use crate::storage::master::{MasterWeights, join, split};
 use crate::storage::random::{key_of, random_of};
+use crate::storage::rows::{RowMap, rates_of, remapped};
 use crate::storage::state::StateFormat;
 
 /// Groups, parameters and state on the CPU, in precision `T`.
@@ -39,12 +43,16 @@ struct Parameter<T> {
     dtype: DType,
     layout: BlockLayout,
     key: [u32; 2],
-    /// Its first quad in the tensor.
-    first_quad: u64,
+    /// Its first element in the tensor.
+    first: u64,
     /// Bits of the values in `dtype`.
     narrowed: Vec<u32>,
     /// The blocks of state as the GPU has them.
     words: Vec<u32>,
+    /// Factors of the learning rates of its columns.
+    column_factors: Vec<f32>,
+    /// Elements of a row, and which rows step; none if all do.
+    row_mask: Option<(usize, Vec<bool>)>,
 }
 
 /// How a parameter is stored. `Reference<f64>` ignores it.
@@ -142,10 +150,12 @@ impl<T: Real> Reference<T> {
             dtype,
             layout,
             key: key_of(seed, label),
-            first_quad: first / 4,
+            first,
             narrowed: Vec::new(),
             words: vec![0; words as usize],
             values,
+            column_factors: Vec::new(),
+            row_mask: None,
         });
         self.parameters.len() - 1
     }
@@ -164,11 +174,83 @@ impl<T: Real> Reference<T> {
             let hyperparameters = &self.groups[parameter.group];
             let is_debiased = T::IS_STORED && parameter.layout.state.is_debiased();
             let (general, coefficients) = hyperparameters.coefficients(parameter.steps, is_debiased);
-            let Parameter { values, states, .. } = parameter;
-            hyperparameters.rule.step_elements(&general, &coefficients, values, gradient, states);
+            let before = parameter.row_mask.is_some().then(|| parameter.clone());
+            parameter.step(hyperparameters, &general, &coefficients, gradient);
+            if let Some(before) = before {
+                parameter.rest(&before);
+            }
             if T::IS_STORED {
                 parameter.store();
             }
+        }
+    }
+
+    /// Sets the factors of a parameter's learning rates by column, as [`Optimizer::set_column_factors`](crate::Optimizer::set_column_factors)
+    /// does. They are not checked.
+    pub fn set_column_factors(&mut self, parameter: usize, factors: &[f32]) {
+        self.parameters[parameter].column_factors = factors.to_vec();
+    }
+
+    /// Sets which rows of a parameter step from now on ([`RowMask`](crate::RowMask)); none at all mean every one.
+    ///
+    /// # Panics
+    /// If rows of `row_len` elements are not as many as `active` has.
+    pub fn set_row_mask(&mut self, parameter: usize, row_len: usize, active: &[bool]) {
+        let parameter = &mut self.parameters[parameter];
+        if !active.is_empty() {
+            assert_eq!(parameter.values.len().div_ceil(row_len), active.len(), "all rows");
+        }
+        parameter.row_mask = (!active.is_empty()).then(|| (row_len, active.to_vec()));
+    }
+
+    /// Moves the rows of a parameter, as [`Optimizer::remap`](crate::Optimizer::remap) does: state of row `r` continues that of old row
+    /// `sources[r]`, or is fresh if there is none. `values` are the new values, which are the caller's as they are the engine's there. A mask of rows is removed.
+    ///
+    /// # Panics
+    /// If rows of `row_len` elements do not divide the parameter, or `values` are not as many as the rows have.
+    pub fn remap(
+        &mut self,
+        parameter: usize,
+        row_len: usize,
+        sources: &[u32],
+        fresh: FreshRows,
+        values: Vec<T>,
+    ) {
+        let parameter = &mut self.parameters[parameter];
+        parameter.row_mask = None;
+        let old_len = parameter.values.len();
+        assert!(row_len > 0 && old_len.is_multiple_of(row_len), "rows of {row_len} of {old_len} elements");
+        assert_eq!(values.len(), sources.len() * row_len, "values for all rows");
+        let map = RowMap { row_len, sources, has_means: fresh == FreshRows::Mean };
+        if T::IS_STORED {
+            let Parameter { layout, key, steps, .. } = *parameter;
+            parameter.words = remapped(layout, old_len as u64, &parameter.words, map, key, steps as u32);
+            let contents = Contents::decode(layout, values.len() as u64, &parameter.words);
+            parameter.states = contents
+                .states
+                .into_iter()
+                .map(|state| state.into_iter().map(|x| T::from_f64(x.into())).collect())
+                .collect();
+            let (dtype, master) = (parameter.dtype, parameter.layout.master_weights);
+            parameter.narrowed = values.iter().map(|value| narrow(dtype, value.to_f32().to_bits())).collect();
+            let joined = |(&narrowed, &difference): (&u32, &u32)| {
+                T::from_f64(join(dtype, master, narrowed, difference).into())
+            };
+            parameter.values = parameter.narrowed.iter().zip(&contents.differences).map(joined).collect();
+        } else {
+            let origins = map.origins(old_len);
+            let rates = rates_of(parameter.layout.states).filter(|_| map.has_means);
+            for (index, state) in parameter.states.iter_mut().enumerate() {
+                let as_f32: Vec<f32> = state.iter().map(|x| x.to_f32()).collect();
+                let means = rates.filter(|rates| *rates == index).map(|_| map.means(&as_f32));
+                let fresh = |i: usize| means.as_ref().map_or(0.0, |means| means[i % row_len].into());
+                *state = origins
+                    .iter()
+                    .enumerate()
+                    .map(|(i, origin)| origin.map_or_else(|| T::from_f64(fresh(i)), |from| state[from]))
+                    .collect();
+            }
+            parameter.values = values;
         }
     }
 
@@ -200,9 +282,56 @@ impl<T: Real> Reference<T> {
 }
 
 impl<T: Real> Parameter<T> {
+    fn step(
+        &mut self,
+        hyperparameters: &Hyperparameters,
+        general: &General<T>,
+        coefficients: &CoefficientArray<T>,
+        gradient: &[T],
+    ) {
+        let rule = &hyperparameters.rule;
+        let Self { values, states, column_factors, first, .. } = self;
+        if column_factors.is_empty() {
+            rule.step_elements(general, coefficients, values, gradient, states);
+            return;
+        }
+        let rates = rule.kind().rate_coefficients();
+        let period = column_factors.len();
+        for (column, &factor) in column_factors.iter().enumerate() {
+            let factor = T::from_f64(factor.into());
+            let mut scaled = *coefficients;
+            for (_, of) in scaled.iter_mut().enumerate().filter(|(index, _)| rates >> index & 1 == 1) {
+                *of = *of * factor;
+            }
+            let general = General { decoupled_decay: general.decoupled_decay * factor, ..*general };
+            let of_column: Vec<usize> =
+                (0..values.len()).filter(|i| (*first + *i as u64) % period as u64 == column as u64).collect();
+            let pick = |from: &[T]| of_column.iter().map(|&i| from[i]).collect::<Vec<_>>();
+            let (mut theta, mut state) = (pick(values), states.iter().map(|of| pick(of)).collect::<Vec<_>>());
+            rule.step_elements(&general, &scaled, &mut theta, &pick(gradient), &mut state);
+            for (n, &i) in of_column.iter().enumerate() {
+                values[i] = theta[n];
+                for (states, state) in states.iter_mut().zip(&state) {
+                    states[i] = state[n];
+                }
+            }
+        }
+    }
+
+    /// Takes the step of rows that rest back.
+    fn rest(&mut self, before: &Self) {
+        let Some((row_len, active)) = &self.row_mask else { return };
+        for i in (0..self.values.len()).filter(|i| !active[i / row_len]) {
+            self.values[i] = before.values[i];
+            for (state, before) in self.states.iter_mut().zip(&before.states) {
+                state[i] = before[i];
+            }
+        }
+    }
+
     /// Stores values and states as the kernel does at its end, and continues with what was stored.
     fn store(&mut self) {
-        let (key, step, first_quad) = (self.key, self.steps as u32, self.first_quad);
+        let (key, step, first_quad) = (self.key, self.steps as u32, self.first / 4);
         let random = |i: u64| random_of(key, step, (first_quad + i / 4) as u32)[(i % 4) as usize];
         let (dtype, master) = (self.dtype, self.layout.master_weights);
         let split = self

@@ -1,17 +1,16 @@
 //! `adamod bench`: its report is complete and agrees with itself. Nothing here depends on speed.
 #![cfg(feature = "cli")]
 
+#[path = "common/package.rs"]
+mod package;
+
 use std::process::{Command, Output};
 
 use adamod::{RuleForm, StateFormat};
 use serde_json::Value;
 
 fn bench(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_adamod"))
-        .arg("bench")
-        .args(arguments)
-        .output()
-        .expect("the binary starts")
+    Command::new(package::tool()).arg("bench").args(arguments).output().expect("the binary starts")
 }
 
 fn report(arguments: &[&str]) -> Value {
@@ -234,4 +233,25 @@ fn what_cannot_be_measured_is_refused_by_name() {
         assert!(stderr.contains(named) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
         assert!(output.stdout.is_empty());
     }
+}
+
+#[test]
+fn a_bench_that_is_killed_leaves_what_it_has_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let mut bench = Command::new(package::tool())
+        .args(["bench", "--suite", "modes", "--max-elements", "1024", "--rounds", "7", "--json-file"])
+        .arg(&file)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Once there is a measurement, another one takes a while.
+    while std::fs::metadata(&file).map_or(0, |file| file.len()) == 0 {
+        assert!(bench.try_wait().unwrap().is_none(), "the bench ended without a measurement");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_consistent(&report);
 }

@@ -23,7 +23,7 @@ fn folder_to_write() -> Option<PathBuf> {
 }
 
 fn recorded(path: impl AsRef<Path>) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compatibility").join(path);
+    let path = common::package::folder().join("tests/compatibility").join(path);
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -582,7 +582,7 @@ fn case_of_version_2(name: &str) -> (Rule, Control, StateFormat, DType, MasterWe
 /// Version 2 has fewer hyperparameters, and SGD without momentum has a momentum buffer, which is left in the file.
 #[test]
 fn files_of_version_2_are_restored() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compatibility/checkpoints-2");
+    let folder = common::package::folder().join("tests/compatibility/checkpoints-2");
     let mut names: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())

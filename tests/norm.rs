@@ -5,7 +5,8 @@ mod common;
 use std::sync::OnceLock;
 
 use adamod::{
-    AdaMod, Control, DType, DeviceControl, Hyperparameters, LossScale, Options, Sgd, Step, Workgroups,
+    AdaMod, Control, DType, DeviceControl, Hyperparameters, LossScale, NormDispatch, Options, Sgd,
+    StateFormat, Step, Workgroups,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -189,6 +190,56 @@ fn a_norm_past_f32_of_many_small_gradients_clips_as_others_do() {
         let expected = -(2_f32.powi(110));
         for value in engine.values(0) {
             assert!((value / expected - 1.0).abs() < 1e-6, "{value:e} instead of {expected:e}");
+        }
+    }
+}
+
+/// Values, states and progress after six steps with a clip and a loss scale, one of them with an infinite gradient. In one recording, or in
+/// halves around the norm.
+fn after_steps(layout: Layout, options: &Options, in_halves: bool) -> (Vec<Vec<u32>>, String) {
+    let kinds = [Kind::f32(), Kind { state: StateFormat::Bf16, ..Kind::f32() }];
+    let tensors: Vec<_> =
+        [1500, 7, 1024, 33].into_iter().enumerate().map(|(i, len)| (kinds[i % 2], len)).collect();
+    let mut model = model(&tensors, Workgroups::Auto);
+    model.options = options.clone();
+    let mut engine = Engine::new(small_gpu(), &model, layout);
+    let mut rng = StdRng::seed_from_u64(3);
+    for step in 0..6 {
+        let mut gradients: Vec<_> =
+            tensors.iter().map(|(_, len)| numbers(&mut rng, *len, [-20, 20])).collect();
+        if step == 3 {
+            gradients[1][6] = f32::INFINITY;
+        }
+        engine.write_gradients(&all(&gradients));
+        if in_halves {
+            engine.record(&Step::all().norm());
+            engine.record(&Step::all().after_norm());
+        } else {
+            engine.record(&Step::all());
+        }
+    }
+    let values =
+        (0..tensors.len()).map(|i| engine.values(i).into_iter().map(f32::to_bits).collect()).collect();
+    (values, format!("{:?}", engine.optimizer.read_progress().wait().unwrap()))
+}
+
+#[test]
+fn a_norm_from_a_dispatch_of_its_own_has_the_same_bits() {
+    let control = DeviceControl::new().with_max_norm(1e3).with_loss_scale(LossScale::DYNAMIC);
+    let options = |dispatch, workgroups| {
+        Options::new()
+            .with_control(Control::Device(control))
+            .with_norm_dispatch(dispatch)
+            .with_workgroups(workgroups)
+    };
+    for layout in [Layout::TwoPools(16), Layout::OwnBuffers] {
+        for workgroups in WORKGROUPS {
+            for in_halves in [false, true] {
+                let [fused, separate] = [NormDispatch::Fused, NormDispatch::Separate]
+                    .map(|dispatch| after_steps(layout, &options(dispatch, workgroups), in_halves));
+                assert!(fused.1.contains("skipped: 1"), "{}", fused.1);
+                assert_eq!(fused, separate, "{layout:?}, {workgroups:?}, in halves: {in_halves}");
+            }
         }
     }
 }

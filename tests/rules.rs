@@ -1,11 +1,13 @@
 //! The table of `docs/rules.md` has a row for every form of every rule, and says what the library does. Needs no GPU.
 #![cfg(feature = "cli")]
 
+#[path = "common/package.rs"]
+mod package;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use adamod::low_level::coefficient_row;
-use adamod::{Group, Hyperparameters, Precision, Rule, RuleForm, Sign, StateFormat};
+use adamod::{Group, Hyperparameters, Precision, RuleForm, RuleKind, Sign, StateFormat, WeightDecay};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -110,11 +112,10 @@ fn the_table_has_every_form_and_says_what_the_library_does() {
     assert!(rows.is_empty(), "docs/rules.md has rows of no form: {:?}", rows.keys());
 }
 
-/// Every kind of decay, caution and direction that the table promises is in the traces of every rule but AdaMod, whose traces have the decays of its
-/// paper.
+/// Every kind of decay, caution and direction that the table promises is in the traces of every rule.
 #[test]
 fn traces_have_the_options_of_all_rules() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces");
+    let folder = package::folder().join("tests/traces");
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
         if path.extension().is_none_or(|extension| extension != "safetensors") {
@@ -135,10 +136,65 @@ fn traces_have_the_options_of_all_rules() {
     }
     let all =
         ["none", "coupled", "decoupled", "fully_decoupled", "maximize", "cautious", "cautious_weight_decay"];
-    for kind in adamod::RuleKind::ALL {
-        let expected = if kind.with_defaults() == Rule::default() { &all[..3] } else { &all[..] };
-        for option in expected {
+    for kind in RuleKind::ALL {
+        for option in all {
             assert!(found[kind.name()].iter().any(|of| of == option), "{kind}: {option}");
+        }
+    }
+}
+
+/// PyTorch's own lists of inputs that its optimizers have to refuse.
+fn error_inputs() -> Value {
+    serde_json::from_str(include_str!("traces/torch-error-inputs.json")).unwrap()
+}
+
+/// A group of a trace as hyperparameters.
+fn hyperparameters_of(rule: &str, group: &Value) -> Hyperparameters {
+    let mut rule = RuleKind::from_name(rule).unwrap().with_defaults();
+    let mut set = |name: &str, value: &Value| {
+        assert!(rule.set_hyperparameter(name, value.as_f64().unwrap()), "{name}");
+    };
+    for (name, value) in group.as_object().unwrap() {
+        match (name.as_str(), value) {
+            ("learning_rate" | "weight_decay" | "maximize", _) => {}
+            (_, Value::Array(values)) => {
+                values.iter().enumerate().for_each(|(index, value)| set(&format!("{name}[{index}]"), value))
+            }
+            _ => set(name, value),
+        }
+    }
+    let decay = &group["weight_decay"];
+    assert_ne!(decay["kind"], "decoupled");
+    Hyperparameters::from(rule)
+        .with_learning_rate(group["learning_rate"].as_f64().unwrap())
+        .with_weight_decay(WeightDecay::Coupled(decay["value"].as_f64().unwrap()))
+}
+
+#[test]
+fn inputs_that_pytorch_refuses_are_refused_by_name() {
+    let inputs = error_inputs();
+    let refused = inputs["refused"].as_array().unwrap();
+    assert!(refused.len() >= 10, "{}", refused.len());
+    for input in refused {
+        // AdamW's decay is decoupled; its range is the same.
+        let mut group = input["group"].clone();
+        if group["weight_decay"]["kind"] == "decoupled" {
+            group["weight_decay"]["kind"] = "coupled".into();
+        }
+        let error = hyperparameters_of(input["rule"].as_str().unwrap(), &group).validate().unwrap_err();
+        let argument = input["argument"].as_str().unwrap();
+        assert!(error.to_string().contains(argument), "{input}: {error}");
+    }
+}
+
+#[test]
+fn inputs_of_pytorch_without_a_counterpart_are_named_in_the_table() {
+    let (_, section) = DOCUMENT.split_once("## PyTorch's lists of inputs").unwrap();
+    let inputs = error_inputs();
+    for list in ["others", "optimizers"] {
+        for name in inputs[list].as_array().unwrap() {
+            let name = name.as_str().unwrap().replace('\\', "");
+            assert!(section.contains(&format!("`{name}`")), "{name}");
         }
     }
 }

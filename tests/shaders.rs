@@ -6,11 +6,12 @@ use std::mem::offset_of;
 use std::path::Path;
 
 use adamod::low_level::abi::{
-    self, Chunk, Coefficients, Control, ControlHead, DecayRate, Group, GroupTableHead, Partial, Row, Segment,
+    self, Chunk, Coefficients, Control, ControlHead, DecayRate, Group, GroupTableHead, Partial, Remap, Row,
+    Segment, SegmentRows,
 };
 use adamod::low_level::{
-    MAX_STATES, Shadow, StateAccess, Variant, bindings, joint_source, norm_source, prepare_source,
-    schedule_source,
+    MAX_STATES, RowFeatures, Shadow, StateAccess, Variant, bindings, joint_source, norm_source,
+    partials_source, prepare_source, remap_source, schedule_source,
 };
 use adamod::{Access, Diagnostics, GradientBinding, RuleForm, RuleKind};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -62,7 +63,8 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
     let tensors = Access::ALL.len() * GradientBinding::ALL.len();
     // 8-bit state is read in words of 8 or 4 bytes, and of 4 bytes on a CPU; other state in words of any size.
     let states = StateAccess::ALL.len() + 3;
-    assert_eq!(count, of_rules * tensors * states * 2);
+    // With rates by column and masked rows with one binding of gradients only, and without shadow copies.
+    assert_eq!(count, of_rules * states * (2 * tensors + Access::ALL.len()));
 }
 
 fn validated(source: &str) -> naga::Module {
@@ -86,9 +88,11 @@ fn kernels_that_prepare_steps_are_valid_too() {
     let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(entry_points, ["no_norm", "prepare", "prepare_joint"]);
     assert_same_layout!(&module, Row { group, activity });
-    for (source, expected) in
-        [(schedule_source(), &["schedule"] as &[_]), (joint_source(), &["join", "follow"])]
-    {
+    for (source, expected) in [
+        (schedule_source(), &["schedule"] as &[_]),
+        (joint_source(), &["join", "follow"]),
+        (partials_source(), &["norm_of_partials"]),
+    ] {
         let module = validated(&source);
         let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(entry_points, expected);
@@ -126,6 +130,36 @@ fn kernels_that_prepare_steps_are_valid_too() {
             decay_rates,
         }
     );
+}
+
+#[test]
+fn kernels_that_move_rows_are_valid_whatever_the_number_of_buffers() {
+    let accesses = [StateAccess::Words4, StateAccess::Words1];
+    for (old_buffers, access) in [0, 1, 3, 16].into_iter().flat_map(|of| accesses.map(|access| (of, access)))
+    {
+        let module = validated(&remap_source(old_buffers, access));
+        let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(entry_points, ["remap", "rates_of_bands", "mean_rates"]);
+        let (members, _) = reflect(&module, "RemapTable");
+        let chunks = ("chunks".to_owned(), size_of::<Remap>() as u32);
+        assert_eq!(members, [("head".to_owned(), 0), chunks]);
+        assert_same_layout!(
+            &module,
+            Remap {
+                segment,
+                row_len,
+                old_rows,
+                elements,
+                old_chunks,
+                source,
+                first_source,
+                step,
+                host_step,
+                rates,
+                bands,
+            }
+        );
+    }
 }
 
 #[test]
@@ -171,6 +205,9 @@ fn bindings_are_as_the_host_lays_them_out() {
         if variant.shadow == Shadow::On {
             expected.push((0, bindings::SHADOW));
         }
+        if variant.rows == RowFeatures::On {
+            expected.extend([(0, bindings::ROW_TABLE), (0, bindings::ROW_MASKS)]);
+        }
         assert_eq!(bindings, expected, "{}", variant.name());
     }
 }
@@ -196,6 +233,11 @@ fn shared_structures_have_one_layout() {
         Segment { parameters, gradients, coefficients, format, key, first_quad, shadow }
     );
     assert_same_layout!(&module, Chunk { segment, first, elements, state });
+    let with_rows = Variant::all().into_iter().find(|variant| variant.rows == RowFeatures::On).unwrap();
+    assert_same_layout!(
+        &parse(&with_rows),
+        SegmentRows { factors, period, phase, mask, row_len, row, column, padding }
+    );
 }
 
 #[test]

@@ -51,7 +51,8 @@ fn begin_observation(lane: u32) {
 }
 
 fn observe(at: Place, theta: vec4<f32>, stepped: Stepped) {
-    observe_element(stepped.eta.x, stepped.bounded.x);
+    // The first element belongs to the tensor, but may rest.
+    if !HAS_MASKS || at.mask.x { observe_element(stepped.eta.x, stepped.bounded.x); }
     if at.mask.y { observe_element(stepped.eta.y, stepped.bounded.y); }
     if at.mask.z { observe_element(stepped.eta.z, stepped.bounded.z); }
     if at.mask.w { observe_element(stepped.eta.w, stepped.bounded.w); }

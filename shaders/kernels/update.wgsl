@@ -32,7 +32,7 @@ fn load_quad(at: Place) -> Quad {
 }
 
 fn step_quad(c: Coefficients, general: General, quad: Quad) -> Stepped {
-    var stepped = step(general, c, quad.elements);
+    var stepped = step_rows(c, general, quad);
     if !quad.at.mask.w {
         if SIGN_0 == POSITIVE {
             stepped.state[0] = select(vec4(0.0), stepped.state[0], quad.at.mask);
@@ -59,7 +59,7 @@ fn finish_quad(quad: Quad, stepped: Stepped) {
     if ZERO_GRADIENTS {
         zero_gradients(quad.at);
     }
-    observe(quad.at, quad.elements.theta, stepped);
+    observe(observed(quad.at), quad.elements.theta, stepped);
 }
 
 // The grid has two dimensions where one is too short, so its last row may reach past the chunks.
@@ -83,6 +83,7 @@ fn update(
     let is_debiased = state_format(format) != STATE_F32;
     let general =
         General(c.gradient_scale, c.gradient_prescale, c.coupled_decay, c.decoupled_decay, c.options, is_debiased);
+    begin_rows(chunk);
     begin_observation(lane);
     // All lanes go round together, because lanes that share a quant block work together. With lanes for all quads the compiler sees no
     // loop.

@@ -11,6 +11,12 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
             return;
         }
     }
+    if rests(at) {
+        if ZERO_GRADIENTS && !at.is_extra {
+            zero_gradients(at);
+        }
+        return;
+    }
     var quad = load_quad(at);
     quad.elements.state = load_state(at);
     let stepped = step_quad(c, general, quad);

@@ -77,6 +77,28 @@ pub struct Segment {
     pub shadow: u32,
 }
 
+/// What a segment has for each column and row, in a table of its own; WGSL `SegmentRows`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SegmentRows {
+    /// Word of the table where the factors of its columns start.
+    pub factors: u32,
+    /// The number of factors; 0 for none.
+    pub period: u32,
+    /// The factor of its first element.
+    pub phase: u32,
+    /// Word of the bound masks where its tensor's starts.
+    pub mask: u32,
+    /// Elements of a row; 0 without a mask.
+    pub row_len: u32,
+    /// The row of its first element.
+    pub row: u32,
+    /// The column of its first element.
+    pub column: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
 /// What one workgroup updates; WGSL `Chunk`. Written when tensors are registered or regrouped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -90,6 +112,41 @@ pub struct Chunk {
     /// Word of 32 bits in the bound state buffer where the chunk's block starts.
     pub state: u32,
 }
+
+/// The start of the table of a remap; WGSL `Remap`. Its chunks follow, two words each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Remap {
+    /// Key and format of the parameter.
+    pub segment: Segment,
+    /// Elements of a row.
+    pub row_len: u32,
+    /// Rows before.
+    pub old_rows: u32,
+    /// Elements after.
+    pub elements: u32,
+    /// The number of chunks before, which come first in the table.
+    pub old_chunks: u32,
+    /// One of [`FROM_BUFFER`], [`FROM_SAME`] and [`FROM_NOWHERE`].
+    pub source: u32,
+    /// Word of the bound sources where they start.
+    pub first_source: u32,
+    /// Word of the bound step counts.
+    pub step: u32,
+    /// The step count, where the host counts.
+    pub host_step: u32,
+    /// Index of the state that starts from means in fresh rows, or [`MAX_STATES`](crate::low_level::MAX_STATES).
+    pub rates: u32,
+    /// Bands of old rows.
+    pub bands: u32,
+}
+
+/// New rows name their old ones in a buffer.
+pub const FROM_BUFFER: u32 = 0;
+/// New rows continue the old ones of the same index.
+pub const FROM_SAME: u32 = 1;
+/// All rows are fresh.
+pub const FROM_NOWHERE: u32 = 2;
 
 /// A workgroup's sum of squared gradients; WGSL `Partial`.
 #[repr(C, align(16))]

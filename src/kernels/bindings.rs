@@ -39,6 +39,20 @@ bindings! {
     SCHEDULE = 13,
     /// The control buffer of another optimizer in a joint step.
     OTHER_CONTROL = 14,
+    /// The table of a remap.
+    REMAP = 15,
+    /// The old row of each new one.
+    SOURCES = 16,
+    /// Step counts.
+    STEPS = 17,
+    /// Means of columns, and the sums that they are made from.
+    MEANS = 18,
+    /// The factors of columns, and where segments have them and their masks; dynamic offset.
+    ROW_TABLE = 19,
+    /// Masks of rows.
+    ROW_MASKS = 20,
+    /// The first of the other state buffers that hold old rows; the others follow.
+    OLD_STATE = 32,
 }
 
 /// The numbers as WGSL constants: `const STATE_BINDING = 5;`.

@@ -1,7 +1,7 @@
 //! Threads and workgroups, as suits the device.
 
 use super::abi::{CPU_LANES, GPU_LANES};
-use crate::options::Workgroups;
+use crate::options::{NormDispatch, Workgroups};
 
 impl Workgroups {
     fn is_cpu(self, device: &wgpu::Device) -> bool {
@@ -23,5 +23,18 @@ impl Workgroups {
     pub(crate) fn most_partials(self, device: &wgpu::Device) -> u32 {
         let most = if self.is_cpu(device) { 256 } else { 2048 };
         device.limits().max_compute_workgroups_per_dimension.min(most)
+    }
+}
+
+impl NormDispatch {
+    /// Whether the last workgroup of the pass over the gradients computes the norm.
+    pub(crate) fn is_fused(self, device: &wgpu::Device) -> bool {
+        match self {
+            Self::Auto => {
+                !matches!(device.adapter_info().backend, wgpu::Backend::Metal | wgpu::Backend::Dx12)
+            }
+            Self::Fused => true,
+            Self::Separate => false,
+        }
     }
 }

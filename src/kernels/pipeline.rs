@@ -4,15 +4,19 @@ use std::collections::HashMap;
 use std::num::NonZeroU64;
 
 use super::abi::{
-    CHUNK_ELEMENTS, Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Row, Segment,
+    CHUNK_ELEMENTS, Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Remap, Row, Segment,
+    SegmentRows,
 };
 use super::bindings;
 use super::variant::{
-    Access, GradientBinding, Shadow, Variant, joint_source, norm_source, prepare_source, schedule_source,
+    Access, GradientBinding, RowFeatures, Shadow, Variant, joint_source, norm_source, partials_source,
+    prepare_source, remap_source, schedule_source,
 };
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
 use crate::options::Diagnostics;
+use crate::storage::block::StateAccess;
+use crate::storage::state::StateTensor;
 
 /// A kernel with all its variants and overrides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +29,8 @@ pub enum Kernel {
         format: Option<u32>,
         /// No tensor ends within the quads of a lane.
         is_whole: bool,
+        /// Some rows rest.
+        has_masks: bool,
     },
     /// The norm of the gradients of one launch.
     Norm {
@@ -36,6 +42,11 @@ pub enum Kernel {
         format: Option<u32>,
         /// What comes after it.
         end: NormEnd,
+    },
+    /// The norm from the partial sums of all launches, as a dispatch of its own.
+    Partials {
+        /// Whether the preparation of the step is left to the second half of it.
+        norm_only: bool,
     },
     /// The preparation of a step by itself.
     Prepare,
@@ -49,12 +60,38 @@ pub enum Kernel {
     Join,
     /// Gives the control of the first optimizer of a joint step to another one.
     Follow,
+    /// Moves rows.
+    Remap {
+        /// What it does of that.
+        part: RemapPart,
+        /// The format of the parameter.
+        format: u32,
+        /// The states of its rule.
+        states: &'static [StateTensor],
+        /// How state is read and written: in words of 16 or 4 bytes.
+        access: StateAccess,
+        /// State buffers that are read besides the one that is written.
+        old_buffers: u32,
+        /// The buffer that holds all old blocks, one after the other, if one does: 0 is the one that is written.
+        old_buffer: Option<u32>,
+    },
+}
+
+/// The kernels of a remap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RemapPart {
+    /// Sums over bands of old rows.
+    Bands,
+    /// The means from these sums.
+    Means,
+    /// The new blocks.
+    Rows,
 }
 
 /// What comes after the norm of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NormEnd {
-    /// The norm of another launch.
+    /// The norm of another launch, or [`Kernel::Partials`].
     Launch,
     /// The sum of all partial sums, and the preparation of the step.
     Prepare,
@@ -171,6 +208,11 @@ impl Pipelines {
         Pipeline { layout, pipeline }
     }
 
+    /// Threads of the workgroups of kernels that have no chunks.
+    pub fn lanes(&self) -> u32 {
+        self.lanes
+    }
+
     /// Threads per workgroup: at most as many as a chunk has work for.
     fn lanes_of(&self, kernel: Kernel) -> u32 {
         match kernel {
@@ -183,8 +225,18 @@ impl Pipelines {
 
     fn constants(&self, kernel: Kernel) -> Vec<(&'static str, f64)> {
         let mut constants = match kernel {
-            Kernel::Update { is_whole, .. } => {
-                vec![("ZERO_GRADIENTS", self.zero_gradients.into()), ("WHOLE", is_whole.into())]
+            Kernel::Update { variant, is_whole, has_masks, .. } => {
+                let mut constants =
+                    vec![("ZERO_GRADIENTS", self.zero_gradients.into()), ("WHOLE", is_whole.into())];
+                if variant.rows == RowFeatures::On {
+                    constants.push(("HAS_MASKS", has_masks.into()));
+                }
+                constants
+            }
+            Kernel::Remap { states, .. } => {
+                let signs = ["SIGN_0", "SIGN_1", "SIGN_2"].into_iter().zip(states);
+                let signs = signs.map(|(name, state)| (name, f64::from(state.sign as u32)));
+                signs.chain([("STATES", states.len() as f64)]).collect()
             }
             _ => self.control.clone(),
         };
@@ -192,7 +244,11 @@ impl Pipelines {
         if let Kernel::Update { format, .. } | Kernel::Norm { format, .. } = kernel {
             constants.extend(format.map(|format| ("FORMAT", f64::from(format))));
         }
-        if let Kernel::Norm { end: NormEnd::Norm, .. } = kernel {
+        if let Kernel::Remap { format, old_buffer, .. } = kernel {
+            constants.push(("FORMAT", f64::from(format)));
+            constants.extend(old_buffer.map(|buffer| ("OLD_BUFFER", f64::from(buffer))));
+        }
+        if let Kernel::Norm { end: NormEnd::Norm, .. } | Kernel::Partials { norm_only: true } = kernel {
             constants.push(("NORM_ONLY", 1.0));
         }
         constants
@@ -204,12 +260,16 @@ impl Kernel {
         match self {
             Self::Update { .. } => "update",
             Self::Norm { .. } => "norm",
+            Self::Partials { .. } => "norm_of_partials",
             Self::Prepare => "prepare",
             Self::PrepareJoint => "prepare_joint",
             Self::NoNorm => "no_norm",
             Self::Schedule => "schedule",
             Self::Join => "join",
             Self::Follow => "follow",
+            Self::Remap { part: RemapPart::Bands, .. } => "rates_of_bands",
+            Self::Remap { part: RemapPart::Means, .. } => "mean_rates",
+            Self::Remap { part: RemapPart::Rows, .. } => "remap",
         }
     }
 
@@ -225,9 +285,11 @@ impl Kernel {
         match self {
             Self::Update { variant, .. } => variant.source(),
             Self::Norm { access, gradients, .. } => norm_source(*access, *gradients),
+            Self::Partials { .. } => partials_source(),
             Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source(),
             Self::Schedule => schedule_source(),
             Self::Join | Self::Follow => joint_source(),
+            Self::Remap { old_buffers, access, .. } => remap_source(*old_buffers, *access),
         }
     }
 
@@ -255,6 +317,10 @@ impl Kernel {
                 if variant.shadow == Shadow::On {
                     entries.push(read_write(bindings::SHADOW, 4));
                 }
+                if variant.rows == RowFeatures::On {
+                    entries.push(dynamic(bindings::ROW_TABLE, size_of::<SegmentRows>()));
+                    entries.push(read(bindings::ROW_MASKS, 4));
+                }
                 entries
             }
             Self::Norm { access, gradients, end, .. } => {
@@ -275,12 +341,28 @@ impl Kernel {
                 }
                 entries
             }
+            Self::Partials { .. } => {
+                let mut entries = vec![read_write(bindings::PARTIALS, size_of::<Partial>() as u64)];
+                entries.extend(prepare_entries(control_bytes));
+                entries
+            }
             Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_entries(control_bytes).to_vec(),
             Self::Schedule => vec![read_write(bindings::CONTROL, control_bytes), read(bindings::SCHEDULE, 4)],
             Self::Join | Self::Follow => vec![
                 read_write(bindings::CONTROL, control_bytes),
                 read_write(bindings::OTHER_CONTROL, control_bytes),
             ],
+            Self::Remap { old_buffers, .. } => {
+                let mut entries = vec![
+                    read(bindings::REMAP, size_of::<Remap>() as u64 + 8),
+                    read(bindings::SOURCES, 4),
+                    read(bindings::STEPS, 4),
+                    read_write(bindings::MEANS, 4),
+                    read_write(bindings::STATE, 16),
+                ];
+                entries.extend((0..*old_buffers).map(|index| read(bindings::OLD_STATE + index, 16)));
+                entries
+            }
         }
     }
 }

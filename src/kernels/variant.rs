@@ -141,6 +141,17 @@ impl Quantized {
     }
 }
 
+/// Whether a launch has rates by column or masked rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowFeatures {
+    /// No tensor has either.
+    Off,
+    /// Some tensors have one of them.
+    On,
+}
+
+const ROWS: &str = include_str!("../../shaders/lib/rows.wgsl");
+
 /// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE` and `ZERO_GRADIENTS`
 /// vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -159,10 +170,13 @@ pub struct Variant {
     pub shadow: Shadow,
     /// Whether learning rates are counted.
     pub diagnostics: Diagnostics,
+    /// Whether columns have rates or rows rest.
+    pub rows: RowFeatures,
 }
 
 impl Variant {
-    /// Every variant that can be built.
+    /// Every variant that can be built; those with rates by column or masked rows only with one binding of gradients, and without
+    /// shadow copies.
     pub fn all() -> Vec<Self> {
         let states = [
             (StateAccess::Words4, Quantized::Off),
@@ -179,15 +193,18 @@ impl Variant {
                     for (state, quantized) in states {
                         for shadow in [Shadow::Off, Shadow::On] {
                             for diagnostics in [Diagnostics::Off, Diagnostics::RateHistograms] {
-                                all.push(Self {
-                                    form,
-                                    access,
-                                    gradients,
-                                    state,
-                                    quantized,
-                                    shadow,
-                                    diagnostics,
-                                });
+                                for rows in [RowFeatures::Off, RowFeatures::On] {
+                                    all.push(Self {
+                                        form,
+                                        access,
+                                        gradients,
+                                        state,
+                                        quantized,
+                                        shadow,
+                                        diagnostics,
+                                        rows,
+                                    });
+                                }
                             }
                         }
                     }
@@ -196,6 +213,11 @@ impl Variant {
         }
         all.retain(|variant| {
             variant.form.rule().has_element_rates() || variant.diagnostics == Diagnostics::Off
+        });
+        // These two touch neither gradients nor shadow copies.
+        all.retain(|variant| {
+            variant.rows == RowFeatures::Off
+                || variant.gradients == GradientBinding::Read && variant.shadow == Shadow::Off
         });
         all
     }
@@ -210,9 +232,13 @@ impl Variant {
             Diagnostics::Off => "",
             Diagnostics::RateHistograms => ".rate_histograms",
         };
+        let rows = match self.rows {
+            RowFeatures::Off => "",
+            RowFeatures::On => ".rows",
+        };
         let quantized = self.quantized.name();
         let (form, access, gradients) = (self.form, self.access.name(), self.gradients.name());
-        format!("{form}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}", self.state.name())
+        format!("{form}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}{rows}", self.state.name())
     }
 
     /// The WGSL of the update kernel; its entry point is `update`.
@@ -247,10 +273,18 @@ impl Variant {
                 Diagnostics::Off => include_str!("../../shaders/diagnostics/off.wgsl"),
                 Diagnostics::RateHistograms => include_str!("../../shaders/diagnostics/rate_histograms.wgsl"),
             },
+            match self.rows {
+                RowFeatures::Off => "",
+                RowFeatures::On => ROWS,
+            },
+            match self.rows {
+                RowFeatures::Off => include_str!("../../shaders/rows/off.wgsl"),
+                RowFeatures::On => include_str!("../../shaders/rows/on.wgsl"),
+            },
             include_str!("../../shaders/kernels/update.wgsl"),
         ];
         let files = tensors.iter().chain(&rule).chain(&state).chain(&kernel);
-        linked(files.copied(), &update_glue(self.form))
+        linked(files.copied(), &update_glue(self.form, self.rows))
     }
 }
 
@@ -279,15 +313,26 @@ fn control_files() -> Vec<&'static str> {
     files
 }
 
-/// The WGSL of the kernels that sum the squares of gradients. Their entry points are `norm_of_chunks` and, for the last launch of a
-/// step, `norm_and_prepare`.
+/// The WGSL of the kernels that sum the squares of gradients. Their entry points are `norm_of_chunks` and, for a last launch that also
+/// prepares the step, `norm_and_prepare`.
 pub fn norm_source(access: Access, gradients: GradientBinding) -> String {
     let mut files = tensor_files(access, gradients).to_vec();
     files.push(include_str!("../../shaders/lib/sums.wgsl"));
     files.extend(control_files());
     files.push(include_str!("../../shaders/lib/norm.wgsl"));
+    files.push(include_str!("../../shaders/lib/partials.wgsl"));
     files.push(include_str!("../../shaders/kernels/norm.wgsl"));
     linked(files.into_iter(), &control_glue())
+}
+
+/// The WGSL of the kernel that computes the norm from the partial sums of all launches. Its entry point is `norm_of_partials`.
+pub fn partials_source() -> String {
+    control_source(&[
+        include_str!("../../shaders/lib/sums.wgsl"),
+        include_str!("../../shaders/lib/norm.wgsl"),
+        include_str!("../../shaders/lib/partials.wgsl"),
+        include_str!("../../shaders/kernels/partials.wgsl"),
+    ])
 }
 
 /// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare`, `prepare_joint` and
@@ -299,6 +344,59 @@ pub fn prepare_source() -> String {
 /// The WGSL of the kernel that takes the factor of the learning rates from a schedule. Its entry point is `schedule`.
 pub fn schedule_source() -> String {
     control_source(&[include_str!("../../shaders/kernels/schedule.wgsl")])
+}
+
+/// The WGSL of the kernels that move rows, which read so many state buffers besides the one that they write, in words of 16 or 4 bytes. Their
+/// entry points are `remap`, `rates_of_bands` and `mean_rates`.
+pub fn remap_source(old_buffers: u32, access: StateAccess) -> String {
+    let is_wide = access == StateAccess::Words4;
+    let files = [
+        include_str!("../../shaders/lib/abi.wgsl"),
+        include_str!("../../shaders/lib/format.wgsl"),
+        include_str!("../../shaders/lib/rounding.wgsl"),
+        include_str!("../../shaders/lib/place.wgsl"),
+        include_str!("../../shaders/lib/step.wgsl"),
+        include_str!("../../shaders/lib/random.wgsl"),
+        if is_wide {
+            include_str!("../../shaders/state/words4.wgsl")
+        } else {
+            include_str!("../../shaders/state/words1.wgsl")
+        },
+        include_str!("../../shaders/lib/state.wgsl"),
+        include_str!("../../shaders/lib/q8.wgsl"),
+        ROWS,
+        include_str!("../../shaders/kernels/remap.wgsl"),
+        if is_wide {
+            include_str!("../../shaders/old_state/words4.wgsl")
+        } else {
+            include_str!("../../shaders/old_state/words1.wgsl")
+        },
+    ];
+    let word = if is_wide { "vec4<u32>" } else { "u32" };
+    let (mut buffers, mut cases) = (String::new(), String::new());
+    for index in 0..old_buffers {
+        let _ = writeln!(
+            buffers,
+            "@group(0) @binding(OLD_STATE_BINDING + {index}) var<storage, read> old_state_{index}: array<{word}>;"
+        );
+        let _ = write!(
+            cases,
+            "        case {}u: {{\n            return old_state_{index}[index];\n        }}\n",
+            index + 1
+        );
+    }
+    let glue = format!(
+        "{buffers}// A word of the bound state, or of one of the other buffers.
+fn old_at(any_buffer: u32, index: u32) -> {word} {{
+    switch select(OLD_BUFFER, any_buffer, OLD_BUFFER == ANY_BUFFER) {{
+{cases}        default: {{
+            return state[index];
+        }}
+    }}
+}}
+"
+    );
+    linked(files.into_iter(), &glue)
 }
 
 /// The WGSL of the kernels of joint steps. Their entry points are `join` and `follow`.
@@ -339,8 +437,8 @@ fn from_array(rule: RuleKind, array: &str) -> String {
     format!("{}Coefficients({})", rule.type_name(), members.join(", "))
 }
 
-/// The rule's states, and its step under the name `step`.
-fn update_glue(form: RuleForm) -> String {
+/// The rule's states, its step under the name `step`, and its coefficients at another learning rate.
+fn update_glue(form: RuleForm, rows: RowFeatures) -> String {
     let rule = form.rule();
     let mut glue = format!("const FORM = {}u;\nconst STATES = {}u;\n", form.number(), form.states().len());
     let signs = form.states().iter().map(|state| state.sign).chain(std::iter::repeat(Sign::Signed));
@@ -360,6 +458,16 @@ fn update_glue(form: RuleForm) -> String {
 }}
 "
     );
+    if rows == RowFeatures::On {
+        glue.push_str(
+            "fn with_factor(c: Coefficients, factor: f32) -> Coefficients {\n    var scaled = c;\n",
+        );
+        let rates = rule.rate_coefficients();
+        for index in (0..MAX_COEFFICIENTS).filter(|index| rates >> index & 1 == 1) {
+            let _ = writeln!(glue, "    scaled.of_rule[{index}] *= factor;");
+        }
+        glue.push_str("    return scaled;\n}\n");
+    }
     glue
 }
 

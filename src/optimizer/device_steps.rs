@@ -14,7 +14,7 @@ use crate::kernels::bindings;
 use crate::kernels::pipeline::{Kernel, LEAST_GROUP_TABLE_BYTES, NormEnd, Pipelines};
 use crate::kernels::rows::GroupTable;
 use crate::kernels::variant::GradientBinding;
-use crate::options::{DeviceControl, LossScale};
+use crate::options::{DeviceControl, LossScale, Options};
 use crate::plan::launches::{Launch, Plan};
 use crate::rules::range::OutOfRange;
 
@@ -24,6 +24,7 @@ pub struct DeviceSteps {
     settings: DeviceControl,
     uses_norm: bool,
     most_partials: u32,
+    norm_is_fused: bool,
     control: wgpu::Buffer,
     prepared: wgpu::Buffer,
     generation: u64,
@@ -62,7 +63,7 @@ impl DeviceSteps {
     /// Size of the control buffer.
     pub const CONTROL_BYTES: u64 = Self::STEP_COUNTS_OFFSET + 4 * Self::MOST_PARAMETERS as u64;
 
-    pub fn new(gpu: &Gpu, settings: DeviceControl, most_partials: u32) -> Result<Self, DeviceError> {
+    pub fn new(gpu: &Gpu, options: &Options, settings: DeviceControl) -> Result<Self, DeviceError> {
         let initial =
             abi::ControlHead { control: initial(&settings), rate_factor: 1.0, ..abi::ControlHead::zeroed() };
         let (control, prepared) = gpu.catch(|| {
@@ -73,7 +74,8 @@ impl DeviceSteps {
         Ok(Self {
             uses_norm: settings.uses_norm(),
             settings,
-            most_partials,
+            most_partials: options.workgroups.most_partials(&gpu.device),
+            norm_is_fused: options.norm_dispatch.is_fused(&gpu.device),
             control,
             prepared,
             generation: 0,
@@ -344,7 +346,7 @@ impl Preparation {
         if looks_at_gradients && !launches.is_empty() {
             for (index, launch) in launches.iter().enumerate() {
                 let end = match part {
-                    _ if index + 1 < launches.len() => NormEnd::Launch,
+                    _ if !steps.norm_is_fused || index + 1 < launches.len() => NormEnd::Launch,
                     Part::Norm => NormEnd::Norm,
                     Part::Whole | Part::AfterNorm | Part::AfterJointNorm => NormEnd::Prepare,
                 };
@@ -384,6 +386,14 @@ impl Preparation {
                 let bind_group = pipelines.bind_group(&kernel, entries)?;
                 let workgroups = (partials.end - partials.start) as u32;
                 dispatches.push(Dispatch { kernel, bind_group, workgroups, slots });
+            }
+            if !steps.norm_is_fused {
+                let kernel = Kernel::Partials { norm_only: part == Part::Norm };
+                pipelines.make(kernel)?;
+                let partials = [(bindings::PARTIALS, self.partials.as_entire_binding())];
+                let bind_group =
+                    pipelines.bind_group(&kernel, partials.into_iter().chain(steps.bindings()))?;
+                dispatches.push(Dispatch { kernel, bind_group, workgroups: 1, slots: 1..3 });
             }
         } else {
             let no_norm = looks_at_gradients.then_some(Kernel::NoNorm);

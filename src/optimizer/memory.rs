@@ -36,6 +36,37 @@ struct Placement {
     extents: Vec<Extent>,
 }
 
+/// Memory for a parameter that moves.
+#[derive(Debug)]
+pub struct Reservation {
+    allocator: Allocator,
+    /// New state buffers, by number.
+    buffers: Vec<(u32, wgpu::Buffer)>,
+    /// Where its blocks will lie.
+    extents: Vec<Extent>,
+    /// The blocks that it leaves in state buffers that stay, which have to be cleared.
+    freed: Vec<Source>,
+}
+
+impl Reservation {
+    /// Where the blocks will lie.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// A new state buffer.
+    pub fn buffer(&self, number: u32) -> Option<&wgpu::Buffer> {
+        self.buffers.iter().find(|(of, _)| *of == number).map(|(_, buffer)| buffer)
+    }
+
+    /// Records that the blocks that it leaves are zeroed.
+    pub fn clear(&self, encoder: &mut wgpu::CommandEncoder) {
+        for source in &self.freed {
+            encoder.clear_buffer(&source.buffer, source.offset, Some(source.bytes));
+        }
+    }
+}
+
 /// A part of a parameter's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockPart {
@@ -145,18 +176,49 @@ impl Memory {
             extents.push(allocator.allocate(pool, layout, elements, *pending));
             *pending -= state_words(layout, elements);
         }
-        // wgpu zeroes new buffers, and zero is where every state starts.
-        let new_buffers = (0..)
-            .zip(allocator.capacities())
-            .filter(|(number, words)| *words > 0 && !self.buffers.contains_key(number))
-            .map(|(number, words)| {
-                let buffer = gpu.catch(|| gpu.buffer("state", words * WORD_BYTES, USAGES))?;
-                Ok((number, buffer))
-            })
-            .collect::<Result<Vec<_>, DeviceError>>()?;
+        let new_buffers = self.new_buffers(gpu, &allocator)?;
         self.buffers.extend(new_buffers);
         self.allocator = allocator;
         Ok(extents)
+    }
+
+    /// The state buffers that an allocator has and this memory has not. wgpu zeroes them, and zero is where every state starts.
+    fn new_buffers(&self, gpu: &Gpu, allocator: &Allocator) -> Result<Vec<(u32, wgpu::Buffer)>, DeviceError> {
+        let is_new = |&(number, words): &(u32, u64)| words > 0 && !self.buffers.contains_key(&number);
+        let make = |(number, words)| {
+            let buffer = gpu.catch(|| gpu.buffer("state", words * WORD_BYTES, USAGES))?;
+            Ok((number, buffer))
+        };
+        (0..).zip(allocator.capacities()).filter(is_new).map(make).collect()
+    }
+
+    /// Memory for a parameter's blocks at another length, beside those that it has. `None` if it has none.
+    pub fn reserve(
+        &self,
+        gpu: &Gpu,
+        index: usize,
+        layout: BlockLayout,
+        elements: u64,
+    ) -> Result<Option<Reservation>, DeviceError> {
+        let Some(placement) = self.placements.get(index).and_then(Option::as_ref) else { return Ok(None) };
+        let mut allocator = self.allocator.clone();
+        let extents = allocator.allocate_together(placement.pool, layout, elements);
+        let buffers = self.new_buffers(gpu, &allocator)?;
+        allocator.release(layout, &placement.extents);
+        let capacities: Vec<_> = allocator.capacities().collect();
+        let freed = self.sources_of(&placement.extents, layout, |number| capacities[number as usize] > 0);
+        Ok(Some(Reservation { allocator, buffers, extents, freed }))
+    }
+
+    /// Moves a parameter to its reservation. Its old blocks are free from then on, so the caller has cleared them.
+    pub fn commit(&mut self, index: usize, reservation: Reservation) {
+        let Reservation { allocator, buffers, extents, .. } = reservation;
+        self.buffers.extend(buffers);
+        self.allocator = allocator;
+        if let Some(placement) = &mut self.placements[index] {
+            placement.extents = extents;
+        }
+        self.drop_vacant();
     }
 
     /// Records that a parameter's blocks are zeroed, as all free blocks are.
@@ -170,6 +232,10 @@ impl Memory {
     pub fn release(&mut self, index: usize, layout: BlockLayout) {
         let Some(placement) = self.placements.get_mut(index).and_then(Option::take) else { return };
         self.allocator.release(layout, &placement.extents);
+        self.drop_vacant();
+    }
+
+    fn drop_vacant(&mut self) {
         for (number, words) in (0..).zip(self.allocator.capacities()) {
             if words == 0 {
                 self.buffers.remove(&number);
@@ -180,8 +246,18 @@ impl Memory {
 
     /// The ranges of a parameter's blocks.
     pub fn sources(&self, index: usize, layout: BlockLayout) -> Vec<Source> {
-        self.extents(index)
+        self.sources_of(self.extents(index), layout, |_| true)
+    }
+
+    fn sources_of(
+        &self,
+        extents: &[Extent],
+        layout: BlockLayout,
+        is_wanted: impl Fn(u32) -> bool,
+    ) -> Vec<Source> {
+        extents
             .iter()
+            .filter(|extent| is_wanted(extent.buffer))
             .map(|extent| Source {
                 buffer: self.buffer(extent.buffer).clone(),
                 offset: u64::from(extent.state) * WORD_BYTES,

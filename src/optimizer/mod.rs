@@ -10,6 +10,8 @@ mod memory;
 mod readback;
 mod recorder;
 mod registry;
+mod remap;
+mod remapping;
 #[cfg(feature = "checkpoint")]
 mod restore;
 #[cfg(feature = "checkpoint")]
@@ -39,6 +41,7 @@ use memory::Memory;
 pub use readback::Readback;
 use recorder::Recorder;
 use registry::{Registry, Selection, Settings};
+pub use remap::Remap;
 #[cfg(feature = "checkpoint")]
 pub use restore::{Mismatch, Restore, Restored};
 use source::{CoefficientSource, HostSteps};
@@ -118,8 +121,7 @@ impl Optimizer {
             }
             Control::Device(settings) => {
                 settings.validate()?;
-                let partials = options.workgroups.most_partials(device);
-                let steps = DeviceSteps::new(&gpu, *settings, partials)?;
+                let steps = DeviceSteps::new(&gpu, &options, *settings)?;
                 // The next count has to fit into 32 bits.
                 let most_steps = u64::from(u32::MAX) - 1;
                 let source = CoefficientSource::Device(Box::new(steps));
@@ -240,6 +242,39 @@ impl Optimizer {
     /// If the parameter or the group belongs to another optimizer or was removed, or the rules differ. The parameter stays where it is.
     pub fn set_group(&mut self, parameter: ParameterId, group: GroupId) -> Result<(), Error> {
         self.registry.set_group(parameter, group)
+    }
+
+    /// Sets factors of a parameter's learning rates by column, from the next recorded step on: the rate of element `i` is alpha times
+    /// `factors[i % factors.len()]`. No factors at all remove them.
+    ///
+    /// A row of a splat with 3 numbers of position, 3 of scale and 4 of rotation has 10 factors. They multiply alpha before eta is averaged,
+    /// as [`Optimizer::set_schedule`] does, and decoupled weight decay follows them; so does everything else that is proportional to the
+    /// learning rate, as AdaBound's bounds are. They may change at every step, and a step that is recorded already keeps its own. A
+    /// [`Shard`] counts elements from the start of its whole tensor. [`Optimizer::remap`] keeps them.
+    ///
+    /// Parameters with factors are launches of their own, which need one or two storage buffers more
+    /// (`max_storage_buffers_per_shader_stage`): 8 in all, and one more each for shadow copies and rate histograms. Checkpoints do not hold
+    /// factors, so an engine sets them again after [`Optimizer::restore`].
+    ///
+    /// ```
+    /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+    /// use adamod::{AdaMod, Optimizer, Options, Parameter};
+    ///
+    /// # let (device, queue) = doc::gpu();
+    /// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+    /// # let group = optimizer.add_group(AdaMod::new())?;
+    /// // 100 rows of two positions and one weight, which moves slower.
+    /// let splats = optimizer.add_parameter(group, Parameter::new("splats", 300))?;
+    /// optimizer.set_column_factors(splats, &[1.0, 1.0, 0.05])?;
+    /// # Ok::<(), adamod::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the parameter belongs to another optimizer or was removed, there are more than 65,536 factors, one is negative or not finite, or
+    /// the largest one leads out of a range that the learning rate has in [`Hyperparameters::validate`]. The old factors stay. Later calls
+    /// that would lead out of that range with the factors are refused in the same way.
+    pub fn set_column_factors(&mut self, parameter: ParameterId, factors: &[f32]) -> Result<(), Error> {
+        self.registry.set_column_factors(parameter, factors)
     }
 
     /// Removes a parameter. Its id is refused from then on, its label and the bytes of its views are free, and its state is given back.

@@ -2,13 +2,14 @@
 //!
 //! A change bumps a revision and does nothing else. Whatever is derived from the registry compares revisions where it is used.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::handles::{GroupId, Parameter, ParameterId, Shard, StepCounts};
 use super::slots::{Key, Slots};
 use super::step::{Step, Targets, Update};
-use crate::error::{Error, ErrorKind, ViewError};
+use crate::error::{Error, ErrorKind, Role, ViewError};
 use crate::hyperparameters::{Group, Hyperparameters};
 use crate::kernels::abi::QUAD_ELEMENTS;
 use crate::plan::cohorts::Cohorts;
@@ -16,6 +17,7 @@ use crate::plan::overlap::{Occupied, Overlap, first_overlap, sorted_ranges};
 use crate::plan::places::{Buffers, Places};
 use crate::plan::views::{OwnedViews, Views};
 use crate::rules::Rule;
+use crate::rules::range::in_range;
 use crate::storage::block::{BlockLayout, QUANT_BLOCK_ELEMENTS};
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
@@ -35,6 +37,8 @@ pub struct Revisions {
     pub cohorts: u64,
     /// Step counts were set, other than by steps.
     pub counts: u64,
+    /// Factors of columns changed.
+    pub column_factors: u64,
 }
 
 /// Groups, parameters and step counts of one optimizer.
@@ -51,6 +55,8 @@ pub struct Registry {
     without_views: usize,
     /// The number of groups that were ever added.
     groups_added: u64,
+    /// Parameters with factors of columns, by index.
+    with_factors: BTreeSet<usize>,
     revisions: Revisions,
 }
 
@@ -90,6 +96,8 @@ pub struct Record {
     /// Key of its random numbers.
     pub random_key: [u32; 2],
     pub views: Option<OwnedViews>,
+    /// Factors of the learning rates of its columns.
+    pub column_factors: Option<Arc<[f32]>>,
 }
 
 /// The parameters of one step.
@@ -119,6 +127,9 @@ impl Selection {
 }
 
 impl Registry {
+    /// The most factors of columns that a parameter can have.
+    const MOST_COLUMN_FACTORS: usize = 1 << 16;
+
     pub fn new(settings: Settings) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Self {
@@ -131,6 +142,7 @@ impl Registry {
             cohorts: Cohorts::default(),
             without_views: 0,
             groups_added: 0,
+            with_factors: BTreeSet::new(),
             revisions: Revisions::default(),
         }
     }
@@ -201,6 +213,11 @@ impl Registry {
         hyperparameters.validate()?;
         let old = self.group(id)?.hyperparameters;
         same_form(hyperparameters.rule, old.rule)?;
+        for record in self.with_factors.iter().filter_map(|&index| self.parameters.at(index)) {
+            if record.group == id {
+                check_factors(record, &hyperparameters)?;
+            }
+        }
         if old != hyperparameters
             && let Some(record) = self.groups.get_mut(id.key)
         {
@@ -237,7 +254,7 @@ impl Registry {
         check_shard(shard, len, dtype, layout).map_err(|error| error.of(label))?;
         let index = self.parameters.next_index();
         if let Some(views) = &views {
-            self.occupy(index, label, len, dtype, views)?;
+            self.occupy(index, label, (len, shard), dtype, views)?;
             self.revisions.views += 1;
         } else {
             self.without_views += 1;
@@ -251,6 +268,7 @@ impl Registry {
             shard,
             random_key: key_of(self.settings.seed, label),
             views: views.as_ref().map(OwnedViews::new),
+            column_factors: None,
         });
         self.by_label.insert(label.to_owned(), key);
         self.cohorts.add_parameter(index, group.key.index() as u32);
@@ -263,6 +281,7 @@ impl Registry {
         self.record(id)?;
         let Some(record) = self.parameters.remove(id.key) else { return Ok(()) };
         self.by_label.remove(&record.label);
+        self.with_factors.remove(&id.key.index());
         match &record.views {
             Some(views) => self.vacate(record.dtype, &views.borrow()),
             None => self.without_views -= 1,
@@ -277,7 +296,7 @@ impl Registry {
 
     pub fn set_views(&mut self, id: ParameterId, views: Views<'_>) -> Result<(), Error> {
         let record = self.record(id)?;
-        let (label, len, dtype) = (record.label.clone(), record.len, record.dtype);
+        let (label, len, dtype) = (record.label.clone(), (record.len, record.shard), record.dtype);
         let (index, old) = (id.key.index(), record.views.clone());
         if let Some(old) = &old {
             self.vacate(dtype, &old.borrow());
@@ -296,12 +315,89 @@ impl Registry {
         Ok(())
     }
 
+    /// Sets the factors of a parameter's columns, or removes them if there are none.
+    pub fn set_column_factors(&mut self, id: ParameterId, factors: &[f32]) -> Result<(), Error> {
+        let record = self.record(id)?;
+        let refused = |kind: ErrorKind| kind.of(&record.label);
+        if factors.len() > Self::MOST_COLUMN_FACTORS {
+            let (found, most) = (factors.len(), Self::MOST_COLUMN_FACTORS);
+            return Err(refused(ErrorKind::ColumnFactors { found, most }));
+        }
+        for &factor in factors {
+            let is_in_range = factor >= 0.0 && factor.is_finite();
+            in_range("column_factors", factor.into(), "finite factors of at least 0", is_in_range)
+                .map_err(|error| Error::from(error).about(&record.label))?;
+        }
+        let column_factors = (!factors.is_empty()).then(|| factors.into());
+        let hyperparameters = self.group_of(record).hyperparameters;
+        check_largest_factor(&record.label, column_factors.as_deref(), &hyperparameters)?;
+        let had_factors = record.column_factors.is_some();
+        // Launches do not mix tensors with and without factors.
+        self.revisions.views += u64::from(had_factors != column_factors.is_some());
+        self.revisions.column_factors += 1;
+        match column_factors {
+            Some(_) => self.with_factors.insert(id.key.index()),
+            None => self.with_factors.remove(&id.key.index()),
+        };
+        if let Some(record) = self.parameters.get_mut(id.key) {
+            record.column_factors = column_factors;
+        }
+        Ok(())
+    }
+
+    /// Gives a parameter another length, at these views or at its registered ones.
+    pub fn resize(&mut self, id: ParameterId, len: u64, views: Option<&Views<'_>>) -> Result<(), Error> {
+        let record = self.record(id)?;
+        let (label, dtype, old_len) = (record.label.clone(), record.dtype, record.len);
+        let most = self.settings.most_bytes / dtype.bytes();
+        if len > most {
+            return Err(ErrorKind::TooLong { len, dtype, most }.of(&label));
+        }
+        let (index, old) = (id.key.index(), record.views.clone());
+        if let Some(old) = &old {
+            self.vacate(dtype, &old.borrow());
+        }
+        let new = views.map(OwnedViews::new).or_else(|| old.clone());
+        if let Some(new) = &new
+            && let Err(error) = self.occupy(index, &label, (len, Shard::new(0, len)), dtype, &new.borrow())
+        {
+            if let Some(old) = &old {
+                self.occupy(index, &label, (old_len, Shard::new(0, old_len)), dtype, &old.borrow())?;
+            }
+            return Err(error);
+        }
+        self.without_views -= usize::from(old.is_none() && new.is_some());
+        if let Some(record) = self.parameters.get_mut(id.key) {
+            record.len = len;
+            record.shard = Shard::new(0, len);
+            record.views = new;
+        }
+        self.revisions.views += 1;
+        // State has changed, other than by steps.
+        self.revisions.counts += 1;
+        Ok(())
+    }
+
+    /// Takes a change of length back, and gives the parameter its old views or none.
+    pub fn restore(&mut self, id: ParameterId, len: u64, views: Option<OwnedViews>) -> Result<(), Error> {
+        let dtype = self.record(id)?.dtype;
+        if views.is_none()
+            && let Some(record) = self.parameters.get_mut(id.key)
+            && let Some(taken) = record.views.take()
+        {
+            self.vacate(dtype, &taken.borrow());
+            self.without_views += 1;
+        }
+        self.resize(id, len, views.as_ref().map(OwnedViews::borrow).as_ref())
+    }
+
     /// Moves a parameter to another group.
     pub fn set_group(&mut self, id: ParameterId, group: GroupId) -> Result<(), Error> {
         let record = self.record(id)?;
         let of = |error: Error| error.about(&record.label);
         let to = self.group(group).map_err(of)?;
         same_form(to.hyperparameters.rule, self.group_of(record).hyperparameters.rule).map_err(of)?;
+        check_factors(record, &to.hyperparameters)?;
         if let Some(record) = self.parameters.get_mut(id.key) {
             record.group = group;
         }
@@ -348,12 +444,13 @@ impl Registry {
         &mut self,
         index: usize,
         label: &str,
-        len: u64,
+        (len, shard): (u64, Shard),
         dtype: DType,
         views: &Views<'_>,
     ) -> Result<(), Error> {
         let refused = |(role, error)| ErrorKind::View { role, error }.of(label);
         let ends = views.check(len, dtype).map_err(refused)?;
+        check_mask_of_shard(shard, views).map_err(|error| refused((Role::RowMask, error)))?;
         for (taken, ((role, view, _), end)) in views.each(dtype).zip(ends).enumerate() {
             if let Err(Overlap { parameter, role: other_role, byte }) =
                 self.occupied.take(&view, end, index, role)
@@ -435,7 +532,10 @@ impl Registry {
         for update in updates {
             let record = self.record(update.parameter)?;
             let checked = update.views.check(record.len, record.dtype);
-            ends.push(checked.map_err(|(role, error)| ErrorKind::View { role, error }.of(&record.label))?);
+            let refused = |(role, error)| ErrorKind::View { role, error }.of(&record.label);
+            ends.push(checked.map_err(refused)?);
+            check_mask_of_shard(record.shard, &update.views)
+                .map_err(|error| refused((Role::RowMask, error)))?;
             let places = buffers.locate(&update.views, record.dtype);
             parameters.push((update.parameter.key.index(), places));
         }
@@ -515,6 +615,16 @@ fn check_shard(shard: Shard, len: u64, dtype: DType, layout: BlockLayout) -> Res
     }
 }
 
+/// A shard starts at a whole row of its mask.
+fn check_mask_of_shard(shard: Shard, views: &Views<'_>) -> Result<(), ViewError> {
+    match views.row_mask {
+        Some(mask) if !shard.first.is_multiple_of(mask.row_len) => {
+            Err(ViewError::RowOfShard { first: shard.first, row_len: mask.row_len })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How a parameter of a tensor of `whole` elements is stored. The states are those of its rule.
 fn layout_of(
     label: &str,
@@ -540,6 +650,22 @@ fn check_state_format(rule: Rule, found: StateFormat) -> Result<(), Error> {
         Some(reason) => Err(ErrorKind::StateFormat { form, found, reason }.into()),
         None => Ok(()),
     }
+}
+
+/// The learning rates of all columns are in their range.
+fn check_factors(record: &Record, hyperparameters: &Hyperparameters) -> Result<(), Error> {
+    check_largest_factor(&record.label, record.column_factors.as_deref(), hyperparameters)
+}
+
+fn check_largest_factor(
+    label: &str,
+    factors: Option<&[f32]>,
+    hyperparameters: &Hyperparameters,
+) -> Result<(), Error> {
+    let largest = factors.into_iter().flatten().copied().fold(0.0, f32::max);
+    let learning_rate = f64::from(largest) * hyperparameters.learning_rate;
+    let scaled = hyperparameters.with_learning_rate(learning_rate);
+    scaled.validate().map_err(|error| Error::from(error).about(label))
 }
 
 /// Parameters of a group have the states of its rule.

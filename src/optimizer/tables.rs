@@ -13,7 +13,7 @@ use crate::kernels::bindings;
 use crate::kernels::pipeline::{Kernel, Pipelines};
 use crate::kernels::variant::GradientBinding;
 use crate::options::Diagnostics;
-use crate::plan::launches::{Launch, Plan, Tensor, Window};
+use crate::plan::launches::{Launch, Plan, RowsOfTensor, Tensor, Window};
 use crate::plan::limits::{PlanLimits, grid};
 
 /// The plan of a step and everything that it needs on the device.
@@ -29,9 +29,14 @@ pub struct Tables {
     segments: Ring,
     /// The slot that holds the plan's segments, and the revision of the rows that they name.
     segments_written: Option<(Lease, u64)>,
+    /// What the table of columns and rows is made from, for each tensor of the plan; empty if no launch needs it.
+    rows_of_tensors: Vec<RowsOfTensor>,
+    rows: Option<Ring>,
+    /// The slot that holds that table, and the revision of the factors that it has.
+    rows_written: Option<(Lease, u64)>,
     bind_groups: Vec<wgpu::BindGroup>,
-    /// Generations of the coefficients and of the ring of segments that the bind groups name.
-    bound: Option<(u64, u64)>,
+    /// Generations of the coefficients and of the rings of segments and of rows that the bind groups name.
+    bound: Option<(u64, u64, u64)>,
     preparation: Option<Preparation>,
 }
 
@@ -64,18 +69,29 @@ impl Tables {
                     key: record.random_key,
                     first_quad: record.shard.first / u64::from(QUAD_ELEMENTS),
                     form: of.registry.group_of(record).hyperparameters.rule.form(),
+                    has_factors: record.column_factors.is_some(),
+                    row_mask: places.row_mask,
                 })
             })
             .collect();
         let zero_gradients = of.registry.settings().zero_gradients;
         let plan = Plan::new(&tensors, &buffers.sizes, zero_gradients, of.limits);
-        let (segments, chunks, preparation) = match old {
+        let (segments, rows, chunks, preparation) = match old {
             Some(old) if plan.has_chunks_of(&old.plan) => {
-                (Some(old.segments), Some(old.chunks), old.preparation)
+                (Some(old.segments), old.rows, Some(old.chunks), old.preparation)
             }
-            Some(old) => (Some(old.segments), None, None),
-            None => (None, None, None),
+            Some(old) => (Some(old.segments), old.rows, None, None),
+            None => (None, None, None, None),
         };
+        let has_rows = plan.launches.iter().any(|launch| launch.rows.is_some());
+        let rows_of_tensors = parameters
+            .iter()
+            .filter(|_| has_rows)
+            .filter_map(|&(index, places)| {
+                let record = of.registry.at(index)?;
+                Some(RowsOfTensor { first: record.shard.first, row_mask: places.row_mask })
+            })
+            .collect();
         let chunks = match chunks {
             Some(chunks) => chunks,
             None => chunk_buffer(of.gpu, &plan)?,
@@ -95,6 +111,9 @@ impl Tables {
             chunks,
             segments,
             segments_written: None,
+            rows_of_tensors,
+            rows,
+            rows_written: None,
             bind_groups: Vec::new(),
             bound: None,
             preparation,
@@ -123,7 +142,9 @@ impl Tables {
             self.segments_written = Some((slot, row_revision));
         }
         if part != Part::Norm {
-            let generations = (source.generation(), self.segments.generation());
+            self.update_rows(of)?;
+            let rows_generation = self.rows.as_ref().map_or(0, Ring::generation);
+            let generations = (source.generation(), self.segments.generation(), rows_generation);
             if self.bound != Some(generations) {
                 self.bind(of, pipelines, source)?;
                 self.bound = Some(generations);
@@ -152,6 +173,29 @@ impl Tables {
         Ok(())
     }
 
+    /// Writes the table of columns and rows, if there is one and its factors have changed.
+    fn update_rows(&mut self, of: &Context<'_>) -> Result<(), DeviceError> {
+        let revision = of.registry.revisions().column_factors;
+        let is_written = self.rows_written.as_ref().is_some_and(|(_, written)| *written == revision);
+        if self.rows_of_tensors.is_empty() || is_written {
+            return Ok(());
+        }
+        self.rows_written = None;
+        let parameters = &self.parameters;
+        let table = self.plan.row_table(&self.rows_of_tensors, |tensor| {
+            of.registry.at(parameters[tensor])?.column_factors.as_deref()
+        });
+        let bytes: &[u8] = bytemuck::cast_slice(&table);
+        let mut ring = match self.rows.take() {
+            Some(ring) => ring,
+            None => Ring::new(of.gpu, "row_table", Self::SEGMENT_SLOTS, bytes.len() as u64)?,
+        };
+        let slot = ring.write(of.gpu, bytes);
+        self.rows = Some(ring);
+        self.rows_written = Some((slot?, revision));
+        Ok(())
+    }
+
     fn bind(
         &mut self,
         of: &Context<'_>,
@@ -175,6 +219,12 @@ impl Tables {
             let histogram = of.memory.histogram().filter(|_| launch.form.rule().has_element_rates());
             entries.extend(histogram.map(|of| (bindings::HISTOGRAM, of.as_entire_binding())));
             entries.extend(launch.shadow.as_ref().map(|of| (bindings::SHADOW, self.window(of))));
+            if let (Some(masks), Some(rows)) = (launch.rows, &self.rows) {
+                // Without masks anything may be bound there.
+                let masks = masks.map(|buffer| self.buffers[buffer as usize].as_entire_binding());
+                entries.push((bindings::ROW_TABLE, rows.binding()));
+                entries.push((bindings::ROW_MASKS, masks.unwrap_or_else(|| self.chunks_of(launch))));
+            }
             self.bind_groups.push(pipelines.bind_group(kernel, entries)?);
         }
         Ok(())
@@ -207,16 +257,21 @@ impl Tables {
         if part == Part::Norm {
             return;
         }
-        let offsets = [coefficients.as_ref().map_or(0, |lease| lease.offset), segments.offset];
+        let rows = self.rows_written.as_ref().map(|(lease, _)| lease.clone());
+        let offsets = [
+            coefficients.as_ref().map_or(0, |lease| lease.offset),
+            segments.offset,
+            rows.as_ref().map_or(0, |lease| lease.offset),
+        ];
         for ((launch, kernel), bind_group) in
             self.plan.launches.iter().zip(&self.kernels).zip(&self.bind_groups)
         {
             pass.set_pipeline(pipelines.get(kernel));
-            pass.set_bind_group(0, bind_group, &offsets);
+            pass.set_bind_group(0, bind_group, &offsets[..if launch.rows.is_some() { 3 } else { 2 }]);
             let (x, y) = grid(launch.chunks, workgroups_per_dimension);
             pass.dispatch_workgroups(x, y, 1);
         }
-        pass.on_submitted_work_done(move || drop((coefficients, segments)));
+        pass.on_submitted_work_done(move || drop((coefficients, segments, rows)));
     }
 
     /// Drops everything that refers to the caller's buffers, once the step is recorded.
@@ -224,6 +279,7 @@ impl Tables {
         self.bind_groups.clear();
         self.buffers.clear();
         self.segments_written = None;
+        self.rows_written = None;
         self.bound = None;
         if let Some(preparation) = &mut self.preparation {
             preparation.release();

@@ -114,13 +114,27 @@ impl Allocator {
         extents
     }
 
+    /// Places a tensor's blocks one after the other, in a new state buffer if no free run holds all of them. A tensor that is larger than a
+    /// state buffer is placed as by [`Allocator::allocate`].
+    pub fn allocate_together(&mut self, pool: u32, layout: BlockLayout, elements: u64) -> Vec<Extent> {
+        let words = state_words(layout, elements);
+        let holds = |buffer: &StateBuffer| {
+            buffer.capacity > 0
+                && buffer.pool == pool
+                && buffer.free.iter().any(|free| free.end - free.start >= words)
+        };
+        if words <= self.most_words && !self.buffers.iter().any(holds) {
+            self.add_buffer(pool, words);
+        }
+        self.allocate(pool, layout, elements, words)
+    }
+
     /// The state buffer and its free run where a tensor continues: the shortest run that holds all its `words`, or else the longest run if
     /// it holds the next block, or else a new state buffer.
     fn run_for(&mut self, pool: u32, words: u64, next_block: u64, pending: u64) -> (usize, usize) {
         let length = |run: &Range<u64>| run.end - run.start;
         let buffers =
             self.buffers.iter().enumerate().filter(|(_, buffer)| buffer.capacity > 0 && buffer.pool == pool);
-        let is_first = buffers.clone().next().is_none();
         let runs = buffers.flat_map(|(index, buffer)| {
             buffer.free.iter().enumerate().map(move |(run, free)| ((index, run), length(free)))
         });
@@ -129,8 +143,14 @@ impl Allocator {
         if let Some((found, _)) = shortest.or(longest) {
             return found;
         }
+        (self.add_buffer(pool, pending), 0)
+    }
+
+    /// Adds a state buffer of at least so many words, up to the device's limit, and returns its index.
+    fn add_buffer(&mut self, pool: u32, words: u64) -> usize {
+        let is_first = !self.buffers.iter().any(|buffer| buffer.capacity > 0 && buffer.pool == pool);
         let least = if is_first { 0 } else { Self::LEAST_WORDS };
-        let capacity = pending.max(least).min(self.most_words);
+        let capacity = words.max(least).min(self.most_words);
         let buffer = StateBuffer { pool, capacity, free: std::iter::once(0..capacity).collect() };
         let vacant = self.buffers.iter().position(|buffer| buffer.capacity == 0);
         let index = vacant.unwrap_or(self.buffers.len());
@@ -139,7 +159,7 @@ impl Allocator {
         } else {
             self.buffers.push(buffer);
         }
-        (index, 0)
+        index
     }
 
     /// Takes a tensor's blocks back. State buffers without blocks become vacant.

@@ -13,9 +13,9 @@ use std::ops::Range;
 
 use super::allocator::Extent;
 use super::limits::PlanLimits;
-use crate::kernels::abi::{Chunk, Partial, QUAD_ELEMENTS, Segment};
+use crate::kernels::abi::{Chunk, Partial, QUAD_ELEMENTS, Segment, SegmentRows};
 use crate::kernels::pipeline::{Kernel, NormEnd};
-use crate::kernels::variant::{Access, GradientBinding, Quantized, Shadow, Variant};
+use crate::kernels::variant::{Access, GradientBinding, Quantized, RowFeatures, Shadow, Variant};
 use crate::options::Diagnostics;
 use crate::rules::RuleForm;
 use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, StateAccess, WORD_BYTES};
@@ -52,9 +52,19 @@ pub struct Tensor<'a> {
     pub first_quad: u64,
     /// Its update rule and states.
     pub form: RuleForm,
+    /// Whether its columns have factors.
+    pub has_factors: bool,
+    /// The mask of its rows, and the elements of a row.
+    pub row_mask: Option<(Location, u64)>,
 }
 
 impl Tensor<'_> {
+    /// What keeps it apart from tensors that have neither factors nor a mask: the buffer of masks, if there is one.
+    fn rows(&self) -> Option<Option<u32>> {
+        let mask = self.row_mask.map(|(mask, _)| mask.buffer);
+        (self.has_factors || mask.is_some()).then_some(mask)
+    }
+
     fn format(&self) -> Format {
         Format {
             values: self.values.dtype,
@@ -123,6 +133,8 @@ pub struct Launch {
     pub chunks: u32,
     /// Its segments.
     pub segments: Range<u32>,
+    /// Whether its tensors have factors of columns or masks, and the buffer of the masks.
+    pub rows: Option<Option<u32>>,
 }
 
 impl Launch {
@@ -137,8 +149,10 @@ impl Launch {
             quantized: self.quantized,
             shadow: self.shadow_variant(),
             diagnostics,
+            rows: if self.rows.is_some() { RowFeatures::On } else { RowFeatures::Off },
         };
-        Kernel::Update { variant, format: self.format, is_whole: self.is_whole }
+        let has_masks = self.rows.flatten().is_some();
+        Kernel::Update { variant, format: self.format, is_whole: self.is_whole, has_masks }
     }
 
     /// The kernel of the norm of its gradients.
@@ -198,6 +212,15 @@ pub struct Plan {
     pub launches: Vec<Launch>,
     /// The segment table.
     pub segments: Vec<Segment>,
+}
+
+/// What the table of columns and rows needs to know of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsOfTensor {
+    /// Its first element in the tensor that it is a part of.
+    pub first: u64,
+    /// The mask of its rows, and the elements of a row.
+    pub row_mask: Option<(Location, u64)>,
 }
 
 /// The windows and the size of a launch under construction.
@@ -400,6 +423,7 @@ impl Plan {
             first_chunk,
             chunks: pieces.iter().map(|piece| piece.chunks() as u32).sum(),
             segments: first_segment..self.segments.len() as u32,
+            rows: tensor_of(&pieces[0]).rows(),
         });
     }
 
@@ -408,6 +432,43 @@ impl Plan {
         for (segment, piece) in self.segments.iter_mut().zip(&self.pieces) {
             segment.coefficients = row(piece.tensor as usize);
         }
+    }
+
+    /// The table of columns and rows of all segments; `factors` gives the factors of the columns of a tensor's index. Empty if no launch
+    /// needs it.
+    pub fn row_table<'a>(
+        &self,
+        tensors: &[RowsOfTensor],
+        factors: impl Fn(usize) -> Option<&'a [f32]>,
+    ) -> Vec<u32> {
+        if self.launches.iter().all(|launch| launch.rows.is_none()) {
+            return Vec::new();
+        }
+        let mut table = vec![0; self.pieces.len() * size_of::<SegmentRows>() / WORD_BYTES as usize];
+        let mut starts = HashMap::new();
+        for (segment, piece) in self.pieces.iter().enumerate() {
+            let tensor = piece.tensor as usize;
+            let first = piece.first_chunk * u64::from(CHUNK_ELEMENTS);
+            let RowsOfTensor { first: first_of_tensor, row_mask } = tensors[tensor];
+            let mut rows = SegmentRows::default();
+            if let Some(factors) = factors(tensor) {
+                rows.factors = *starts.entry(tensor).or_insert_with(|| {
+                    table.extend(factors.iter().map(|factor| factor.to_bits()));
+                    (table.len() - factors.len()) as u32
+                });
+                rows.period = factors.len() as u32;
+                rows.phase = ((first_of_tensor + first) % factors.len() as u64) as u32;
+            }
+            if let Some((mask, row_len)) = row_mask {
+                rows.mask = (mask.offset / WORD_BYTES) as u32;
+                rows.row_len = row_len as u32;
+                rows.row = (first / row_len) as u32;
+                rows.column = (first % row_len) as u32;
+            }
+            let words = size_of::<SegmentRows>() / WORD_BYTES as usize;
+            table[segment * words..(segment + 1) * words].copy_from_slice(bytemuck::cast_slice(&[rows]));
+        }
+        table
     }
 
     /// The partial sums of the gradients' norm that each launch has, one per workgroup. Bindings start at multiples of `alignment` bytes.
@@ -467,7 +528,8 @@ fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
     for (number, tensor) in tensors.iter().enumerate() {
         for extent in tensor.extents {
             let shadow = tensor.shadow.map(|shadow| shadow.buffer);
-            let key = (tensor.values.buffer, tensor.gradients.buffer, shadow, extent.buffer, tensor.form);
+            let buffers = (tensor.values.buffer, tensor.gradients.buffer, shadow, extent.buffer);
+            let key = (buffers, tensor.form, tensor.rows());
             let group = match recent {
                 Some((recent, group)) if recent == key => group,
                 _ => *index.entry(key).or_insert_with(|| {

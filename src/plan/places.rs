@@ -24,6 +24,8 @@ pub struct Places {
     pub values: Location,
     pub gradients: Location,
     pub shadow: Option<Location>,
+    /// The mask of rows, and the elements of a row.
+    pub row_mask: Option<(Location, u64)>,
 }
 
 impl Places {
@@ -41,6 +43,10 @@ impl Buffers {
             values: self.location(Role::Values, &views.values, dtype),
             gradients: self.location(Role::Gradients, &views.gradients, dtype),
             shadow: views.shadow.as_ref().map(|shadow| self.location(Role::Shadow, shadow, dtype)),
+            row_mask: views
+                .row_mask
+                .as_ref()
+                .map(|mask| (self.location(Role::RowMask, &mask.view, DType::F32), mask.row_len)),
         }
     }
 

@@ -55,6 +55,11 @@ impl<'a> View<'a> {
             })
     }
 
+    /// Checks that so many words of 32 bits lie here.
+    pub(crate) fn check_words(&self, words: u64) -> Result<u64, ViewError> {
+        self.end(words, DType::F32)
+    }
+
     /// Checks that the values of a parameter can lie here.
     pub(crate) fn check_values(&self, elements: u64, dtype: DType) -> Result<u64, ViewError> {
         match self.dtype {
@@ -76,12 +81,48 @@ pub struct Views<'a> {
     /// A 16-bit shadow copy of an f32 parameter, written at every step for the next forward pass. It lies in a buffer that holds neither
     /// the parameter nor its gradient.
     pub shadow: Option<View<'a>>,
+    /// Which rows step. Without it all do.
+    pub row_mask: Option<RowMask<'a>>,
+}
+
+/// Which rows of a parameter step, a bit for each row.
+///
+/// Row `r` is elements `r * row_len` to `(r + 1) * row_len` of the parameter, and steps if bit `r % 32` of word `r / 32` is 1. A row whose bit
+/// is 0 rests: values, state, master weights and shadow copy stay as they are, and there is no weight decay. The step count is that of the
+/// parameter and advances, so that bias corrections do not know that a row has rested. The sparse Adam of Gaussian splatting
+/// (`SparseGaussianAdam` of the reference code, `SelectiveAdam` of gsplat) has neither a step count nor bias corrections. Gradients of resting rows are zeroed with
+/// [`Options::zero_gradients`](crate::Options::zero_gradients), and count in the norm of [`Control::Device`](crate::Control::Device), so
+/// an engine that clips leaves zeros there.
+///
+/// 8-bit state of a resting row is encoded again with the elements that share its scales: it stays as it is while the scales do, and is
+/// rounded stochastically where they move.
+///
+/// Several parameters may share a mask. It lies in a buffer that holds none of a parameter's other views.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RowMask<'a> {
+    /// Where the words of 32 bits lie: one for every 32 rows.
+    pub view: View<'a>,
+    /// Elements of a row. A shard starts at a multiple.
+    pub row_len: u64,
+}
+
+impl<'a> RowMask<'a> {
+    /// A mask of rows of `row_len` elements.
+    pub fn new(view: View<'a>, row_len: u64) -> Self {
+        Self { view, row_len }
+    }
 }
 
 impl<'a> Views<'a> {
     /// A parameter and its gradient, without a shadow copy.
     pub fn new(values: View<'a>, gradients: View<'a>) -> Self {
-        Self { values, gradients, shadow: None }
+        Self { values, gradients, shadow: None, row_mask: None }
+    }
+
+    /// Adds a mask of the rows that step.
+    pub fn with_row_mask(self, mask: RowMask<'a>) -> Self {
+        Self { row_mask: Some(mask), ..self }
     }
 
     /// Adds a shadow copy, whose data type is f16 or bf16.
@@ -102,11 +143,25 @@ impl<'a> Views<'a> {
     pub(crate) fn check(&self, elements: u64, dtype: DType) -> Result<[u64; Role::COUNT], (Role, ViewError)> {
         self.values.check_values(elements, dtype).map_err(|error| (Role::Values, error))?;
         self.check_shadow(dtype).map_err(|error| (Role::Shadow, error))?;
+        self.check_row_mask(elements).map_err(|error| (Role::RowMask, error))?;
         let mut ends = [0; Role::COUNT];
         for ((role, view, dtype), end) in self.each(dtype).zip(&mut ends) {
             *end = view.end(elements, dtype).map_err(|error| (role, error))?;
         }
         Ok(ends)
+    }
+
+    fn check_row_mask(&self, elements: u64) -> Result<(), ViewError> {
+        let Some(RowMask { view, row_len }) = self.row_mask else { return Ok(()) };
+        if !(1..=1 << 31).contains(&row_len) {
+            return Err(ViewError::RowLength { row_len });
+        }
+        view.check_words(elements.div_ceil(row_len).div_ceil(32))?;
+        let others = [Some(self.values), Some(self.gradients), self.shadow];
+        if others.into_iter().flatten().any(|other| other.buffer == view.buffer) {
+            return Err(ViewError::RowMaskBuffer);
+        }
+        Ok(())
     }
 
     fn check_shadow(&self, values: DType) -> Result<(), ViewError> {
@@ -128,6 +183,7 @@ pub(crate) struct OwnedViews {
     values: OwnedView,
     gradients: OwnedView,
     shadow: Option<OwnedView>,
+    row_mask: Option<(OwnedView, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -153,6 +209,7 @@ impl OwnedViews {
             values: OwnedView::new(&views.values),
             gradients: OwnedView::new(&views.gradients),
             shadow: views.shadow.as_ref().map(OwnedView::new),
+            row_mask: views.row_mask.as_ref().map(|mask| (OwnedView::new(&mask.view), mask.row_len)),
         }
     }
 
@@ -161,6 +218,7 @@ impl OwnedViews {
             values: self.values.borrow(),
             gradients: self.gradients.borrow(),
             shadow: self.shadow.as_ref().map(OwnedView::borrow),
+            row_mask: self.row_mask.as_ref().map(|(view, row_len)| RowMask::new(view.borrow(), *row_len)),
         }
     }
 }

@@ -7,4 +7,5 @@ pub mod dtype;
 pub mod master;
 pub mod q8;
 pub mod random;
+pub mod rows;
 pub mod state;

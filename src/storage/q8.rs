@@ -102,6 +102,12 @@ fn scale_in(scales: u32, index: usize, sign: Sign) -> Scale {
     Scale { bottom: (scales >> (8 * index) & 0xff) << 23, shift }
 }
 
+/// The scales without that of state `index`: those of a quant block in which the state is zero.
+pub fn without_scale(scales: u32, index: usize, sign: Sign) -> u32 {
+    let shift = if sign == Sign::Signed { 0 } else { 3 << SHIFT_BITS[index] };
+    scales & !(0xff << (8 * index)) & !shift
+}
+
 /// The values of state `index` of a quant block.
 pub fn decode(codes: &[u8], scales: u32, index: usize, sign: Sign) -> impl Iterator<Item = f32> + '_ {
     let scale = scale_in(scales, index, sign);

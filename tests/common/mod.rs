@@ -1,6 +1,8 @@
 //! What the tests share: a device, an engine that lays tensors out in buffers, and a comparator.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod package;
+
 use std::sync::OnceLock;
 
 use adamod::reference::{Real, Reference, Storage, rounded};

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use crate::errors::check_text;
 
 fn adamod(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_adamod")).args(arguments).output().unwrap()
+    Command::new(crate::common::package::tool()).args(arguments).output().unwrap()
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn command_lines_that_cannot_be_are_refused_by_name() {
     ] {
         if arguments.iter().any(|argument| argument.contains('\0')) {
             // An argument cannot contain a null character on any system.
-            let spawned = Command::new(env!("CARGO_BIN_EXE_adamod")).args(&arguments).output();
+            let spawned = Command::new(crate::common::package::tool()).args(&arguments).output();
             assert!(spawned.is_err());
             continue;
         }
@@ -65,7 +65,7 @@ fn arguments_that_are_not_utf8_are_refused() {
     use std::os::unix::ffi::OsStrExt as _;
     let bad = std::ffi::OsStr::from_bytes(&[0x66, 0xff, 0xfe]);
     for before in [vec!["replay"], vec!["replay", "x", "--state"], vec!["bench", "--suite"], vec![]] {
-        let output = Command::new(env!("CARGO_BIN_EXE_adamod")).args(before).arg(bad).output().unwrap();
+        let output = Command::new(crate::common::package::tool()).args(before).arg(bad).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
@@ -80,7 +80,7 @@ fn output_that_cannot_be_written_fails_with_2_and_a_machine_without_adapters_wit
     check_text(text.trim()).unwrap();
     // The files of these drivers do not exist.
     let folder = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+    let output = Command::new(crate::common::package::tool())
         .args(["replay", trace])
         .env("VK_DRIVER_FILES", folder.path().join("none.json"))
         .env("VK_ICD_FILENAMES", folder.path().join("none.json"))
@@ -101,7 +101,7 @@ fn a_reader_that_has_gone_is_an_error_and_not_a_panic() {
     for arguments in [vec!["info"], vec!["info", "--json"], vec!["replay", trace, "--backend", "cpu"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+        let output = Command::new(crate::common::package::tool())
             .args(&arguments)
             .stdout(writer)
             .stderr(std::process::Stdio::piped())
@@ -134,7 +134,7 @@ fn a_full_disk_is_an_error_of_the_report_or_of_the_file_and_not_a_panic() {
         vec!["--version"],
         vec!["replay", "--help"],
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+        let output = Command::new(crate::common::package::tool())
             .args(&arguments)
             .stdout(full())
             .stderr(std::process::Stdio::piped())
@@ -175,7 +175,7 @@ fn a_full_disk_is_an_error_of_the_report_or_of_the_file_and_not_a_panic() {
     }
     // Errors that nobody can read: the exit code stays.
     for (arguments, code) in [(vec!["replay", "/no/such/trace"], 2), (vec!["--frobnicate"], 2)] {
-        let output = Command::new(env!("CARGO_BIN_EXE_adamod"))
+        let output = Command::new(crate::common::package::tool())
             .args(&arguments)
             .stdout(std::process::Stdio::null())
             .stderr(full())

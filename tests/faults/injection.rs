@@ -5,6 +5,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::common::package;
+
 /// A fault that the layer in `layer/lib.rs` injects.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -97,7 +99,10 @@ const LAYER: &str = "VK_LAYER_ADAMOD_faults";
 fn layer() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/layer/lib.rs");
+        if let Some(built) = package::built_layer() {
+            return built;
+        }
+        let source = package::folder().join("tests/faults/layer/lib.rs");
         let version = crc32fast::hash(&std::fs::read(&source).unwrap());
         let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let folder = all.join(format!("layer-{version:08x}"));
@@ -120,7 +125,8 @@ fn layer() -> &'static Path {
             "layer": {
                 "name": LAYER,
                 "type": "GLOBAL",
-                "library_path": folder.join(library),
+                // From the manifest's folder.
+                "library_path": format!("./{library}"),
                 "api_version": "1.3.0",
                 "implementation_version": "1",
                 "description": "Makes devices fail",

@@ -1,6 +1,5 @@
 //! Every row of `docs/faults.md` names a test that exists.
 
-use std::path::Path;
 
 const DOCUMENT: &str = include_str!("../../docs/faults.md");
 
@@ -36,7 +35,7 @@ fn every_row_names_a_test_that_exists() {
     let rows = rows();
     assert!(rows.len() >= 90, "{} rows", rows.len());
     for (file, name) in rows {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let path = crate::common::package::folder().join(file);
         let source = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
         assert!(has_test(&source, name), "{file} has no test {name}");
     }

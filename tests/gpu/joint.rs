@@ -5,7 +5,7 @@ use adamod::{
     NonFinite, Optimizer, Options, Progress, StateFormat, Step, Workgroups,
 };
 
-use crate::common::{Engine, Gpu, Kind, Layout, Model, all, gpu};
+use crate::common::{Engine, Gpu, Kind, Layout, Model, all, gpu, number_of};
 
 const DYNAMIC: LossScale =
     LossScale::Dynamic { initial: 1024.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 3 };
@@ -60,6 +60,21 @@ fn joint<'a>(engines: &'a mut [Engine<'_>], steps: &[Step<'a>]) -> JointStep<'a>
     let mut members = engines.iter_mut().zip(steps).map(|(engine, step)| (&mut engine.optimizer, *step));
     let (first, step) = members.next().unwrap();
     members.fold(JointStep::new(first, step), |joint, (optimizer, step)| joint.with(optimizer, step))
+}
+
+/// All bits of an engine, with one NaN for all. WGSL gives a NaN no sign, 8-bit state keeps the one it gets, and kernels of different layouts
+/// may give different ones (llvmpipe's do in OpenGL). So elements whose value is NaN have no state here.
+fn bits_of(engine: &Engine) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
+    let mut bits = engine.bits();
+    for ((values, states), tensor) in bits.iter_mut().zip(&engine.tensors) {
+        for (index, value) in values.iter_mut().enumerate() {
+            if number_of(tensor.kind.values, *value).is_nan() {
+                *value = f32::NAN.to_bits();
+                states.iter_mut().for_each(|state| state[index] = 0);
+            }
+        }
+    }
+    bits
 }
 
 /// How a joint step is recorded.
@@ -129,10 +144,10 @@ fn optimizers_together_are_one_optimizer_bit_for_bit() {
                     assert_eq!(progress(&engine.optimizer), progress(&alone.optimizer), "{case}");
                 }
             }
-            let expected = alone.bits();
+            let expected = bits_of(&alone);
             for (member, engine) in together.iter().enumerate() {
                 let own: Vec<_> = expected.iter().skip(member).step_by(members).cloned().collect();
-                assert!(engine.bits() == own, "{control:?}: optimizer {member} of {members}");
+                assert!(bits_of(engine) == own, "{control:?}: optimizer {member} of {members}");
             }
             let of_alone: Vec<_> = alone.ids.iter().map(|&id| alone.optimizer.step_count(id)).collect();
             for (member, engine) in together.iter().enumerate() {

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Writes the traces `family-*` for `adamod replay`: the rules besides AdaMod with their options, and the options that all rules have.
+"""Writes the traces `family-*` for `adamod replay`: the rules with their options, and the options that all rules have.
 
-torch.optim computes Adam, AdamW, SGD, NAdam, RAdam, RMSprop, Adagrad and Adadelta. The authors' package computes AdaBound (PyPI `adabound`),
-and the most used one Lion (PyPI `lion-pytorch`). NosAdam has no package: `NosAdam` below is the loop of the authors' repository, written
+torch.optim computes Adam, AdamW, SGD, NAdam, RAdam, RMSprop, Adagrad and Adadelta. The authors' packages compute AdaMod and AdaBound (PyPI
+`adamod`, `adabound`), and the most used one Lion (PyPI `lion-pytorch`). NosAdam has no package: `NosAdam` below is the loop of the authors' repository, written
 down from its formulas. All of them compute in float64 from float32 parameters and gradients, and the results are rounded to float32 once.
 
 No package has every kind of weight decay, or cautious updates. `step_of_group` puts them around the packages' own steps, from the papers'
 formulas: it takes what an optimizer without decoupled decay subtracts, and masks and decays outside of it.
 
     python3 -m venv venv
-    venv/bin/pip install torch==2.15.0 numpy==2.4.6 safetensors==0.8.0 lion-pytorch==0.2.3 && venv/bin/pip install --no-deps adabound==0.0.5
+    venv/bin/pip install torch==2.15.0 numpy==2.4.6 safetensors==0.8.0 lion-pytorch==0.2.3 && venv/bin/pip install --no-deps adabound==0.0.5 adamod==0.0.3
     venv/bin/python tests/traces/make_family_traces.py [FOLDER]
 
 The random numbers are seeded, so the same versions write the same bytes.
@@ -21,6 +21,7 @@ import sys
 import warnings
 
 import adabound
+import adamod
 import lion_pytorch
 import numpy
 import torch
@@ -103,6 +104,9 @@ def make_optimizer(rule, of, params):
         optimizer = adabound.AdaBound(params, betas=betas, eps=epsilon, amsbound=amsbound, **options, **common)
         # The package takes the learning rate with which it is made.
         optimizer.base_lrs = [base_lr]
+    elif rule == "adamod":
+        # It has decoupled decay only, so coupled decay is added to the gradient.
+        optimizer = adamod.AdaMod(params, lr=of["learning_rate"], betas=betas[:2], beta3=betas[2], eps=epsilon)
     else:
         # It has decoupled decay only, so coupled decay is added to the gradient.
         optimizer = lion_pytorch.Lion(params, lr=of["learning_rate"], betas=betas)
@@ -121,7 +125,7 @@ def step_of_group(rule, of, optimizer, learning_rate):
         gradient = -p.grad if of["maximize"] else p.grad.clone()
         gradient = gradient + value * p.detach() if kind == "coupled" else gradient
         gradients.append(gradient)
-        if rule == "lion" and kind == "coupled":
+        if rule in ("lion", "adamod") and kind == "coupled":
             p.grad = -gradient if of["maximize"] else gradient
     optimizer.step()
     factor = {"decoupled": learning_rate * value, "none": 0.0, "coupled": 0.0}.get(kind)
@@ -230,6 +234,12 @@ def cases():
             {"weight_decay": coupled, "shapes": [MIDDLE, SHORT]},
             {"maximize": True, "betas": [0.5, 0.9]},
         ),
+        "adamod": groups(
+            {**adam, "betas": [0.9, 0.999, 0.999], "formula": "authors"},
+            {"weight_decay": coupled, "shapes": [MIDDLE, SHORT]},
+            {"maximize": True, "betas": [0.5, 0.9, 0.8]},
+            {"betas": [0.9, 0.999, 0.0]},
+        ),
     }
     for number, (name, of) in enumerate(rules.items()):
         rule = name.split("-")[0]
@@ -241,10 +251,10 @@ def cases():
                "learning_rates": schedule(peak, 60), "missing": 0.4}
 
 
-STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum", "acc_delta")
+STATES = ("exp_avg", "exp_avg_sq", "exp_avg_lr", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum", "acc_delta")
 
 
-def make(case, folder):
+def make(case, folder, make_optimizer=make_optimizer, step_of_group=step_of_group):
     rng = numpy.random.default_rng(case["seed"])
     groups, initial, parameters, optimizers = [], {}, {}, []
     for number, of in enumerate(case["groups"]):
@@ -279,7 +289,7 @@ def make(case, folder):
     tensors.update({f"param.{name}": values for name, values in initial.items()})
     tensors.update({f"grad.{step}.{name}": gradient for (step, name), gradient in gradients.items()})
     assert all(numpy.isfinite(values).all() for values in tensors.values())
-    makers = {"adabound": "PyPI adabound 0.0.5", "lion": "PyPI lion-pytorch 0.2.3", "nosadam": "the formulas of the NosAdam authors"}
+    makers = {"adamod": "PyPI adamod 0.0.3", "adabound": "PyPI adabound 0.0.5", "lion": "PyPI lion-pytorch 0.2.3", "nosadam": "the formulas of the NosAdam authors"}
     maker = makers.get(case["rule"], "torch.optim")
     description = {key: case[key] for key in ("rule", "steps", "learning_rates") if key in case}
     description["groups"] = [of | of.pop("hyperparameters", {}) for of in groups]

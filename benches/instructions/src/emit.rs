@@ -1,6 +1,6 @@
 //! From a mode of the bench to the SPIR-V that wgpu hands to Vulkan drivers.
 
-use adamod::low_level::{BlockLayout, Format, Quantized, Shadow, Variant, abi};
+use adamod::low_level::{BlockLayout, Format, Quantized, RowFeatures, Shadow, Variant, abi};
 use adamod::{Access, DType, GradientBinding, StateFormat};
 use anyhow::{Context as _, anyhow};
 use naga::back::spv;
@@ -29,6 +29,7 @@ pub fn kernel(mode: Mode) -> Kernel {
         quantized: if layout.state == StateFormat::Q8 { Quantized::Shared } else { Quantized::Off },
         shadow: if shadow { Shadow::On } else { Shadow::Off },
         diagnostics,
+        rows: RowFeatures::Off,
     };
     let shadow = if shadow { DType::Bf16 } else { DType::F32 };
     let format = Format { values, gradients: values, state, master_weights, shadow };

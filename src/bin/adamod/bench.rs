@@ -62,7 +62,7 @@ pub struct Arguments {
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
-    /// Also write the report to this file, as one JSON object.
+    /// Also write the report to this file, as one JSON object, after every measurement.
     #[arg(long, value_name = "FILE")]
     json_file: Option<PathBuf>,
     /// Draw the suite roofline to this file, as SVG: GB/s by parameters, beside the copy and the stream kernel.
@@ -99,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let files: Vec<Argument<'_>> = [plot_file, json_file].into_iter().flatten().collect();
     let mut outputs = Output::open_all(&[], &files)?.into_iter();
     let plot_file = plot_file.and_then(|_| outputs.next());
-    let json_file = json_file.and_then(|_| outputs.next());
+    let mut json_file = json_file.and_then(|_| outputs.next());
     let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY)?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
     let sizes = Sizes {
@@ -123,7 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
         progress.set_style(style);
     }
-    let mut results: Vec<Measurement> = Vec::new();
+    let mut report = report_of(&machine);
     let mut roofline_ended_at = None;
     let mut failed = None;
     for group in &groups {
@@ -133,9 +133,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
         match measure(&machine, group, effort) {
-            Ok(measurements) => results.extend(measurements),
+            Ok(measurements) => {
+                report.results.extend(measurements);
+                // A long run may be killed.
+                if let Some(file) = &mut json_file {
+                    file.write_so_far(&json(&report)?)?;
+                }
+            }
             // Sizes increase, so the previous one is the largest that the device holds.
-            Err(error) if ends_roofline(&error, group.suite, arguments, &results) => {
+            Err(error) if ends_roofline(&error, group.suite, arguments, &report.results) => {
                 roofline_ended_at = Some(group.variants[0].case.clone());
             }
             // The results so far are still reported.
@@ -146,7 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     }
     progress.finish_and_clear();
-    if results.is_empty()
+    if report.results.is_empty()
         && let Some(error) = failed
     {
         return Err(error.into());
@@ -155,8 +161,22 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         note(format_args!("roofline ends below {case}, which does not fit on the device"));
     }
 
+    // A failure to print is returned after the files are written, so no measurement is lost.
+    let printed = print(&report, arguments.json);
+    if let Some(file) = plot_file {
+        file.write(plot::draw(&report).map_err(BenchError::Draw)?.as_bytes())?;
+    }
+    if let Some(file) = json_file {
+        file.write(&json(&report)?)?;
+    }
+    printed?;
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// A report without results.
+fn report_of(machine: &Machine) -> Report {
     let wgpu::AdapterInfo { name, driver, driver_info, backend, device_type, .. } = &machine.info;
-    let report = Report {
+    Report {
         adapter: name.clone(),
         driver: format!("{driver} {driver_info}").trim().to_owned(),
         backend: backend.to_string(),
@@ -166,20 +186,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             Timing::Wall => "wall",
         },
         cache: if machine.flush.is_some() { "cold" } else { "warm" },
-        results,
-    };
-    // A failure to print is returned after the files are written, so no measurement is lost.
-    let printed = print(&report, arguments.json);
-    if let Some(file) = plot_file {
-        file.write(plot::draw(&report).map_err(BenchError::Draw)?.as_bytes())?;
+        results: Vec::new(),
     }
-    if let Some(file) = json_file {
-        let mut json = serde_json::to_string(&report).map_err(BenchError::from)?;
-        json.push('\n');
-        file.write(json.as_bytes())?;
-    }
-    printed?;
-    failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// The report as a line.
+fn json(report: &Report) -> Result<Vec<u8>, BenchError> {
+    let mut json = serde_json::to_vec(report)?;
+    json.push(b'\n');
+    Ok(json)
 }
 
 fn print(report: &Report, json: bool) -> Result<(), BenchError> {

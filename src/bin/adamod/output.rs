@@ -1,7 +1,7 @@
-//! Files that the tool writes. They are opened before a long run, so that an error comes before it, and written after it.
+//! Files that the tool writes. They are opened before a long run, so that an error comes before it, and written during and after it.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
@@ -55,17 +55,28 @@ impl Output {
 
     /// Replaces the content of the file.
     pub fn write(mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.is_new = false;
-        self.replace(bytes).with_context(|| unwritten(self.option, &self.path)).map_err(Failure::Input)
+        self.replace(bytes, true).with_context(|| unwritten(self.option, &self.path)).map_err(Failure::Input)
     }
 
-    fn replace(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        // Devices and pipes have no length.
-        if self.file.metadata()?.is_file() {
-            self.file.set_len(0)?;
+    /// Replaces the content of the file with what there is so far, in case the run is killed. Devices and pipes get the end alone.
+    pub fn write_so_far(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.replace(bytes, false).with_context(|| unwritten(self.option, &self.path)).map_err(Failure::Input)
+    }
+
+    fn replace(&mut self, bytes: &[u8], is_end: bool) -> std::io::Result<()> {
+        let is_file = self.file.metadata()?.is_file();
+        if !is_file && !is_end {
+            return Ok(());
+        }
+        self.is_new = false;
+        // Devices and pipes have no position and no length.
+        if is_file {
+            self.file.rewind()?;
         }
         self.file.write_all(bytes)?;
-        self.file.flush()
+        self.file.flush()?;
+        // The old content is cut off last, so that a run that is killed leaves one or the other.
+        if is_file { self.file.set_len(bytes.len() as u64) } else { Ok(()) }
     }
 }
 

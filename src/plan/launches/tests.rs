@@ -119,7 +119,7 @@ proptest! {
             .zip(&extents)
             .map(|(&Placed { values, gradients, shadow, layout, .. }, extents)| {
                 Tensor { values, gradients, shadow, extents, layout, key: [0; 2],
-                first_quad: 0, form: RuleKind::AdaMod.default_form() }
+                first_quad: 0, form: RuleKind::AdaMod.default_form(), has_factors: false, row_mask: None }
             })
             .collect();
         let plan = Plan::new(&tensors, &scene.sizes, zeroes_gradients, &limits);
@@ -299,6 +299,8 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
                 key: [0; 2],
                 first_quad: 0,
                 form: RuleKind::AdaMod.default_form(),
+                has_factors: false,
+                row_mask: None,
             })
             .collect();
         Plan::new(&tensors, &[40_000, 40_000], false, &limits)
@@ -325,6 +327,8 @@ fn tensors_past_a_window_are_cut_where_windows_end() {
         key: [0; 2],
         first_quad: 0,
         form: RuleKind::AdaMod.default_form(),
+        has_factors: false,
+        row_mask: None,
     };
     let size = 4 + 4 * length;
     let plan = Plan::new(&[tensor], &[size, size], false, &limits);
@@ -350,6 +354,8 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
             key: [0; 2],
             first_quad: 0,
             form: RuleKind::AdaMod.default_form(),
+            has_factors: false,
+            row_mask: None,
         };
         let plan = Plan::new(&[tensor], &[8 * length], false, &limits);
         assert_eq!(plan.launches.len(), 2, "{length}");
@@ -373,6 +379,8 @@ fn partial_sums_are_few_however_many_chunks_there_are() {
         key: [0; 2],
         first_quad: 0,
         form: RuleKind::AdaMod.default_form(),
+        has_factors: false,
+        row_mask: None,
     };
     let plan = Plan::new(&[tensor], &[40, 40], false, &limits(1 << 20, 1 << 20));
     for chunks in [&[1][..], &[1, 300, 4000], &[4096], &[4097], &[1, 8_000_000, 70_000]] {

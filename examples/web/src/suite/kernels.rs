@@ -1,49 +1,15 @@
-//! Every kernel, as text with its entry point and overrides.
+//! Every kernel, compiled.
 
 use std::error::Error;
 
-use adamod::low_level::{Variant, abi, joint_source, norm_source, prepare_source, schedule_source};
-use adamod::{Access, GradientBinding, wgpu};
+use adamod::wgpu;
 
 use crate::gpu::Gpu;
 
-pub struct Kernel {
-    pub name: String,
-    source: String,
-    entry_point: String,
-    constants: Vec<(&'static str, f64)>,
-}
+#[path = "../../../common/kernels.rs"]
+mod list;
 
-/// Every variant of every kernel, with everything switched on that an override can switch.
-pub fn all() -> Vec<Kernel> {
-    let lanes = ("LANES", f64::from(abi::GPU_LANES));
-    let control = [("USES_NORM", 1.0), ("SKIPS", 1.0), ("IS_DYNAMIC", 1.0), lanes];
-    let mut all = Vec::new();
-    let mut add = |name: &str, source: String, constants: &[(&'static str, f64)]| {
-        for entry_point in entry_points(&source) {
-            let name = if name.is_empty() { entry_point.clone() } else { format!("{entry_point}.{name}") };
-            all.push(Kernel { name, source: source.clone(), entry_point, constants: constants.to_vec() });
-        }
-    };
-    for variant in Variant::all() {
-        add(&variant.name(), variant.source(), &[lanes, ("ZERO_GRADIENTS", 1.0)]);
-    }
-    for access in Access::ALL {
-        for gradients in GradientBinding::ALL {
-            add(&format!("{access:?}.{gradients:?}"), norm_source(access, gradients), &control);
-        }
-    }
-    for source in [prepare_source(), schedule_source(), joint_source()] {
-        add("", source, &control);
-    }
-    all
-}
-
-/// The names of a source's entry points.
-fn entry_points(source: &str) -> Vec<String> {
-    let name = |text: &str| Some(text.split_once("fn ")?.1.split_once('(')?.0.to_owned());
-    source.split("@compute").skip(1).filter_map(name).collect()
-}
+pub use list::{Kernel, all};
 
 /// Compiles a kernel, with `whole` for the adapter, too: the browser checks the text, uniform control flow included, in milliseconds, and a
 /// software adapter takes a second for a pipeline. A message of the compiler is an error.
