@@ -112,7 +112,8 @@ pub struct Forward {
 pub struct Backward {
     /// Filled by the loss.
     pub logit_gradients: wgpu::Buffer,
-    launches: Vec<Launch>,
+    /// From the last layer to the first: the gradients of its parameters, then those of its input, which the first layer does not need.
+    pub launches: Vec<Launch>,
 }
 
 impl Network {
