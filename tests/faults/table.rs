@@ -1,6 +1,5 @@
 //! Every row of `docs/faults.md` names a test that exists.
 
-
 const DOCUMENT: &str = include_str!("../../docs/faults.md");
 
 /// The file and name of the test in the last cell of each row, `file::name`.
