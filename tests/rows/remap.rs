@@ -107,6 +107,8 @@ fn sources(seed: u64, old_rows: usize, rows: usize) -> Vec<u32> {
         .map(|_| match rng.random_range(0..10) {
             0 => Remap::FRESH,
             1 => rng.random_range(old_rows as u32..u32::MAX),
+            // The first one past the end.
+            2 => old_rows as u32,
             _ => rng.random_range(0..old_rows as u32),
         })
         .collect()
@@ -645,6 +647,38 @@ fn a_checkpoint_right_after_a_remap_continues_bit_for_bit() {
             assert_eq!(engine.value_bits(), resumed.value_bits());
         }
     }
+}
+
+/// The remap was recorded and never ran, so the state is none. The way back is to bring the parameter to its old length and restore.
+#[test]
+fn after_a_remap_that_was_dropped_a_checkpoint_defines_the_state_again() {
+    let kind = Kind { state: StateFormat::Bf16, ..Kind::f32() };
+    let [mut engine, mut undisturbed] = [(); 2].map(|()| {
+        let mut engine = Engine::new(options(Control::Host), adamod(), kind, &random(1, 59 * 80));
+        write(&engine.gradients, DType::F32, &random(2, 59 * 80));
+        let mut encoder = gpu().encoder();
+        engine.step(&mut encoder);
+        gpu().submit(encoder);
+        engine
+    });
+    let checkpoint = engine.optimizer.checkpoint_with_values().wait().unwrap();
+    let counts = engine.optimizer.step_counts();
+    let mut dropped = gpu().encoder();
+    engine.optimizer.remap(&mut dropped, engine.id, &Remap::resize(59, 70)).unwrap();
+    drop(dropped);
+    let error = engine.optimizer.rewind(&counts).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StaleCounts), "{error}");
+    let mut encoder = gpu().encoder();
+    engine.optimizer.remap(&mut encoder, engine.id, &Remap::resize(59, 80)).unwrap();
+    gpu().submit(encoder);
+    engine.optimizer.restore(&checkpoint).unwrap();
+    for engine in [&mut engine, &mut undisturbed] {
+        let mut encoder = gpu().encoder();
+        engine.step(&mut encoder);
+        gpu().submit(encoder);
+    }
+    assert_eq!(engine.state(), undisturbed.state());
+    assert_eq!(engine.value_bits(), undisturbed.value_bits());
 }
 
 /// 10,000 remaps of any kind. The memory that the optimizer and the device hold does not grow.
