@@ -3,32 +3,15 @@
 use adamod::{AdaMod, Optimizer, Options, Parameter, ParameterId, Remap, RowMask, State, Step, View, Views};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
+mod gpu;
+
+use gpu::Gpu;
+
 /// Splats of a scene, and the numbers of each with three orders of colour.
 const ROWS: u64 = 159_000;
 const ROW_LEN: u64 = 59;
 
-struct Gpu {
-    device: wgpu::Device,
-    queue: wgpu::Queue,
-}
-
 impl Gpu {
-    fn new() -> Self {
-        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
-        let instance = wgpu::Instance::new(descriptor);
-        let adapter = pollster::block_on(instance.request_adapter(&Default::default()))
-            .expect("a GPU adapter: on Debian and Ubuntu the package mesa-vulkan-drivers has a software one");
-        let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .expect("a device within the adapter's limits");
-        Self { device, queue }
-    }
-
-    fn wait(&self) {
-        self.device.poll(wgpu::PollType::wait_indefinitely()).expect("the device answers");
-    }
-
     fn buffer(&self, words: u64) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("adamod.bench.rows"),

@@ -12,36 +12,18 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 #[path = "../src/bin/adamod/bench/kernels.rs"]
 mod kernels;
 
+mod gpu;
+
+use gpu::Gpu;
+
 /// Elements of the steps that run.
 const ELEMENTS: u64 = 1 << 20;
 /// Elements per tensor of the steps that are only recorded.
 const SMALL_ELEMENTS: u64 = 256;
 
-struct Gpu {
-    device: wgpu::Device,
-    queue: wgpu::Queue,
-}
-
 impl Gpu {
-    fn new() -> Self {
-        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
-        let instance = wgpu::Instance::new(descriptor);
-        let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect(
-            "a GPU adapter: on Debian or Ubuntu the package mesa-vulkan-drivers provides a software one",
-        );
-        let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .expect("a device within the adapter's limits");
-        Self { device, queue }
-    }
-
     fn encoder(&self) -> wgpu::CommandEncoder {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
-    }
-
-    fn wait(&self) {
-        self.device.poll(wgpu::PollType::wait_indefinitely()).expect("the device answers");
     }
 
     fn pool(&self, elements: u64) -> wgpu::Buffer {

@@ -204,7 +204,8 @@ impl<T: Real> Reference<T> {
     }
 
     /// Moves the rows of a parameter, as [`Optimizer::remap`](crate::Optimizer::remap) does: state of row `r` continues that of old row
-    /// `sources[r]`, or is fresh if there is none. `values` are the new values, which are the caller's as they are the engine's there. A mask of rows is removed.
+    /// `sources[r]`, or is fresh if there is none. `values` are the new values, which are the caller's as they are the engine's there. A mask of
+    /// rows is removed, where [`Optimizer::remap`](crate::Optimizer::remap) keeps a registered one.
     ///
     /// # Panics
     /// If rows of `row_len` elements do not divide the parameter, or `values` are not as many as the rows have.

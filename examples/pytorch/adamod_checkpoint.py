@@ -230,12 +230,12 @@ def names_of_hyperparameters(rule):
 def states_of(rule, of_rule, version=VERSION):
     """The states of a rule. Its hyperparameters choose some of them."""
 
-    def is_there(needed):
+    def is_there(option):
         if version < 3:
-            return needed not in SINCE_VERSION_3
-        return needed is None or of_rule[needed] != 0
+            return option not in SINCE_VERSION_3
+        return option is None or of_rule[option] != 0
 
-    return [name for name, needed in RULES[rule].states.items() if is_there(needed)]
+    return [name for name, option in RULES[rule].states.items() if is_there(option)]
 
 
 def bits(value):

@@ -252,8 +252,9 @@ impl Optimizer {
     /// learning rate, as AdaBound's bounds are. They may change at every step, and a step that is recorded already keeps its own. A
     /// [`Shard`] counts elements from the start of its whole tensor. [`Optimizer::remap`] keeps them.
     ///
-    /// Parameters with factors are launches of their own, which need one or two storage buffers more
-    /// (`max_storage_buffers_per_shader_stage`): 8 in all, and one more each for shadow copies and rate histograms. Checkpoints do not hold
+    /// Parameters with factors are launches of their own, which need two storage buffers more
+    /// (`max_storage_buffers_per_shader_stage`): 8 in all, and one more each for shadow copies and rate histograms, which WebGPU's default
+    /// limit of 8 does not allow. A step beyond the limit is refused by wgpu. Checkpoints do not hold
     /// factors, so an engine sets them again after [`Optimizer::restore`].
     ///
     /// ```

@@ -49,7 +49,8 @@ impl<'a> Remap<'a> {
         Self::of(row_len, Some(rows), Source::Same)
     }
 
-    /// As many rows as before, all fresh. The step count stays; [`Optimizer::write_state`](crate::Optimizer::write_state) sets it.
+    /// As many rows as before, all fresh. With the default [`FreshRows::Mean`] they keep the mean rates of their columns;
+    /// [`FreshRows::Zero`] forgets everything. The step count stays; [`Optimizer::write_state`](crate::Optimizer::write_state) sets it.
     pub fn clear(row_len: u64) -> Self {
         Self::of(row_len, None, Source::Fresh)
     }

@@ -62,7 +62,8 @@ impl Optimizer {
     /// New state is written beside the old one, whose memory is free afterwards: for the time of the call a parameter takes both. One dispatch
     /// moves all rows, after two small ones that compute means if there are any to compute ([`FreshRows::Mean`]).
     ///
-    /// The encoder has to be submitted. If it is dropped, the state of the parameter and of parameters that are registered later is
+    /// The encoder has to be submitted before a method that submits work of its own, as [`Optimizer::remove_parameter`],
+    /// [`Optimizer::write_state`], [`Optimizer::read_state`] and [`Optimizer::restore`](crate::Optimizer::restore) do. If it is dropped, the state of the parameter and of parameters that are registered later is
     /// undefined; [`Optimizer::restore`](crate::Optimizer::restore) of a checkpoint defines it again.
     ///
     /// ```

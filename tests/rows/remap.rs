@@ -463,7 +463,7 @@ fn neighbours_stay_and_memory_is_given_back() {
         }
         // Its own memory, a smallest second buffer of 1 MiB, and the first one of all three.
         assert!(most <= 2 << 20, "{state:?}: {most} bytes");
-        // What was freed is zero, as state starts: a parameter in it steps as one in new memory.
+        // A remap clears the blocks that it frees, so a parameter that reuses them steps as in new memory.
         let next = add(&mut optimizer, "next", 72 << 10, 4000);
         optimizer.warm_up(&Step::all()).unwrap();
         let state = read(&optimizer, next);

@@ -296,7 +296,7 @@ fn go_on_with(ranks: &Ranks, gpu: &Gpu, setup: &Setup, root: &str, mode: Mode) -
     take(&mut single, 1..=SAVED_AFTER);
     let pools = Pools::new(gpu, setup);
     let mut distributed = pools.distributed(ranks, mode)?;
-    // What was done before is forgotten.
+    // A restore discards the steps that this run has taken.
     take_steps(&mut distributed, &pools, 20..=20);
     distributed.restore(root)?;
     assert_eq!(distributed.steps(), SAVED_AFTER);
