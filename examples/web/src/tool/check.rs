@@ -91,7 +91,10 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
                 bail!("Chromium ended before the check did")
             }
             Err(RecvTimeoutError::Timeout) if silent_since.elapsed() < LONGEST_SILENCE => continue,
-            Err(_) => bail!("the page has said nothing for {} s", LONGEST_SILENCE.as_secs()),
+            Err(_) => {
+                let last = findings.outcomes.last().map_or("any test", |outcome| outcome.name.as_str());
+                bail!("the page has said nothing for {} s after {last}", LONGEST_SILENCE.as_secs())
+            }
         };
         silent_since = Instant::now();
         let context = || format!("could not read what the page posted about {kind}: {json:.200}");
