@@ -126,39 +126,6 @@ pub fn styled<'s, 'a, 'b, 'p, X: Ranged, Y: Ranged>(
     mesh.light_line_style(TRANSPARENT).bold_line_style(FAINT).axis_style(INK).label_style(font(LABEL_PIXELS))
 }
 
-/// Draws a line and gives it a name in the legend.
-pub fn draw_line<X, Y>(
-    chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
-    points: impl IntoIterator<Item = (f64, f64)>,
-    name: &str,
-    color: RGBColor,
-) -> Result<(), Box<dyn Error>>
-where
-    X: Ranged<ValueType = f64>,
-    Y: Ranged<ValueType = f64>,
-{
-    chart
-        .draw_series(LineSeries::new(points, color.stroke_width(2)))?
-        .label(name)
-        .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
-    Ok(())
-}
-
-/// Draws the legend of a chart's lines.
-pub fn draw_legend<'a, 'b: 'a, X: Ranged, Y: Ranged>(
-    chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
-    position: SeriesLabelPosition,
-) -> Result<(), Box<dyn Error>> {
-    chart
-        .configure_series_labels()
-        .position(position)
-        .label_font(font(LABEL_PIXELS))
-        .background_style(WHITE.mix(0.8))
-        .border_style(FAINT)
-        .draw()?;
-    Ok(())
-}
-
 /// The parts of a line within a range of y, cut where it crosses the ends of the range or is not a number.
 pub fn within(points: &[(f64, f64)], (low, high): (f64, f64)) -> Vec<Vec<(f64, f64)>> {
     let mut parts: Vec<Vec<(f64, f64)>> = Vec::new();

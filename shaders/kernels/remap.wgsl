@@ -165,24 +165,23 @@ fn shifted(words: vec4<u32>, by: u32) -> vec4<u32> {
     return select(one, vec4(0u, 0u, one.xy), (by & 2u) != 0u);
 }
 
-// Words that follow each other lie in two quads of words at most. A quad of elements with the end of a row has two such runs.
+// Words that follow each other lie in two quads of words at most. A quad of elements with the end of a row has two such runs. Other words are
+// loaded one by one, as all words are where any buffer may hold them: compilers take minutes if each load has its choice of buffers.
 fn old_words(o: Origins, word: vec4<u32>) -> vec4<u32> {
     let in_first = word == word.xxxx + vec4(0u, 1u, 2u, 3u);
     let in_last = word + vec4(3u, 2u, 1u, 0u) == word.wwww;
-    let has_runs = all(in_first | in_last) && all(o.buffer == o.buffer.xxxx);
-    var words = old_run(o.buffer.x, word.x);
-    for (var rounds = u32(has_runs && !in_first.w); rounds > 0u; rounds--) {
-        // The last run may start before the buffer, where its first words are not wanted.
-        let last = old_run(o.buffer.x, max(word.w, 3u) - 3u);
-        words = select(select(last, shifted(last, 3u - word.w), word.w < 3u), words, in_first);
+    let has_runs = OLD_BUFFER != ANY_BUFFER && all(in_first | in_last);
+    var words = vec4(0u);
+    if OLD_BUFFER != ANY_BUFFER {
+        words = old_run(OLD_BUFFER, word.x);
+        for (var rounds = u32(has_runs && !in_first.w); rounds > 0u; rounds--) {
+            // The last run may start before the buffer, where its first words are not wanted.
+            let last = old_run(OLD_BUFFER, max(word.w, 3u) - 3u);
+            words = select(select(last, shifted(last, 3u - word.w), word.w < 3u), words, in_first);
+        }
     }
-    for (var rounds = u32(!has_runs); rounds > 0u; rounds--) {
-        words = vec4(
-            old_word(o.buffer.x, word.x),
-            old_word(o.buffer.y, word.y),
-            old_word(o.buffer.z, word.z),
-            old_word(o.buffer.w, word.w),
-        );
+    for (var i = select(0u, 4u, has_runs); i < 4u; i++) {
+        words[i] = old_word(o.buffer[i], word[i]);
     }
     return words;
 }

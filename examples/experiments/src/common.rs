@@ -6,7 +6,7 @@ use adamod_burn::Gpu;
 use clap::Args;
 
 use crate::rates::distinct;
-use crate::report::Report;
+use crate::report::{Report, Saved};
 
 /// Arguments of every experiment.
 #[derive(Args, Clone, Debug)]
@@ -19,6 +19,10 @@ pub struct Common {
     #[arg(long)]
     output: Option<PathBuf>,
 
+    /// Draw the pictures of an earlier run in this folder anew, from its .csv files; nothing is trained. Expects that run's other arguments
+    #[arg(long, value_name = "FOLDER", conflicts_with = "output")]
+    redraw: Option<PathBuf>,
+
     /// Run a few steps of one seed, to check soon that everything works
     #[arg(long)]
     pub quick: bool,
@@ -29,8 +33,17 @@ impl Common {
         self.seeds.unwrap_or(if self.quick { 1 } else { 3 })
     }
 
+    /// All series in these files of an earlier run, if its pictures are drawn anew.
+    pub fn saved(&self, files: &[&str]) -> anyhow::Result<Option<Saved>> {
+        let read = |folder: &PathBuf| Saved::read(files.iter().map(|file| folder.join(file)));
+        self.redraw.as_ref().map(read).transpose()
+    }
+
     /// Opens the output folder and reports the command and the adapter.
     pub fn report(&self, gpu: &Gpu, experiment: &str) -> anyhow::Result<Report> {
+        if let Some(folder) = &self.redraw {
+            return Ok(Report::pictures(folder));
+        }
         let default = || PathBuf::from("target/experiments").join(experiment);
         let mut report = Report::create(&self.output.clone().unwrap_or_else(default))?;
         let command: Vec<_> = std::env::args().skip(1).collect();

@@ -9,7 +9,9 @@ use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 use crate::axis_labels::plain;
-use crate::picture::{Area, PANEL_TITLE_PIXELS, draw_legend, draw_line, font, picture, styled};
+use crate::picture::{
+    Area, Entry, Mark, PANEL_TITLE_PIXELS, band_within, font, legend, picture, styled, within,
+};
 use crate::ridges::{self, Ridges};
 use crate::statistics::{extent, mean};
 
@@ -47,9 +49,7 @@ pub struct Axes {
     pub x_end: f64,
     /// Whether the y axis is logarithmic if values span a decade.
     pub logarithmic: bool,
-    /// The position of the legend, where no line is.
-    pub legend: SeriesLabelPosition,
-    /// The range of y; `None` for that of the values.
+    /// The range of y, outside of which nothing is drawn; `None` for that of the values.
     pub y_range: Option<Range<f64>>,
 }
 
@@ -75,7 +75,7 @@ pub fn learning_rates(path: &Path, title: &str, panels: &[Ridges<'_>]) -> anyhow
 }
 
 fn draw_curves(path: &Path, title: &str, axes: &Axes, panels: &[Panel]) -> Drawn {
-    let root = picture(path, (420 * panels.len().max(1) as u32 + 40, 430), title)?;
+    let root = picture(path, (420 * panels.len().max(1) as u32 + 40, 460), title)?;
     let runs = || panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.runs);
     let longest = runs().map(Vec::len).max().unwrap_or(0);
     let x_range = axes.x(0)..axes.x(longest.saturating_sub(1)).max(axes.x(0) + 1.0);
@@ -116,8 +116,10 @@ where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: ValueFormatter<f64>,
 {
-    let mut chart = ChartBuilder::on(area)
-        .caption(&panel.title, font(PANEL_TITLE_PIXELS))
+    let area = area.titled(&panel.title, font(PANEL_TITLE_PIXELS))?;
+    let entries = panel.series.iter().map(|series| Entry::new(&series.name, series.color, Mark::Line));
+    let area = legend(&area, &entries.collect::<Vec<_>>())?;
+    let mut chart = ChartBuilder::on(&area)
         .margin(6)
         .x_label_area_size(42)
         .y_label_area_size(62)
@@ -130,29 +132,31 @@ where
         .x_desc(axes.x)
         .y_desc(axes.y)
         .draw()?;
-    for Series { name, color, runs } in &panel.series {
+    let range = (y_range.start, y_range.end);
+    for Series { color, runs, .. } in &panel.series {
         let common = runs.iter().map(Vec::len).min().unwrap_or(0);
         let common = (0..common).take_while(|&i| runs.iter().all(|run| run[i].is_finite()));
-        let points: Vec<_> = common
+        let (band, line): (Vec<_>, Vec<_>) = common
             .map(|i| {
-                let values: Vec<f64> =
-                    runs.iter().map(|run| run[i].clamp(y_range.start, y_range.end)).collect();
+                let values: Vec<f64> = runs.iter().map(|run| run[i]).collect();
                 let (least, greatest) = extent(values.iter().copied());
-                (axes.x(i), least, mean(&values), greatest)
+                ((axes.x(i), least, greatest), (axes.x(i), mean(&values)))
             })
-            .collect();
+            .unzip();
         if runs.len() > 1 {
-            let mut band: Vec<_> = points.iter().map(|&(x, _, _, greatest)| (x, greatest)).collect();
-            band.extend(points.iter().rev().map(|&(x, least, _, _)| (x, least)));
-            chart.draw_series([Polygon::new(band, color.mix(0.18))])?;
+            let parts = band_within(&band, range).into_iter();
+            chart.draw_series(parts.map(|part| Polygon::new(part, color.mix(0.18))))?;
         }
         // A line of one point has no length.
-        if let [(x, _, center, _)] = points[..] {
-            chart.draw_series([Circle::new((x, center), 3, color.filled())])?;
+        if let [(x, y)] = line[..] {
+            let point = Some((x, y)).filter(|_| y_range.contains(&y));
+            chart.draw_series(point.map(|point| Circle::new(point, 3, color.filled())))?;
         }
-        draw_line(&mut chart, points.iter().map(|&(x, _, center, _)| (x, center)), name, *color)?;
+        for part in within(&line, range) {
+            chart.draw_series(LineSeries::new(part, color.stroke_width(2)))?;
+        }
     }
-    draw_legend(&mut chart, axes.legend.clone())
+    Ok(())
 }
 
 #[cfg(test)]
@@ -170,9 +174,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("curves.svg");
         for logarithmic in [false, true] {
-            let legend = SeriesLabelPosition::LowerRight;
-            let axes =
-                Axes { x: "step", y: "loss", x_step: 10.0, x_end: 25.0, logarithmic, legend, y_range: None };
+            let axes = Axes { x: "step", y: "loss", x_step: 10.0, x_end: 25.0, logarithmic, y_range: None };
             assert_eq!([0, 1, 2].map(|index| axes.x(index)), [10.0, 20.0, 25.0]);
             let series = |runs: &[&[f64]]| Series {
                 name: "Adam".into(),

@@ -22,8 +22,20 @@ impl<O> Cell<O> {
         &'a self,
         of: impl Fn(&'a O) -> &'a [T] + 'a,
     ) -> impl Iterator<Item = (String, &'a [T])> {
-        let name = move |seed| format!("{}, seed {seed}", self.method.description());
-        self.outcomes.iter().enumerate().map(move |(seed, outcome)| (name(seed), of(outcome)))
+        let name = self.method.description();
+        let outcomes = (0..).zip(&self.outcomes);
+        outcomes.map(move |(seed, outcome)| (seeded(&name, seed), of(outcome)))
+    }
+
+    /// The same from what is known of an earlier run of each seed.
+    pub fn saved(
+        name: &str,
+        method: &Method,
+        seeds: u64,
+        outcome: impl Fn(&str) -> anyhow::Result<O>,
+    ) -> anyhow::Result<Self> {
+        let outcomes = (0..seeds).map(|seed| outcome(&seeded(name, seed))).collect::<anyhow::Result<_>>()?;
+        Ok(Self { method: method.clone(), outcomes })
     }
 
     /// The summary of a value of the runs. Runs without the value have diverged.
@@ -34,6 +46,11 @@ impl<O> Cell<O> {
             diverged => format!("{}, {diverged} diverged", summary(&values, decimals)),
         }
     }
+}
+
+/// The name of a method's run.
+fn seeded(name: &str, seed: u64) -> String {
+    format!("{name}, seed {seed}")
 }
 
 /// A run in progress.
@@ -82,9 +99,7 @@ impl Runs {
         let style = ProgressStyle::with_template(template).expect("a template that is constant");
         let count = methods as u64 * seeds;
         let bar = ProgressBar::new(count * steps).with_style(style).with_prefix("compiling kernels");
-        if bar.is_hidden() {
-            eprintln!("{count} runs of {steps} steps; the first steps compile Burn's kernels");
-        } else {
+        if !bar.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         let (finished, taken, compiled) = (Counter::new(0), Counter::new(0), Counter::new(None));
@@ -126,9 +141,16 @@ impl Runs {
         train: impl Fn(&Run<'_>) -> anyhow::Result<O>,
     ) -> anyhow::Result<Cell<O>> {
         let mut outcomes = Vec::new();
+        if self.bar.is_hidden() && self.taken.get() == 0 {
+            let steps = self.bar.length().unwrap_or(0) / self.count;
+            self.say(&format!(
+                "{} runs of {steps} steps; the first steps compile Burn's kernels",
+                self.count
+            ));
+        }
         for seed in 0..self.seeds {
             let start = Instant::now();
-            let name = format!("{name}, seed {seed}");
+            let name = seeded(name, seed);
             self.bar.set_message(name.clone());
             let outcome = train(&Run { method, seed, runs: self })?;
             self.finished.update(|finished| finished + 1);

@@ -10,7 +10,6 @@ use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
 use clap::{Args, ValueEnum};
-use plotters::chart::SeriesLabelPosition;
 
 use crate::common::{Common, or_default};
 use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
@@ -302,10 +301,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     let betas = arguments.other_beta3();
     let methods = 3 * arguments.networks.len() * rates.len() + betas.len();
+    let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let runs = Runs::new(methods, seeds, arguments.steps());
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
-        runs.of(&name, method, |run| train(&gpu, &digits, architecture, arguments, run))
+        match &saved {
+            Some((training, test)) => Cell::saved(&name, method, seeds, |run| {
+                Ok(Outcome { training: training.series(run)?, test: test.series(run)?, loss: 0.0 })
+            }),
+            None => runs.of(&name, method, |run| train(&gpu, &digits, architecture, arguments, run)),
+        }
     };
     let mut grids = Vec::new();
     for &architecture in &arguments.networks {
@@ -346,7 +351,6 @@ fn axes(arguments: &Arguments, y: &'static str, lowest: f64) -> Axes {
         x_step: x_step as f64,
         x_end: x_end as f64,
         logarithmic: false,
-        legend: SeriesLabelPosition::LowerRight,
         y_range: Some(lowest..100.5),
     }
 }

@@ -12,7 +12,6 @@ use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
-use plotters::chart::SeriesLabelPosition;
 
 use crate::common::{Common, or_default};
 use crate::learner::Learner;
@@ -260,8 +259,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ))?;
 
     let runs = Runs::new(2 * rates.len(), seeds, arguments.steps());
-    let cell =
-        |method: &Method| runs.of(&method.description(), method, |run| train(&gpu, &task, arguments, run));
+    let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
+    let cell = |method: &Method| match &saved {
+        Some((training, test)) => Cell::saved(&method.description(), method, seeds, |run| {
+            Ok(Outcome { training: training.series(run)?, test: test.series(run)?, diverged: false })
+        }),
+        None => runs.of(&method.description(), method, |run| train(&gpu, &task, arguments, run)),
+    };
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);
@@ -318,9 +322,7 @@ fn report_perplexity(
             })
             .collect();
         let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
-        let legend = SeriesLabelPosition::UpperRight;
-        let axes =
-            Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, legend, y_range: None };
+        let axes = Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None };
         let title = format!("Perplexity of the LSTM in {kind}");
         plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes, &panels)?;
     }

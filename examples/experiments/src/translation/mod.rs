@@ -13,7 +13,6 @@ use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::DeviceKind;
 use clap::Args;
-use plotters::chart::SeriesLabelPosition;
 use plotters::style::RGBColor;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -388,7 +387,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
     let runs = Runs::new(3 * rates.len() + sweep.len(), seeds, arguments.steps());
+    let saved = arguments.common.saved(&["losses.csv", "beta3.csv"])?;
+    let saved = saved.zip(arguments.common.saved(&["validation_losses.csv"])?);
     let cell = |method: &Method| {
+        if let Some((losses, validation)) = &saved {
+            let numbers = |series: Vec<f64>| series.into_iter().map(|loss| loss as f32).collect();
+            return Cell::saved(&method.description(), method, seeds, |run| {
+                Ok(Outcome {
+                    losses: numbers(losses.series(run)?),
+                    // Those of the sweep over beta3 are not written.
+                    validation: numbers(validation.series(run).unwrap_or_default()),
+                    bleu: None,
+                    windows: Vec::new(),
+                })
+            });
+        }
         let at_middle = method.hyperparameters.learning_rate == middle;
         runs.of(&method.description(), method, |run| {
             train(&gpu, &task, arguments, at_middle && run.seed == 0, run)
@@ -403,7 +416,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     report_grid(&mut report, arguments, &rates, &grid)?;
     let cells = &grid[rates.len() / 2];
-    report_rates(&mut report, cells, middle)?;
+    // Histograms are in no file.
+    if saved.is_none() {
+        report_rates(&mut report, cells, middle)?;
+    }
     sweep.push(Cell { method: cells[2].method.clone(), outcomes: Vec::new() });
     sweep.sort_by(|a, b| beta3(a).total_cmp(&beta3(b)));
     let sweep: Vec<&Cell<Outcome>> =
@@ -441,8 +457,7 @@ fn validation_curve(_: &Arguments, outcome: &Outcome) -> Vec<f64> {
 
 fn axes(y: &'static str, x_step: u64, arguments: &Arguments) -> Axes {
     let (x_step, x_end) = (x_step as f64, arguments.steps() as f64);
-    let legend = SeriesLabelPosition::UpperRight;
-    Axes { x: "step", y, x_step, x_end, logarithmic: true, legend, y_range: None }
+    Axes { x: "step", y, x_step, x_end, logarithmic: true, y_range: None }
 }
 
 /// Table 2, and Figures 1a and 2 at every learning rate.
