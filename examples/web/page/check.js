@@ -16,7 +16,7 @@ addEventListener("unhandledrejection", (event) => fail(event.reason));
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** Waits until something holds in a document. */
-async function until(what, holds) {
+async function appears(what, holds) {
   for (let tries = 0; tries < 2000; tries++) {
     if (holds()) return;
     await pause(100);
@@ -38,6 +38,11 @@ async function checkPage() {
   const { contentDocument, contentWindow } = await frame();
   const element = (id) => contentDocument.getElementById(id);
   const text = (id) => element(id).textContent;
+  /** Waits until the page shows something, or that it failed. */
+  const until = (what, holds) => appears(what, () => {
+    if (!element("failed").hidden) throw new Error(`the page: ${text("failed")}, expected ${what}`);
+    return holds();
+  });
   await until("two epochs", () => parseInt(text("epoch")) >= 2);
   await until("three curves", () => element("losses").querySelectorAll("polyline").length >= 3);
   await until("a histogram", () => element("rates").querySelector("polygon"));
@@ -62,7 +67,6 @@ async function checkPage() {
     await until(`two epochs with ${rule.value}`, () => text("rates-text") !== "" && parseInt(text("epoch")) >= 2);
     await report("progress", JSON.stringify(rule.value));
   }
-  if (!element("failed").hidden) throw new Error(`the page: ${text("failed")}`);
   await report("page", JSON.stringify({ adapter: text("adapter"), rules: rule.options.length }));
   element("settings").requestSubmit();
 
@@ -71,7 +75,7 @@ async function checkPage() {
   const without = "<script>Object.defineProperty(navigator, 'gpu', { value: undefined });</scr" + "ipt>";
   const old = await frame(source.replace("<head>", `<head>${without}`));
   const missing = () => old.contentDocument.getElementById("missing");
-  await until("a sentence without WebGPU", () => missing() && !missing().hidden && missing().textContent.includes("WebGPU"));
+  await appears("a sentence without WebGPU", () => missing() && !missing().hidden && missing().textContent.includes("WebGPU"));
 }
 
 try {
