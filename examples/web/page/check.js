@@ -15,13 +15,13 @@ addEventListener("unhandledrejection", (event) => fail(event.reason));
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-/** Waits until something holds in a document. */
-async function appears(what, holds) {
+/** Waits until something holds in a document; `found` says what it shows instead. */
+async function appears(what, holds, found = () => "nothing") {
   for (let tries = 0; tries < 2000; tries++) {
     if (holds()) return;
     await pause(100);
   }
-  throw new Error(`the page: expected ${what}`);
+  throw new Error(`the page: expected ${what}, got ${found()}`);
 }
 
 async function frame(content) {
@@ -42,7 +42,7 @@ async function checkPage() {
   const until = (what, holds) => appears(what, () => {
     if (!element("failed").hidden) throw new Error(`the page: ${text("failed")}, expected ${what}`);
     return holds();
-  });
+  }, () => `epoch ${text("epoch")}, "${text("rates-text")}", the button "${text("train")}"`);
   await until("two epochs", () => parseInt(text("epoch")) >= 2);
   await until("three curves", () => element("losses").querySelectorAll("polyline").length >= 3);
   await until("a histogram", () => element("rates").querySelector("polygon"));

@@ -69,14 +69,15 @@ async function train() {
   const start = performance.now();
   while (mine === run && isTraining) {
     const isLeft = await inTurn(() => page.train_epoch());
-    if (mine !== run) return;
-    if (!isLeft) break;
+    if (mine !== run || !isLeft) break;
     showProgress((performance.now() - start) / 1000);
     showPictures();
     await recognise();
-    // Lets the browser paint.
-    await new Promise(requestAnimationFrame);
+    // Lets the browser paint, which it does not do where nobody looks.
+    await Promise.race([new Promise(requestAnimationFrame), new Promise((resolve) => setTimeout(resolve, 100))]);
   }
+  // The page and the button are a newer run's.
+  if (mine !== run) return;
   isTraining = false;
   showButton();
 }
