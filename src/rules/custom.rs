@@ -3,7 +3,7 @@
 use std::any::{Any, TypeId};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::arithmetic::{Element, General, Stepped, check_beta};
 use super::range::{OutOfRange, in_range};
@@ -43,39 +43,48 @@ pub(crate) struct Definition {
     pub cpu_steps: Option<CpuSteps>,
     /// Names that its WGSL declares.
     pub declarations: Vec<String>,
-    /// The types of its functions, if they capture nothing: two definitions with the same ones compute the same.
+    /// The types of its functions, if they capture nothing. Equal ones compute the same.
     pub functions: Option<Vec<TypeId>>,
     /// Hash of everything that kernels and stored states depend on.
     pub fingerprint: u64,
-    /// Position among the definitions of distinct fingerprints.
-    pub index: u32,
-}
-
-impl Definition {
-    fn is(&self, other: &Self) -> bool {
-        self.fingerprint == other.fingerprint
-            && self.functions.is_some()
-            && self.functions == other.functions
-            && self.hyperparameters == other.hyperparameters
-            && self.description.learning_rate == other.description.learning_rate
-    }
+    /// Position among the definitions of distinct fingerprints, once it is registered.
+    pub index: OnceLock<u32>,
 }
 
 /// All definitions of the process. They are never dropped, so that rules can be copied like those of the library.
 static DEFINITIONS: Mutex<Vec<&'static Definition>> = Mutex::new(Vec::new());
 
-/// Keeps a definition, unless it is there already.
-pub(crate) fn register(mut definition: Definition) -> CustomRule {
+/// The registered rule with this fingerprint, these functions and defaults.
+pub(crate) fn known(
+    fingerprint: u64,
+    functions: &Option<Vec<TypeId>>,
+    defaults: &[f64],
+    learning_rate: f64,
+) -> Option<CustomRule> {
+    let all = DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = all.iter().copied().find(|known| {
+        known.fingerprint == fingerprint
+            && functions.is_some()
+            && known.functions == *functions
+            && known.description.learning_rate == learning_rate
+            && known.hyperparameters.iter().map(|(_, default)| *default).eq(defaults.iter().copied())
+    });
+    known.map(|known| CustomKind(known).with_defaults())
+}
+
+/// Makes a rule of a definition, which is kept for the life of the process. It is not registered.
+pub(crate) fn keep(definition: Definition) -> CustomRule {
+    CustomKind(Box::leak(Box::new(definition))).with_defaults()
+}
+
+/// Registers a rule that has been validated.
+pub(crate) fn register(rule: CustomRule) {
     let mut all = DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = all.iter().copied().find(|known| known.is(&definition)) {
-        return CustomKind(known).with_defaults();
-    }
-    let same = all.iter().find(|known| known.fingerprint == definition.fingerprint);
-    let next = all.iter().map(|known| known.index + 1).max().unwrap_or(0);
-    definition.index = same.map_or(next, |known| known.index);
-    let kept: &'static Definition = Box::leak(Box::new(definition));
-    all.push(kept);
-    CustomKind(kept).with_defaults()
+    let same = all.iter().find(|known| known.fingerprint == rule.definition.fingerprint);
+    let next = all.iter().map(|known| CustomKind(known).index() + 1).max().unwrap_or(0);
+    let index = same.map_or(next, |known| CustomKind(known).index());
+    rule.definition.index.get_or_init(|| index);
+    all.push(rule.definition);
 }
 
 /// The rules of that name that have been made, the latest first.
@@ -99,9 +108,9 @@ impl CustomKind {
         &self.0.description
     }
 
-    /// Position among the rules of the process.
-    pub(crate) const fn index(self) -> u32 {
-        self.0.index
+    /// Position among the rules of the process; 0 until it is registered.
+    pub(crate) fn index(self) -> u32 {
+        self.0.index.get().copied().unwrap_or(0)
     }
 
     pub(crate) fn with_defaults(self) -> CustomRule {
