@@ -80,6 +80,8 @@ pub mod reference;
 mod rules;
 pub mod schedule;
 mod storage;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
