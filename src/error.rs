@@ -144,7 +144,9 @@ pub enum ErrorKind {
     },
     /// The WGSL of two rules of one's own declares the same name. An optimizer links all of its rules into one kernel, so it can have
     /// one version of a rule.
-    #[error("the WGSL of {found} declares {name:?}, as that of {other} does, which is the rule of another group of the optimizer")]
+    #[error(
+        "the WGSL of {found} declares {name:?}, as that of {other} does, which is the rule of another group of the optimizer"
+    )]
     CommonDeclaration {
         /// The name.
         name: &'static str,

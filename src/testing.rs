@@ -28,7 +28,9 @@ pub enum RuleCheckError {
     #[error(transparent)]
     Difference(Box<RuleDifference>),
     /// Numbers that are within rounding are too few.
-    #[error("with {control}, {options} only {near} of {all} numbers are within rounding of what is expected, expected 99 of 100")]
+    #[error(
+        "with {control}, {options} only {near} of {all} numbers are within rounding of what is expected, expected 99 of 100"
+    )]
     Far {
         /// Who computes coefficients.
         control: &'static str,
@@ -122,7 +124,8 @@ pub fn check_rule(
             run.check_formats(&kinds)?;
         }
     }
-    let run = Run { device, queue, hyperparameters: plain, is_on_device: false, workgroups: Workgroups::Auto };
+    let run =
+        Run { device, queue, hyperparameters: plain, is_on_device: false, workgroups: Workgroups::Auto };
     run.check_zeros()?;
     run.check_nan()?;
     run.check_later_steps()
@@ -151,7 +154,8 @@ impl Kind {
         for values in DType::ALL {
             for gradients in DType::ALL {
                 for master_weights in MasterWeights::ALL.into_iter().filter(|master| master.fit(values)) {
-                    let offered = StateFormat::ALL.into_iter().filter(|&state| rule.form().refusal(state).is_none());
+                    let offered =
+                        StateFormat::ALL.into_iter().filter(|&state| rule.form().refusal(state).is_none());
                     all.extend(offered.map(|state| Self { values, gradients, state, master_weights }));
                 }
             }
@@ -244,8 +248,11 @@ impl<'a> Run<'a> {
             true => Control::Device(DeviceControl::new().with_non_finite(NonFinite::Propagate)),
             false => Control::Host,
         };
-        let options =
-            Options::new().with_label("check_rule").with_seed(SEED).with_control(control).with_workgroups(self.workgroups);
+        let options = Options::new()
+            .with_label("check_rule")
+            .with_seed(SEED)
+            .with_control(control)
+            .with_workgroups(self.workgroups);
         let mut optimizer = Optimizer::new(self.device, self.queue, options)?;
         let mut twin = Reference::new();
         // Whole words of 16 bytes, with a gap behind each tensor.
@@ -270,9 +277,8 @@ impl<'a> Run<'a> {
         let mut ids = Vec::new();
         let mut groups: Vec<(Precision, crate::optimizer::GroupId, usize)> = Vec::new();
         for (index, ((kind, initial), &offset)) in tensors.iter().zip(&offsets).enumerate() {
-            let precision = Precision::new(kind.state)
-                .with_master_weights(kind.master_weights)
-                .with_f32_state_below(0);
+            let precision =
+                Precision::new(kind.state).with_master_weights(kind.master_weights).with_f32_state_below(0);
             let known = groups.iter().find(|(of, ..)| *of == precision).copied();
             let (_, group, of_twin) = match known {
                 Some(known) => known,
@@ -285,8 +291,10 @@ impl<'a> Run<'a> {
                 }
             };
             self.queue.write_buffer(&values, offset, &bytes_of(kind.values, initial));
-            let views =
-                Views::new(View::new(&values, offset), View::new(&gradients, offset).with_dtype(kind.gradients));
+            let views = Views::new(
+                View::new(&values, offset),
+                View::new(&gradients, offset).with_dtype(kind.gradients),
+            );
             let label = format!("tensor.{index}");
             let parameter =
                 Parameter::new(&label, initial.len() as u64).with_dtype(kind.values).with_views(views);
@@ -338,7 +346,9 @@ impl<'a> Run<'a> {
                     return Err(engine.difference("values", index, element, values[element], expected));
                 }
                 let state = engine.optimizer.read_state(*id).wait()?;
-                for (declared, (name, numbers)) in self.hyperparameters.rule.states().iter().zip(&state.tensors) {
+                for (declared, (name, numbers)) in
+                    self.hyperparameters.rule.states().iter().zip(&state.tensors)
+                {
                     let moved = numbers.iter().position(|found| *found != 0.0);
                     if let Some(element) = moved.filter(|_| declared.sign != Sign::Positive) {
                         let expected = "0, as its gradients and states are zero".to_owned();
@@ -364,8 +374,10 @@ impl<'a> Run<'a> {
             let values = engine.optimizer.read_parameter(engine.ids[0]).wait()?;
             let lost = step == 4 && values[POISONED].is_finite();
             let spread = (0..values.len()).find(|&i| i != POISONED && !values[i].is_finite());
-            let wrong = if lost { Some((POISONED, "NaN or infinity, as its gradient was NaN")) } else { None };
-            let wrong = wrong.or(spread.map(|i| (i, "a finite number, as only another element's gradient was NaN")));
+            let wrong =
+                if lost { Some((POISONED, "NaN or infinity, as its gradient was NaN")) } else { None };
+            let wrong =
+                wrong.or(spread.map(|i| (i, "a finite number, as only another element's gradient was NaN")));
             if let Some((element, expected)) = wrong {
                 return Err(engine.difference("values", 0, element, values[element], expected.to_owned()));
             }
@@ -455,7 +467,9 @@ impl Engine<'_> {
                 })?;
                 let (has_sign, sign): (fn(f32) -> bool, _) = match rule.states()[number].sign {
                     Sign::Signed => continue,
-                    Sign::NonNegative => (|x| x >= 0.0, "at least 0, as the state is declared Sign::NonNegative"),
+                    Sign::NonNegative => {
+                        (|x| x >= 0.0, "at least 0, as the state is declared Sign::NonNegative")
+                    }
                     Sign::Positive => (|x| x > 0.0, "above 0, as the state is declared Sign::Positive"),
                 };
                 if let Some(element) = found.iter().position(|&x| !has_sign(x)) {
@@ -491,7 +505,14 @@ impl Engine<'_> {
         Ok(())
     }
 
-    fn difference(&self, what: &str, tensor: usize, element: usize, found: f32, expected: String) -> RuleCheckError {
+    fn difference(
+        &self,
+        what: &str,
+        tensor: usize,
+        element: usize,
+        found: f32,
+        expected: String,
+    ) -> RuleCheckError {
         let Kind { values, gradients, state, master_weights } = self.tensors[tensor].0;
         RuleCheckError::Difference(Box::new(RuleDifference {
             what: what.to_owned(),

@@ -92,10 +92,14 @@ mod tests {
         let wgsl = "// fn a()\n/* fn b() /* nested */ \n fn c() */ const ONE = 1.0;\n\nstruct S {\n    var: f32,\n}\n\
             @group(0) @binding(0) var<storage, read> buffer: array<u32>;\nfn step(x: f32) -> f32 {\n    \
             var y = x; const z = 1;\n    return y;\n}\nalias F = f32;";
-        let found: Vec<_> =
-            declarations(wgsl).into_iter().map(|of| (of.keyword, of.name, of.line)).collect();
-        let expected =
-            [("const", "ONE", 3), ("struct", "S", 5), ("var", "buffer", 8), ("fn", "step", 9), ("alias", "F", 13)];
+        let found: Vec<_> = declarations(wgsl).into_iter().map(|of| (of.keyword, of.name, of.line)).collect();
+        let expected = [
+            ("const", "ONE", 3),
+            ("struct", "S", 5),
+            ("var", "buffer", 8),
+            ("fn", "step", 9),
+            ("alias", "F", 13),
+        ];
         assert_eq!(found, expected.map(|(keyword, name, line)| (keyword.to_owned(), name.to_owned(), line)));
     }
 }

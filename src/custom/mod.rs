@@ -82,8 +82,8 @@ use error::CustomRuleError;
 use validation::Text;
 
 pub use crate::rules::arithmetic::{
-    Element, General, Stepped, apply_step, check_beta, check_epsilon, check_normal, debiased_weight, ema, ema_weight,
-    eta_of, larger, limited_gradient, one_minus_power, scaled_gradient, signum,
+    Element, General, Stepped, apply_step, check_beta, check_epsilon, check_normal, debiased_weight, ema,
+    ema_weight, eta_of, larger, limited_gradient, one_minus_power, scaled_gradient, signum,
 };
 pub use crate::rules::custom::{CustomKind, CustomRule, MAX_HYPERPARAMETERS};
 pub use crate::rules::range::{OutOfRange, in_range};
@@ -94,7 +94,11 @@ pub use crate::storage::state::Sign;
 /// The step of one element on the CPU, in the same order of operations as the WGSL.
 pub trait CpuStep: 'static {
     /// Steps one element. `coefficients` has the rule's coefficients in their order, and zeros.
-    fn step<T: Real>(general: &General<T>, coefficients: &CoefficientArray<T>, element: Element<T>) -> Stepped<T>;
+    fn step<T: Real>(
+        general: &General<T>,
+        coefficients: &CoefficientArray<T>,
+        element: Element<T>,
+    ) -> Stepped<T>;
 }
 
 /// What [`Rule::custom`] makes a rule of. The [module](self) describes the WGSL.
@@ -198,8 +202,12 @@ impl RuleDefinition {
     }
 
     /// Names and default values of the hyperparameters, at most 8, apart from the learning rate. Checkpoints store both.
-    pub fn with_hyperparameters<S: Into<String>, const N: usize>(self, hyperparameters: [(S, f64); N]) -> Self {
-        let hyperparameters = hyperparameters.into_iter().map(|(name, default)| (name.into(), default)).collect();
+    pub fn with_hyperparameters<S: Into<String>, const N: usize>(
+        self,
+        hyperparameters: [(S, f64); N],
+    ) -> Self {
+        let hyperparameters =
+            hyperparameters.into_iter().map(|(name, default)| (name.into(), default)).collect();
         Self { hyperparameters, ..self }
     }
 
@@ -219,7 +227,10 @@ impl RuleDefinition {
         let erased: CoefficientFn = Box::new(move |values, learning_rate, t| {
             let mut array = [0.0; MAX_COEFFICIENTS];
             if let Some(values) = values.first_chunk() {
-                array.iter_mut().zip(function(values, learning_rate, t)).for_each(|(place, value)| *place = value);
+                array
+                    .iter_mut()
+                    .zip(function(values, learning_rate, t))
+                    .for_each(|(place, value)| *place = value);
             }
             array
         });
@@ -288,7 +299,11 @@ impl RuleDefinition {
         for (name, _) in hyperparameters {
             if name.is_empty() {
                 let expected = "a name";
-                return Err(CustomRuleError::Name { what: "a hyperparameter", found: String::new(), expected });
+                return Err(CustomRuleError::Name {
+                    what: "a hyperparameter",
+                    found: String::new(),
+                    expected,
+                });
             }
         }
         let state_names: Vec<_> = states.iter().map(|(name, _)| name.as_str()).collect();

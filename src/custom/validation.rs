@@ -44,10 +44,15 @@ pub fn check_source(rule: &Text<'_>, declarations: &[Declaration]) -> Result<(),
             expected,
         };
         if ["var", "override"].contains(&keyword.as_str()) {
-            return Err(error("only fn, struct, const and alias: a rule has no variables outside functions".to_owned()));
+            return Err(error(
+                "only fn, struct, const and alias: a rule has no variables outside functions".to_owned(),
+            ));
         }
         if !prefixes.iter().any(|prefix| name.starts_with(prefix)) {
-            return Err(error(format!("a name that starts with {}, {} or {}", prefixes[0], prefixes[1], prefixes[2])));
+            return Err(error(format!(
+                "a name that starts with {}, {} or {}",
+                prefixes[0], prefixes[1], prefixes[2]
+            )));
         }
     }
     let [structure, coefficients, step] = signatures(rule);
@@ -68,12 +73,19 @@ pub fn check_source(rule: &Text<'_>, declarations: &[Declaration]) -> Result<(),
     check(&structure, structure_text(&module, &structure.name))?;
     for signature in [&coefficients, &step] {
         let function = module.functions.iter().find(|(_, of)| of.name.as_deref() == Some(&signature.name));
-        check(signature, function.map_or_else(String::new, |(_, function)| function_text(&module, function)))?;
+        check(
+            signature,
+            function.map_or_else(String::new, |(_, function)| function_text(&module, function)),
+        )?;
     }
     for entry in &module.entry_points {
         let line = declarations.iter().find(|of| of.name == entry.name).map_or(1, |of| of.line);
         let found = format!("entry point {}", entry.name);
-        return Err(CustomRuleError::Declaration { line, found, expected: "functions without a stage".to_owned() });
+        return Err(CustomRuleError::Declaration {
+            line,
+            found,
+            expected: "functions without a stage".to_owned(),
+        });
     }
     check_globals(&module, &info, declarations)
 }
@@ -114,7 +126,15 @@ pub fn check_kernels(form: RuleForm) -> Result<(), CustomRuleError> {
     let sources = [
         variant(Access::Vec4, read, words4, Quantized::Off, shadow, rates, RowFeatures::Off),
         variant(Access::Vec2, read_write, words2, Quantized::Shared, Shadow::Off, off, RowFeatures::Off),
-        variant(Access::Scalar, GradientBinding::Shared, words1, Quantized::Whole, shadow, rates, RowFeatures::Off),
+        variant(
+            Access::Scalar,
+            GradientBinding::Shared,
+            words1,
+            Quantized::Whole,
+            shadow,
+            rates,
+            RowFeatures::Off,
+        ),
         variant(Access::Vec4, read, words4, Quantized::Off, Shadow::Off, off, RowFeatures::On),
         prepare_source_with(&custom),
         partials_source_with(&custom),
@@ -163,7 +183,9 @@ fn type_text(module: &Module, ty: Handle<Type>) -> String {
 
 fn structure_text(module: &Module, name: &str) -> String {
     let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name));
-    let Some(TypeInner::Struct { members, .. }) = found.map(|(_, ty)| &ty.inner) else { return String::new() };
+    let Some(TypeInner::Struct { members, .. }) = found.map(|(_, ty)| &ty.inner) else {
+        return String::new();
+    };
     let members: Vec<_> = members
         .iter()
         .map(|of| format!("{}: {}", of.name.as_deref().unwrap_or_default(), type_text(module, of.ty)))

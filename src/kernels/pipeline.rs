@@ -309,7 +309,9 @@ impl Kernel {
     /// Whether its text has the coefficients of all rules of the optimizer.
     const fn has_coefficients_of_rules(&self) -> bool {
         match self {
-            Self::Norm { .. } | Self::Partials { .. } | Self::Prepare | Self::PrepareJoint | Self::NoNorm => true,
+            Self::Norm { .. } | Self::Partials { .. } | Self::Prepare | Self::PrepareJoint | Self::NoNorm => {
+                true
+            }
             Self::Update { .. } | Self::Schedule | Self::Join | Self::Follow | Self::Remap { .. } => false,
         }
     }
