@@ -8,7 +8,8 @@ use adamod::custom::{
 };
 use adamod::testing::{RuleCheckError, RuleDifference, check_rule};
 use adamod::{
-    Adam, Control, DeviceControl, ErrorKind, Hyperparameters, Options, Rule, RuleForm, RuleKind, StateFormat, Step,
+    Adam, Control, DeviceControl, ErrorKind, Hyperparameters, Options, Rule, RuleForm, RuleKind, StateFormat,
+    Step,
 };
 
 use crate::common::{Engine, Layout, Model, all, gpu, precision};
@@ -117,7 +118,8 @@ fn the_harness_names_the_first_difference() {
     let found = difference(check(changed("1.0 / decay.one_minus_power[0]", "1.0")));
     assert_eq!((found.control, found.step), ("Control::Device", 1));
     // From the second step on.
-    let found = difference(check(changed("decay.one_minus_power[0];", "min(decay.one_minus_power[0], 0.9995);")));
+    let found =
+        difference(check(changed("decay.one_minus_power[0];", "min(decay.one_minus_power[0], 0.9995);")));
     assert!(found.control == "Control::Device" && found.step > 100, "{found}");
 }
 
@@ -160,7 +162,9 @@ fn the_harness_finds_broken_contracts() {
         .with_decay_rates(["beta"])
         .with_coefficients(
             ["exp_avg_sq_weight", "correction", "epsilon", "step_size"],
-            |&[beta], learning_rate, t| [ema_weight(beta), 1.0 / one_minus_power(beta, t), 1e-8, learning_rate],
+            |&[beta], learning_rate, t| {
+                [ema_weight(beta), 1.0 / one_minus_power(beta, t), 1e-8, learning_rate]
+            },
         );
     let without = Rule::custom(without).unwrap();
     assert!(matches!(check(without), Err(RuleCheckError::NoCpuStep { rule }) if rule == without.kind()));
@@ -169,8 +173,10 @@ fn the_harness_finds_broken_contracts() {
 /// Beside rules of the library, with hyperparameters and learning rates that change.
 #[test]
 fn custom_rules_share_an_optimizer_with_others() {
-    for options in [Options::new(), Options::new().with_control(Control::Device(DeviceControl::new().with_max_norm(10.0)))]
-    {
+    for options in [
+        Options::new(),
+        Options::new().with_control(Control::Device(DeviceControl::new().with_max_norm(10.0))),
+    ] {
         let mut model = Model::new(Hyperparameters::from(scaled()), &[300, 5]).with_options(options);
         model.add_group(Adam::new(), &[1025, 7]);
         let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
@@ -212,7 +218,8 @@ fn custom_rules_come_and_go() {
     // Another version declares the same names.
     let other = changed("eta * g);", "eta * g * 2.0);");
     let error = engine.optimizer.add_group(other).unwrap_err();
-    let ErrorKind::CommonDeclaration { name: "ScaledCoefficients", found, other: of_group } = error.kind() else {
+    let ErrorKind::CommonDeclaration { name: "ScaledCoefficients", found, other: of_group } = error.kind()
+    else {
         panic!("{error}");
     };
     assert_eq!((*found, *of_group), (other.kind(), scaled().kind()));
