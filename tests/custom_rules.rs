@@ -63,6 +63,17 @@ fn a_definition_becomes_a_rule_with_its_hyperparameters() {
 }
 
 #[test]
+fn threads_that_make_the_same_rule_get_the_same() {
+    let wgsl = WGSL.replace("signum_", "thread_").replace("Signum", "Thread");
+    let make = || Rule::custom(named("thread", &wgsl)).unwrap();
+    let rules: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(rules.iter().all(|rule| *rule == rules[0]), "{rules:?}");
+}
+
+#[test]
 fn names_are_checked() {
     for name in ["", "Signum", "1st", "my rule", "straße"] {
         let error = refused(named(name, WGSL));

@@ -74,7 +74,7 @@ mod validation;
 use std::any::TypeId;
 use std::sync::OnceLock;
 
-use crate::rules::custom::{self, CheckFn, CoefficientFn, CpuSteps, Definition};
+use crate::rules::custom::{self, CheckFn, CoefficientFn, CpuSteps, Definition, Identity};
 use crate::rules::update_rule::{Description, MAX_COEFFICIENTS, MAX_DECAY_RATES};
 use crate::rules::{Rule, RuleKind};
 use crate::storage::state::{MAX_STATES, StateTensor};
@@ -334,12 +334,16 @@ impl RuleDefinition {
         Ok(())
     }
 
-    /// The types of its functions, if they capture nothing.
-    fn functions(&self) -> Option<Vec<TypeId>> {
+    fn identity(&self, rate_coefficients: &[String]) -> Identity {
         let coefficients = self.function.as_ref().map(|of| of.id);
         let check = self.check.as_ref().map(|of| of.id);
         let cpu_step = self.cpu_steps.map(|(_, id)| Some(id));
-        [coefficients, check, cpu_step].into_iter().flatten().collect()
+        let defaults = self.hyperparameters.iter().map(|(_, default)| *default);
+        Identity {
+            fingerprint: self.fingerprint(rate_coefficients),
+            functions: [coefficients, check, cpu_step].into_iter().flatten().collect(),
+            defaults: defaults.chain([self.learning_rate]).collect(),
+        }
     }
 
     /// Hash (FNV-1a) of what kernels and stored states depend on. Every part is followed by its length.
@@ -428,10 +432,8 @@ impl Rule {
         let has_step_size = definition.coefficients.iter().any(|name| name == "step_size");
         let default = if has_step_size { vec!["step_size".to_owned()] } else { Vec::new() };
         let rates = definition.rate_coefficients.clone().unwrap_or(default);
-        let fingerprint = definition.fingerprint(&rates);
-        let functions = definition.functions();
-        let defaults: Vec<_> = definition.hyperparameters.iter().map(|(_, default)| *default).collect();
-        if let Some(known) = custom::known(fingerprint, &functions, &defaults, definition.learning_rate) {
+        let identity = definition.identity(&rates);
+        if let Some(known) = custom::known(&identity) {
             return Ok(Self::Custom(known));
         }
         let declared = declarations::declarations(&definition.wgsl);
@@ -474,8 +476,7 @@ impl Rule {
             check: definition.check.map(|of| of.function),
             cpu_steps: definition.cpu_steps.map(|(steps, _)| steps),
             declarations: declared.into_iter().map(|of| of.name).collect(),
-            functions,
-            fingerprint,
+            identity,
             index: OnceLock::new(),
         };
         let custom = custom::keep(definition);
@@ -483,8 +484,7 @@ impl Rule {
         rule.validate(rule.kind().default_learning_rate())?;
         check_proportions(&rule)?;
         validation::check_kernels(rule.form())?;
-        custom::register(custom);
-        Ok(rule)
+        Ok(Self::Custom(custom::register(custom)))
     }
 }
 

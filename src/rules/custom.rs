@@ -43,10 +43,7 @@ pub(crate) struct Definition {
     pub cpu_steps: Option<CpuSteps>,
     /// Names that its WGSL declares.
     pub declarations: Vec<String>,
-    /// The types of its functions, if they capture nothing. Equal ones compute the same.
-    pub functions: Option<Vec<TypeId>>,
-    /// Hash of everything that kernels and stored states depend on.
-    pub fingerprint: u64,
+    pub identity: Identity,
     /// Position among the definitions of distinct fingerprints, once it is registered.
     pub index: OnceLock<u32>,
 }
@@ -54,22 +51,25 @@ pub(crate) struct Definition {
 /// All definitions of the process. They are never dropped, so that rules can be copied like those of the library.
 static DEFINITIONS: Mutex<Vec<&'static Definition>> = Mutex::new(Vec::new());
 
-/// The registered rule with this fingerprint, these functions and defaults.
-pub(crate) fn known(
-    fingerprint: u64,
-    functions: &Option<Vec<TypeId>>,
-    defaults: &[f64],
-    learning_rate: f64,
-) -> Option<CustomRule> {
-    let all = DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = all.iter().copied().find(|known| {
-        known.fingerprint == fingerprint
-            && functions.is_some()
-            && known.functions == *functions
-            && known.description.learning_rate == learning_rate
-            && known.hyperparameters.iter().map(|(_, default)| *default).eq(defaults.iter().copied())
-    });
-    known.map(|known| CustomKind(known).with_defaults())
+/// What tells definitions apart: fingerprint, functions and defaults.
+#[derive(PartialEq)]
+pub(crate) struct Identity {
+    /// Hash of everything that kernels and stored states depend on.
+    pub fingerprint: u64,
+    /// The types of the functions, if they capture nothing. Equal ones compute the same.
+    pub functions: Option<Vec<TypeId>>,
+    /// Default hyperparameters, and the default learning rate.
+    pub defaults: Vec<f64>,
+}
+
+fn find(all: &[&'static Definition], identity: &Identity) -> Option<CustomRule> {
+    let found = all.iter().find(|known| identity.functions.is_some() && known.identity == *identity);
+    found.map(|known| CustomKind(known).with_defaults())
+}
+
+/// The registered rule of this identity.
+pub(crate) fn known(identity: &Identity) -> Option<CustomRule> {
+    find(&DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner), identity)
 }
 
 /// Makes a rule of a definition, which is kept for the life of the process. It is not registered.
@@ -77,14 +77,18 @@ pub(crate) fn keep(definition: Definition) -> CustomRule {
     CustomKind(Box::leak(Box::new(definition))).with_defaults()
 }
 
-/// Registers a rule that has been validated.
-pub(crate) fn register(rule: CustomRule) {
+/// Registers a rule that has been validated, or gives the one that another thread has registered meanwhile.
+pub(crate) fn register(rule: CustomRule) -> CustomRule {
     let mut all = DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = all.iter().find(|known| known.fingerprint == rule.definition.fingerprint);
+    if let Some(known) = find(&all, &rule.definition.identity) {
+        return known;
+    }
+    let same = all.iter().find(|known| CustomKind(known) == rule.kind());
     let next = all.iter().map(|known| CustomKind(known).index() + 1).max().unwrap_or(0);
     let index = same.map_or(next, |known| CustomKind(known).index());
     rule.definition.index.get_or_init(|| index);
     all.push(rule.definition);
+    rule
 }
 
 /// The rules of that name that have been made, the latest first.
@@ -101,7 +105,7 @@ impl CustomKind {
     /// Hash (FNV-1a) of the name, the WGSL, the states, and the names of hyperparameters and coefficients. Checkpoints store it, and
     /// [`Display`](fmt::Display) shows it.
     pub const fn fingerprint(self) -> u64 {
-        self.0.fingerprint
+        self.0.identity.fingerprint
     }
 
     pub(crate) const fn description(self) -> &'static Description {
@@ -133,7 +137,7 @@ impl CustomKind {
 
 impl PartialEq for CustomKind {
     fn eq(&self, other: &Self) -> bool {
-        self.0.fingerprint == other.0.fingerprint
+        self.0.identity.fingerprint == other.0.identity.fingerprint
     }
 }
 
@@ -147,13 +151,13 @@ impl PartialOrd for CustomKind {
 
 impl Ord for CustomKind {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.fingerprint.cmp(&other.0.fingerprint)
+        self.0.identity.fingerprint.cmp(&other.0.identity.fingerprint)
     }
 }
 
 impl Hash for CustomKind {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.fingerprint.hash(state);
+        self.0.identity.fingerprint.hash(state);
     }
 }
 
@@ -166,7 +170,7 @@ impl fmt::Debug for CustomKind {
 impl fmt::Display for CustomKind {
     /// Name and fingerprint: `adopt@0123456789abcdef`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{:016x}", self.0.description.name, self.0.fingerprint)
+        write!(f, "{}@{:016x}", self.0.description.name, self.0.identity.fingerprint)
     }
 }
 
