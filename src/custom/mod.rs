@@ -72,7 +72,6 @@ pub mod error;
 mod validation;
 
 use std::any::TypeId;
-use std::sync::OnceLock;
 
 use crate::rules::custom::{self, CheckFn, CoefficientFn, CpuSteps, Definition, Identity};
 use crate::rules::update_rule::{Description, MAX_COEFFICIENTS, MAX_DECAY_RATES};
@@ -477,7 +476,6 @@ impl Rule {
             cpu_steps: definition.cpu_steps.map(|(steps, _)| steps),
             declarations: declared.into_iter().map(|of| of.name).collect(),
             identity,
-            index: OnceLock::new(),
         };
         let custom = custom::keep(definition);
         let rule = Self::Custom(custom);

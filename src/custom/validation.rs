@@ -78,14 +78,11 @@ pub fn check_source(rule: &Text<'_>, declarations: &[Declaration]) -> Result<(),
             function.map_or_else(String::new, |(_, function)| function_text(&module, function)),
         )?;
     }
-    for entry in &module.entry_points {
+    if let Some(entry) = module.entry_points.first() {
         let line = declarations.iter().find(|of| of.name == entry.name).map_or(1, |of| of.line);
         let found = format!("entry point {}", entry.name);
-        return Err(CustomRuleError::Declaration {
-            line,
-            found,
-            expected: "functions without a stage".to_owned(),
-        });
+        let expected = "functions without a stage".to_owned();
+        return Err(CustomRuleError::Declaration { line, found, expected });
     }
     check_globals(&module, &info, declarations)
 }

@@ -3,7 +3,7 @@
 use std::any::{Any, TypeId};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use super::arithmetic::{Element, General, Stepped, check_beta};
 use super::range::{OutOfRange, in_range};
@@ -44,8 +44,6 @@ pub(crate) struct Definition {
     /// Names that its WGSL declares.
     pub declarations: Vec<String>,
     pub identity: Identity,
-    /// Position among the definitions of distinct fingerprints, once it is registered.
-    pub index: OnceLock<u32>,
 }
 
 /// All definitions of the process. They are never dropped, so that rules can be copied like those of the library.
@@ -83,15 +81,12 @@ pub(crate) fn register(rule: CustomRule) -> CustomRule {
     if let Some(known) = find(&all, &rule.definition.identity) {
         return known;
     }
-    let same = all.iter().find(|known| CustomKind(known) == rule.kind());
-    let next = all.iter().map(|known| CustomKind(known).index() + 1).max().unwrap_or(0);
-    let index = same.map_or(next, |known| CustomKind(known).index());
-    rule.definition.index.get_or_init(|| index);
     all.push(rule.definition);
     rule
 }
 
 /// The rules of that name that have been made, the latest first.
+#[cfg(feature = "checkpoint")]
 pub(crate) fn named(name: &str) -> Vec<CustomKind> {
     let all = DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner);
     all.iter().rev().copied().filter(|known| known.description.name == name).map(CustomKind).collect()
@@ -112,9 +107,10 @@ impl CustomKind {
         &self.0.description
     }
 
-    /// Position among the rules of the process; 0 until it is registered.
+    /// Position of the first equal rule of the process, or behind the last one while it is not registered.
     pub(crate) fn index(self) -> u32 {
-        self.0.index.get().copied().unwrap_or(0)
+        let all = DEFINITIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().take_while(|known| CustomKind(known) != self).count() as u32
     }
 
     pub(crate) fn with_defaults(self) -> CustomRule {

@@ -10,7 +10,7 @@ use crate::storage::state::{StateFormat, StateTensor};
 /// The most coefficients of its own that a rule can have.
 pub const MAX_COEFFICIENTS: usize = 9;
 
-/// The step count for which [`UpdateRule::coefficients`] gives what the device's function of the rule starts from.
+/// The step count for which the function of coefficients gives what the device's function of the rule starts from.
 pub const BASE: u64 = u64::MAX;
 
 /// The most decay rates that a rule can have.
