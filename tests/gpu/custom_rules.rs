@@ -8,8 +8,8 @@ use adamod::custom::{
 };
 use adamod::testing::{RuleCheckError, RuleDifference, check_rule};
 use adamod::{
-    Adam, Control, DeviceControl, ErrorKind, Hyperparameters, Options, Rule, RuleForm, RuleKind, StateFormat,
-    Step,
+    Adam, Control, DeviceControl, Diagnostics, ErrorKind, Hyperparameters, Options, Rule, RuleForm, RuleKind,
+    StateFormat, Step,
 };
 
 use crate::common::{Engine, Layout, Model, all, gpu, precision};
@@ -230,6 +230,41 @@ fn custom_rules_come_and_go() {
     engine.optimizer.add_group(other).unwrap();
     engine.step(&all(&gradients));
     engine.optimizer.submit(&Step::all()).unwrap();
+}
+
+/// What multiplies or counts learning rates finds those of a custom rule: factors of columns, a schedule, histograms.
+#[test]
+fn features_of_learning_rates_reach_custom_rules() {
+    let factors = [1.0, 0.5, 0.0, 2.0];
+    for is_on_device in [false, true] {
+        let mut options = Options::new().with_diagnostics(Diagnostics::RateHistograms);
+        if is_on_device {
+            options = options.with_control(Control::Device(DeviceControl::new()));
+        }
+        let model = Model::new(Hyperparameters::from(scaled()), &[1028]).with_options(options);
+        let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+        let mut twin = model.twin::<f32>();
+        engine.optimizer.set_column_factors(engine.ids[0], &factors).unwrap();
+        twin.set_column_factors(0, &factors);
+        let scale = if is_on_device { 0.25 } else { 1.0 };
+        if is_on_device {
+            engine.optimizer.set_schedule(&[0.25]).unwrap();
+        }
+        let hyperparameters = Hyperparameters::from(scaled()).with_learning_rate(scale * 1e-3);
+        twin.set_hyperparameters(0, hyperparameters);
+        for step in 0..3 {
+            let gradients = model.gradients(step);
+            engine.step(&all(&gradients));
+            twin.step(&all(&gradients));
+        }
+        let initial = &model.tensors[0].values;
+        for (i, (got, expected)) in engine.values(0).into_iter().zip(twin.values(0)).enumerate() {
+            assert!((got - expected).abs() <= 1e-6 + 1e-6 * expected.abs(), "element {i}: {got} {expected}");
+            assert_eq!(got == initial[i], i % 4 == 2, "element {i}");
+        }
+        let counted = engine.optimizer.take_rate_histograms().wait().unwrap();
+        assert_eq!(counted.eta.iter().sum::<u64>(), 3 * 1028);
+    }
 }
 
 /// Captured values make a definition that no other is equal to; its kernels are the same.
