@@ -106,6 +106,10 @@ fn names_are_checked() {
     assert!(matches!(error, CustomRuleError::Name { what: "a coefficient", .. }), "{error}");
     let error = refused(definition().with_decay_rates(["beta2"]));
     assert_eq!(error.to_string(), "a decay rate is \"beta2\", expected one of beta");
+    let error = refused(definition().with_debiased_states([("m", "beta")]));
+    assert_eq!(error.to_string(), "a state that is stored debiased is \"m\", expected one of exp_avg");
+    let error = refused(definition().with_debiased_states([("exp_avg", "beta")]));
+    assert!(matches!(&error, CustomRuleError::Unknown { found, .. } if found == "beta"), "{error}");
     let error = refused(definition().with_rate_coefficients(["rate"]));
     assert!(matches!(error, CustomRuleError::Unknown { .. }), "{error}");
 }

@@ -14,7 +14,7 @@
 //!     step_size: f32,
 //! }
 //!
-//! // The coefficients of step t, for steps that the device prepares. `base` are those of the host for t = BASE.
+//! // The coefficients of step t, for steps that the device prepares. `base` are those of the host for t = BASE; `variant` is 0.
 //! fn signum_coefficients(base: SignumCoefficients, variant: u32, decay: Decay) -> SignumCoefficients {
 //!     return base;
 //! }
@@ -138,6 +138,8 @@ pub struct RuleDefinition {
     states: Vec<(String, Sign)>,
     hyperparameters: Vec<(String, f64)>,
     decay_rates: Vec<String>,
+    /// States and the decay rates by which they are stored debiased.
+    debiased: Vec<(String, String)>,
     coefficients: Vec<String>,
     /// Gives the coefficients; none if there are none.
     function: Option<Function<CoefficientFn>>,
@@ -184,6 +186,7 @@ impl RuleDefinition {
             states: Vec::new(),
             hyperparameters: Vec::new(),
             decay_rates: Vec::new(),
+            debiased: Vec::new(),
             coefficients: Vec::new(),
             function: None,
             rate_coefficients: None,
@@ -213,6 +216,15 @@ impl RuleDefinition {
     /// The hyperparameters, at most 3, that are decay rates of moving averages in [0, 1). For these the device computes `1 - beta^t`.
     pub fn with_decay_rates<S: Into<String>, const N: usize>(self, names: [S; N]) -> Self {
         Self { decay_rates: owned(names), ..self }
+    }
+
+    /// States that are moving averages from 0 whose step uses them without bias correction, each with its decay rate. Formats below 32 bits store
+    /// such an average debiased, as `s / (1 - beta^t)`, because its first steps would span too many octaves; `general.is_debiased` says so,
+    /// and the step then works on that number, as `shaders/rules/adamod.wgsl` does. Rows that are fresh may start from means of the first of
+    /// them ([`FreshRows`](crate::FreshRows)).
+    pub fn with_debiased_states<S: Into<String>, const N: usize>(self, states: [(S, S); N]) -> Self {
+        let debiased = states.into_iter().map(|(state, rate)| (state.into(), rate.into())).collect();
+        Self { debiased, ..self }
     }
 
     /// Names of the coefficients, at least 1 and at most 9, in the order of the WGSL structure, and the function that gives them from the
@@ -316,6 +328,11 @@ impl RuleDefinition {
         check_count("decay rates", decay_rates.len(), 0, MAX_DECAY_RATES)?;
         check_count("coefficients", coefficients.len(), 1, MAX_COEFFICIENTS)?;
         decay_rates.iter().try_for_each(|name| check_known("a decay rate", name, &names))?;
+        let rate_names: Vec<_> = decay_rates.iter().map(String::as_str).collect();
+        self.debiased.iter().try_for_each(|(state, rate)| {
+            check_known("a state that is stored debiased", state, &state_names)?;
+            check_known("the decay rate of a state that is stored debiased", rate, &rate_names)
+        })?;
         let rates = self.rate_coefficients.iter().flatten();
         rates.into_iter().try_for_each(|name| {
             check_known("a coefficient that is proportional to the learning rate", name, &coefficient_names)
@@ -359,6 +376,7 @@ impl RuleDefinition {
             parts.push(title.to_owned());
             parts.extend(names.iter().cloned());
         }
+        parts.extend(self.debiased.iter().flat_map(|(state, rate)| [state.clone(), rate.clone()]));
         parts.push(format!("{} {:?}", self.has_element_rates, self.f32_state_only));
         let bytes = parts.iter().flat_map(|part| part.bytes().chain((part.len() as u64).to_le_bytes()));
         bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
@@ -452,8 +470,17 @@ impl Rule {
         };
         let place_of = |rate: &String| hyperparameters.iter().position(|(name, _)| name == rate);
         let decay_rates = definition.decay_rates.iter().filter_map(place_of).collect();
-        let states: Vec<_> =
-            states.into_iter().map(|(name, sign)| StateTensor::new(kept(name), sign)).collect();
+        let debiased_by = |state: &String| {
+            let (_, rate) = definition.debiased.iter().find(|(of, _)| of == state)?;
+            definition.decay_rates.iter().position(|of| of == rate)
+        };
+        let states: Vec<_> = states
+            .into_iter()
+            .map(|(name, sign)| {
+                let debiased_by = debiased_by(&name);
+                StateTensor { debiased_by, ..StateTensor::new(kept(name), sign) }
+            })
+            .collect();
         let definition = Definition {
             description: Description {
                 type_name: kept(type_name),

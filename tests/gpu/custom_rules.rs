@@ -3,16 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use adamod::custom::{
-    CpuStep, CustomRule, Element, General, Real, RuleDefinition, Sign, Stepped, apply_step, ema, ema_weight,
-    limited_gradient, one_minus_power,
+    CpuStep, CustomRule, Element, General, Real, RuleDefinition, Sign, Stepped, apply_step, debiased_weight,
+    ema, ema_weight, eta_of, limited_gradient, one_minus_power,
 };
 use adamod::testing::{RuleCheckError, RuleDifference, check_rule};
 use adamod::{
-    Adam, Control, DeviceControl, Diagnostics, ErrorKind, Hyperparameters, Options, Rule, RuleForm, RuleKind,
-    StateFormat, Step,
+    AdaMod, Adam, Control, DeviceControl, Diagnostics, ErrorKind, Hyperparameters, Options, Rule, RuleForm,
+    RuleKind, StateFormat, Step, WeightDecay,
 };
 
-use crate::common::{Engine, Layout, Model, all, gpu, precision};
+use crate::common::{Engine, Kind, Layout, Model, all, gpu, precision};
 
 fn check(rule: impl Into<Rule>) -> Result<(), RuleCheckError> {
     check_rule(&gpu().device, &gpu().queue, rule)
@@ -230,6 +230,86 @@ fn custom_rules_come_and_go() {
     engine.optimizer.add_group(other).unwrap();
     engine.step(&all(&gradients));
     engine.optimizer.submit(&Step::all()).unwrap();
+}
+
+/// AdaMod's own file under another name.
+fn own_adamod() -> Rule {
+    struct Own;
+    impl CpuStep for Own {
+        fn step<T: Real>(general: &General<T>, c: &[T; 9], e: Element<T>) -> Stepped<T> {
+            let &[w1, w2, w3, step_size, correction1, correction2, epsilon, debiased, scale] = c;
+            let (w3, scale) = if general.is_debiased { (debiased, scale) } else { (w3, T::from_f64(1.0)) };
+            let g = limited_gradient(general, &e);
+            let [m, v, s] = e.state;
+            let (m, v) = (ema(m, g, w1), ema(v, g * g, w2));
+            let eta = eta_of(step_size, v, correction2, epsilon);
+            let s = ema(s, eta, w3);
+            let bounded = if s * scale < eta { s * scale } else { eta };
+            Stepped { theta: apply_step(general, e.theta, g, bounded * (m * correction1)), state: [m, v, s] }
+        }
+    }
+    let wgsl = include_str!("../../shaders/rules/adamod.wgsl");
+    let wgsl = wgsl.replace("adamod_", "own_").replace("ADAMOD_", "OWN_").replace("AdaMod", "Own");
+    let names = [
+        "exp_avg_weight",
+        "exp_avg_sq_weight",
+        "exp_avg_lr_weight",
+        "step_size",
+        "exp_avg_correction",
+        "exp_avg_sq_correction",
+        "epsilon",
+        "debiased_lr_weight",
+        "debiased_lr_scale",
+    ];
+    let betas = ["betas[0]", "betas[1]", "betas[2]"];
+    let definition = RuleDefinition::new("own", wgsl)
+        .with_states([
+            ("exp_avg", Sign::Signed),
+            ("exp_avg_sq", Sign::NonNegative),
+            ("exp_avg_lr", Sign::Positive),
+        ])
+        .with_hyperparameters([(betas[0], 0.9), (betas[1], 0.999), (betas[2], 0.999), ("epsilon", 1e-8)])
+        .with_decay_rates(betas)
+        .with_debiased_states([("exp_avg_lr", "betas[2]")])
+        .with_coefficients(names, |&[beta1, beta2, beta3, epsilon], learning_rate, t| {
+            let [correction1, correction2, correction3] =
+                [beta1, beta2, beta3].map(|beta| one_minus_power(beta, t));
+            [
+                ema_weight(beta1),
+                ema_weight(beta2),
+                ema_weight(beta3),
+                learning_rate,
+                1.0 / correction1,
+                1.0 / correction2,
+                epsilon,
+                debiased_weight(beta3, t),
+                correction3,
+            ]
+        })
+        .with_element_rates()
+        .with_cpu_step::<Own>();
+    Rule::custom(definition).unwrap()
+}
+
+/// A custom rule with a rule's file is that rule to the bit, in every format and with both controls.
+#[test]
+fn a_custom_rule_with_the_file_of_adamod_is_adamod() {
+    assert_eq!(own_adamod().states(), RuleKind::AdaMod.states());
+    let kinds: Vec<_> = Kind::all().into_iter().map(|kind| (kind, 1030)).collect();
+    for control in [Control::Host, Control::Device(DeviceControl::new().with_max_norm(10.0))] {
+        let bits = |rule: Rule| {
+            let hyperparameters = Hyperparameters::from(rule)
+                .with_weight_decay(WeightDecay::Decoupled(0.01))
+                .with_cautious(true);
+            let options = Options::new().with_seed(3).with_control(control.clone());
+            let model = Model::of_kinds(hyperparameters, &kinds).with_options(options);
+            let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
+            (0..4).for_each(|step| engine.step(&all(&model.gradients(step))));
+            engine.bits()
+        };
+        assert!(bits(own_adamod()) == bits(AdaMod::new().into()), "{control:?}");
+    }
+    check(own_adamod()).unwrap();
 }
 
 /// What multiplies or counts learning rates finds those of a custom rule: factors of columns, a schedule, histograms.
