@@ -301,7 +301,7 @@ fn a_custom_rule_with_the_file_of_adamod_is_adamod() {
             let hyperparameters = Hyperparameters::from(rule)
                 .with_weight_decay(WeightDecay::Decoupled(0.01))
                 .with_cautious(true);
-            let options = Options::new().with_seed(3).with_control(control.clone());
+            let options = Options::new().with_seed(3).with_control(control);
             let model = Model::of_kinds(hyperparameters, &kinds).with_options(options);
             let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(16));
             (0..4).for_each(|step| engine.step(&all(&model.gradients(step))));
