@@ -142,6 +142,19 @@ pub enum ErrorKind {
         /// The form of the group.
         expected: RuleForm,
     },
+    /// The WGSL of two rules of one's own declares the same name. An optimizer links all of its rules into one kernel, so it can have
+    /// one version of a rule.
+    #[error(
+        "the WGSL of {found} declares {name:?}, as that of {other} does, which is the rule of another group of the optimizer"
+    )]
+    CommonDeclaration {
+        /// The name.
+        name: &'static str,
+        /// The given rule.
+        found: RuleKind,
+        /// The rule of another group.
+        other: RuleKind,
+    },
     /// The rule does not offer the format of state.
     #[error("the state format is {}, expected one that {form} has: {reason}", found.name())]
     StateFormat {

@@ -40,6 +40,7 @@
 //! | clip, loss scale and skipping on the device | [`DeviceControl`] |
 //! | reading values, state and counters | [`Readback`] |
 //! | saving and resuming | `Checkpoint`, `Optimizer::save`, `Restore`, with the feature `checkpoint` |
+//! | rules of one's own | [`Rule::custom`], [`custom`], [`testing::check_rule`] |
 //! | the same arithmetic on the CPU | [`mod@reference`] |
 //!
 //! # Numerics
@@ -66,6 +67,7 @@ pub use wgpu;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod custom;
 mod device;
 mod diagnostics;
 mod error;
@@ -78,6 +80,8 @@ pub mod reference;
 mod rules;
 pub mod schedule;
 mod storage;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 #[cfg(feature = "checkpoint")]
 mod checkpoint;

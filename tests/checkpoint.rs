@@ -5,9 +5,10 @@ mod common;
 use std::collections::HashMap;
 use std::path::Path;
 
+use adamod::custom::{RuleDefinition, Sign};
 use adamod::{
     AdaMod, Adam, Checkpoint, CheckpointError, Control, DType, DeviceControl, Formula, Group,
-    Hyperparameters, Optimizer, Options, Parameter, Rule, RuleKind, Sgd, StateFormat, WeightDecay,
+    Hyperparameters, Optimizer, Options, Parameter, Restore, Rule, RuleKind, Sgd, StateFormat, WeightDecay,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -392,6 +393,85 @@ fn another_rule_of_any_group_is_refused_and_the_group_is_named() {
             assert_eq!(checkpoint(&engine), before);
         }
     }
+}
+
+/// SGD with momentum under a name of its own; `scale` is a part of its source.
+fn custom(scale: &str) -> Rule {
+    let wgsl = "
+struct HeavyCoefficients { momentum: f32, step_size: f32 }
+
+fn heavy_coefficients(base: HeavyCoefficients, variant: u32, decay: Decay) -> HeavyCoefficients {
+    return base;
+}
+
+fn heavy_step(general: General, c: HeavyCoefficients, e: Elements) -> Stepped {
+    let g = scaled_gradient(general, e);
+    let m = c.momentum * e.state[0] + SCALE * g;
+    let rate = vec4(c.step_size);
+    return Stepped(apply_step(general, e.theta, g, rate * m), State(m, e.state[1], e.state[2]), rate, rate);
+}
+";
+    let definition = RuleDefinition::new("heavy", wgsl.replace("SCALE", scale))
+        .with_states([("momentum_buffer", Sign::Signed)])
+        .with_hyperparameters([("momentum", 0.9)])
+        .with_coefficients(["momentum", "step_size"], |&[momentum], rate, _t| [momentum, rate]);
+    Rule::custom(definition).unwrap()
+}
+
+#[test]
+fn custom_rules_go_on_with_the_same_bits() {
+    let mut rule = custom("1.0");
+    assert!(rule.set_hyperparameter("momentum", 0.85));
+    for state in StateFormat::ALL {
+        for control in [Control::Host, Control::Device(DeviceControl::new())] {
+            let mut model = model_of(rule, Kind { state, ..Kind::f32() }, &LABELS);
+            model.options.control = control;
+            let mut first = engine(&model);
+            (1..4).for_each(|seed| step(&mut first, seed));
+            let saved = Checkpoint::from_bytes(&checkpoint(&first).to_bytes().unwrap()).unwrap();
+            assert_eq!(saved.groups(), model.groups);
+            // With other hyperparameters, which are restored.
+            model.groups[0].hyperparameters.rule = custom("1.0");
+            let mut second = engine(&model);
+            step(&mut second, 9);
+            continue_from(&mut second, &saved, &first.buffers[0]);
+            (4..7).for_each(|seed| [&mut first, &mut second].into_iter().for_each(|of| step(of, seed)));
+            assert!(first.bits() == second.bits(), "{state:?} {control:?}");
+        }
+    }
+}
+
+#[test]
+fn a_custom_rule_of_another_source_is_refused_by_name() {
+    let (rule, other) = (custom("1.0"), custom("2.0"));
+    let mut first = engine(&model_of(rule, Kind::f32(), &LABELS));
+    step(&mut first, 1);
+    let bytes = checkpoint(&first).to_bytes().unwrap();
+    let saved = Checkpoint::from_bytes(&bytes).unwrap();
+    // Into an optimizer with another source.
+    let mut second = engine(&model_of(other, Kind::f32(), &LABELS));
+    let error = second.optimizer.restore(&saved).unwrap_err();
+    let CheckpointError::Mismatch { what, found, expected } = &error else { panic!("{error}") };
+    assert_eq!(what, "the rule of group 0");
+    assert_eq!((found, expected), (&rule.kind().to_string(), &other.kind().to_string()));
+    let restore = Restore::new().keep_hyperparameters();
+    let error = second.optimizer.restore_with(&saved, &restore).unwrap_err();
+    assert!(error.to_string().contains(&rule.kind().to_string()), "{error}");
+    step(&mut second, 1);
+    // In a program that has not made it.
+    let mut header = header_of(&bytes);
+    assert_eq!(header["groups"][0]["rule"], "heavy");
+    header["groups"][0]["fingerprint"] = "0123456789abcdef".into();
+    let error = refusal(&header);
+    let CheckpointError::CustomRule { group: 0, found, made } = &error else { panic!("{error}") };
+    assert_eq!(found, "heavy@0123456789abcdef");
+    assert!(made.contains(&rule.kind().to_string()) && made.contains(&other.kind().to_string()), "{made:?}");
+    header["groups"][0]["rule"] = "unheard_of".into();
+    let text = "the rule of group 0 of the checkpoint is unheard_of@0123456789abcdef, expected one that Rule::custom has made: \
+        none of this name";
+    assert_eq!(refusal(&header).to_string(), text);
+    header["groups"][0].as_object_mut().unwrap().remove("fingerprint");
+    assert!(refusal(&header).to_string().contains("expected one of adamod"), "{}", refusal(&header));
 }
 
 fn small_checkpoint() -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Modules of the library, the lowest first. A module imports from those before it and from itself.
-const LAYERS: [&str; 12] = [
+const LAYERS: [&str; 14] = [
     "storage",
     "device",
     "rules",
@@ -12,11 +12,13 @@ const LAYERS: [&str; 12] = [
     "error",
     "hyperparameters",
     "kernels",
+    "custom",
     "plan",
     "reference",
     "diagnostics",
     "checkpoint",
     "optimizer",
+    "testing",
 ];
 
 /// A file of a crate: its module path and what it imports from the crate.

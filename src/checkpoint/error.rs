@@ -99,6 +99,19 @@ pub enum CheckpointError {
         /// The hyperparameter.
         error: OutOfRange,
     },
+    /// A group has a rule of one's own that this program has not made, or has made of another source.
+    #[error(
+        "the rule of group {group} of the checkpoint is {found}, expected one that Rule::custom has made: {}",
+        if made.is_empty() { "none of this name".to_owned() } else { made.join(", ") }
+    )]
+    CustomRule {
+        /// Index of the group, in the order in which the groups were added.
+        group: usize,
+        /// Name and fingerprint of the rule.
+        found: String,
+        /// Name and fingerprint of the rules of that name that have been made, the latest first.
+        made: Vec<String>,
+    },
     /// The checkpoint and the optimizer differ.
     #[error("{what} of the checkpoint is {found}, expected {expected} as in the optimizer")]
     Mismatch {

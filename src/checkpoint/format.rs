@@ -18,6 +18,7 @@ use super::saved::{Checksums, SavedParameter};
 use crate::hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
 use crate::kernels::abi;
 use crate::options::{LEAST_LOSS_SCALE, MOST_LOSS_SCALE};
+use crate::rules::custom::{self, CustomKind};
 use crate::rules::{Formula, RuleKind};
 use crate::storage::block::{BlockLayout, QUANT_BLOCK_ELEMENTS};
 use crate::storage::dtype::DType;
@@ -57,6 +58,9 @@ type Hex = String;
 #[serde(deny_unknown_fields)]
 struct GroupHeader {
     rule: String,
+    /// The fingerprint of a custom rule, as 16 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fingerprint: Option<Hex>,
     learning_rate: Hex,
     /// The hyperparameters that only the rule has, by name.
     hyperparameters: BTreeMap<String, Hex>,
@@ -191,6 +195,7 @@ mod v1 {
                 };
                 super::GroupHeader {
                     rule: self.rule.clone(),
+                    fingerprint: None,
                     learning_rate: group.learning_rate,
                     hyperparameters: all
                         .into_iter()
@@ -283,6 +288,10 @@ impl GroupHeader {
         let rule = &hyperparameters.rule;
         Self {
             rule: rule.kind().name().to_owned(),
+            fingerprint: match rule.kind() {
+                RuleKind::Custom(kind) => Some(format!("{:016x}", kind.fingerprint())),
+                _ => None,
+            },
             learning_rate: to_hex(hyperparameters.learning_rate),
             hyperparameters: rule
                 .hyperparameters()
@@ -303,7 +312,7 @@ impl GroupHeader {
 
     /// The group with this index in a file of this version. Errors name it.
     fn read(&self, group: usize, version: u32) -> Result<Group, CheckpointError> {
-        let read = self.parse(version).map_err(|error| match error {
+        let read = self.parse(group, version).map_err(|error| match error {
             CheckpointError::Metadata { what } => wrong(format!("group {group}: {what}")),
             error => error,
         })?;
@@ -313,8 +322,21 @@ impl GroupHeader {
         }
     }
 
+    /// The rule: one of the library, or a custom one that has been made.
+    fn kind(&self, group: usize) -> Result<RuleKind, CheckpointError> {
+        let Some(fingerprint) = &self.fingerprint else { return <RuleKind as Named>::from_name(&self.rule) };
+        let made = custom::named(&self.rule);
+        let has_it = |kind: &CustomKind| format!("{:016x}", kind.fingerprint()) == *fingerprint;
+        if let Some(kind) = made.iter().find(|kind| has_it(kind)) {
+            return Ok(RuleKind::Custom(*kind));
+        }
+        let found = format!("{}@{fingerprint}", self.rule);
+        let made = made.iter().map(CustomKind::to_string).collect();
+        Err(CheckpointError::CustomRule { group, found, made })
+    }
+
     /// The group, whose hyperparameters may be out of range.
-    fn parse(&self, version: u32) -> Result<Group, CheckpointError> {
+    fn parse(&self, group: usize, version: u32) -> Result<Group, CheckpointError> {
         let lambda = from_hex("weight_decay_value", &self.weight_decay_value)?;
         let weight_decay = match self.weight_decay.as_str() {
             "none" => WeightDecay::None,
@@ -334,7 +356,7 @@ impl GroupHeader {
                 )));
             }
         };
-        let mut rule = <RuleKind as Named>::from_name(&self.rule)?.with_defaults();
+        let mut rule = self.kind(group)?.with_defaults();
         for (name, _) in rule.hyperparameters() {
             let Some(hex) = self.hyperparameters.get(name) else {
                 // Options that were added later do by default what was done before.

@@ -9,12 +9,13 @@ use super::abi::{
 };
 use super::bindings;
 use super::variant::{
-    Access, GradientBinding, RowFeatures, Shadow, Variant, joint_source, norm_source, partials_source,
-    prepare_source, remap_source, schedule_source,
+    Access, GradientBinding, RowFeatures, Shadow, Variant, joint_source, norm_source_with,
+    partials_source_with, prepare_source_with, remap_source, schedule_source,
 };
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
 use crate::options::Diagnostics;
+use crate::rules::RuleKind;
 use crate::storage::block::StateAccess;
 use crate::storage::state::StateTensor;
 
@@ -116,7 +117,9 @@ pub struct Pipelines {
     control: Vec<(&'static str, f64)>,
     control_bytes: u64,
     cache: Option<wgpu::PipelineCache>,
-    made: HashMap<Kernel, Pipeline>,
+    /// The sets of custom rules that kernels have been compiled with, and which of them the optimizer has now.
+    custom: (Vec<Vec<RuleKind>>, usize),
+    made: HashMap<(Kernel, usize), Pipeline>,
 }
 
 /// What all pipelines of an optimizer have in common.
@@ -138,21 +141,43 @@ impl Pipelines {
     pub fn new(gpu: &Gpu, settings: PipelineSettings) -> Self {
         let PipelineSettings { lanes, zero_gradients, control, control_bytes, cache } = settings;
         let gpu = gpu.clone();
-        Self { gpu, lanes, zero_gradients, control, control_bytes, cache, made: HashMap::new() }
+        let custom = (vec![Vec::new()], 0);
+        Self { gpu, lanes, zero_gradients, control, control_bytes, cache, custom, made: HashMap::new() }
+    }
+
+    /// Sets the custom rules that the device can prepare steps of. Kernels that prepare steps have to be made anew after a change.
+    pub fn set_custom_rules(&mut self, mut rules: Vec<RuleKind>) {
+        rules.sort_unstable();
+        rules.dedup();
+        let (sets, current) = &mut self.custom;
+        *current = sets.iter().position(|set| *set == rules).unwrap_or_else(|| {
+            sets.push(rules);
+            sets.len() - 1
+        });
+    }
+
+    /// Changes with the custom rules.
+    pub fn custom_rules(&self) -> usize {
+        self.custom.1
+    }
+
+    fn key(&self, kernel: Kernel) -> (Kernel, usize) {
+        (kernel, if kernel.has_coefficients_of_rules() { self.custom.1 } else { 0 })
     }
 
     /// Compiles a kernel, unless it is compiled already.
     pub fn make(&mut self, kernel: Kernel) -> Result<(), DeviceError> {
-        if !self.made.contains_key(&kernel) {
+        let key = self.key(kernel);
+        if !self.made.contains_key(&key) {
             let made = self.gpu.catch(|| self.compile(kernel))?;
-            self.made.insert(kernel, made);
+            self.made.insert(key, made);
         }
         Ok(())
     }
 
     /// A kernel that [`Pipelines::make`] has compiled.
     pub fn get(&self, kernel: &Kernel) -> &wgpu::ComputePipeline {
-        &self.made[kernel].pipeline
+        &self.made[&self.key(*kernel)].pipeline
     }
 
     /// A bind group for a kernel that [`Pipelines::make`] has compiled.
@@ -167,7 +192,7 @@ impl Pipelines {
         self.gpu.catch(|| {
             self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(&label),
-                layout: &self.made[kernel].layout,
+                layout: &self.made[&self.key(*kernel)].layout,
                 entries: &entries,
             })
         })
@@ -190,7 +215,7 @@ impl Pipelines {
         });
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+            source: wgpu::ShaderSource::Wgsl(kernel.source(&self.custom.0[self.custom.1]).into()),
         });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&label),
@@ -281,12 +306,23 @@ impl Kernel {
         }
     }
 
-    fn source(&self) -> String {
+    /// Whether its text has the coefficients of all rules of the optimizer.
+    const fn has_coefficients_of_rules(&self) -> bool {
+        match self {
+            Self::Norm { .. } | Self::Partials { .. } | Self::Prepare | Self::PrepareJoint | Self::NoNorm => {
+                true
+            }
+            Self::Update { .. } | Self::Schedule | Self::Join | Self::Follow | Self::Remap { .. } => false,
+        }
+    }
+
+    /// The text, for an optimizer that has these rules besides those of the library.
+    fn source(&self, custom: &[RuleKind]) -> String {
         match self {
             Self::Update { variant, .. } => variant.source(),
-            Self::Norm { access, gradients, .. } => norm_source(*access, *gradients),
-            Self::Partials { .. } => partials_source(),
-            Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source(),
+            Self::Norm { access, gradients, .. } => norm_source_with(*access, *gradients, custom),
+            Self::Partials { .. } => partials_source_with(custom),
+            Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source_with(custom),
             Self::Schedule => schedule_source(),
             Self::Join | Self::Follow => joint_source(),
             Self::Remap { old_buffers, access, .. } => remap_source(*old_buffers, *access),

@@ -301,14 +301,15 @@ fn tensor_files(access: Access, gradients: GradientBinding) -> [&'static str; 7]
     ]
 }
 
-/// The files that prepare a step on the device, without entry points. Every rule has its coefficients there.
-fn control_files() -> Vec<&'static str> {
+/// The files that prepare a step on the device, without entry points. Every rule has its coefficients there: all of the library, and
+/// those of the caller's that the optimizer has.
+fn control_files(custom: &[RuleKind]) -> Vec<&'static str> {
     let mut files = vec![
         include_str!("../../shaders/lib/step.wgsl"),
         include_str!("../../shaders/lib/arithmetic.wgsl"),
         include_str!("../../shaders/lib/elementary.wgsl"),
     ];
-    files.extend(RuleKind::ALL.iter().map(|rule| rule.wgsl()));
+    files.extend(RuleKind::ALL.iter().chain(custom).map(|rule| rule.wgsl()));
     files.push(include_str!("../../shaders/lib/control.wgsl"));
     files
 }
@@ -316,34 +317,50 @@ fn control_files() -> Vec<&'static str> {
 /// The WGSL of the kernels that sum the squares of gradients. Their entry points are `norm_of_chunks` and, for a last launch that also
 /// prepares the step, `norm_and_prepare`.
 pub fn norm_source(access: Access, gradients: GradientBinding) -> String {
+    norm_source_with(access, gradients, &[])
+}
+
+/// The same for an optimizer that has these rules besides those of the library.
+pub(crate) fn norm_source_with(access: Access, gradients: GradientBinding, custom: &[RuleKind]) -> String {
     let mut files = tensor_files(access, gradients).to_vec();
     files.push(include_str!("../../shaders/lib/sums.wgsl"));
-    files.extend(control_files());
+    files.extend(control_files(custom));
     files.push(include_str!("../../shaders/lib/norm.wgsl"));
     files.push(include_str!("../../shaders/lib/partials.wgsl"));
     files.push(include_str!("../../shaders/kernels/norm.wgsl"));
-    linked(files.into_iter(), &control_glue())
+    linked(files.into_iter(), &control_glue(custom))
 }
 
 /// The WGSL of the kernel that computes the norm from the partial sums of all launches. Its entry point is `norm_of_partials`.
 pub fn partials_source() -> String {
-    control_source(&[
+    partials_source_with(&[])
+}
+
+/// The same for an optimizer that has these rules besides those of the library.
+pub(crate) fn partials_source_with(custom: &[RuleKind]) -> String {
+    let kernels = [
         include_str!("../../shaders/lib/sums.wgsl"),
         include_str!("../../shaders/lib/norm.wgsl"),
         include_str!("../../shaders/lib/partials.wgsl"),
         include_str!("../../shaders/kernels/partials.wgsl"),
-    ])
+    ];
+    control_source(&kernels, custom)
 }
 
 /// The WGSL of the kernels that prepare a step without looking at gradients. Their entry points are `prepare`, `prepare_joint` and
 /// `no_norm`.
 pub fn prepare_source() -> String {
-    control_source(&[include_str!("../../shaders/kernels/prepare.wgsl")])
+    prepare_source_with(&[])
+}
+
+/// The same for an optimizer that has these rules besides those of the library.
+pub(crate) fn prepare_source_with(custom: &[RuleKind]) -> String {
+    control_source(&[include_str!("../../shaders/kernels/prepare.wgsl")], custom)
 }
 
 /// The WGSL of the kernel that takes the factor of the learning rates from a schedule. Its entry point is `schedule`.
 pub fn schedule_source() -> String {
-    control_source(&[include_str!("../../shaders/kernels/schedule.wgsl")])
+    control_source(&[include_str!("../../shaders/kernels/schedule.wgsl")], &[])
 }
 
 /// The WGSL of the kernels that move rows, which read so many state buffers besides the one that they write, in words of 16 or 4 bytes. Their
@@ -401,22 +418,36 @@ fn old_at(any_buffer: u32, index: u32) -> {word} {{
 
 /// The WGSL of the kernels of joint steps. Their entry points are `join` and `follow`.
 pub fn joint_source() -> String {
-    control_source(&[
+    let kernels = [
         include_str!("../../shaders/lib/sums.wgsl"),
         include_str!("../../shaders/lib/norm.wgsl"),
         include_str!("../../shaders/kernels/joint.wgsl"),
-    ])
+    ];
+    control_source(&kernels, &[])
 }
 
-fn control_source(kernels: &[&'static str]) -> String {
+/// What the WGSL of a rule sees, and that WGSL at the end: the smallest module in which it has to be valid.
+pub(crate) fn rule_source(wgsl: &str) -> String {
+    let files = [
+        include_str!("../../shaders/lib/abi.wgsl"),
+        include_str!("../../shaders/lib/format.wgsl"),
+        include_str!("../../shaders/lib/rounding.wgsl"),
+        include_str!("../../shaders/lib/step.wgsl"),
+        include_str!("../../shaders/lib/arithmetic.wgsl"),
+        include_str!("../../shaders/lib/elementary.wgsl"),
+    ];
+    linked(files.into_iter(), wgsl)
+}
+
+fn control_source(kernels: &[&'static str], custom: &[RuleKind]) -> String {
     let mut files = vec![
         include_str!("../../shaders/lib/abi.wgsl"),
         include_str!("../../shaders/lib/format.wgsl"),
         include_str!("../../shaders/lib/rounding.wgsl"),
     ];
-    files.extend(control_files());
+    files.extend(control_files(custom));
     files.extend(kernels);
-    linked(files.into_iter(), &control_glue())
+    linked(files.into_iter(), &control_glue(custom))
 }
 
 fn linked(files: impl Iterator<Item = &'static str>, glue: &str) -> String {
@@ -472,7 +503,7 @@ fn update_glue(form: RuleForm, rows: RowFeatures) -> String {
 }
 
 /// `coefficients_of_rule`, which calls the function of each rule.
-fn control_glue() -> String {
+fn control_glue(custom: &[RuleKind]) -> String {
     let mut glue = format!(
         "// No rule's coefficients depend on its form.
 const FORM = 0u;
@@ -481,7 +512,7 @@ fn coefficients_of_rule(rule: u32, base: array<f32, {MAX_COEFFICIENTS}>, variant
     switch rule {{
 "
     );
-    for &rule in RuleKind::ALL {
+    for &rule in RuleKind::ALL.iter().chain(custom) {
         let members = rule.coefficients().iter().map(|name| format!("c.{name}"));
         let members = members.chain(std::iter::repeat("0.0".to_owned())).take(MAX_COEFFICIENTS);
         let _ = write!(

@@ -298,8 +298,8 @@ pub struct Preparation {
     parts: [Option<(Vec<Dispatch>, Generations)>; Part::COUNT],
 }
 
-/// Generations of the buffers of rows, groups and coefficients, and of the ring of segments.
-type Generations = ([u64; 3], u64);
+/// Generations of the buffers of rows, groups and coefficients, of the ring of segments, and of the custom rules.
+type Generations = ([u64; 3], u64, usize);
 
 #[derive(Debug)]
 struct Dispatch {
@@ -337,7 +337,7 @@ impl Preparation {
         segments_generation: u64,
         bindings_of: impl Fn(&Launch) -> LaunchBindings<'a>,
     ) -> Result<(), DeviceError> {
-        let generations = (steps.generations(), segments_generation);
+        let generations = (steps.generations(), segments_generation, pipelines.custom_rules());
         if self.parts[part as usize].as_ref().is_some_and(|(_, bound)| *bound == generations) {
             return Ok(());
         }

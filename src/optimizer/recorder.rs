@@ -100,6 +100,9 @@ impl Recorder {
             return Ok(());
         }
         source.update(of.gpu, of.registry, selection)?;
+        if source.device().is_some() {
+            pipelines.set_custom_rules(of.registry.custom_rules().collect());
+        }
         parts.iter().try_for_each(|part| tables.update(of, pipelines, source, *part))
     }
 

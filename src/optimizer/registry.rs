@@ -16,8 +16,8 @@ use crate::plan::cohorts::Cohorts;
 use crate::plan::overlap::{Occupied, Overlap, first_overlap, sorted_ranges};
 use crate::plan::places::{Buffers, Places};
 use crate::plan::views::{OwnedViews, Views};
-use crate::rules::Rule;
 use crate::rules::range::in_range;
+use crate::rules::{Rule, RuleKind};
 use crate::storage::block::{BlockLayout, QUANT_BLOCK_ELEMENTS};
 use crate::storage::dtype::DType;
 use crate::storage::master::MasterWeights;
@@ -160,10 +160,31 @@ impl Registry {
     pub fn add_group(&mut self, group: Group) -> Result<GroupId, Error> {
         group.hyperparameters.validate()?;
         check_state_format(group.hyperparameters.rule, group.precision.state)?;
+        self.check_declarations(group.hyperparameters.rule.kind())?;
         let key = self.groups.insert(GroupRecord { group, order: self.groups_added });
         self.groups_added += 1;
         self.revisions.groups += 1;
         Ok(GroupId { optimizer: self.id, key })
+    }
+
+    /// All custom rules of an optimizer are linked into one kernel, where no name may be declared twice.
+    fn check_declarations(&self, rule: RuleKind) -> Result<(), Error> {
+        let RuleKind::Custom(new) = rule else { return Ok(()) };
+        for other in self.custom_rules() {
+            if let RuleKind::Custom(old) = other
+                && old != new
+                && let Some(name) = new.common_declaration(old)
+            {
+                return Err(ErrorKind::CommonDeclaration { name, found: rule, other }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The custom rules of all groups, some of them more than once.
+    pub fn custom_rules(&self) -> impl Iterator<Item = RuleKind> {
+        let kinds = self.groups.iter().map(|(_, record)| record.group.hyperparameters.rule.kind());
+        kinds.filter(|kind| matches!(kind, RuleKind::Custom(_)))
     }
 
     pub fn remove_group(&mut self, id: GroupId) -> Result<(), Error> {

@@ -10,6 +10,7 @@ pub const GRADIENT_LIMIT: f64 = 9_223_372_036_854_775_808.0;
 
 /// Coefficients that do not depend on the rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct General<T> {
     /// Factor of the gradient: 1 or -1 (maximize), times what a clip and a loss scale make of it.
     pub gradient_scale: T,

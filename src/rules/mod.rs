@@ -6,15 +6,17 @@
 //! follows from it.
 
 pub mod arithmetic;
+pub mod custom;
 pub mod range;
 pub mod real;
 pub mod update_rule;
 
 use crate::storage::state::{MAX_STATES, StateFormat, StateTensor};
-use arithmetic::{Element, General};
+use arithmetic::{Element, General, Stepped};
+use custom::{CustomKind, CustomRule};
 use range::OutOfRange;
 use real::Real;
-use update_rule::{CoefficientArray, MAX_DECAY_RATES, UpdateRule};
+use update_rule::{CoefficientArray, Description, MAX_DECAY_RATES, UpdateRule};
 
 /// Defines [`Rule`] from the list of rules.
 macro_rules! rules {
@@ -32,6 +34,8 @@ macro_rules! rules {
         #[non_exhaustive]
         pub enum Rule {
             $($(#[$doc])* $rule($rule),)*
+            /// A rule of one's own: [`Rule::custom`].
+            Custom(CustomRule),
         }
 
         $(impl From<$rule> for Rule {
@@ -45,63 +49,23 @@ macro_rules! rules {
         #[non_exhaustive]
         pub enum RuleKind {
             $($(#[$doc])* $rule,)*
+            /// A rule of one's own: [`Rule::custom`].
+            Custom(CustomKind),
         }
 
         impl RuleKind {
-            /// All rules, in the order of their codes in WGSL.
+            /// All rules of the library, in the order of their codes in WGSL.
             pub const ALL: &'static [Self] = &[$(Self::$rule),*];
 
-            /// The rule's name in checkpoints and on the command line: `adamod`.
-            pub const fn name(self) -> &'static str {
+            pub(crate) const fn description(self) -> &'static Description {
                 match self {
-                    $(Self::$rule => $rule::NAME,)*
-                }
-            }
-
-            const fn form_table(self) -> &'static [(&'static str, &'static [StateTensor])] {
-                match self {
-                    $(Self::$rule => $rule::FORMS,)*
-                }
-            }
-
-            /// The learning rate that [`Hyperparameters::from`](crate::Hyperparameters) gives the rule: PyTorch's default, or that of
-            /// the authors' code.
-            pub const fn default_learning_rate(self) -> f64 {
-                match self {
-                    $(Self::$rule => $rule::LEARNING_RATE,)*
-                }
-            }
-
-            /// The name of the rule's type, which is also the prefix of its structure in WGSL: `AdaMod`.
-            pub(crate) const fn type_name(self) -> &'static str {
-                match self {
-                    $(Self::$rule => stringify!($rule),)*
-                }
-            }
-
-            pub(crate) const fn coefficients(self) -> &'static [&'static str] {
-                match self {
-                    $(Self::$rule => $rule::COEFFICIENTS,)*
-                }
-            }
-
-            const fn rate_coefficient_names(self) -> &'static [&'static str] {
-                match self {
-                    $(Self::$rule => $rule::RATE_COEFFICIENTS,)*
-                }
-            }
-
-            /// Whether every element has a learning rate of its own.
-            pub const fn has_element_rates(self) -> bool {
-                match self {
-                    $(Self::$rule => $rule::HAS_ELEMENT_RATES,)*
-                }
-            }
-
-            /// The rule's file of WGSL.
-            pub(crate) const fn wgsl(self) -> &'static str {
-                match self {
-                    $(Self::$rule => include_str!(concat!("../../shaders/rules/", stringify!($module), ".wgsl")),)*
+                    $(Self::$rule => const {
+                        &Description::of::<$rule>(
+                            stringify!($rule),
+                            include_str!(concat!("../../shaders/rules/", stringify!($module), ".wgsl")),
+                        )
+                    },)*
+                    Self::Custom(kind) => kind.description(),
                 }
             }
 
@@ -109,6 +73,7 @@ macro_rules! rules {
             pub fn with_defaults(self) -> Rule {
                 match self {
                     $(Self::$rule => Rule::$rule($rule::default()),)*
+                    Self::Custom(kind) => Rule::Custom(kind.with_defaults()),
                 }
             }
         }
@@ -118,6 +83,7 @@ macro_rules! rules {
             pub fn with_defaults(self) -> Rule {
                 match self.rule {
                     $(RuleKind::$rule => Rule::$rule($rule::of_form(self.number())),)*
+                    RuleKind::Custom(kind) => Rule::Custom(kind.with_defaults()),
                 }
             }
 
@@ -125,6 +91,7 @@ macro_rules! rules {
             pub fn refusal(self, format: StateFormat) -> Option<&'static str> {
                 match self.rule {
                     $(RuleKind::$rule => $rule::refusal(self.number(), format),)*
+                    RuleKind::Custom(kind) => kind.refusal(format),
                 }
             }
         }
@@ -134,6 +101,7 @@ macro_rules! rules {
             pub const fn kind(&self) -> RuleKind {
                 match self {
                     $(Self::$rule(_) => RuleKind::$rule,)*
+                    Self::Custom(rule) => RuleKind::Custom(rule.kind()),
                 }
             }
 
@@ -141,6 +109,7 @@ macro_rules! rules {
             pub fn form(&self) -> RuleForm {
                 let number = match self {
                     $(Self::$rule(rule) => rule.form(),)*
+                    Self::Custom(_) => 0,
                 };
                 RuleForm { rule: self.kind(), number: number as u8 }
             }
@@ -150,6 +119,7 @@ macro_rules! rules {
             pub fn hyperparameters(&self) -> Vec<(&'static str, f64)> {
                 match self {
                     $(Self::$rule(rule) => rule.hyperparameters(),)*
+                    Self::Custom(rule) => rule.hyperparameters(),
                 }
             }
 
@@ -158,30 +128,35 @@ macro_rules! rules {
             pub fn set_hyperparameter(&mut self, name: &str, value: f64) -> bool {
                 match self {
                     $(Self::$rule(rule) => rule.set_hyperparameter(name, value),)*
+                    Self::Custom(rule) => rule.set_hyperparameter(name, value),
                 }
             }
 
             pub(crate) fn validate(&self, learning_rate: f64) -> Result<(), OutOfRange> {
                 match self {
                     $(Self::$rule(rule) => rule.validate(learning_rate),)*
+                    Self::Custom(rule) => rule.validate(learning_rate),
                 }
             }
 
             pub(crate) fn decay_rates(&self) -> [f64; MAX_DECAY_RATES] {
                 match self {
                     $(Self::$rule(rule) => rule.decay_rates(),)*
+                    Self::Custom(rule) => rule.decay_rates(),
                 }
             }
 
             pub(crate) fn variant(&self) -> u32 {
                 match self {
                     $(Self::$rule(rule) => rule.variant(),)*
+                    Self::Custom(_) => 0,
                 }
             }
 
             pub(crate) fn coefficients(&self, learning_rate: f64, t: u64) -> CoefficientArray<f64> {
                 match self {
                     $(Self::$rule(rule) => rule.coefficients(learning_rate, t),)*
+                    Self::Custom(rule) => rule.coefficients(learning_rate, t),
                 }
             }
 
@@ -195,17 +170,21 @@ macro_rules! rules {
                 states: &mut [Vec<T>],
             ) {
                 match self {
-                    $(Self::$rule(rule) => step_elements(rule, general, coefficients, values, gradient, states),)*
+                    $(Self::$rule(rule) => {
+                        step_elements(|element| rule.step(general, coefficients, element), values, gradient, states);
+                    })*
+                    Self::Custom(rule) => {
+                        let step = rule.cpu_step();
+                        step_elements(|element| step(general, coefficients, element), values, gradient, states);
+                    }
                 }
             }
         }
     };
 }
 
-fn step_elements<R: UpdateRule, T: Real>(
-    rule: &R,
-    general: &General<T>,
-    coefficients: &CoefficientArray<T>,
+fn step_elements<T: Real>(
+    step: impl Fn(Element<T>) -> Stepped<T>,
     values: &mut [T],
     gradient: &[T],
     states: &mut [Vec<T>],
@@ -215,7 +194,7 @@ fn step_elements<R: UpdateRule, T: Real>(
         for (of, states) in state.iter_mut().zip(&*states) {
             *of = states[i];
         }
-        let stepped = rule.step(general, coefficients, Element { theta: *theta, gradient, state });
+        let stepped = step(Element { theta: *theta, gradient, state });
         *theta = stepped.theta;
         for (states, of) in states.iter_mut().zip(stepped.state) {
             states[i] = of;
@@ -224,7 +203,41 @@ fn step_elements<R: UpdateRule, T: Real>(
 }
 
 impl RuleKind {
-    /// The rule of that [name](RuleKind::name).
+    /// The rule's name in checkpoints and on the command line: `adamod`.
+    pub const fn name(self) -> &'static str {
+        self.description().name
+    }
+
+    const fn form_table(self) -> &'static [(&'static str, &'static [StateTensor])] {
+        self.description().forms
+    }
+
+    /// The learning rate that [`Hyperparameters::from`](crate::Hyperparameters) gives the rule: PyTorch's default, or that of
+    /// the authors' code.
+    pub const fn default_learning_rate(self) -> f64 {
+        self.description().learning_rate
+    }
+
+    /// The name of the rule's type, which is also the prefix of its structure in WGSL: `AdaMod`.
+    pub(crate) const fn type_name(self) -> &'static str {
+        self.description().type_name
+    }
+
+    pub(crate) const fn coefficients(self) -> &'static [&'static str] {
+        self.description().coefficients
+    }
+
+    /// Whether every element has a learning rate of its own.
+    pub const fn has_element_rates(self) -> bool {
+        self.description().has_element_rates
+    }
+
+    /// The rule's WGSL.
+    pub(crate) const fn wgsl(self) -> &'static str {
+        self.description().wgsl
+    }
+
+    /// The rule of the library of that [name](RuleKind::name).
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
@@ -256,15 +269,18 @@ impl RuleKind {
 
     /// The coefficients that are proportional to the learning rate, as bits.
     pub(crate) fn rate_coefficients(self) -> u32 {
-        let is_rate = |name| self.rate_coefficient_names().contains(name);
+        let is_rate = |name| self.description().rate_coefficients.contains(name);
         let bits =
             self.coefficients().iter().enumerate().map(|(index, name)| u32::from(is_rate(name)) << index);
         bits.sum()
     }
 
     /// The rule's code in WGSL.
-    pub(crate) const fn code(self) -> u32 {
-        self as u32
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Custom(kind) => Self::ALL.len() as u32 + kind.index(),
+            _ => Self::ALL.iter().take_while(|of| **of != self).count() as u32,
+        }
     }
 }
 
@@ -287,7 +303,7 @@ pub struct RuleForm {
 }
 
 impl RuleForm {
-    /// The forms of all rules.
+    /// The forms of all rules of the library.
     pub fn all() -> impl Iterator<Item = Self> + Clone {
         RuleKind::ALL.iter().flat_map(|rule| rule.forms())
     }
@@ -324,16 +340,20 @@ impl RuleForm {
 }
 
 impl std::fmt::Display for RuleForm {
-    /// `adam`, `adam-amsgrad`.
+    /// `adam`, `adam-amsgrad`; `adopt@0123456789abcdef` for a custom rule.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.rule.name())?;
+        self.rule.fmt(f)?;
         if self.name().is_empty() { Ok(()) } else { write!(f, "-{}", self.name()) }
     }
 }
 
 impl std::fmt::Display for RuleKind {
+    /// The name; of a custom rule also the fingerprint of its definition, as `adopt@0123456789abcdef`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Custom(kind) => kind.fmt(f),
+            _ => f.write_str(self.name()),
+        }
     }
 }
 

@@ -14,7 +14,10 @@ pub struct OutOfRange {
 }
 
 /// Checks a number; `holds` says whether it is in its range.
-pub(crate) fn in_range(
+///
+/// # Errors
+/// If it is not, or the number is not finite.
+pub fn in_range(
     name: &'static str,
     found: f64,
     expected: &'static str,

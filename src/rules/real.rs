@@ -5,7 +5,14 @@ use std::ops::{Add, Div, Mul, Sub};
 
 /// f32 or f64.
 pub trait Real:
-    Copy + Debug + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+    Copy
+    + Debug
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + 'static
 {
     /// Whether values and states are stored in the formats of the GPU. f64 stores them in full.
     const IS_STORED: bool;

@@ -10,7 +10,7 @@ use crate::storage::state::{StateFormat, StateTensor};
 /// The most coefficients of its own that a rule can have.
 pub const MAX_COEFFICIENTS: usize = 9;
 
-/// The step count for which [`UpdateRule::coefficients`] gives what the device's function of the rule starts from.
+/// The step count for which the function of coefficients gives what the device's function of the rule starts from.
 pub const BASE: u64 = u64::MAX;
 
 /// The most decay rates that a rule can have.
@@ -18,6 +18,43 @@ pub const MAX_DECAY_RATES: usize = 3;
 
 /// Coefficients of one step, in the order of the rule's `Coefficients`; those that the rule does not have are 0.
 pub type CoefficientArray<T> = [T; MAX_COEFFICIENTS];
+
+/// What kernels, plans and files know of a rule, whether it is the library's or the caller's.
+#[derive(Debug)]
+pub(crate) struct Description {
+    /// The rule's name in checkpoints, on the command line and in WGSL.
+    pub name: &'static str,
+    /// The prefix of its structure in WGSL.
+    pub type_name: &'static str,
+    /// Names and states of its forms.
+    pub forms: &'static [(&'static str, &'static [StateTensor])],
+    /// Names of its coefficients, in the order of the WGSL structure.
+    pub coefficients: &'static [&'static str],
+    /// Names of those that are proportional to the learning rate.
+    pub rate_coefficients: &'static [&'static str],
+    /// Whether every element has a learning rate of its own.
+    pub has_element_rates: bool,
+    /// The learning rate with default hyperparameters.
+    pub learning_rate: f64,
+    /// The step and the coefficients in WGSL.
+    pub wgsl: &'static str,
+}
+
+impl Description {
+    /// The description of a rule of the library.
+    pub const fn of<R: UpdateRule>(type_name: &'static str, wgsl: &'static str) -> Self {
+        Self {
+            name: R::NAME,
+            type_name,
+            forms: R::FORMS,
+            coefficients: R::COEFFICIENTS,
+            rate_coefficients: R::RATE_COEFFICIENTS,
+            has_element_rates: R::HAS_ELEMENT_RATES,
+            learning_rate: R::LEARNING_RATE,
+            wgsl,
+        }
+    }
+}
 
 /// What a rule's file defines.
 pub(crate) trait UpdateRule: Copy + Debug + Default + PartialEq + Send + Sync + 'static {

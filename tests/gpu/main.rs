@@ -4,6 +4,7 @@
 mod common;
 
 mod control;
+mod custom_rules;
 mod diagnostics;
 mod extremes;
 mod joint;
