@@ -42,7 +42,8 @@ impl Distributed {
     /// Saves a checkpoint of all ranks in a folder that all of them share, and removes the one before it. Every rank calls it at the same
     /// step.
     ///
-    /// The folder is for checkpoints alone: others in it, whose names start with `step-`, are removed once this one is complete.
+    /// The folder is for checkpoints alone: others in it, whose names start with `step-`, are removed once this one is complete. If one cannot
+    /// be removed, rank 0 prints why and goes on.
     ///
     /// Values are in it. Ranks with shards write a file each; of replicated ranks only rank 0 writes one. Until all files are complete,
     /// the checkpoint before it is the one that [`Distributed::restore`] finds.
@@ -91,7 +92,7 @@ impl Distributed {
                 })
                 .collect();
             this.ranks.wait(limit, || {
-                poll_all(&mut written);
+                poll_all(&mut written)?;
                 Ok(match awaited(&written) {
                     missing if missing.is_empty() => (Progress::Done(()), None),
                     missing => {
@@ -103,7 +104,10 @@ impl Distributed {
             let files = (0..writers).map(file_name).collect();
             let manifest = Manifest { version: VERSION, steps: this.steps, folder: folder.clone(), files };
             write_manifest(&root, &manifest)?;
-            remove_others(&root, &folder)?;
+            // The checkpoint counts already.
+            if let Err(error) = remove_others(&root, &folder) {
+                eprintln!("rank 0: warning: an older checkpoint is left: {error}");
+            }
             for rank in this.ranks.others() {
                 this.ranks.send(rank, tag::SAVE, vec![1]);
             }
@@ -127,6 +131,9 @@ impl Distributed {
             // A rank may have no part of a tensor.
             this.optimizer.restore_with(&checkpoint, &Restore::new().allow_extra())?;
             this.steps = manifest.steps;
+            // Some ranks take longer than others to read.
+            let limit = this.settings.save_limit;
+            this.ranks.all_gather(limit, tag::SAVE, "that it has restored a checkpoint", Vec::new())?;
             if this.settings.mode.is_sharded() {
                 this.gather()?;
             }
@@ -158,7 +165,10 @@ impl Distributed {
             )?;
             return Ok(name(&message));
         }
-        fs::create_dir_all(root).map_err(in_file(root))?;
+        if !root.is_dir() {
+            fs::create_dir_all(root).map_err(in_file(root))?;
+            root.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_folder)?;
+        }
         for number in 0_u64.. {
             let message = [self.steps, number].map(u64::to_le_bytes).concat();
             let folder = name(&message);
@@ -199,6 +209,11 @@ impl Distributed {
     }
 }
 
+/// Whether a folder has a checkpoint that [`Distributed::restore`] takes. A save that did not end leaves none behind.
+pub fn has_checkpoint(root: impl AsRef<Path>) -> bool {
+    root.as_ref().join(MANIFEST).exists()
+}
+
 fn file_name(rank: usize) -> String {
     format!("rank-{rank:04}.safetensors")
 }
@@ -212,9 +227,9 @@ fn sync_folder(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(in_file(path))
 }
 
-/// Replaces the manifest in one step, once everything that it names is on disk.
+/// Replaces the manifest in one step, once everything that it names is on disk: ranks have synced their files, and the folder that has them.
 fn write_manifest(root: &Path, manifest: &Manifest) -> Result<(), Error> {
-    sync_folder(&root.join(&manifest.folder))?;
+    sync_folder(root)?;
     let (new, path) = (root.join(NEW_MANIFEST), root.join(MANIFEST));
     let text = serde_json::to_vec_pretty(manifest).expect("a manifest is JSON");
     let write = || {
