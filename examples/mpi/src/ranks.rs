@@ -68,8 +68,10 @@ struct Inner {
     spare: RefCell<Vec<Vec<u8>>>,
     traffic: Cell<Traffic>,
     peers: RefCell<Vec<Peer>>,
+    /// Of another rank.
     failure: RefCell<Option<Failure>>,
-    has_told: Cell<bool>,
+    /// What this rank has told the others.
+    told: RefCell<Option<Failure>>,
     /// When this rank told the others last that it waits.
     told_waits: Cell<Instant>,
 }
@@ -217,7 +219,7 @@ impl Ranks {
             traffic: Cell::default(),
             peers: RefCell::new(vec![Peer::default(); size]),
             failure: RefCell::default(),
-            has_told: Cell::new(false),
+            told: RefCell::default(),
             told_waits: Cell::new(Instant::now()),
         };
         Self { inner: Rc::new(inner), channel }
@@ -226,9 +228,9 @@ impl Ranks {
     /// The same rank with messages that do not mix with others. All ranks call it in the same order.
     pub(crate) fn duplicate(&self) -> Result<Self, Error> {
         // SAFETY: a constant of MPI.
-        let mut new = Box::new(unsafe { ffi::RSMPI_COMM_NULL });
-        let place: *mut ffi::MPI_Comm = &mut *new;
-        // SAFETY: MPI writes to the box, which the transfer keeps until the request is complete. The parent lives as long.
+        let mut new = vec![unsafe { ffi::RSMPI_COMM_NULL }];
+        let place = new.as_mut_ptr();
+        // SAFETY: MPI writes to the memory of the vector, which the transfer keeps until the request is complete. The parent lives as long.
         let start = |parent, request| unsafe { ffi::MPI_Comm_idup(parent, place, request) };
         let mut transfer = Transfer::start(&self.channel, self.rank(), new, start);
         let new = self.wait(self.limit(), || {
@@ -239,7 +241,7 @@ impl Ranks {
                 None => (Progress::Stuck, Some(others())),
             })
         })?;
-        let channel = Rc::new(Channel(*new));
+        let channel = Rc::new(Channel(new[0]));
         // SAFETY: the communicator is complete. Its errors are looked at in `Transfer::poll`.
         unsafe { ffi::MPI_Comm_set_errhandler(channel.0, ffi::RSMPI_ERRORS_RETURN) };
         Ok(Self { inner: self.inner.clone(), channel })
@@ -537,7 +539,7 @@ impl Ranks {
     }
 
     fn fail_without(&self, reason: &str, silent: &[usize]) {
-        if self.inner.has_told.replace(true) {
+        if self.inner.told.borrow().is_some() {
             return;
         }
         let mut end = reason.len().min(MOST_REASON_BYTES);
@@ -545,7 +547,9 @@ impl Ranks {
             end -= 1;
         }
         let own = || Failure { rank: self.rank(), reason: reason[..end].to_owned(), silent: silent.to_vec() };
-        let failure = self.inner.failure.borrow_mut().get_or_insert_with(own).clone();
+        // The first one is passed on.
+        let failure = self.inner.failure.borrow().clone().unwrap_or_else(own);
+        self.inner.told.replace(Some(failure.clone()));
         self.tell(&Notice::Failed(failure));
     }
 
@@ -577,9 +581,8 @@ impl Ranks {
         self.tell(&Notice::Gone);
         let start = Instant::now();
         let is_over = || {
-            let (peers, failure) = (self.inner.peers.borrow(), self.inner.failure.borrow());
-            let is_silent =
-                |rank: &usize| failure.as_ref().is_some_and(|failure| failure.silent.contains(rank));
+            let (peers, told) = (self.inner.peers.borrow(), self.inner.told.borrow());
+            let is_silent = |rank: &usize| told.as_ref().is_some_and(|failure| failure.silent.contains(rank));
             self.others().all(|rank| peers[rank].is_gone || is_silent(&rank))
         };
         while start.elapsed() < self.limit() && !is_over() {
@@ -596,7 +599,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         let mut is_over: c_int = 0;
         // SAFETY: the first call is possible at any time. The communicator is this channel's own unless it is that of all ranks, and no
-        // transfer uses it, because each keeps its channel.
+        // transfer uses it, because each keeps its channel. Open MPI and MPICH free it without messages.
         unsafe {
             ffi::MPI_Finalized(&mut is_over);
             if is_over == 0 && self.0 != ffi::RSMPI_COMM_WORLD {

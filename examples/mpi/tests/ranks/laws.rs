@@ -45,12 +45,17 @@ fn change<const N: usize>(setup: &Setup, single: &mut Optimizer, runs: [&mut Dis
     }
 }
 
+fn last_setups(count: usize) -> Vec<Setup> {
+    let mut setups = Setup::all();
+    setups.split_off(setups.len() - count)
+}
+
 /// In every mode, all ranks hold what one device holds that takes the steps with the averaged gradients: values, state, counters, norm and
 /// loss scale, bit for bit.
-pub fn laws() -> ExitCode {
+pub fn laws(count: usize) -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), String> {
         let gpu = Gpu::open();
-        for setup in Setup::all() {
+        for setup in last_setups(count) {
             let single_pools = Pools::new(&gpu, &setup);
             let mut single = single_pools.single();
             let mut runs = Mode::ALL.map(|mode| {
@@ -278,8 +283,12 @@ fn refuse_buckets(ranks: &Ranks, gpu: &Gpu) -> Result<(), Error> {
     assert!(error.starts_with("there are 10918 buckets, expected at most 10917"), "{error}");
     // Each buffer of the engine is small enough for this device, but not a bucket of f32 gradients.
     let small = Gpu::with_largest_buffer(1 << 16);
-    let setup =
-        Setup { dtype: DType::Bf16, lengths: vec![9000; 2], ..Setup::new(StateFormat::F32, Control::Host) };
+    let setup = Setup {
+        dtype: DType::Bf16,
+        gradients: DType::Bf16,
+        lengths: vec![9000; 2],
+        ..Setup::new(StateFormat::F32, Control::Host)
+    };
     let pools = Pools::new(&small, &setup);
     let mut builder = Builder::new(ranks, Settings::new(Mode::ShardedState), setup.options());
     let groups = pools.groups().map(|group| builder.add_group(group));
@@ -307,9 +316,7 @@ fn mode_of(name: &str) -> Mode {
 
 /// Setups whose averages do not depend on the number of ranks, because all ranks have the same gradients and sums of them are exact.
 pub fn exact_setups(count: usize) -> Vec<Setup> {
-    let mut setups = Setup::all();
-    setups.drain(..setups.len() - count);
-    setups.into_iter().map(|setup| Setup { exact: true, wire: DType::F32, ..setup }).collect()
+    last_setups(count).into_iter().map(|setup| Setup { exact: true, wire: DType::F32, ..setup }).collect()
 }
 
 /// The steps before and after a checkpoint.

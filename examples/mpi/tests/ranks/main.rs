@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         let words: Vec<_> = std::env::args().skip(1).collect();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         return match words[..] {
-            ["laws"] => laws::laws(),
+            ["laws", count] => laws::laws(count.parse().expect("a number")),
             ["overlap"] => laws::overlap(),
             ["two"] => laws::two(),
             ["busy"] => faults::busy(),
