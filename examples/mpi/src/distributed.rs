@@ -177,7 +177,7 @@ impl Builder {
             zero_gradients: optimizer.options().zero_gradients,
             device: device.clone(),
             queue: queue.clone(),
-            callers_ranks: ranks.clone(),
+            messages: ranks.clone(),
             ranks,
             settings,
             control,
@@ -196,7 +196,7 @@ impl Builder {
         };
         distributed.warm_up()?;
         distributed.check_agreement(&groups)?;
-        distributed.ranks = distributed.ranks.duplicate()?;
+        distributed.messages = distributed.messages.duplicate()?;
         Ok(distributed)
     }
 }
@@ -216,9 +216,9 @@ struct Place {
 ///
 /// After an error, other ranks have been told why and all further calls fail.
 pub struct Distributed {
-    callers_ranks: Ranks,
-    /// With messages of its own.
-    pub(crate) ranks: Ranks,
+    ranks: Ranks,
+    /// The ranks, with messages of this optimizer alone.
+    pub(crate) messages: Ranks,
     pub(crate) settings: Settings,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -288,7 +288,7 @@ impl Summary {
 impl Distributed {
     /// This rank and the others.
     pub fn ranks(&self) -> &Ranks {
-        &self.callers_ranks
+        &self.ranks
     }
 
     /// The settings.
@@ -399,7 +399,7 @@ impl Distributed {
     /// If the device or another rank fails.
     pub fn poll(&mut self) -> Result<(), Error> {
         self.guarded(|this| {
-            this.ranks.poll()?;
+            this.messages.poll()?;
             this.advance().map(drop)
         })
     }
@@ -429,7 +429,7 @@ impl Distributed {
             let gathers = this.settings.mode.is_sharded();
             this.buckets.iter_mut().for_each(|bucket| bucket.stepped(gathers));
             this.drive(|this| this.buckets.iter().all(Bucket::is_idle))?;
-            this.ranks.flush()?;
+            this.messages.flush()?;
             Ok(outcome)
         })
     }
@@ -454,7 +454,7 @@ impl Distributed {
     pub(crate) fn gather(&mut self) -> Result<(), Error> {
         self.buckets.iter_mut().for_each(|bucket| bucket.stepped(true));
         self.drive(|this| this.buckets.iter().all(Bucket::is_idle))?;
-        self.ranks.flush()
+        self.messages.flush()
     }
 
     pub(crate) fn is_between_steps(&self) -> bool {
@@ -471,14 +471,14 @@ impl Distributed {
         }
         work(self).inspect_err(|error| {
             self.has_failed = true;
-            self.ranks.fail_with(error);
+            self.messages.fail_with(error);
         })
     }
 
     fn parts(&mut self) -> (&mut Vec<Bucket>, Context<'_>) {
         let context = Context {
             tensors: &self.tensors,
-            ranks: &self.ranks,
+            ranks: &self.messages,
             staging: &mut self.staging,
             findings: &mut self.findings,
             mode: self.settings.mode,
@@ -499,7 +499,7 @@ impl Distributed {
 
     /// Moves all buckets on until something holds.
     fn drive(&mut self, mut until: impl FnMut(&mut Self) -> bool) -> Result<(), Error> {
-        let ranks = self.ranks.clone();
+        let ranks = self.messages.clone();
         ranks.wait(ranks.limit(), || {
             let moved = self.advance()?;
             Ok(if until(self) {
@@ -553,7 +553,7 @@ impl Distributed {
             squares: head.map_or([0; 7], |head| head.sum_of_squares),
         };
         let what = format!("its summary of step {step}");
-        let all = self.ranks.all_gather(self.ranks.limit(), tag::SUMMARY, &what, own.to_bytes())?;
+        let all = self.messages.all_gather(self.messages.limit(), tag::SUMMARY, &what, own.to_bytes())?;
         let all: Vec<_> = all.iter().map(|bytes| Summary::from_bytes(bytes)).collect();
         for (rank, of) in all.iter().enumerate() {
             if of.step != all[0].step {
@@ -608,7 +608,7 @@ impl Distributed {
         }
         self.queue.submit([encoder.finish()]);
         let copy = Mapping::start(self.control_staging.clone(), wgpu::MapMode::Read);
-        let ranks = self.ranks.clone();
+        let ranks = self.messages.clone();
         ranks.wait(ranks.limit(), || {
             self.staging.poll()?;
             Ok(match copy.is_mapped()? {
@@ -671,12 +671,12 @@ impl Distributed {
             description
                 .add(format!("the hash of the values of parameter {:?}", tensor.label), hash_of(bytes));
         })?;
-        description.agree(&self.ranks)
+        description.agree(&self.messages)
     }
 
     /// Reads all values, bucket by bucket.
     fn each_value(&mut self, mut of: impl FnMut(&Tensor, &[u8])) -> Result<(), Error> {
-        let ranks = self.ranks.clone();
+        let ranks = self.messages.clone();
         for bucket in 0..self.buckets.len() {
             let mut mapping = None;
             ranks.wait(ranks.limit(), || {

@@ -65,7 +65,7 @@ impl Distributed {
             this.check_between_steps()?;
             let folder = this.name_folder(root)?;
             if this.writes() {
-                let path = root.join(&folder).join(file_name(this.ranks.rank()));
+                let path = root.join(&folder).join(file_name(this.messages.rank()));
                 this.optimizer.save_with_values(path)?;
             }
             Ok(Draft { root: root.to_owned(), folder })
@@ -80,18 +80,18 @@ impl Distributed {
         let Draft { root, folder } = draft;
         self.guarded(|this| {
             let limit = this.settings.save_limit;
-            if this.ranks.rank() > 0 {
-                this.ranks.send(0, tag::SAVE, vec![1]);
-                this.ranks.receive_within(limit, 0, tag::SAVE, 1, "its manifest")?;
+            if this.messages.rank() > 0 {
+                this.messages.send(0, tag::SAVE, vec![1]);
+                this.messages.receive_within(limit, 0, tag::SAVE, 1, "its manifest")?;
                 return Ok(());
             }
-            let mut written: Vec<_> = (0..this.ranks.size())
+            let mut written: Vec<_> = (0..this.messages.size())
                 .map(|rank| match rank {
                     0 => Incoming::Empty,
-                    _ => Incoming::Awaited(this.ranks.receive(rank, tag::SAVE, 1)),
+                    _ => Incoming::Awaited(this.messages.receive(rank, tag::SAVE, 1)),
                 })
                 .collect();
-            this.ranks.wait(limit, || {
+            this.messages.wait(limit, || {
                 poll_all(&mut written)?;
                 Ok(match awaited(&written) {
                     missing if missing.is_empty() => (Progress::Done(()), None),
@@ -100,7 +100,7 @@ impl Distributed {
                     }
                 })
             })?;
-            let writers = if this.settings.mode.is_sharded() { this.ranks.size() } else { 1 };
+            let writers = if this.settings.mode.is_sharded() { this.messages.size() } else { 1 };
             let files = (0..writers).map(file_name).collect();
             let manifest = Manifest { version: VERSION, steps: this.steps, folder: folder.clone(), files };
             write_manifest(&root, &manifest)?;
@@ -108,8 +108,8 @@ impl Distributed {
             if let Err(error) = remove_others(&root, &folder) {
                 eprintln!("rank 0: warning: an older checkpoint is left: {error}");
             }
-            for rank in this.ranks.others() {
-                this.ranks.send(rank, tag::SAVE, vec![1]);
+            for rank in this.messages.others() {
+                this.messages.send(rank, tag::SAVE, vec![1]);
             }
             Ok(())
         })
@@ -133,7 +133,7 @@ impl Distributed {
             this.steps = manifest.steps;
             // Some ranks take longer than others to read.
             let limit = this.settings.save_limit;
-            this.ranks.all_gather(limit, tag::SAVE, "that it has restored a checkpoint", Vec::new())?;
+            this.messages.all_gather(limit, tag::SAVE, "that it has restored a checkpoint", Vec::new())?;
             if this.settings.mode.is_sharded() {
                 this.gather()?;
             }
@@ -146,7 +146,7 @@ impl Distributed {
     }
 
     fn writes(&self) -> bool {
-        self.settings.mode.is_sharded() || self.ranks.rank() == 0
+        self.settings.mode.is_sharded() || self.messages.rank() == 0
     }
 
     /// Creates a new folder on rank 0, and returns its name on all ranks.
@@ -155,8 +155,8 @@ impl Distributed {
             let number = |index: usize| bytemuck::pod_read_unaligned::<u64>(&bytes[8 * index..8 * index + 8]);
             format!("{FOLDER_PREFIX}{:09}.{}", number(0), number(1))
         };
-        if self.ranks.rank() > 0 {
-            let message = self.ranks.receive_within(
+        if self.messages.rank() > 0 {
+            let message = self.messages.receive_within(
                 self.settings.save_limit,
                 0,
                 tag::SAVE,
@@ -175,8 +175,8 @@ impl Distributed {
             let path = root.join(&folder);
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    for rank in self.ranks.others() {
-                        self.ranks.send(rank, tag::SAVE, message.clone());
+                    for rank in self.messages.others() {
+                        self.messages.send(rank, tag::SAVE, message.clone());
                     }
                     return Ok(folder);
                 }

@@ -72,7 +72,7 @@ pub fn succeed_with(ranks: usize, options: &[&str], scenario: &[&str]) -> Result
 /// Saved by four ranks, restored on others and in other modes.
 fn checkpoints() -> Result<(), Failed> {
     let runs: [(_, _, &[_]); 2] = [
-        ("sharded-gradients", "2", &[(2, "sharded-state"), (1, "replicated")]),
+        ("sharded-gradients", "3", &[(2, "sharded-state"), (1, "replicated")]),
         ("replicated", "1", &[(3, "sharded-gradients")]),
     ];
     for (from, setups, others) in runs {
