@@ -20,7 +20,7 @@ impl Description {
     pub fn agree(&self, ranks: &Ranks) -> Result<(), Error> {
         let text = serde_json::to_vec(&self.items).expect("strings are JSON");
         let head = [hash_of(&text), text.len() as u64].map(u64::to_le_bytes).concat();
-        let heads = ranks.all_gather(tag::AGREEMENT, "whether it agrees", head)?;
+        let heads = ranks.all_gather(ranks.limit(), tag::AGREEMENT, "whether it agrees", head)?;
         let Some(rank) = heads.iter().position(|head| *head != heads[0]) else { return Ok(()) };
         // Rank 0 and the first one that differs show everything to all.
         let mut shown = Vec::new();
@@ -32,12 +32,8 @@ impl Description {
                 shown.push(text.clone());
             } else {
                 let bytes = u64::from_le_bytes(heads[of][8..16].try_into().expect("heads have 16 bytes"));
-                shown.push(ranks.receive_blocking(
-                    of,
-                    tag::AGREEMENT,
-                    bytes as usize,
-                    "what it differs in",
-                )?);
+                let (limit, what) = (ranks.limit(), "what it differs in");
+                shown.push(ranks.receive_within(limit, of, tag::AGREEMENT, bytes as usize, what)?);
             }
         }
         let [expected, found] = [0, 1]

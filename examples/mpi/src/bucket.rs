@@ -251,7 +251,7 @@ impl Bucket {
                 }
             }
             Stage::Summing { mut contributions, mut next } => {
-                let mut moved = poll_all(&mut contributions);
+                let mut moved = poll_all(&mut contributions)?;
                 while next < contributions.len() && !contributions[next].is_awaited() {
                     let bytes = std::mem::replace(&mut contributions[next], Incoming::Empty).take();
                     self.add(context, next, &bytes);
@@ -265,14 +265,8 @@ impl Bucket {
                     (Stage::Averaged(self.average(context)), true)
                 }
             }
-            Stage::Averaged(mut averages) => {
-                let moved = poll_all(&mut averages);
-                if averages.iter().any(Incoming::is_awaited) || !self.upload_averages(context, &averages)? {
-                    (Stage::Averaged(averages), moved)
-                } else {
-                    averages.into_iter().for_each(|of| context.ranks.recycle_shared(of.take()));
-                    (Stage::Reduced, true)
-                }
+            Stage::Averaged(averages) => {
+                self.upload(context, averages, Self::upload_averages, Stage::Averaged, Stage::Reduced)?
             }
             Stage::Stepped => {
                 let own = &self.pieces[context.ranks.rank()];
@@ -292,19 +286,30 @@ impl Bucket {
                     None => (Stage::CopyingValues(mapping), false),
                 }
             }
-            Stage::Gathering(mut values) => {
-                let moved = poll_all(&mut values);
-                if values.iter().any(Incoming::is_awaited) || !self.upload_values(context, &values)? {
-                    (Stage::Gathering(values), moved)
-                } else {
-                    values.into_iter().for_each(|of| context.ranks.recycle_shared(of.take()));
-                    (Stage::Idle, true)
-                }
+            Stage::Gathering(values) => {
+                self.upload(context, values, Self::upload_values, Stage::Gathering, Stage::Idle)?
             }
             stage @ (Stage::Idle | Stage::Reduced) => (stage, false),
         };
         self.stage = stage;
         Ok(moved)
+    }
+
+    /// Uploads messages once all have arrived and a staging buffer is free. Returns the stage that follows, and whether anything has changed.
+    fn upload(
+        &self,
+        context: &mut Context<'_>,
+        mut messages: Vec<Incoming>,
+        upload: fn(&Self, &mut Context<'_>, &[Incoming]) -> Result<bool, Error>,
+        waiting: fn(Vec<Incoming>) -> Stage,
+        done: Stage,
+    ) -> Result<(Stage, bool), Error> {
+        let moved = poll_all(&mut messages)?;
+        if messages.iter().any(Incoming::is_awaited) || !upload(self, context, &messages)? {
+            return Ok((waiting(messages), moved));
+        }
+        messages.into_iter().for_each(|of| context.ranks.recycle_shared(of.take()));
+        Ok((done, true))
     }
 
     /// What it waits for.

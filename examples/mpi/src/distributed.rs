@@ -1,5 +1,7 @@
 //! [`Distributed`]: one optimizer over all ranks.
 
+use std::collections::HashSet;
+
 use adamod::low_level::abi::ControlHead;
 use adamod::{
     Control, DType, Group, GroupId, Hyperparameters, LossScale, NonFinite, Optimizer, Options, Parameter,
@@ -22,12 +24,14 @@ pub struct Builder {
     options: Options,
     groups: Vec<Group>,
     tensors: Vec<Tensor>,
+    labels: HashSet<String>,
 }
 
 impl Builder {
     /// No groups and parameters. `options` are those of each rank's [`Optimizer`].
     pub fn new(ranks: &Ranks, settings: Settings, options: Options) -> Self {
-        Self { ranks: ranks.clone(), settings, options, groups: Vec::new(), tensors: Vec::new() }
+        let (ranks, groups, tensors, labels) = (ranks.clone(), Vec::new(), Vec::new(), HashSet::new());
+        Self { ranks, settings, options, groups, tensors, labels }
     }
 
     /// Adds a group, and returns its number.
@@ -40,8 +44,8 @@ impl Builder {
     /// of gradients.
     ///
     /// # Errors
-    /// If the group does not exist, the parameter has no elements or views, is a shard or has a shadow copy, or a buffer is too small or
-    /// lacks a usage. What else is wrong with a parameter shows in [`Builder::build`].
+    /// If the group does not exist, another parameter has the label, the parameter has no elements or views, is a shard or has a shadow
+    /// copy, or a buffer is too small or lacks a usage. What else is wrong with a parameter shows in [`Builder::build`].
     pub fn add_parameter(&mut self, group: usize, parameter: Parameter<'_>) -> Result<usize, Error> {
         let Parameter { label, len, dtype, state, shard, views, .. } = parameter;
         let refused = |found| Error::Parameter { label: label.to_owned(), found };
@@ -71,6 +75,9 @@ impl Builder {
                 return Err(Error::OutOfBounds { label: label.to_owned(), role, end, size });
             }
         }
+        if !self.labels.insert(label.to_owned()) {
+            return Err(Error::DuplicateLabel { label: label.to_owned() });
+        }
         self.tensors.push(Tensor {
             label: label.to_owned(),
             len,
@@ -93,11 +100,12 @@ impl Builder {
     /// tensor is too large to be sent; or if another rank fails.
     pub fn build(self, device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Distributed, Error> {
         let ranks = self.ranks.clone();
-        self.build_with(device, queue).inspect_err(|error| ranks.fail(&error.to_string()))
+        self.build_with(device, queue).inspect_err(|error| ranks.fail_with(error))
     }
 
     fn build_with(self, device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Distributed, Error> {
-        let Self { ranks, settings, options, groups, tensors } = self;
+        let Self { ranks, settings, options, groups, tensors, .. } = self;
+        ranks.allow(settings.save_limit);
         let (mode, rank) = (settings.mode, ranks.rank());
         let sizes: Vec<_> =
             tensors.iter().map(|tensor| (tensor.len, tensor.len * tensor.gradient_dtype.bytes())).collect();
@@ -169,6 +177,7 @@ impl Builder {
             zero_gradients: optimizer.options().zero_gradients,
             device: device.clone(),
             queue: queue.clone(),
+            messages: ranks.clone(),
             ranks,
             settings,
             control,
@@ -187,6 +196,7 @@ impl Builder {
         };
         distributed.warm_up()?;
         distributed.check_agreement(&groups)?;
+        distributed.messages = distributed.messages.duplicate()?;
         Ok(distributed)
     }
 }
@@ -206,7 +216,9 @@ struct Place {
 ///
 /// After an error, other ranks have been told why and all further calls fail.
 pub struct Distributed {
-    pub(crate) ranks: Ranks,
+    ranks: Ranks,
+    /// The ranks, with messages of this optimizer alone.
+    pub(crate) messages: Ranks,
     pub(crate) settings: Settings,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -387,7 +399,7 @@ impl Distributed {
     /// If the device or another rank fails.
     pub fn poll(&mut self) -> Result<(), Error> {
         self.guarded(|this| {
-            this.ranks.poll()?;
+            this.messages.poll()?;
             this.advance().map(drop)
         })
     }
@@ -417,6 +429,7 @@ impl Distributed {
             let gathers = this.settings.mode.is_sharded();
             this.buckets.iter_mut().for_each(|bucket| bucket.stepped(gathers));
             this.drive(|this| this.buckets.iter().all(Bucket::is_idle))?;
+            this.messages.flush()?;
             Ok(outcome)
         })
     }
@@ -440,7 +453,8 @@ impl Distributed {
     /// Gathers the values of all shards.
     pub(crate) fn gather(&mut self) -> Result<(), Error> {
         self.buckets.iter_mut().for_each(|bucket| bucket.stepped(true));
-        self.drive(|this| this.buckets.iter().all(Bucket::is_idle))
+        self.drive(|this| this.buckets.iter().all(Bucket::is_idle))?;
+        self.messages.flush()
     }
 
     pub(crate) fn is_between_steps(&self) -> bool {
@@ -457,14 +471,14 @@ impl Distributed {
         }
         work(self).inspect_err(|error| {
             self.has_failed = true;
-            self.ranks.fail(&error.to_string());
+            self.messages.fail_with(error);
         })
     }
 
     fn parts(&mut self) -> (&mut Vec<Bucket>, Context<'_>) {
         let context = Context {
             tensors: &self.tensors,
-            ranks: &self.ranks,
+            ranks: &self.messages,
             staging: &mut self.staging,
             findings: &mut self.findings,
             mode: self.settings.mode,
@@ -485,7 +499,7 @@ impl Distributed {
 
     /// Moves all buckets on until something holds.
     fn drive(&mut self, mut until: impl FnMut(&mut Self) -> bool) -> Result<(), Error> {
-        let ranks = self.ranks.clone();
+        let ranks = self.messages.clone();
         ranks.wait(ranks.limit(), || {
             let moved = self.advance()?;
             Ok(if until(self) {
@@ -539,13 +553,13 @@ impl Distributed {
             squares: head.map_or([0; 7], |head| head.sum_of_squares),
         };
         let what = format!("its summary of step {step}");
-        let all = self.ranks.all_gather(tag::SUMMARY, &what, own.to_bytes())?;
+        let all = self.messages.all_gather(self.messages.limit(), tag::SUMMARY, &what, own.to_bytes())?;
         let all: Vec<_> = all.iter().map(|bytes| Summary::from_bytes(bytes)).collect();
         for (rank, of) in all.iter().enumerate() {
-            if of.step != step {
-                return Err(Error::StepNumber { rank, found: of.step, expected: step });
+            if of.step != all[0].step {
+                return Err(Error::StepNumber { rank, found: of.step, expected: all[0].step });
             }
-            if of.hyperparameters != own.hyperparameters {
+            if of.hyperparameters != all[0].hyperparameters {
                 return Err(Error::Hyperparameters { rank, step });
             }
         }
@@ -594,7 +608,7 @@ impl Distributed {
         }
         self.queue.submit([encoder.finish()]);
         let copy = Mapping::start(self.control_staging.clone(), wgpu::MapMode::Read);
-        let ranks = self.ranks.clone();
+        let ranks = self.messages.clone();
         ranks.wait(ranks.limit(), || {
             self.staging.poll()?;
             Ok(match copy.is_mapped()? {
@@ -657,12 +671,12 @@ impl Distributed {
             description
                 .add(format!("the hash of the values of parameter {:?}", tensor.label), hash_of(bytes));
         })?;
-        description.agree(&self.ranks)
+        description.agree(&self.messages)
     }
 
     /// Reads all values, bucket by bucket.
     fn each_value(&mut self, mut of: impl FnMut(&Tensor, &[u8])) -> Result<(), Error> {
-        let ranks = self.ranks.clone();
+        let ranks = self.messages.clone();
         for bucket in 0..self.buckets.len() {
             let mut mapping = None;
             ranks.wait(ranks.limit(), || {

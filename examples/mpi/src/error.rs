@@ -25,15 +25,47 @@ pub enum Error {
         /// What was awaited from it.
         awaited: String,
     },
-    /// Other ranks have sent nothing within the time limit: they are dead, or stuck outside of this crate.
+    /// Other ranks have sent nothing within the time limit, nor that they wait themselves: they are dead, or stuck outside of this crate or
+    /// in their devices.
     #[error("rank {} sent nothing for {} s, expected {awaited}", list(ranks), limit.as_secs_f64())]
     Silent {
-        /// The ranks from which something was awaited.
+        /// The ranks: those from which something was awaited, or if they wait themselves, those that they wait for.
         ranks: Vec<usize>,
-        /// What was awaited from them.
+        /// What was awaited.
         awaited: String,
         /// The time limit.
         limit: Duration,
+    },
+    /// Ranks have waited for each other for the time limit, because they made other calls.
+    #[error(
+        "rank {} and this one wait for each other for {} s, expected {awaited}: all ranks make the same calls in the same order",
+        list(ranks), limit.as_secs_f64()
+    )]
+    Deadlock {
+        /// The ranks from which something was awaited.
+        ranks: Vec<usize>,
+        /// What was awaited.
+        awaited: String,
+        /// The time limit.
+        limit: Duration,
+    },
+    /// A rank sent a message of another length than this one expected: it made another call.
+    #[error("rank {rank} sent a message of {found} bytes, expected {expected}")]
+    MessageBytes {
+        /// The other rank.
+        rank: usize,
+        /// The bytes of its message.
+        found: usize,
+        /// The bytes that were expected.
+        expected: usize,
+    },
+    /// MPI reported an error of a message.
+    #[error("a message to or from rank {rank} failed: {reason}")]
+    Mpi {
+        /// The other rank.
+        rank: usize,
+        /// MPI's text.
+        reason: String,
     },
     /// This rank's device has not finished a copy within the time limit.
     #[error("the device did not finish within {} s, expected {awaited}", limit.as_secs_f64())]
@@ -55,20 +87,20 @@ pub enum Error {
         /// On rank 0.
         expected: String,
     },
-    /// A rank takes another step than this one.
-    #[error("rank {rank} takes step {found}, expected step {expected} as on this rank")]
+    /// A rank takes another step than rank 0.
+    #[error("rank {rank} takes step {found}, expected step {expected} as on rank 0")]
     StepNumber {
-        /// The other rank.
+        /// The first rank that differs from rank 0.
         rank: usize,
         /// Its step.
         found: u64,
-        /// This rank's step.
+        /// The step of rank 0.
         expected: u64,
     },
-    /// The hyperparameters of a rank were changed otherwise than those of this one.
-    #[error("rank {rank} has other hyperparameters in step {step} than this rank, expected the same")]
+    /// The hyperparameters of a rank were changed otherwise than those of rank 0.
+    #[error("rank {rank} has other hyperparameters in step {step} than rank 0, expected the same")]
     Hyperparameters {
-        /// The other rank.
+        /// The first rank that differs from rank 0.
         rank: usize,
         /// The step.
         step: u64,
@@ -97,6 +129,12 @@ pub enum Error {
         label: String,
         /// What it has or lacks.
         found: &'static str,
+    },
+    /// Another parameter has the label.
+    #[error("parameter {label:?} was added before, expected a label that no other parameter has")]
+    DuplicateLabel {
+        /// The label.
+        label: String,
     },
     /// A group does not exist.
     #[error("the group is number {found}, expected one of {groups} groups, counted from 0")]
@@ -133,7 +171,7 @@ pub enum Error {
         size: u64,
     },
     /// A bucket is larger than the device's buffers or a message can be.
-    #[error("bucket {bucket} takes {found} bytes, expected at most {most}: its tensors are too large")]
+    #[error("bucket {bucket} takes {found} bytes, expected at most {most}: use smaller buckets or tensors")]
     BucketSize {
         /// The number of the bucket.
         bucket: usize,

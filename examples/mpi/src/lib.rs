@@ -59,4 +59,4 @@ pub use distributed::{Builder, Distributed, Outcome};
 pub use error::Error;
 pub use ranks::{Ranks, Traffic, run};
 pub use settings::{Mode, Settings};
-pub use store::Draft;
+pub use store::{Draft, has_checkpoint};

@@ -43,7 +43,7 @@ pub struct Settings {
     /// How many steps in a row may be skipped because of gradients that are not finite before the run ends with an error that names the
     /// ranks; any number if `None`.
     pub most_skips: Option<u32>,
-    /// How long all ranks together may take to write a checkpoint.
+    /// How long all ranks together may take to write or to restore a checkpoint.
     pub save_limit: Duration,
 }
 

@@ -42,7 +42,8 @@ impl Distributed {
     /// Saves a checkpoint of all ranks in a folder that all of them share, and removes the one before it. Every rank calls it at the same
     /// step.
     ///
-    /// The folder is for checkpoints alone: others in it, whose names start with `step-`, are removed once this one is complete.
+    /// The folder is for checkpoints alone: others in it, whose names start with `step-`, are removed once this one is complete. If one cannot
+    /// be removed, rank 0 prints why and goes on.
     ///
     /// Values are in it. Ranks with shards write a file each; of replicated ranks only rank 0 writes one. Until all files are complete,
     /// the checkpoint before it is the one that [`Distributed::restore`] finds.
@@ -64,7 +65,7 @@ impl Distributed {
             this.check_between_steps()?;
             let folder = this.name_folder(root)?;
             if this.writes() {
-                let path = root.join(&folder).join(file_name(this.ranks.rank()));
+                let path = root.join(&folder).join(file_name(this.messages.rank()));
                 this.optimizer.save_with_values(path)?;
             }
             Ok(Draft { root: root.to_owned(), folder })
@@ -79,19 +80,19 @@ impl Distributed {
         let Draft { root, folder } = draft;
         self.guarded(|this| {
             let limit = this.settings.save_limit;
-            if this.ranks.rank() > 0 {
-                this.ranks.send(0, tag::SAVE, vec![1]);
-                this.ranks.receive_within(limit, 0, tag::SAVE, 1, "its manifest")?;
+            if this.messages.rank() > 0 {
+                this.messages.send(0, tag::SAVE, vec![1]);
+                this.messages.receive_within(limit, 0, tag::SAVE, 1, "its manifest")?;
                 return Ok(());
             }
-            let mut written: Vec<_> = (0..this.ranks.size())
+            let mut written: Vec<_> = (0..this.messages.size())
                 .map(|rank| match rank {
                     0 => Incoming::Empty,
-                    _ => Incoming::Awaited(this.ranks.receive(rank, tag::SAVE, 1)),
+                    _ => Incoming::Awaited(this.messages.receive(rank, tag::SAVE, 1)),
                 })
                 .collect();
-            this.ranks.wait(limit, || {
-                poll_all(&mut written);
+            this.messages.wait(limit, || {
+                poll_all(&mut written)?;
                 Ok(match awaited(&written) {
                     missing if missing.is_empty() => (Progress::Done(()), None),
                     missing => {
@@ -99,13 +100,16 @@ impl Distributed {
                     }
                 })
             })?;
-            let writers = if this.settings.mode.is_sharded() { this.ranks.size() } else { 1 };
+            let writers = if this.settings.mode.is_sharded() { this.messages.size() } else { 1 };
             let files = (0..writers).map(file_name).collect();
             let manifest = Manifest { version: VERSION, steps: this.steps, folder: folder.clone(), files };
             write_manifest(&root, &manifest)?;
-            remove_others(&root, &folder)?;
-            for rank in this.ranks.others() {
-                this.ranks.send(rank, tag::SAVE, vec![1]);
+            // The checkpoint counts already.
+            if let Err(error) = remove_others(&root, &folder) {
+                eprintln!("rank 0: warning: an older checkpoint is left: {error}");
+            }
+            for rank in this.messages.others() {
+                this.messages.send(rank, tag::SAVE, vec![1]);
             }
             Ok(())
         })
@@ -127,6 +131,9 @@ impl Distributed {
             // A rank may have no part of a tensor.
             this.optimizer.restore_with(&checkpoint, &Restore::new().allow_extra())?;
             this.steps = manifest.steps;
+            // Some ranks take longer than others to read.
+            let limit = this.settings.save_limit;
+            this.messages.all_gather(limit, tag::SAVE, "that it has restored a checkpoint", Vec::new())?;
             if this.settings.mode.is_sharded() {
                 this.gather()?;
             }
@@ -139,7 +146,7 @@ impl Distributed {
     }
 
     fn writes(&self) -> bool {
-        self.settings.mode.is_sharded() || self.ranks.rank() == 0
+        self.settings.mode.is_sharded() || self.messages.rank() == 0
     }
 
     /// Creates a new folder on rank 0, and returns its name on all ranks.
@@ -148,8 +155,8 @@ impl Distributed {
             let number = |index: usize| bytemuck::pod_read_unaligned::<u64>(&bytes[8 * index..8 * index + 8]);
             format!("{FOLDER_PREFIX}{:09}.{}", number(0), number(1))
         };
-        if self.ranks.rank() > 0 {
-            let message = self.ranks.receive_within(
+        if self.messages.rank() > 0 {
+            let message = self.messages.receive_within(
                 self.settings.save_limit,
                 0,
                 tag::SAVE,
@@ -158,15 +165,18 @@ impl Distributed {
             )?;
             return Ok(name(&message));
         }
-        fs::create_dir_all(root).map_err(in_file(root))?;
+        if !root.is_dir() {
+            fs::create_dir_all(root).map_err(in_file(root))?;
+            root.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_folder)?;
+        }
         for number in 0_u64.. {
             let message = [self.steps, number].map(u64::to_le_bytes).concat();
             let folder = name(&message);
             let path = root.join(&folder);
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    for rank in self.ranks.others() {
-                        self.ranks.send(rank, tag::SAVE, message.clone());
+                    for rank in self.messages.others() {
+                        self.messages.send(rank, tag::SAVE, message.clone());
                     }
                     return Ok(folder);
                 }
@@ -199,6 +209,11 @@ impl Distributed {
     }
 }
 
+/// Whether a folder has a checkpoint that [`Distributed::restore`] takes. A save that did not end leaves none behind.
+pub fn has_checkpoint(root: impl AsRef<Path>) -> bool {
+    root.as_ref().join(MANIFEST).exists()
+}
+
 fn file_name(rank: usize) -> String {
     format!("rank-{rank:04}.safetensors")
 }
@@ -212,9 +227,9 @@ fn sync_folder(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(in_file(path))
 }
 
-/// Replaces the manifest in one step, once everything that it names is on disk.
+/// Replaces the manifest in one step, once everything that it names is on disk: ranks have synced their files, and the folder that has them.
 fn write_manifest(root: &Path, manifest: &Manifest) -> Result<(), Error> {
-    sync_folder(&root.join(&manifest.folder))?;
+    sync_folder(root)?;
     let (new, path) = (root.join(NEW_MANIFEST), root.join(MANIFEST));
     let text = serde_json::to_vec_pretty(manifest).expect("a manifest is JSON");
     let write = || {

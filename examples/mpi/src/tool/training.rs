@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use adamod::wgpu;
 use adamod::{AdaMod, Control, DeviceControl, Hyperparameters, Options, Parameter, View, Views};
-use adamod_mpi::{Builder, Distributed, Ranks, Settings};
+use adamod_mpi::{Builder, Distributed, Ranks, Settings, has_checkpoint};
 
 use crate::digits::{CLASSES, Digits, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
 use crate::gpu::{Gpu, Launch, whole, workgroups};
@@ -83,7 +83,7 @@ pub fn train(ranks: &Ranks, arguments: &Arguments) -> Result<(), Box<dyn Error>>
         );
     }
     let mut first = 0;
-    if let Some(folder) = arguments.checkpoints.as_ref().filter(|folder| folder.exists()) {
+    if let Some(folder) = arguments.checkpoints.as_ref().filter(|folder| has_checkpoint(folder)) {
         trainer.distributed.restore(folder)?;
         first = trainer.distributed.steps();
         trainer.gpu.write(&trainer.step, &[first as u32]);

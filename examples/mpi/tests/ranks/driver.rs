@@ -2,33 +2,38 @@
 
 use std::path::Path;
 use std::process::{Command, ExitCode, Output};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::faults;
 
-/// The most time that a run may take. A run that hangs is killed and fails.
-const LIMIT_SECONDS: u32 = 100;
+/// The most seconds that a run may take. A run that hangs is killed and fails.
+const LIMIT_SECONDS: u64 = 300;
 
 /// What a run printed, and whether all its ranks ended well.
 pub struct Run {
     pub text: String,
     pub is_success: bool,
-    pub took: Duration,
 }
 
-/// Starts a scenario on some ranks. `options` go to `mpirun`.
-pub fn run(ranks: usize, options: &[&str], scenario: &[&str]) -> Result<Run, Failed> {
-    run_program(&std::env::current_exe()?, ranks, options, scenario)
+/// Starts a scenario on some ranks, which fails if it hangs for a number of seconds. `options` go to `mpirun`.
+pub fn run(ranks: usize, options: &[&str], scenario: &[&str], limit: u64) -> Result<Run, Failed> {
+    run_program(&std::env::current_exe()?, ranks, options, scenario, limit)
 }
 
-fn run_program(program: &Path, ranks: usize, options: &[&str], scenario: &[&str]) -> Result<Run, Failed> {
+fn run_program(
+    program: &Path,
+    ranks: usize,
+    options: &[&str],
+    scenario: &[&str],
+    limit: u64,
+) -> Result<Run, Failed> {
     let start = Instant::now();
     // `timeout` also ends mpirun's children, because mpirun passes the signal on.
     let output = Command::new("timeout")
         .arg("--kill-after=10")
-        .arg(LIMIT_SECONDS.to_string())
+        .arg(limit.to_string())
         .args(["mpirun", "--oversubscribe", "--bind-to", "none", "-np"])
         .arg(ranks.to_string())
         .args(options)
@@ -44,15 +49,19 @@ fn run_program(program: &Path, ranks: usize, options: &[&str], scenario: &[&str]
         .map_err(|error| format!("mpirun could not be started ({error}): see .ci/with-mpi"))?;
     let Output { status, stdout, stderr } = output;
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-    if matches!(status.code(), Some(124 | 137)) && start.elapsed().as_secs() >= LIMIT_SECONDS.into() {
-        return Err(format!("{scenario:?} on {ranks} ranks hung for {LIMIT_SECONDS} s:\n{text}").into());
+    if start.elapsed().as_secs() >= limit {
+        return Err(format!("{scenario:?} on {ranks} ranks hung for {limit} s:\n{text}").into());
     }
-    Ok(Run { text, is_success: status.success(), took: start.elapsed() })
+    Ok(Run { text, is_success: status.success() })
 }
 
 /// Every rank has to end well.
 pub fn succeed(ranks: usize, scenario: &[&str]) -> Result<(), Failed> {
-    let run = run(ranks, &[], scenario)?;
+    succeed_with(ranks, &[], scenario)
+}
+
+pub fn succeed_with(ranks: usize, options: &[&str], scenario: &[&str]) -> Result<(), Failed> {
+    let run = run(ranks, options, scenario, LIMIT_SECONDS)?;
     let ended = run.text.matches("this rank is done").count();
     if run.is_success && ended == ranks {
         return Ok(());
@@ -63,7 +72,7 @@ pub fn succeed(ranks: usize, scenario: &[&str]) -> Result<(), Failed> {
 /// Saved by four ranks, restored on others and in other modes.
 fn checkpoints() -> Result<(), Failed> {
     let runs: [(_, _, &[_]); 2] = [
-        ("sharded-gradients", "2", &[(2, "sharded-state"), (1, "replicated")]),
+        ("sharded-gradients", "3", &[(2, "sharded-state"), (1, "replicated")]),
         ("replicated", "1", &[(3, "sharded-gradients")]),
     ];
     for (from, setups, others) in runs {
@@ -82,7 +91,8 @@ fn losses(ranks: usize, arguments: &[&str]) -> Result<Vec<f32>, Failed> {
     let file = tempfile::NamedTempFile::new()?;
     let path = file.path().to_str().ok_or("the temporary file has no name in UTF-8")?;
     let arguments = [&["train", "--losses", path], arguments].concat();
-    let run = run_program(Path::new(env!("CARGO_BIN_EXE_adamod-mpi")), ranks, &[], &arguments)?;
+    let program = Path::new(env!("CARGO_BIN_EXE_adamod-mpi"));
+    let run = run_program(program, ranks, &[], &arguments, LIMIT_SECONDS)?;
     if !run.is_success {
         return Err(format!("{arguments:?} on {ranks} ranks:\n{}", run.text).into());
     }
@@ -108,6 +118,8 @@ fn digits() -> Result<(), Failed> {
     // Saved by four ranks, which end after two epochs, and continued by two.
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("checkpoints");
+    // What a run leaves that was killed in its first save.
+    std::fs::create_dir_all(path.join("step-000000011.0"))?;
     let path = path.to_str().ok_or("the temporary folder has no name in UTF-8")?;
     let first = losses(4, &["--epochs", "2", "--checkpoints", path])?;
     if first[..] != replicated[..first.len()] {
@@ -119,14 +131,14 @@ fn digits() -> Result<(), Failed> {
 
 pub fn main() -> ExitCode {
     let mut trials = Vec::new();
-    // Every setup on two ranks, and the last ones on others.
-    for (ranks, scope) in [(1, "2"), (2, "all"), (3, "1"), (4, "3"), (8, "1")] {
+    for (ranks, setups) in [(1, "3"), (2, "6"), (3, "3"), (4, "6"), (8, "3")] {
         let name = format!("sharded_is_replicated_is_one_device_on_{ranks}_ranks");
-        trials.push(Trial::test(name, move || succeed(ranks, &["laws", scope])));
+        trials.push(Trial::test(name, move || succeed(ranks, &["laws", setups])));
     }
     let law = |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test);
     trials.extend([
         law("buckets_are_reduced_while_the_backward_pass_runs", || succeed(4, &["overlap"])),
+        law("optimizers_of_one_run_do_not_mix_their_messages", || succeed(2, &["two"])),
         law("a_step_sends_the_least_bytes_and_state_is_divided", || {
             [1, 2, 4].into_iter().try_for_each(|ranks| succeed(ranks, &["traffic"]))
         }),

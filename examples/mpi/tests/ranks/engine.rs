@@ -30,10 +30,15 @@ pub struct Gpu {
 
 impl Gpu {
     pub fn open() -> Self {
+        Self::with_largest_buffer(wgpu::Limits::default().max_buffer_size)
+    }
+
+    pub fn with_largest_buffer(bytes: u64) -> Self {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&Default::default())).expect("a device");
+        let limits = wgpu::Limits { max_buffer_size: bytes, ..Default::default() };
+        let described = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&described)).expect("a device");
         Self { device, queue }
     }
 
@@ -105,15 +110,15 @@ impl Setup {
         let q8 = Self::new(StateFormat::Q8, Control::Host);
         let split = |precision: Precision| precision.with_master_weights(MasterWeights::Split24);
         vec![
-            // The last of these are those that every number of ranks runs.
+            // Every number of ranks runs the last three, which have every format of state.
             Self { wire: DType::Bf16, ..f32_state.clone() },
             Self {
                 dtype: DType::F16,
                 precision: q8.precision.with_master_weights(MasterWeights::F32),
                 ..q8.clone()
             },
-            Self { dtype: DType::Bf16, gradients: DType::Bf16, ..Self::new(StateFormat::Bf16, clip) },
             Self { wire: DType::F16, lengths: vec![5], ..q8 },
+            Self { dtype: DType::Bf16, gradients: DType::Bf16, ..Self::new(StateFormat::Bf16, clip) },
             Self {
                 dtype: DType::Bf16,
                 gradients: DType::Bf16,

@@ -7,8 +7,8 @@ use adamod::{Control, DeviceControl, NonFinite, StateFormat};
 use adamod_mpi::{Distributed, Mode, Ranks, Settings};
 use libtest_mimic::{Failed, Trial};
 
-use crate::driver::{run, succeed};
-use crate::engine::{Gpu, Pools, Setup, gradients};
+use crate::driver::{Run, run, succeed, succeed_with};
+use crate::engine::{Gpu, Pools, Setup, gradients, rank};
 use crate::laws::exact_setups;
 
 /// How long ranks wait for one that is silent. They have compiled their kernels before.
@@ -21,54 +21,108 @@ const STEP: u64 = 2;
 
 type Errors = Box<dyn std::error::Error>;
 
-/// A fault of one rank, and what the errors of all ranks say.
+/// The most seconds that a run with a fault may take: only one that hangs takes as long.
+const HANG_SECONDS: u64 = 60;
+/// mpirun lets the others go on if a rank is killed: by default it ends them.
+const RECOVERY: &[&str] = &["--enable-recovery"];
+
+/// A fault of one rank, and what the errors say.
 struct Fault {
     name: &'static str,
     /// The end of the name of the test.
     law: &'static str,
-    /// Part of every rank's error.
-    says: &'static [&'static str],
-    /// Whether the culprit ends with an error of its own.
-    culprit_speaks: bool,
+    /// Options of `mpirun`.
+    options: &'static [&'static str],
+    /// Parts of the culprit's error, if it ends with one.
+    culprit: &'static [&'static str],
+    /// Parts of the others' errors.
+    others: &'static [&'static str],
 }
 
-const FAULTS: [Fault; 11] = [
-    // mpirun is told to let the others go on: by default it ends them.
-    fault_of("killed", "a_killed_rank_is_named", &["rank 1 sent nothing for 5 s", "step 2"], false),
-    fault_of("stuck", "a_rank_that_is_stuck_is_named", &["rank 1 sent nothing for 5 s", "step 2"], false),
-    fault_of("lost", "a_rank_whose_step_fails_says_why", &["rank 1", "lost"], true),
-    fault_of("panics", "a_rank_that_panics_says_why", &["rank 1", "the engine has a bug"], true),
-    fault_of("leaves", "a_rank_that_ends_early_is_named", &["rank 1 has ended", "step 2"], false),
-    fault_of(
+const FAULTS: [Fault; 17] = [
+    Fault {
+        options: RECOVERY,
+        ..silent(
+            "killed",
+            "a_killed_rank_is_named",
+            &["rank 1 sent nothing for 5 s, expected the gradients of", "of step 2"],
+        )
+    },
+    silent(
+        "stuck",
+        "a_rank_that_is_stuck_is_named",
+        &["rank 1 sent nothing for 5 s, expected the gradients of", "of step 2"],
+    ),
+    silent(
+        "chain",
+        "a_rank_that_waits_for_a_stuck_one_is_not_blamed",
+        &["rank 1 sent nothing for 5 s, expected the", "of bucket 0 of step 2"],
+    ),
+    silent(
+        "leaves",
+        "a_rank_that_ends_early_is_named",
+        &["rank 1 has ended, expected the gradients of", "of step 2 from it"],
+    ),
+    own("lost", "a_rank_whose_step_fails_says_why", &["lost"]),
+    own("late", "ranks_that_are_late_print_their_errors", &["lost"]),
+    own("panics", "a_rank_that_panics_says_why", &["panicked: the engine has a bug"]),
+    Fault {
+        name: "calls",
+        law: "other_calls_are_named",
+        options: &[],
+        culprit: &["and this one wait for each other for 5 s"],
+        others: &["rank 1 and this one wait for each other for 5 s, expected the gradients of", "of step 2"],
+    },
+    Fault {
+        name: "bytes",
+        law: "messages_of_another_length_are_named",
+        options: &[],
+        culprit: &["sent a message of"],
+        others: &["rank 1", "sent a message of", "bytes, expected"],
+    },
+    all(
         "length",
         "another_length_is_named",
-        &["the length of parameter \"tensor.3\" of rank 1 is 34, expected 33"],
-        true,
+        &["the length of parameter \"tensor.3\" of rank 1 is 34, expected 33 as on rank 0"],
     ),
-    fault_of("seed", "another_seed_is_named", &["the seed of rank 1 is 8, expected 7"], true),
-    fault_of("values", "other_values_are_named", &["the values of parameter \"tensor.2\" of rank 1"], true),
-    fault_of("rate", "other_hyperparameters_are_named", &["rank 1", "hyperparameters in step 2"], true),
-    fault_of(
+    all("seed", "another_seed_is_named", &["the seed of rank 1 is 8, expected 7 as on rank 0"]),
+    all(
+        "values",
+        "other_values_are_named",
+        &["the hash of the values of parameter \"tensor.2\" of rank 1 is"],
+    ),
+    all(
+        "rate",
+        "other_hyperparameters_are_named",
+        &["rank 1 has other hyperparameters in step 2 than rank 0"],
+    ),
+    all(
         "not-finite",
         "gradients_that_are_not_finite_are_named",
         &["the gradients of rank 1 are not finite in step 2"],
-        true,
     ),
-    fault_of(
-        "skips",
-        "too_many_skips_are_named",
-        &["the gradients of rank 1 are not finite in step 4"],
-        true,
+    all("skips", "too_many_skips_are_named", &["the gradients of rank 1 are not finite in step 4"]),
+    all(
+        "overflow",
+        "a_sum_that_overflows_is_named",
+        &["the sum of the ranks' gradients overflows f32 in step 2"],
     ),
+    all("number", "other_steps_are_named", &["rank 1 takes step 1, expected step 2 as on rank 0"]),
 ];
 
-const fn fault_of(
-    name: &'static str,
-    law: &'static str,
-    says: &'static [&'static str],
-    culprit_speaks: bool,
-) -> Fault {
-    Fault { name, law, says, culprit_speaks }
+/// The culprit says nothing, or too late.
+const fn silent(name: &'static str, law: &'static str, others: &'static [&'static str]) -> Fault {
+    Fault { name, law, options: &[], culprit: &[], others }
+}
+
+/// The culprit tells the others why it ends.
+const fn own(name: &'static str, law: &'static str, culprit: &'static [&'static str]) -> Fault {
+    Fault { name, law, options: &[], culprit, others: &["rank 1 failed: "] }
+}
+
+/// All ranks find it.
+const fn all(name: &'static str, law: &'static str, says: &'static [&'static str]) -> Fault {
+    Fault { name, law, options: &[], culprit: says, others: says }
 }
 
 pub fn trials() -> Vec<Trial> {
@@ -76,36 +130,54 @@ pub fn trials() -> Vec<Trial> {
         FAULTS.iter().map(|fault| Trial::test(fault.law, || check_fault(fault))).collect();
     trials.push(Trial::test("mpirun_ends_all_ranks_if_one_is_killed", killed_with_defaults));
     trials.push(Trial::test("the_last_checkpoint_is_whole_if_a_rank_is_killed_while_saving", torn));
+    trials.push(Trial::test("a_rank_that_is_busy_after_its_last_step_holds_nobody_up", || {
+        // Few messages arrive without the sender's help.
+        succeed_with(2, &["--mca", "btl_vader_eager_limit", "1024"], &["busy"])
+    }));
     trials
 }
 
-/// Every rank but a dead one prints an error that says it all, before `mpirun` ends.
+/// Every rank but a silent one prints an error that says it all, before `mpirun` ends.
 fn check_fault(fault: &'static Fault) -> Result<(), Failed> {
-    let run = run(RANKS, &["--enable-recovery"], &["fault", fault.name])?;
-    let complain = |why: String| Err(Failed::from(format!("{why}:\n{}", run.text)));
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().to_str().ok_or("the temporary folder has no name in UTF-8")?;
+    let run = run(RANKS, fault.options, &["fault", fault.name, path], HANG_SECONDS)?;
     for rank in 0..RANKS {
-        if rank == CULPRIT && !fault.culprit_speaks {
-            continue;
-        }
-        let start = format!("rank {rank}: error: ");
-        let Some(line) = run.text.lines().find(|line| line.starts_with(&start)) else {
-            return complain(format!("rank {rank} gives no error"));
-        };
-        if let Some(missing) = fault.says.iter().find(|says| !line.contains(**says)) {
-            return complain(format!("rank {rank} does not say {missing:?}"));
-        }
+        check_error(&run, rank, if rank == CULPRIT { fault.culprit } else { fault.others })?;
     }
-    if run.text.contains("a rank went on") {
-        return complain("a rank went on".to_owned());
+    // A rank whose step fails says the same itself.
+    if let Some(error) = error_of(&run, CULPRIT).filter(|_| fault.others == ["rank 1 failed: "]) {
+        let expected = format!("rank 1 failed: {error}");
+        (0..RANKS)
+            .filter(|&rank| rank != CULPRIT)
+            .try_for_each(|rank| check_error(&run, rank, &[&expected]))?;
+    }
+    // With recovery, mpirun reports success.
+    if run.text.contains("a rank went on") || (run.is_success && fault.options.is_empty()) {
+        return Err(format!("the run went on:\n{}", run.text).into());
     }
     Ok(())
 }
 
+/// What a rank says after its name.
+fn error_of(run: &Run, rank: usize) -> Option<&str> {
+    run.text.lines().find_map(|line| line.strip_prefix(&format!("rank {rank}: error: ")))
+}
+
+fn check_error(run: &Run, rank: usize, says: &[&str]) -> Result<(), Failed> {
+    let error = error_of(run, rank).unwrap_or_default();
+    match says.iter().find(|says| !error.contains(**says)) {
+        Some(missing) => Err(format!("rank {rank} does not say {missing:?}:\n{}", run.text).into()),
+        None => Ok(()),
+    }
+}
+
 /// By default `mpirun` ends all ranks and fails.
 fn killed_with_defaults() -> Result<(), Failed> {
-    let run = run(RANKS, &[], &["fault", "killed"])?;
-    if run.is_success || !run.text.contains("rank 1") || run.text.contains("a rank went on") {
-        return Err(format!("after {:?}:\n{}", run.took, run.text).into());
+    let run = run(RANKS, &[], &["fault", "killed", ""], HANG_SECONDS)?;
+    let names = |line: &str| line.contains("process rank 1") && line.contains("signal 9");
+    if run.is_success || !run.text.lines().any(names) || run.text.contains("a rank went on") {
+        return Err(run.text.into());
     }
     Ok(())
 }
@@ -115,11 +187,13 @@ fn torn() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().to_str().ok_or("the temporary folder has no name in UTF-8")?;
     succeed(RANKS, &["save", path, "sharded-state", "1"])?;
-    for name in ["torn", "torn-manifest"] {
-        let run = run(RANKS, &["--enable-recovery"], &["fault", name, path])?;
+    for (name, culprit) in [("torn", CULPRIT), ("torn-manifest", 0)] {
+        let run = run(RANKS, RECOVERY, &["fault", name, path], HANG_SECONDS)?;
         if run.text.contains("a rank went on") || !run.text.contains("has taken its steps") {
             return Err(format!("{name} does not stop the run:\n{}", run.text).into());
         }
+        let says = format!("rank {culprit} sent nothing for 5 s, expected its");
+        (0..RANKS).filter(|&rank| rank != culprit).try_for_each(|rank| check_error(&run, rank, &[&says]))?;
         succeed(2, &["go-on", path, "sharded-gradients", "1"])?;
     }
     Ok(())
@@ -133,10 +207,10 @@ fn kill() -> ! {
 }
 
 /// Runs a scenario in which the culprit fails. What it returns is printed by the crate.
-pub fn fault(name: &str, folder: Option<&str>) -> ExitCode {
+pub fn fault(name: &str, folder: &str) -> ExitCode {
     adamod_mpi::run(LIMIT, |ranks| -> Result<(), Errors> {
         let gpu = Gpu::open();
-        if let Some(folder) = folder {
+        if name.starts_with("torn") {
             return torn_save(name, ranks, &gpu, folder);
         }
         let is_culprit = ranks.rank() == CULPRIT;
@@ -146,17 +220,37 @@ pub fn fault(name: &str, folder: Option<&str>) -> ExitCode {
             if is_culprit && number >= STEP {
                 match name {
                     "killed" => kill(),
-                    "stuck" => std::thread::sleep(2 * LIMIT),
-                    "lost" => gpu.device.destroy(),
+                    "stuck" | "chain" => std::thread::sleep(Duration::from_secs(3600)),
+                    "lost" | "late" => gpu.device.destroy(),
+                    "calls" => distributed.save(folder)?,
+                    "bytes" => drop(ranks.gather(&[0; 3])?),
                     "panics" => panic!("the engine has a bug"),
                     "leaves" => return Ok(()),
                     "rate" => distributed.set_learning_rate(0, 0.5)?,
                     "not-finite" | "skips" => own[0][7] = f32::INFINITY,
                     _ => {}
                 }
+            } else if name == "bytes" && number == STEP {
+                ranks.gather(&[0; 4])?;
+            } else if name == "late" && number == STEP && ranks.rank() == 2 {
+                // It is still at work when the others have heard of the error.
+                std::thread::sleep(LIMIT - Duration::from_secs(1));
+            }
+            if name == "overflow" && number == STEP {
+                own[0][7] = f32::MAX;
+            }
+            if name == "number" {
+                distributed.save(format!("{folder}/{number}"))?;
+                if number == STEP {
+                    distributed.restore(format!("{folder}/{}", if is_culprit { 1 } else { 2 }))?;
+                }
             }
             pools.write_gradients(&own);
-            distributed.step()?;
+            let result = distributed.step();
+            if name == "late" && is_culprit && result.is_err() {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            result?;
         }
         println!("a rank went on");
         Ok(())
@@ -180,7 +274,12 @@ fn start(name: &str, ranks: &Ranks, gpu: &Gpu) -> Result<(Pools, Distributed), E
     if is_culprit && name == "seed" {
         options = options.with_seed(8);
     }
-    let settings = Settings::new(Mode::ShardedState).with_bucket_bytes(setup.bucket_bytes);
+    let mut mode = Mode::ShardedState;
+    if name == "chain" {
+        // Rank 0 has no piece: it only waits for the averages of the others, and rank 2 for gradients of rank 1.
+        (mode, setup.lengths) = (Mode::Replicated, vec![500; 2]);
+    }
+    let settings = Settings::new(mode).with_bucket_bytes(setup.bucket_bytes);
     let settings = if name == "skips" { settings.with_most_skips(2) } else { settings };
     let pools = Pools::new(gpu, &setup);
     if is_culprit && name == "values" {
@@ -189,6 +288,22 @@ fn start(name: &str, ranks: &Ranks, gpu: &Gpu) -> Result<(Pools, Distributed), E
     let builder = pools.builder_with(ranks, settings, options, pools.groups());
     let distributed = builder.build(&gpu.device, &gpu.queue)?;
     Ok((pools, distributed))
+}
+
+/// One rank has the only shard. After the step it does something else for longer than others wait for a message.
+pub fn busy() -> ExitCode {
+    rank(LIMIT, |ranks| -> Result<(), Errors> {
+        let gpu = Gpu::open();
+        let setup = Setup { lengths: vec![1000], ..Setup::new(StateFormat::F32, Control::Host) };
+        let pools = Pools::new(&gpu, &setup);
+        let mut distributed = pools.distributed(ranks, Mode::ShardedState)?;
+        pools.write_gradients(&gradients(&setup, 1, ranks.rank()));
+        distributed.step()?;
+        if distributed.parameters().len() == 1 {
+            std::thread::sleep(LIMIT + Duration::from_secs(2));
+        }
+        Ok(())
+    })
 }
 
 /// Goes on from a checkpoint, and dies while saving the next one.

@@ -45,15 +45,17 @@ fn change<const N: usize>(setup: &Setup, single: &mut Optimizer, runs: [&mut Dis
     }
 }
 
+fn last_setups(count: usize) -> Vec<Setup> {
+    let mut setups = Setup::all();
+    setups.split_off(setups.len() - count)
+}
+
 /// In every mode, all ranks hold what one device holds that takes the steps with the averaged gradients: values, state, counters, norm and
 /// loss scale, bit for bit.
-pub fn laws(scope: &str) -> ExitCode {
+pub fn laws(count: usize) -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), String> {
         let gpu = Gpu::open();
-        let mut setups = Setup::all();
-        let count: usize = scope.parse().unwrap_or(setups.len());
-        setups.drain(..setups.len() - count);
-        for setup in setups {
+        for setup in last_setups(count) {
             let single_pools = Pools::new(&gpu, &setup);
             let mut single = single_pools.single();
             let mut runs = Mode::ALL.map(|mode| {
@@ -135,6 +137,38 @@ pub fn overlap() -> ExitCode {
     })
 }
 
+/// Two optimizers of the same shapes, whose buckets the ranks reduce in different orders.
+pub fn two() -> ExitCode {
+    rank(LIMIT, |ranks| -> Result<(), Error> {
+        let gpu = Gpu::open();
+        let setup = Setup { lengths: vec![3000, 5, 1025], ..Setup::new(StateFormat::F32, Control::Host) };
+        let mut runs = Vec::new();
+        for _ in 0..2 {
+            let (single_pools, pools) = (Pools::new(&gpu, &setup), Pools::new(&gpu, &setup));
+            runs.push((
+                pools.distributed(ranks, Mode::ShardedState)?,
+                pools,
+                single_pools.single(),
+                single_pools,
+            ));
+        }
+        for number in 1..=2 {
+            let all = [0, 1].map(|run| all_gradients(&setup, 10 * number + run, ranks.size()).0);
+            for run in [ranks.rank(), 1 - ranks.rank()] {
+                let (distributed, pools, single, single_pools) = &mut runs[run];
+                step(single_pools, single, &average(&setup, &all[run]));
+                pools.write_gradients(&all[run][ranks.rank()]);
+                (0..distributed.buckets()).try_for_each(|bucket| distributed.reduce(bucket))?;
+            }
+            runs.iter_mut().try_for_each(|(distributed, ..)| distributed.step().map(drop))?;
+        }
+        for (distributed, _, single, single_pools) in &mut runs {
+            check(distributed, single_pools, single, &setup);
+        }
+        Ok(())
+    })
+}
+
 /// A step sends 2 (N - 1) / N of the parameters for each rank in all, and state is 1 / N of one device's.
 pub fn traffic() -> ExitCode {
     rank(LIMIT, |ranks| -> Result<(), Error> {
@@ -185,6 +219,7 @@ pub fn refusals() -> ExitCode {
             let error = builder.add_parameter(group, parameter).unwrap_err().to_string();
             assert!(error.contains(says), "{error:?} does not say {says:?}");
         };
+        refuse(0, pools.parameter("tensor.0", 0), "\"tensor.0\" was added before");
         let whole = pools.parameter("wte", 0);
         let views = whole.views.unwrap();
         refuse(2, whole, "the group is number 2, expected one of 2 groups");
@@ -209,13 +244,22 @@ pub fn refusals() -> ExitCode {
             "the values buffer of parameter \"wte\" has usages",
         );
 
+        refuse_buckets(ranks, &gpu).map_err(|error| error.to_string())?;
+
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let mut saving = pools.distributed(ranks, Mode::ShardedState).map_err(|error| error.to_string())?;
         let error = saving.restore(folder.path()).unwrap_err().to_string();
         assert!(error.contains("checkpoint.json"), "{error}");
         assert!(matches!(saving.step(), Err(Error::Ended)), "a run goes on after an error");
         let mut saving = pools.distributed(ranks, Mode::ShardedState).map_err(|error| error.to_string())?;
-        saving.save(folder.path()).map_err(|error| error.to_string())?;
+        // What is in the way of the removal of older checkpoints does not matter.
+        std::fs::write(folder.path().join("step-notes"), "").map_err(|error| error.to_string())?;
+        for _ in 0..2 {
+            saving.save(folder.path()).map_err(|error| error.to_string())?;
+        }
+        saving.reduce(0).map_err(|error| error.to_string())?;
+        let error = saving.save(folder.path()).unwrap_err().to_string();
+        assert!(error.starts_with("a bucket of step 1 was reduced already"), "{error}");
         let longer = Setup { lengths: [&setup.lengths[..], &[7]].concat(), ..setup.clone() };
         let shorter = Setup { lengths: setup.lengths[..7].to_vec(), ..setup };
         for (setup, says) in [(longer, "\"tensor.8\" with nothing"), (shorter, "expected nothing")] {
@@ -226,6 +270,39 @@ pub fn refusals() -> ExitCode {
         }
         Ok(())
     })
+}
+
+/// Buckets that are too large or too many.
+fn refuse_buckets(ranks: &Ranks, gpu: &Gpu) -> Result<(), Error> {
+    let build = |gpu: &Gpu, lengths: Vec<usize>, bucket_bytes: u64| {
+        let setup = Setup { lengths, bucket_bytes, ..Setup::new(StateFormat::F32, Control::Host) };
+        let built = Pools::new(gpu, &setup).distributed(ranks, Mode::ShardedState);
+        built.map(drop).unwrap_err().to_string()
+    };
+    let error = build(gpu, vec![1; 10_918], 1);
+    assert!(error.starts_with("there are 10918 buckets, expected at most 10917"), "{error}");
+    // Each buffer of the engine is small enough for this device, but not a bucket of f32 gradients.
+    let small = Gpu::with_largest_buffer(1 << 16);
+    let setup = Setup {
+        dtype: DType::Bf16,
+        gradients: DType::Bf16,
+        lengths: vec![9000; 2],
+        ..Setup::new(StateFormat::F32, Control::Host)
+    };
+    let pools = Pools::new(&small, &setup);
+    let mut builder = Builder::new(ranks, Settings::new(Mode::ShardedState), setup.options());
+    let groups = pools.groups().map(|group| builder.add_group(group));
+    for (tensor, gradients) in [small.buffer(36_000), small.buffer(36_000)].iter().enumerate() {
+        let label = crate::engine::label(tensor);
+        let mut parameter = pools.parameter(&label, tensor);
+        if let Some(views) = &mut parameter.views {
+            views.gradients = View::new(gradients, 0).with_dtype(DType::F32);
+        }
+        builder.add_parameter(groups[0], parameter)?;
+    }
+    let error = builder.build(&small.device, &small.queue).map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("bucket 0 takes 72000 bytes, expected at most 65536"), "{error}");
+    Ok(())
 }
 
 fn mode_of(name: &str) -> Mode {
@@ -239,9 +316,7 @@ fn mode_of(name: &str) -> Mode {
 
 /// Setups whose averages do not depend on the number of ranks, because all ranks have the same gradients and sums of them are exact.
 pub fn exact_setups(count: usize) -> Vec<Setup> {
-    let mut setups = Setup::all();
-    setups.drain(..setups.len() - count);
-    setups.into_iter().map(|setup| Setup { exact: true, wire: DType::F32, ..setup }).collect()
+    last_setups(count).into_iter().map(|setup| Setup { exact: true, wire: DType::F32, ..setup }).collect()
 }
 
 /// The steps before and after a checkpoint.

@@ -13,14 +13,15 @@ fn main() -> ExitCode {
         let words: Vec<_> = std::env::args().skip(1).collect();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         return match words[..] {
-            ["laws", scope] => laws::laws(scope),
+            ["laws", count] => laws::laws(count.parse().expect("a number")),
             ["overlap"] => laws::overlap(),
+            ["two"] => laws::two(),
+            ["busy"] => faults::busy(),
             ["refusals"] => laws::refusals(),
             ["traffic"] => laws::traffic(),
             ["save", folder, mode, count] => laws::save(folder, mode, count.parse().expect("a number")),
             ["go-on", folder, mode, count] => laws::go_on(folder, mode, count.parse().expect("a number")),
-            ["fault", name] => faults::fault(name, None),
-            ["fault", name, folder] => faults::fault(name, Some(folder)),
+            ["fault", name, folder] => faults::fault(name, folder),
             _ => panic!("unknown scenario {words:?}"),
         };
     }
