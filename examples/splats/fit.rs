@@ -1,0 +1,228 @@
+//! Runs: a picture is fitted with Gaussians that are dropped and split while the optimizer goes on.
+
+use std::error::Error;
+
+use adamod::{
+    AdaMod, Adam, GroupId, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Remap, Step, View, Views,
+    schedule, wgpu,
+};
+use clap::ValueEnum;
+
+use crate::gpu::Gpu;
+use crate::image::Image;
+use crate::refine::Refinement;
+use crate::render::{Renderer, Scene};
+use crate::splat::{RATES, ROW_LEN, Row, scattered};
+
+/// Steps between refinements.
+pub const REFINE_EVERY: usize = 100;
+/// Refinements end after this part of a run.
+const REFINED_PART: f64 = 0.7;
+/// A run starts with this part of its Gaussians.
+const INITIAL_PART: f64 = 0.25;
+/// All learning rates fall to this part of their start.
+const FINAL_RATE: f64 = 0.1;
+/// Steps that are submitted together.
+const STEPS_A_SUBMIT: usize = 20;
+
+/// The update rule of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rule {
+    Adam,
+    #[value(name = "adamod")]
+    AdaMod,
+}
+
+/// What a refinement does with the optimizer's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Refined {
+    /// It follows its row, and both halves of a split row have their parent's
+    Follows,
+    /// It follows its row, and the halves of a split row start fresh
+    FreshHalves,
+    /// All of it starts again, as with a new optimizer
+    Reset,
+}
+
+/// What distinguishes one run from another.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub rule: Rule,
+    pub refined: Refined,
+    /// Determines where the first Gaussians are.
+    pub seed: u64,
+}
+
+/// The results of a run.
+pub struct Outcome {
+    /// Peak signal-to-noise ratio of every step, in dB.
+    pub psnr: Vec<f64>,
+    /// The picture at the steps that were asked for.
+    pub frames: Vec<Image>,
+    /// Gaussians at the end.
+    pub count: usize,
+}
+
+/// What all runs share.
+pub struct Fitter {
+    gpu: Gpu,
+    image: Image,
+    renderer: Renderer,
+    steps: usize,
+    count: usize,
+}
+
+/// A run in progress.
+struct Session<'a> {
+    fitter: &'a Fitter,
+    refined: Refined,
+    scene: Scene,
+    optimizer: Optimizer,
+    group: GroupId,
+    parameter: ParameterId,
+}
+
+impl Rule {
+    /// As published for 3D Gaussian Splatting, whose epsilon is far below the small gradients of a mean over all pixels.
+    fn hyperparameters(self) -> Hyperparameters {
+        const EPSILON: f64 = 1e-15;
+        let rule: adamod::Rule = match self {
+            Self::Adam => Adam::new().with_epsilon(EPSILON).into(),
+            Self::AdaMod => AdaMod::new().with_epsilon(EPSILON).into(),
+        };
+        // The rates are those of the columns, so this is a factor.
+        Hyperparameters::from(rule).with_learning_rate(1.0)
+    }
+}
+
+impl Fitter {
+    /// Prepares runs of `steps` steps that end with `count` Gaussians.
+    pub fn new(gpu: &Gpu, image: Image, steps: usize, count: usize) -> Result<Self, String> {
+        let renderer = Renderer::new(gpu, &image, steps)?;
+        Ok(Self { gpu: gpu.clone(), image, renderer, steps, count })
+    }
+
+    /// Fits the picture. Keeps it as it is at the steps of `frames`, and calls `on_submit` with the number of steps that have just run.
+    pub async fn run(
+        &self,
+        run: &Run,
+        frames: &[usize],
+        mut on_submit: impl FnMut(u64),
+    ) -> Result<Outcome, Box<dyn Error>> {
+        self.gpu.write(&self.renderer.step, &[0_u32]);
+        let mut session = Session::new(self, run)?;
+        let mut outcome = Outcome { psnr: Vec::new(), frames: Vec::new(), count: 0 };
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        let mut recorded = 0;
+        for step in 1..=self.steps {
+            session.record(&mut encoder, step)?;
+            recorded += 1;
+            let target = self.refined_count(step);
+            let is_shown = frames.contains(&step);
+            if target.is_none() && !is_shown && step < self.steps && recorded < STEPS_A_SUBMIT {
+                continue;
+            }
+            let next = self.gpu.device.create_command_encoder(&Default::default());
+            let submission = self.gpu.submit(std::mem::replace(&mut encoder, next).finish());
+            self.gpu.wait(submission).await?;
+            on_submit(recorded as u64);
+            recorded = 0;
+            if is_shown {
+                outcome.frames.push(self.rendered().await?);
+            }
+            if let Some(target) = target {
+                session.refine(&mut encoder, target).await?;
+            }
+        }
+        let losses: Vec<f32> = self.gpu.read(&self.renderer.losses).await?;
+        outcome.psnr = losses.iter().map(|&loss| -10.0 * f64::from(loss).log10()).collect();
+        outcome.count = session.scene.count;
+        Ok(outcome)
+    }
+
+    /// The number of Gaussians after a step with a refinement: it rises in a line.
+    fn refined_count(&self, step: usize) -> Option<usize> {
+        let refinements = self.refinements();
+        let refinement = step / REFINE_EVERY;
+        (step.is_multiple_of(REFINE_EVERY) && refinement <= refinements).then(|| {
+            let first = self.initial_count();
+            first + (self.count - first) * refinement / refinements
+        })
+    }
+
+    /// Refinements of a run.
+    pub fn refinements(&self) -> usize {
+        (REFINED_PART * self.steps as f64) as usize / REFINE_EVERY
+    }
+
+    /// Gaussians at the start of a run.
+    fn initial_count(&self) -> usize {
+        if self.refinements() == 0 { self.count } else { (INITIAL_PART * self.count as f64).ceil() as usize }
+    }
+
+    /// The picture of the last forward pass, whose colors may lie outside of 0 to 1.
+    async fn rendered(&self) -> Result<Image, Box<dyn Error>> {
+        let errors: Vec<[f32; 4]> = self.gpu.read(&self.renderer.errors).await?;
+        let pixels = self.image.pixels.iter().zip(&errors);
+        let pixels = pixels.map(|(target, error)| [0, 1, 2].map(|c| target[c] + error[c])).collect();
+        Ok(Image { size: self.image.size, pixels })
+    }
+}
+
+impl<'a> Session<'a> {
+    fn new(fitter: &'a Fitter, run: &Run) -> Result<Self, Box<dyn Error>> {
+        let scene = fitter.renderer.scene(&scattered(&fitter.image, fitter.initial_count(), run.seed));
+        let mut optimizer = Optimizer::new(&fitter.gpu.device, &fitter.gpu.queue, Options::new())?;
+        let group = optimizer.add_group(run.rule.hyperparameters())?;
+        let parameter = add_rows(&mut optimizer, group, &scene)?;
+        Ok(Self { fitter, refined: run.refined, scene, optimizer, group, parameter })
+    }
+
+    /// Records a training step: forward, loss, backward, update.
+    fn record(&mut self, encoder: &mut wgpu::CommandEncoder, step: usize) -> Result<(), adamod::Error> {
+        self.scene.record(encoder);
+        let rate = schedule::cosine(1.0, FINAL_RATE, self.fitter.steps as u64, step as u64);
+        self.optimizer.set_learning_rate(self.group, rate)?;
+        self.optimizer.encode(encoder, &Step::all())
+    }
+
+    /// Records that rows are dropped and split until there are `target`. Only the choice is made on the host, from a score and a row for each
+    /// Gaussian; the rows and the state move on the device.
+    async fn refine(&mut self, encoder: &mut wgpu::CommandEncoder, target: usize) -> Result<(), Box<dyn Error>> {
+        let gpu = &self.fitter.gpu;
+        let rows: Vec<Row> = gpu.read(&self.scene.rows).await?;
+        let scores: Vec<f32> = gpu.read(&self.scene.scores).await?;
+        let refinement = Refinement::new(&rows, &scores, self.fitter.image.size, target);
+        let parents = gpu.filled("splats.parents", &refinement.parents);
+        let (scene, launch) = self.fitter.renderer.refined(&self.scene, &refinement, &parents);
+        launch.record(&mut encoder.begin_compute_pass(&Default::default()));
+
+        let (rows, row_len) = (scene.count as u64, ROW_LEN as u64);
+        let remap = |source| Remap::new(row_len, rows, View::new(source, 0)).with_views(views(&scene));
+        match self.refined {
+            Refined::Follows => self.optimizer.remap(encoder, self.parameter, &remap(&parents))?,
+            Refined::FreshHalves => {
+                let sources = gpu.filled("splats.sources", &refinement.fresh_halves());
+                self.optimizer.remap(encoder, self.parameter, &remap(&sources))?;
+            }
+            Refined::Reset => {
+                self.optimizer.remove_parameter(self.parameter)?;
+                self.parameter = add_rows(&mut self.optimizer, self.group, &scene)?;
+            }
+        }
+        self.scene = scene;
+        Ok(())
+    }
+}
+
+/// Registers the rows of a scene as one parameter whose columns have rates of their own.
+fn add_rows(optimizer: &mut Optimizer, group: GroupId, scene: &Scene) -> Result<ParameterId, adamod::Error> {
+    let len = (scene.count * ROW_LEN) as u64;
+    let parameter = optimizer.add_parameter(group, Parameter::new("splats", len).with_views(views(scene)))?;
+    optimizer.set_column_factors(parameter, bytemuck::cast_slice(&[RATES]))?;
+    Ok(parameter)
+}
+
+fn views(scene: &Scene) -> Views<'_> {
+    Views::new(View::new(&scene.rows, 0), View::new(&scene.gradients, 0))
+}
