@@ -8,6 +8,8 @@ mod fit;
 #[path = "../digits/gpu.rs"]
 #[allow(dead_code, reason = "each example uses a part of it")]
 mod gpu;
+#[cfg(test)]
+mod gradient_check;
 mod image;
 mod landscape;
 mod refine;
