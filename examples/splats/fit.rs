@@ -226,3 +226,142 @@ fn add_rows(optimizer: &mut Optimizer, group: GroupId, scene: &Scene) -> Result<
 fn views(scene: &Scene) -> Views<'_> {
     Views::new(View::new(&scene.rows, 0), View::new(&scene.gradients, 0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEPS: usize = 300;
+    const COUNT: usize = 40;
+
+    fn fitter(gpu: &Gpu) -> Fitter {
+        let image = Image::drawn([32, 24], crate::landscape::color);
+        Fitter::new(gpu, image, STEPS, COUNT).unwrap()
+    }
+
+    fn run(refined: Refined) -> Run {
+        Run { rule: Rule::AdaMod, refined, seed: 1 }
+    }
+
+    /// Rows of a tensor.
+    fn rows_of(elements: &[f32]) -> Vec<&[f32]> {
+        elements.chunks(ROW_LEN).collect()
+    }
+
+    /// Trains, refines once, and compares rows and state with those before, for each way to refine.
+    #[test]
+    fn rows_and_state_follow_a_refinement() {
+        const TARGET: usize = 15;
+        let gpu = pollster::block_on(Gpu::open()).unwrap();
+        let fitter = fitter(&gpu);
+        for refined in [Refined::Follows, Refined::FreshHalves, Refined::Reset] {
+            let mut session = Session::new(&fitter, &run(refined)).unwrap();
+            let submit = |encoder: wgpu::CommandEncoder| _ = gpu.queue.submit([encoder.finish()]);
+            let encoder = || gpu.device.create_command_encoder(&Default::default());
+            let read_rows = |scene: &Scene| -> Vec<Row> { pollster::block_on(gpu.read(&scene.rows)).unwrap() };
+
+            let mut steps = encoder();
+            (1..=3).for_each(|step| session.record(&mut steps, step).unwrap());
+            submit(steps);
+            // A row that is dropped.
+            let mut old_rows = read_rows(&session.scene);
+            old_rows[4].opacity = -20.0;
+            gpu.write(&session.scene.rows, &old_rows);
+            let scores: Vec<f32> = pollster::block_on(gpu.read(&session.scene.scores)).unwrap();
+            let old_state = session.optimizer.read_state(session.parameter).wait().unwrap();
+            let expected = Refinement::new(&old_rows, &scores, fitter.image.size, TARGET);
+            assert_eq!(expected.parents.len(), TARGET);
+            assert!(!expected.parents.contains(&4));
+            assert_eq!(expected.sides.iter().filter(|side| **side != 0.0).count(), 12);
+
+            let mut refine = encoder();
+            pollster::block_on(session.refine(&mut refine, TARGET)).unwrap();
+            submit(refine);
+            let new_rows = read_rows(&session.scene);
+            for (place, (&parent, &side)) in expected.parents.iter().zip(&expected.sides).enumerate() {
+                check_row(&old_rows[parent as usize], side, &new_rows[place]);
+            }
+
+            let step = session.optimizer.step_count(session.parameter);
+            if refined == Refined::Reset {
+                assert_eq!(step, Some(0));
+            } else {
+                assert_eq!(step, Some(3));
+                let new_state = session.optimizer.read_state(session.parameter).wait().unwrap();
+                for name in ["exp_avg", "exp_avg_sq", "exp_avg_lr"] {
+                    let [old, new] = [&old_state, &new_state].map(|state| rows_of(state.tensor(name).unwrap()));
+                    for (place, (&parent, &side)) in expected.parents.iter().zip(&expected.sides).enumerate() {
+                        let inherits = refined == Refined::Follows || side == 0.0;
+                        assert_eq!(new[place] == old[parent as usize], inherits, "{name} of row {place}");
+                    }
+                }
+            }
+
+            // The new rows train.
+            let mut steps = encoder();
+            session.record(&mut steps, 4).unwrap();
+            submit(steps);
+            let trained = read_rows(&session.scene);
+            assert!(trained.iter().zip(&new_rows).all(|(trained, new)| trained.color != new.color));
+        }
+    }
+
+    /// A row that moved has its bits. The two halves of a split one have its mass, its mean and its variance along the longer axis.
+    fn check_row(old: &Row, side: f32, new: &Row) {
+        if side == 0.0 {
+            assert_eq!(new, old);
+            return;
+        }
+        let is_close = |found: f32, expected: f32| assert!((found - expected).abs() <= 1e-4, "{found}, not {expected}");
+        let longer = usize::from(old.log_scale[0] <= old.log_scale[1]);
+        let angle = old.angle + longer as f32 * std::f32::consts::FRAC_PI_2;
+        let [dx, dy] = [0, 1].map(|axis| new.position[axis] - old.position[axis]);
+        let (along, across) = (dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin());
+        let [old_scale, new_scale] = [old, new].map(|row| row.log_scale[longer].exp());
+        is_close(across, 0.0);
+        assert!(side * along > 0.0);
+        is_close((along.powi(2) + new_scale.powi(2)) / old_scale.powi(2), 1.0);
+        for c in 0..3 {
+            is_close(2.0 * new.color[c] * new_scale, old.color[c] * old_scale);
+        }
+        assert_eq!((new.angle, new.opacity), (old.angle, old.opacity));
+        assert_eq!(new.log_scale[1 - longer], old.log_scale[1 - longer]);
+    }
+
+    #[test]
+    fn a_run_grows_to_its_gaussians_and_is_repeated_bit_for_bit() {
+        let gpu = pollster::block_on(Gpu::open()).unwrap();
+        let fitter = fitter(&gpu);
+        let counts: Vec<_> = (1..=STEPS).filter_map(|step| fitter.refined_count(step)).collect();
+        assert_eq!((fitter.initial_count(), counts), (10, vec![25, 40]));
+
+        let mut submitted = 0;
+        let frames = [1, 150, STEPS];
+        let mut fit = |run: &Run| pollster::block_on(fitter.run(run, &frames, |steps| submitted += steps)).unwrap();
+        let [first, again] = [run(Refined::Follows), run(Refined::Follows)].map(|run| fit(&run));
+        let other = fit(&run(Refined::Reset));
+        assert_eq!(submitted, 3 * STEPS as u64);
+        assert_eq!(first.count, 40);
+        assert_eq!(first.psnr.len(), STEPS);
+        assert_eq!(first.psnr, again.psnr);
+        assert_eq!(first.frames, again.frames);
+        // Alike until the first refinement, apart after it.
+        assert_eq!(first.psnr[..=REFINE_EVERY], other.psnr[..=REFINE_EVERY]);
+        assert_ne!(first.psnr[REFINE_EVERY + 1..], other.psnr[REFINE_EVERY + 1..]);
+
+        // The picture has the loss.
+        let squares = first.frames[2].pixels.iter().flatten().zip(fitter.image.pixels.iter().flatten());
+        let mean = squares.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / (3 * 32 * 24) as f64;
+        assert!((first.psnr[STEPS - 1] + 10.0 * mean.log10()).abs() < 1e-4);
+        assert!(first.psnr[STEPS - 1] > first.psnr[0] + 5.0, "{:?}", first.psnr);
+    }
+
+    #[test]
+    fn a_picture_without_pixels_is_refused() {
+        let gpu = pollster::block_on(Gpu::open()).unwrap();
+        for size in [[0, 5], [8 * 65_536, 1]] {
+            let image = Image { size, pixels: vec![[0.0; 3]; size[0] * size[1]] };
+            assert!(Renderer::new(&gpu, &image, 1).is_err());
+        }
+    }
+}

@@ -19,8 +19,9 @@ const STEP: u32 = 1;
 const CUTOFF: f64 = 11.0825;
 /// The distance of the central differences, whose error grows with its square.
 const DIFFERENCE: f64 = 1e-6;
+/// Largest error measured on lavapipe: 2.3e-8, on gradients up to 0.04.
 const ABSOLUTE_TOLERANCE: f64 = 1e-7;
-const RELATIVE_TOLERANCE: f64 = 1e-4;
+const RELATIVE_TOLERANCE: f64 = 1e-5;
 
 fn is_close(found: f64, expected: f64) -> bool {
     (found - expected).abs() <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * expected.abs()
@@ -117,7 +118,6 @@ fn pictures_and_gradients_are_those_of_the_definition() {
     assert!(is_close(losses[STEP as usize].into(), expected), "loss {losses:?}, not {expected}");
     assert_eq!([losses[0], losses[2]], [0.0; 2]);
 
-    let mut worst = (0.0_f64, 0.0_f64, 0.0_f64);
     for row in 0..COUNT {
         for column in 0..ROW_LEN {
             let shifted = |by: f64| {
@@ -127,15 +127,11 @@ fn pictures_and_gradients_are_those_of_the_definition() {
             };
             let slope = (shifted(DIFFERENCE) - shifted(-DIFFERENCE)) / (2.0 * DIFFERENCE);
             let found = f64::from(gradients[row][column]);
-            worst.0 = worst.0.max((found - slope).abs());
-            worst.1 = worst.1.max(slope.abs());
-            worst.2 = worst.2.max((found - slope).abs() / (1e-3 + slope.abs()));
             assert!(is_close(found, slope), "row {row}, column {column}: {found}, not {slope}");
         }
         let [x, y, ..] = gradients[row];
         assert!(is_close(scores[row].into(), x.hypot(y).into()), "row {row}: score {}", scores[row]);
     }
-    println!("{worst:?}");
     assert_eq!(gradients[COUNT - 1], [0.0; ROW_LEN]);
 }
 
