@@ -3,8 +3,8 @@
 use std::error::Error;
 
 use adamod::{
-    AdaMod, Adam, GroupId, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Remap, Step, View, Views,
-    schedule, wgpu,
+    AdaMod, Adam, GroupId, Hyperparameters, Optimizer, Options, Parameter, ParameterId, Remap, Step, View,
+    Views, schedule, wgpu,
 };
 use clap::ValueEnum;
 
@@ -188,7 +188,11 @@ impl<'a> Session<'a> {
 
     /// Records that rows are dropped and split until there are `target`. Only the choice is made on the host, from a score and a row for each
     /// Gaussian; the rows and the state move on the device.
-    async fn refine(&mut self, encoder: &mut wgpu::CommandEncoder, target: usize) -> Result<(), Box<dyn Error>> {
+    async fn refine(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        target: usize,
+    ) -> Result<(), Box<dyn Error>> {
         let gpu = &self.fitter.gpu;
         let rows: Vec<Row> = gpu.read(&self.scene.rows).await?;
         let scores: Vec<f32> = gpu.read(&self.scene.scores).await?;
@@ -258,7 +262,8 @@ mod tests {
             let mut session = Session::new(&fitter, &run(refined)).unwrap();
             let submit = |encoder: wgpu::CommandEncoder| _ = gpu.queue.submit([encoder.finish()]);
             let encoder = || gpu.device.create_command_encoder(&Default::default());
-            let read_rows = |scene: &Scene| -> Vec<Row> { pollster::block_on(gpu.read(&scene.rows)).unwrap() };
+            let read_rows =
+                |scene: &Scene| -> Vec<Row> { pollster::block_on(gpu.read(&scene.rows)).unwrap() };
 
             let mut steps = encoder();
             (1..=3).for_each(|step| session.record(&mut steps, step).unwrap());
@@ -289,8 +294,10 @@ mod tests {
                 assert_eq!(step, Some(3));
                 let new_state = session.optimizer.read_state(session.parameter).wait().unwrap();
                 for name in ["exp_avg", "exp_avg_sq", "exp_avg_lr"] {
-                    let [old, new] = [&old_state, &new_state].map(|state| rows_of(state.tensor(name).unwrap()));
-                    for (place, (&parent, &side)) in expected.parents.iter().zip(&expected.sides).enumerate() {
+                    let [old, new] =
+                        [&old_state, &new_state].map(|state| rows_of(state.tensor(name).unwrap()));
+                    for (place, (&parent, &side)) in expected.parents.iter().zip(&expected.sides).enumerate()
+                    {
                         let inherits = refined == Refined::Follows || side == 0.0;
                         assert_eq!(new[place] == old[parent as usize], inherits, "{name} of row {place}");
                     }
@@ -312,7 +319,8 @@ mod tests {
             assert_eq!(new, old);
             return;
         }
-        let is_close = |found: f32, expected: f32| assert!((found - expected).abs() <= 1e-4, "{found}, not {expected}");
+        let is_close =
+            |found: f32, expected: f32| assert!((found - expected).abs() <= 1e-4, "{found}, not {expected}");
         let longer = usize::from(old.log_scale[0] <= old.log_scale[1]);
         let angle = old.angle + longer as f32 * std::f32::consts::FRAC_PI_2;
         let [dx, dy] = [0, 1].map(|axis| new.position[axis] - old.position[axis]);
@@ -337,7 +345,8 @@ mod tests {
 
         let mut submitted = 0;
         let frames = [1, 150, STEPS];
-        let mut fit = |run: &Run| pollster::block_on(fitter.run(run, &frames, |steps| submitted += steps)).unwrap();
+        let mut fit =
+            |run: &Run| pollster::block_on(fitter.run(run, &frames, |steps| submitted += steps)).unwrap();
         let [first, again] = [run(Refined::Follows), run(Refined::Follows)].map(|run| fit(&run));
         let other = fit(&run(Refined::Reset));
         assert_eq!(submitted, 3 * STEPS as u64);

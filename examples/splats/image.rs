@@ -57,22 +57,24 @@ impl Image {
         Self { size, pixels: (0..width * height).map(pixel).collect() }
     }
 
-    /// Writes pictures of one size as a PNG, `columns` in a row.
-    pub fn write_strip(path: &Path, images: &[Self], columns: usize) -> Result<(), Box<dyn Error>> {
+    /// Writes pictures of one size as a PNG, side by side.
+    pub fn write_strip(path: &Path, images: &[Self]) -> Result<(), Box<dyn Error>> {
         const GAP: usize = 6;
         let [width, height] = images[0].size;
-        let columns = columns.min(images.len());
-        let size = [columns * (width + GAP) - GAP, images.len().div_ceil(columns) * (height + GAP) - GAP];
+        let size = [images.len() * (width + GAP) - GAP, height];
         let mut bytes = vec![255; 3 * size[0] * size[1]];
         for (index, image) in images.iter().enumerate() {
-            let (left, top) = (index % columns * (width + GAP), index / columns * (height + GAP));
             for (row, pixels) in image.pixels.chunks(width).enumerate() {
-                let first = 3 * ((top + row) * size[0] + left);
+                let first = 3 * (row * size[0] + index * (width + GAP));
                 let samples = pixels.iter().flatten().map(|color| (255.0 * color).round() as u8);
-                bytes[first..first + 3 * width].iter_mut().zip(samples).for_each(|(byte, sample)| *byte = sample);
+                bytes[first..first + 3 * width]
+                    .iter_mut()
+                    .zip(samples)
+                    .for_each(|(byte, sample)| *byte = sample);
             }
         }
-        let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), size[0] as u32, size[1] as u32);
+        let mut encoder =
+            png::Encoder::new(BufWriter::new(File::create(path)?), size[0] as u32, size[1] as u32);
         encoder.set_color(ColorType::Rgb);
         encoder.set_compression(png::Compression::High);
         let mut writer = encoder.write_header()?;
@@ -90,15 +92,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("strip.png");
         // Colors that are multiples of 1/255 come back as they were; others are rounded and clamped.
-        let image = |shade: f32| Image { size: [2, 1], pixels: vec![[shade, 0.2, 1.0], [-0.5, 1.5, 0.4]] };
-        Image::write_strip(&path, &[image(0.0), image(1.0), image(0.6)], 2).unwrap();
+        let image = |shade: f32| Image { size: [1, 2], pixels: vec![[shade, 0.2, 1.0], [-0.5, 1.5, 0.4]] };
+        Image::write_strip(&path, &[image(0.0), image(1.0)]).unwrap();
         let strip = Image::read(&path).unwrap();
-        assert_eq!(strip.size, [10, 8]);
-        for (shade, first) in [(0.0, 0), (1.0, 8), (0.6, 70)] {
-            assert_eq!(strip.pixels[first..first + 2], [[shade, 0.2, 1.0], [0.0, 1.0, 0.4]]);
-        }
-        assert_eq!(strip.pixels[2..8], [[1.0; 3]; 6]);
-        assert_eq!(strip.pixels[78..], [[1.0; 3]; 2]);
+        let gap = [[1.0; 3]; 6];
+        let row = |left, right| [vec![left], gap.to_vec(), vec![right]].concat();
+        let rows = [row([0.0, 0.2, 1.0], [1.0, 0.2, 1.0]), row([0.0, 1.0, 0.4], [0.0, 1.0, 0.4])];
+        assert_eq!(strip, Image { size: [8, 2], pixels: rows.concat() });
     }
 
     #[test]

@@ -80,7 +80,9 @@ fn boat(x: f32, y: f32) -> Option<Color> {
     let [aside, up] = [x - 0.95, 0.83 - y];
     let is_hull = (-0.025..0.0).contains(&up) && aside.abs() < 0.085 + up;
     let is_mast = (0.0..0.2).contains(&up) && aside.abs() < 0.003;
-    let is_sail = |side: f32, width: f32| (0.012..0.19).contains(&up) && (0.008..width * (0.19 - up)).contains(&(side * aside));
+    let is_sail = |side: f32, width: f32| {
+        (0.012..0.19).contains(&up) && (0.008..width * (0.19 - up)).contains(&(side * aside))
+    };
     match () {
         () if is_hull => Some([0.7, 0.13, 0.1]),
         () if is_mast => Some([0.25, 0.15, 0.1]),

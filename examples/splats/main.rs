@@ -1,5 +1,5 @@
-//! Fits a picture with 2D Gaussians that are dropped and split while the optimizer's state follows them, wholly on the GPU, and compares that with
-//! state that starts again. See the README next to this file.
+//! Fits a picture with 2D Gaussians that are dropped and split while the optimizer's state follows them on the GPU, and compares that with state
+//! that is reset. See the README next to this file.
 
 #[cfg(test)]
 #[path = "../common/command_line.rs"]
@@ -12,13 +12,20 @@ mod gpu;
 mod gradient_check;
 mod image;
 mod landscape;
+#[path = "../common/picture.rs"]
+mod picture;
+mod plots;
 mod refine;
 mod render;
+mod report;
 mod splat;
+#[path = "../common/statistics.rs"]
+mod statistics;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,13 +34,14 @@ use fit::{Fitter, Refined, Rule, Run};
 use gpu::Gpu;
 use image::Image;
 use render::MOST_SPLATS;
+use report::{Cell, Grid};
 
 /// Width and height of the drawn picture.
 const DRAWN_SIZE: [usize; 2] = [256, 192];
 const QUICK_DRAWN_SIZE: [usize; 2] = [64, 48];
 
-const DEFAULT_STEPS: u64 = 2000;
-const DEFAULT_GAUSSIANS: u64 = 3000;
+const DEFAULT_STEPS: u64 = 1500;
+const DEFAULT_GAUSSIANS: u64 = 2000;
 const DEFAULT_SEEDS: u64 = 3;
 const QUICK_STEPS: u64 = 300;
 const QUICK_GAUSSIANS: u64 = 200;
@@ -46,15 +54,15 @@ struct Arguments {
     #[arg(long)]
     input: Option<PathBuf>,
 
-    /// Folder for the results; created if missing
+    /// Folder for the pictures; created if missing
     #[arg(long, default_value = "target/splats")]
     output: PathBuf,
 
-    /// Steps of a run [default: 2000, with --quick 300]
+    /// Steps of a run [default: 1500, with --quick 300]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     steps: Option<u64>,
 
-    /// Gaussians at the end of a run, which starts with a quarter of them [default: 3000, with --quick 200]
+    /// Gaussians at the end of a run, which starts with a quarter of them [default: 2000, with --quick 200]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MOST_SPLATS as u64))]
     gaussians: Option<u64>,
 
@@ -66,13 +74,47 @@ struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "adam")]
     rules: Vec<Rule>,
 
-    /// What refinements do with the state, comma-separated
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "follows,fresh-halves,reset")]
+    /// What refinements do with the state, comma-separated; the strip is the first one's
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "fresh-halves,follows,reset")]
     states: Vec<Refined>,
 
-    /// Fit a small picture in a short run, to check in seconds that everything works
+    /// Fit a small picture in short runs, to check in seconds that everything works
     #[arg(long)]
     quick: bool,
+}
+
+impl Arguments {
+    /// A number that was given, or the default.
+    fn or_default(&self, given: Option<u64>, default: u64, quick: u64) -> u64 {
+        given.unwrap_or(if self.quick { quick } else { default })
+    }
+
+    fn steps(&self) -> usize {
+        self.or_default(self.steps, DEFAULT_STEPS, QUICK_STEPS) as usize
+    }
+
+    fn gaussians(&self) -> usize {
+        self.or_default(self.gaussians, DEFAULT_GAUSSIANS, QUICK_GAUSSIANS) as usize
+    }
+
+    fn seeds(&self) -> u64 {
+        self.or_default(self.seeds, DEFAULT_SEEDS, QUICK_SEEDS)
+    }
+
+    fn image(&self) -> Result<Image, Box<dyn Error>> {
+        match &self.input {
+            Some(path) => Image::read(path)
+                .map_err(|error| format!("could not read {}: {error}", path.display()).into()),
+            None => {
+                Ok(Image::drawn(if self.quick { QUICK_DRAWN_SIZE } else { DRAWN_SIZE }, landscape::color))
+            }
+        }
+    }
+
+    /// The steps of the strip's pictures.
+    fn frames(&self) -> [usize; 4] {
+        [1, self.steps() / 30, self.steps() / 5, self.steps()].map(|step| step.max(1))
+    }
 }
 
 fn main() -> ExitCode {
@@ -85,28 +127,74 @@ fn main() -> ExitCode {
     }
 }
 
+/// Fits the picture in all ways, prints the table and draws the pictures.
 async fn demonstrate(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let start = std::time::Instant::now();
-    std::fs::create_dir_all(&arguments.output)?;
-    let image = Image::drawn(DRAWN_SIZE, landscape::color);
-    let steps = arguments.steps.unwrap_or(DEFAULT_STEPS) as usize;
+    let start = Instant::now();
+    let image = arguments.image()?;
+    std::fs::create_dir_all(&arguments.output)
+        .map_err(|error| format!("could not create {}: {error}", arguments.output.display()))?;
     let gpu = Gpu::open().await?;
-    let fitter = Fitter::new(&gpu, image.clone(), steps, arguments.gaussians.unwrap_or(DEFAULT_GAUSSIANS) as usize)?;
-    let _ = (ProgressBar::new(1), ProgressStyle::with_template("")?, QUICK_DRAWN_SIZE, QUICK_STEPS, QUICK_GAUSSIANS, QUICK_SEEDS);
-    for &rule in &arguments.rules {
-        for &refined in &arguments.states {
-            for seed in 0..arguments.seeds.unwrap_or(DEFAULT_SEEDS) {
-                let outcome = fitter.run(&Run { rule, refined, seed }, &[1, 50, steps / 4, steps], |_| ()).await?;
-                let p = &outcome.psnr;
-                let at: Vec<String> = (1..=10).map(|i| format!("{:.2}", p[steps * i / 10 - 1])).collect();
-                println!("{rule:?} {refined:?} {seed} n={} {} t={:.0}", outcome.count, at.join(" "), start.elapsed().as_secs_f64());
-                let r: Vec<String> = [498, 499, 500, 501, 502, 505, 510, 520, 540, 560, 580, 599].iter().filter(|i| **i < steps).map(|i| format!("{:.2}", p[*i])).collect();
-                println!("     {}", r.join(" "));
-                let mut frames = vec![image.clone()];
-                frames.extend(outcome.frames);
-                Image::write_strip(&arguments.output.join(format!("{rule:?}-{refined:?}.png")), &frames, 3)?;
-            }
-        }
-    }
+    println!("Adapter: {} ({})", gpu.adapter.name, gpu.adapter.backend);
+    let fitter = Fitter::new(&gpu, image.clone(), arguments.steps(), arguments.gaussians())?;
+    let [width, height] = image.size;
+    println!(
+        "{width} x {height} pixels, {} Gaussians, {} steps a run",
+        arguments.gaussians(),
+        arguments.steps()
+    );
+
+    let grid = fit_all(&fitter, arguments).await?;
+    println!("\n{grid}\n");
+    let mut frames = grid.cells[0].outcomes[0].frames.clone();
+    frames.push(image);
+    let [strip, plot] = ["strip.png", "psnr.svg"].map(|name| arguments.output.join(name));
+    Image::write_strip(&strip, &frames)?;
+    std::fs::write(&plot, plots::psnr(&grid)?)?;
+    println!("Wrote {} and {}", strip.display(), plot.display());
+    println!("Took {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Runs every rule with every way to refine from every seed. Runs of one seed start with the same Gaussians.
+async fn fit_all(fitter: &Fitter, arguments: &Arguments) -> Result<Grid, Box<dyn Error>> {
+    let cells =
+        arguments.rules.iter().flat_map(|&rule| arguments.states.iter().map(move |&state| (rule, state)));
+    let cells: Vec<_> = cells.collect();
+    let bar = ProgressBar::new(cells.len() as u64 * arguments.seeds() * arguments.steps() as u64)
+        .with_style(ProgressStyle::with_template("{wide_bar} {percent:>3} %  {eta:>4} left  {msg}")?);
+    let mut grid = Grid { cells: Vec::new(), refinements: fitter.refinements() };
+    for (rule, refined) in cells {
+        let mut outcomes = Vec::new();
+        for seed in 0..arguments.seeds() {
+            bar.set_message(format!("{}, {}, seed {seed}", rule.title(), refined.title()));
+            let run = Run { rule, refined, seed };
+            outcomes.push(fitter.run(&run, &arguments.frames(), |steps| bar.inc(steps)).await?);
+        }
+        grid.cells.push(Cell { rule, refined, outcomes });
+    }
+    bar.finish_and_clear();
+    Ok(grid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_arguments_are_refused() {
+        command_line::assert_refused::<Arguments>(&[
+            "--steps=0",
+            "--gaussians=0",
+            "--gaussians=65536",
+            "--seeds=0",
+            "--rules=sgd",
+            "--states=",
+        ]);
+    }
+
+    #[test]
+    fn a_missing_picture_is_named() {
+        let arguments = Arguments::parse_from(["splats", "--input", "missing.png"]);
+        assert!(arguments.image().unwrap_err().to_string().starts_with("could not read missing.png"));
+    }
 }

@@ -22,7 +22,8 @@ impl Refinement {
     /// Drops the Gaussians that nobody sees, then splits those with the highest scores until there are `target` rows, each at most once. At
     /// least one row stays.
     pub fn new(rows: &[Row], scores: &[f32], size: [usize; 2], target: usize) -> Self {
-        let mut parents: Vec<u32> = (0..).zip(rows).filter(|(_, row)| is_seen(row, size)).map(|(i, _)| i).collect();
+        let mut parents: Vec<u32> =
+            (0..).zip(rows).filter(|(_, row)| is_seen(row, size)).map(|(i, _)| i).collect();
         if parents.is_empty() {
             parents.push(0);
         }
@@ -67,13 +68,8 @@ mod tests {
     use super::*;
 
     const SIZE: [usize; 2] = [20, 10];
-    const SEEN: Row = Row {
-        position: [5.0, 5.0],
-        log_scale: [0.0; 2],
-        angle: 0.0,
-        color: [0.5; 3],
-        opacity: 0.0,
-    };
+    const SEEN: Row =
+        Row { position: [5.0, 5.0], log_scale: [0.0; 2], angle: 0.0, color: [0.5; 3], opacity: 0.0 };
 
     #[test]
     fn rows_without_an_effect_are_dropped() {

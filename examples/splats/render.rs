@@ -54,7 +54,9 @@ impl Renderer {
         let [width, height] = image.size;
         let tiles = tiles(image.size);
         if tiles == 0 || tiles > MOST_TILES {
-            return Err(format!("expected a picture of 1 to {MOST_TILES} tiles of 8 x 8 pixels, got {width} x {height} pixels"));
+            return Err(format!(
+                "expected a picture of 1 to {MOST_TILES} tiles of 8 x 8 pixels, got {width} x {height} pixels"
+            ));
         }
         let shared = include_str!("splat.wgsl");
         let kernel = |label: &str, source: &str| {
