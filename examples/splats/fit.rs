@@ -48,6 +48,10 @@ pub enum Refined {
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     pub rule: Rule,
+    /// Factor of all learning rates.
+    pub rate: f64,
+    /// The decay rate of the second moment.
+    pub beta2: f64,
     pub refined: Refined,
     /// Determines where the first Gaussians are.
     pub seed: u64,
@@ -75,7 +79,7 @@ pub struct Fitter {
 /// A run in progress.
 struct Session<'a> {
     fitter: &'a Fitter,
-    refined: Refined,
+    run: Run,
     scene: Scene,
     optimizer: Optimizer,
     group: GroupId,
@@ -83,15 +87,17 @@ struct Session<'a> {
 }
 
 impl Rule {
-    /// As published for 3D Gaussian Splatting, whose epsilon is far below the small gradients of a mean over all pixels.
-    fn hyperparameters(self) -> Hyperparameters {
+    /// Hyperparameters whose learning rate is a factor of the columns' own.
+    fn hyperparameters(self, rate: f64, beta2: f64) -> Hyperparameters {
+        /// That of 3D Gaussian Splatting: far below the gradients of a mean over all pixels, which are small.
         const EPSILON: f64 = 1e-15;
+        /// The bound rises within 100 steps.
+        const BETA3: f64 = 0.99;
         let rule: adamod::Rule = match self {
-            Self::Adam => Adam::new().with_epsilon(EPSILON).into(),
-            Self::AdaMod => AdaMod::new().with_epsilon(EPSILON).into(),
+            Self::Adam => Adam::new().with_betas([0.9, beta2]).with_epsilon(EPSILON).into(),
+            Self::AdaMod => AdaMod::new().with_betas([0.9, beta2, BETA3]).with_epsilon(EPSILON).into(),
         };
-        // The rates are those of the columns, so this is a factor.
-        Hyperparameters::from(rule).with_learning_rate(1.0)
+        Hyperparameters::from(rule).with_learning_rate(rate)
     }
 }
 
@@ -173,15 +179,15 @@ impl<'a> Session<'a> {
     fn new(fitter: &'a Fitter, run: &Run) -> Result<Self, Box<dyn Error>> {
         let scene = fitter.renderer.scene(&scattered(&fitter.image, fitter.initial_count(), run.seed));
         let mut optimizer = Optimizer::new(&fitter.gpu.device, &fitter.gpu.queue, Options::new())?;
-        let group = optimizer.add_group(run.rule.hyperparameters())?;
+        let group = optimizer.add_group(run.rule.hyperparameters(run.rate, run.beta2))?;
         let parameter = add_rows(&mut optimizer, group, &scene)?;
-        Ok(Self { fitter, refined: run.refined, scene, optimizer, group, parameter })
+        Ok(Self { fitter, run: *run, scene, optimizer, group, parameter })
     }
 
     /// Records a training step: forward, loss, backward, update.
     fn record(&mut self, encoder: &mut wgpu::CommandEncoder, step: usize) -> Result<(), adamod::Error> {
         self.scene.record(encoder);
-        let rate = schedule::cosine(1.0, FINAL_RATE, self.fitter.steps as u64, step as u64);
+        let rate = self.run.rate * schedule::cosine(1.0, FINAL_RATE, self.fitter.steps as u64, step as u64);
         self.optimizer.set_learning_rate(self.group, rate)?;
         self.optimizer.encode(encoder, &Step::all())
     }
@@ -203,7 +209,7 @@ impl<'a> Session<'a> {
 
         let (rows, row_len) = (scene.count as u64, ROW_LEN as u64);
         let remap = |source| Remap::new(row_len, rows, View::new(source, 0)).with_views(views(&scene));
-        match self.refined {
+        match self.run.refined {
             Refined::Follows => self.optimizer.remap(encoder, self.parameter, &remap(&parents))?,
             Refined::FreshHalves => {
                 let sources = gpu.filled("splats.sources", &refinement.fresh_halves());
@@ -244,7 +250,7 @@ mod tests {
     }
 
     fn run(refined: Refined) -> Run {
-        Run { rule: Rule::AdaMod, refined, seed: 1 }
+        Run { rule: Rule::AdaMod, rate: 1.0, beta2: 0.99, refined, seed: 1 }
     }
 
     /// Rows of a tensor.

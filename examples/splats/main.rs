@@ -15,6 +15,9 @@ mod landscape;
 #[path = "../common/picture.rs"]
 mod picture;
 mod plots;
+#[path = "../common/rates.rs"]
+#[allow(dead_code, reason = "each example uses a part of it")]
+mod rates;
 mod refine;
 mod render;
 mod report;
@@ -33,14 +36,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use fit::{Fitter, Refined, Rule, Run};
 use gpu::Gpu;
 use image::Image;
+use rates::parse_rate;
 use render::MOST_SPLATS;
 use report::{Cell, Grid};
 
 /// Width and height of the drawn picture.
-const DRAWN_SIZE: [usize; 2] = [256, 192];
+const DRAWN_SIZE: [usize; 2] = [192, 144];
 const QUICK_DRAWN_SIZE: [usize; 2] = [64, 48];
 
-const DEFAULT_STEPS: u64 = 1500;
+const DEFAULT_STEPS: u64 = 1000;
 const DEFAULT_GAUSSIANS: u64 = 2000;
 const DEFAULT_SEEDS: u64 = 3;
 const QUICK_STEPS: u64 = 300;
@@ -58,7 +62,7 @@ struct Arguments {
     #[arg(long, default_value = "target/splats")]
     output: PathBuf,
 
-    /// Steps of a run [default: 1500, with --quick 300]
+    /// Steps of a run [default: 1000, with --quick 300]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     steps: Option<u64>,
 
@@ -73,6 +77,14 @@ struct Arguments {
     /// Update rules, comma-separated
     #[arg(long, value_enum, value_delimiter = ',', default_value = "adam")]
     rules: Vec<Rule>,
+
+    /// Factor of all learning rates
+    #[arg(long, default_value_t = 1.0, value_parser = parse_rate)]
+    rate: f64,
+
+    /// Decay rate of the second moment, in [0, 1)
+    #[arg(long, default_value_t = 0.99, value_parser = parse_beta)]
+    beta2: f64,
 
     /// What refinements do with the state, comma-separated; the strip is the first one's
     #[arg(long, value_enum, value_delimiter = ',', default_value = "fresh-halves,follows,reset")]
@@ -114,6 +126,13 @@ impl Arguments {
     /// The steps of the strip's pictures.
     fn frames(&self) -> [usize; 4] {
         [1, self.steps() / 30, self.steps() / 5, self.steps()].map(|step| step.max(1))
+    }
+}
+
+fn parse_beta(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(beta) if (0.0..1.0).contains(&beta) => Ok(beta),
+        _ => Err("expected a number in [0, 1)".into()),
     }
 }
 
@@ -167,7 +186,7 @@ async fn fit_all(fitter: &Fitter, arguments: &Arguments) -> Result<Grid, Box<dyn
         let mut outcomes = Vec::new();
         for seed in 0..arguments.seeds() {
             bar.set_message(format!("{}, {}, seed {seed}", rule.title(), refined.title()));
-            let run = Run { rule, refined, seed };
+            let run = Run { rule, rate: arguments.rate, beta2: arguments.beta2, refined, seed };
             outcomes.push(fitter.run(&run, &arguments.frames(), |steps| bar.inc(steps)).await?);
         }
         grid.cells.push(Cell { rule, refined, outcomes });
@@ -188,6 +207,10 @@ mod tests {
             "--gaussians=65536",
             "--seeds=0",
             "--rules=sgd",
+            "--rate=0",
+            "--rate=nan",
+            "--beta2=1",
+            "--beta2=x",
             "--states=",
         ]);
     }

@@ -26,7 +26,7 @@ pub const ROW_LEN: usize = size_of::<Row>() / size_of::<f32>();
 
 /// The learning rates of a row's columns, each in the unit of its column.
 pub const RATES: Row =
-    Row { position: [0.1; 2], log_scale: [0.02; 2], angle: 0.02, color: [0.01; 3], opacity: 0.05 };
+    Row { position: [0.4; 2], log_scale: [0.08; 2], angle: 0.08, color: [0.04; 3], opacity: 0.2 };
 
 /// Circles at random places of a picture, in the colors that the picture has there. Their mean sum is about as bright as the picture.
 pub fn scattered(image: &Image, count: usize, seed: u64) -> Vec<Row> {
