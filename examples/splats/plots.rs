@@ -34,8 +34,10 @@ pub fn psnr(grid: &Grid) -> Result<String, Box<dyn Error>> {
             let panels =
                 legend(root, &first.iter().map(entry).collect::<Vec<_>>())?.split_evenly((1, rules.len()));
             let drawn = grid.cells.iter().flat_map(|cell| drawn_steps(cell).flat_map(|step| cell.psnr(step)));
-            let (low, high) = extent(drawn.filter(|psnr| psnr.is_finite()));
-            let y_range = (low.min(high).max(0.0), high.max(low.min(high) + 1.0));
+            let drawn: Vec<f64> = drawn.filter(|psnr| psnr.is_finite()).collect();
+            let (low, high) = if drawn.is_empty() { (0.0, 1.0) } else { extent(drawn) };
+            let low = low.max(0.0);
+            let y_range = (low, high.max(low + 1.0));
             panels
                 .iter()
                 .zip(&rules)
@@ -88,16 +90,12 @@ mod tests {
 
     #[test]
     fn runs_that_diverge_or_have_one_step_are_drawn() {
-        for psnr in [vec![f64::NAN; 3], vec![12.0], vec![f64::INFINITY, 3.0]] {
+        for psnr in [vec![f64::NAN; 3], vec![12.0], vec![f64::INFINITY, 3.0], vec![-70.0, -80.0]] {
             let outcomes = vec![Outcome { psnr, frames: Vec::new(), count: 1 }];
             let cell = Cell { rule: Rule::Adam, refined: Refined::Reset, outcomes };
-            let drawn = psnr_of(cell);
+            let drawn = super::psnr(&Grid { cells: vec![cell], refinements: 0 }).unwrap();
             assert!(drawn.contains("state is reset"));
         }
-    }
-
-    fn psnr_of(cell: Cell) -> String {
-        psnr(&Grid { cells: vec![cell], refinements: 0 }).unwrap()
     }
 
     #[test]

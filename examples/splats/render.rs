@@ -7,7 +7,7 @@ use crate::image::Image;
 use crate::refine::Refinement;
 use crate::splat::{ROW_LEN, Row};
 
-/// Gaussians that the list of a tile has room for, and that one dispatch has workgroups for.
+/// Gaussians that one dispatch has workgroups for.
 pub const MOST_SPLATS: usize = 65_535;
 /// Pixels along the side of a tile of forward.wgsl.
 const TILE_PIXELS: usize = 8;
@@ -59,9 +59,7 @@ impl Renderer {
             ));
         }
         let shared = include_str!("splat.wgsl");
-        let kernel = |label: &str, source: &str| {
-            gpu.kernel(label, &format!("const MOST_SPLATS = {MOST_SPLATS}u;\n{shared}\n{source}"))
-        };
+        let kernel = |label: &str, source: &str| gpu.kernel(label, &format!("{shared}\n{source}"));
         let target: Vec<[f32; 4]> = image.pixels.iter().map(|&[r, g, b]| [r, g, b, 0.0]).collect();
         Ok(Self {
             gpu: gpu.clone(),

@@ -1,4 +1,4 @@
-// What all kernels share. MOST_SPLATS and WORKGROUP_THREADS come from the host.
+// What all kernels share. WORKGROUP_THREADS comes from the host.
 //
 // A pixel is the sum of all Gaussians (GaussianImage, Zhang et al. 2024, arXiv:2403.08551):
 //
