@@ -534,7 +534,7 @@ fn rows_that_no_binding_can_hold_are_refused() {
     let before = optimizer.read_state(id).wait().unwrap();
     // A mean, a sum and a count for each column.
     for (remap, needed) in
-        [(Remap::clear(8000), 12 * 8000), (Remap::new(1, LEN, View::new(&source, 0)), 4 * LEN)]
+        [(Remap::clear(LEN), 12 * LEN), (Remap::new(1, LEN, View::new(&source, 0)), 4 * LEN)]
     {
         let error = optimizer.remap(&mut small.encoder(), id, &remap).unwrap_err();
         assert_eq!(error.label(), Some("rows"));
@@ -545,7 +545,7 @@ fn rows_that_no_binding_can_hold_are_refused() {
     }
     // Nothing needs means here.
     let mut encoder = small.encoder();
-    optimizer.remap(&mut encoder, id, &Remap::clear(8000).with_fresh(FreshRows::Zero)).unwrap();
+    optimizer.remap(&mut encoder, id, &Remap::clear(LEN).with_fresh(FreshRows::Zero)).unwrap();
     small.submit(encoder);
     let after = optimizer.read_state(id).wait().unwrap();
     assert!(after.tensors.iter().flat_map(|(_, of)| of).all(|x| *x == 0.0));
