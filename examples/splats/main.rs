@@ -41,11 +41,11 @@ use render::MOST_SPLATS;
 use report::{Cell, Grid};
 
 /// Width and height of the drawn picture.
-const DRAWN_SIZE: [usize; 2] = [192, 144];
+const DRAWN_SIZE: [usize; 2] = [128, 96];
 const QUICK_DRAWN_SIZE: [usize; 2] = [64, 48];
 
-const DEFAULT_STEPS: u64 = 1000;
-const DEFAULT_GAUSSIANS: u64 = 2000;
+const DEFAULT_STEPS: u64 = 600;
+const DEFAULT_GAUSSIANS: u64 = 1000;
 const DEFAULT_SEEDS: u64 = 3;
 const QUICK_STEPS: u64 = 300;
 const QUICK_GAUSSIANS: u64 = 200;
@@ -62,11 +62,11 @@ struct Arguments {
     #[arg(long, default_value = "target/splats")]
     output: PathBuf,
 
-    /// Steps of a run [default: 1000, with --quick 300]
+    /// Steps of a run [default: 600, with --quick 300]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     steps: Option<u64>,
 
-    /// Gaussians at the end of a run, which starts with a quarter of them [default: 2000, with --quick 200]
+    /// Gaussians at the end of a run, which starts with a quarter of them [default: 1000, with --quick 200]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MOST_SPLATS as u64))]
     gaussians: Option<u64>,
 
