@@ -499,9 +499,11 @@ impl Registry {
         }
         for (taken, ((role, view, _), end)) in views.each(dtype).zip(ends).enumerate() {
             if let Err(overlap) = self.occupied.take(&view, end, index, role) {
-                self.occupied.release_mask(index);
                 for (_, earlier, _) in views.each(dtype).take(taken) {
                     self.occupied.release(&earlier);
+                }
+                if let Some(mask) = &views.row_mask {
+                    self.occupied.release_mask(&mask.view, index);
                 }
                 return Err(refused((role, self.overlap_of(overlap, index, label))));
             }
@@ -518,7 +520,9 @@ impl Registry {
     }
 
     fn vacate(&mut self, index: usize, dtype: DType, views: &Views<'_>) {
-        self.occupied.release_mask(index);
+        if let Some(mask) = &views.row_mask {
+            self.occupied.release_mask(&mask.view, index);
+        }
         for (_, view, _) in views.each(dtype) {
             self.occupied.release(&view);
         }

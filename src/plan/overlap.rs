@@ -11,15 +11,8 @@ use crate::error::Role;
 #[derive(Debug, Default)]
 pub struct Occupied {
     ranges: BTreeMap<(wgpu::Buffer, u64), Owner>,
-    /// The masks of parameters, which may share bytes with each other.
-    masks: BTreeMap<usize, Mask>,
-}
-
-#[derive(Debug)]
-struct Mask {
-    buffer: wgpu::Buffer,
-    start: u64,
-    end: u64,
+    /// The masks in each buffer by parameter, from a byte to another. They may share bytes with each other.
+    masks: BTreeMap<(wgpu::Buffer, usize), (u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,10 +34,11 @@ impl Occupied {
     /// Occupies a range, or returns the view that has a part of it.
     pub fn take(&mut self, view: &View<'_>, end: u64, parameter: usize, role: Role) -> Result<(), Overlap> {
         self.check(view, end)?;
-        let overlaps =
-            |mask: &Mask| mask.buffer == *view.buffer && mask.start < end && view.offset < mask.end;
-        if let Some((&parameter, mask)) = self.masks.iter().find(|(_, mask)| overlaps(mask)) {
-            return Err(Overlap { parameter, role: Role::RowMask, byte: view.offset.max(mask.start) });
+        let mut masks = self.masks.range((view.buffer.clone(), 0)..=(view.buffer.clone(), usize::MAX));
+        let overlapping = masks.find(|(_, (start, mask_end))| *start < end && view.offset < *mask_end);
+        if let Some(((_, parameter), (start, _))) = overlapping {
+            let byte = view.offset.max(*start);
+            return Err(Overlap { parameter: *parameter, role: Role::RowMask, byte });
         }
         self.ranges.insert((view.buffer.clone(), view.offset), Owner { end, parameter, role });
         Ok(())
@@ -53,7 +47,7 @@ impl Occupied {
     /// Occupies the range of a parameter's mask, or returns the view of another role that has a part of it.
     pub fn take_mask(&mut self, view: &View<'_>, end: u64, parameter: usize) -> Result<(), Overlap> {
         self.check(view, end)?;
-        self.masks.insert(parameter, Mask { buffer: view.buffer.clone(), start: view.offset, end });
+        self.masks.insert((view.buffer.clone(), parameter), (view.offset, end));
         Ok(())
     }
 
@@ -68,9 +62,9 @@ impl Occupied {
         }
     }
 
-    /// Gives the range of a parameter's mask back, if it has one.
-    pub fn release_mask(&mut self, parameter: usize) {
-        self.masks.remove(&parameter);
+    /// Gives the range of a parameter's mask back.
+    pub fn release_mask(&mut self, view: &View<'_>, parameter: usize) {
+        self.masks.remove(&(view.buffer.clone(), parameter));
     }
 
     /// Gives a range back.
