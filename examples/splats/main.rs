@@ -75,7 +75,7 @@ struct Arguments {
     seeds: Option<u64>,
 
     /// Update rules, comma-separated
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "adam")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "adam,adamod")]
     rules: Vec<Rule>,
 
     /// Factor of all learning rates
