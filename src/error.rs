@@ -290,13 +290,13 @@ pub enum ErrorKind {
     },
     /// The parameter's state lies in more buffers than a kernel can read.
     #[error(
-        "its state lies in {found} state buffers, expected at most {most}, which \
-         max_storage_buffers_per_shader_stage leaves for them"
+        "its state lies in {found} other state buffers, expected at most {most}: 16, or what \
+         max_storage_buffers_per_shader_stage leaves after five"
     )]
     RemapBuffers {
-        /// The number of state buffers.
+        /// The number of state buffers besides the one that is written.
         found: usize,
-        /// The most.
+        /// The most: 16, or what [`wgpu::Limits::max_storage_buffers_per_shader_stage`] leaves after five.
         most: usize,
     },
     /// There are too many factors of columns.

@@ -10,10 +10,10 @@ struct SegmentRows {
     period: u32,
     // The factor of its first element.
     phase: u32,
-    // Word of the bound masks where its tensor's starts, if `row_len` is above zero.
+    // Word of the bound masks that has the row of its first element, if `row_len` is above zero.
     mask: u32,
     row_len: u32,
-    // Row and column of its first element.
+    // The bit there of that row, and the column of its first element.
     row: u32,
     column: u32,
     padding: u32,
@@ -61,17 +61,13 @@ fn steps_in(at: Place) -> vec4<bool> {
     if !HAS_MASKS || rows.row_len == 0u {
         return vec4(true);
     }
-    // Past the tensor's end as its last element.
+    // Past the tensor's end as the first element.
     let offsets = select(vec4(0u), vec4(0u, 1u, 2u, 3u), at.mask);
     let n = vec4(rows.column + 4u * at.quad) + offsets;
     let row = vec4(rows.row) + rows_in(n, rows.row_len, inverse_row_len);
-    let word = vec4(rows.mask) + (row >> vec4(5u));
-    var bits = vec4(row_masks[word.x]);
-    // Seldom are rows so short, or at the end of a word.
-    if word.x != word.w {
-        bits = vec4(bits.x, row_masks[word.y], row_masks[word.z], row_masks[word.w]);
-    }
-    return ((bits >> (row & vec4(31u))) & vec4(1u)) == vec4(1u);
+    // The rows of a word are a multiple of four elements, so a quad has no rows of two words.
+    let bits = row_masks[rows.mask + (row.x >> 5u)];
+    return ((vec4(bits) >> (row & vec4(31u))) & vec4(1u)) == vec4(1u);
 }
 
 // None of a quad's elements steps.

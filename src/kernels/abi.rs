@@ -87,11 +87,11 @@ pub struct SegmentRows {
     pub period: u32,
     /// The factor of its first element.
     pub phase: u32,
-    /// Word of the bound masks where its tensor's starts.
+    /// Word of the bound masks that has the row of its first element.
     pub mask: u32,
     /// Elements of a row; 0 without a mask.
     pub row_len: u32,
-    /// The row of its first element.
+    /// The bit there of the row of its first element.
     pub row: u32,
     /// The column of its first element.
     pub column: u32,

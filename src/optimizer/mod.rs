@@ -142,6 +142,8 @@ impl Optimizer {
             most_parameters,
             most_steps,
             zero_gradients: options.zero_gradients,
+            most_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            has_histograms: options.diagnostics == Diagnostics::RateHistograms,
         };
         let diagnostics = options.diagnostics;
         let memory = Memory::new(&gpu, &plan_limits, diagnostics == Diagnostics::RateHistograms)?;
@@ -254,7 +256,8 @@ impl Optimizer {
     ///
     /// Parameters with factors are launches of their own, which need two storage buffers more
     /// (`max_storage_buffers_per_shader_stage`): 8 in all, and one more each for shadow copies and rate histograms, which WebGPU's default
-    /// limit of 8 does not allow. A step beyond the limit is refused by wgpu. Checkpoints do not hold
+    /// limit of 8 does not allow. Calls that would lead beyond the limit are refused: this one, those that register views, and steps at views of their own.
+    /// Values and gradients in one buffer take one storage buffer less where one binding can hold both. Checkpoints do not hold
     /// factors, so an engine sets them again after [`Optimizer::restore`].
     ///
     /// ```
@@ -271,8 +274,8 @@ impl Optimizer {
     /// ```
     ///
     /// # Errors
-    /// If the parameter belongs to another optimizer or was removed, there are more than 65,536 factors, one is negative or not finite, or
-    /// the largest one leads out of a range that the learning rate has in [`Hyperparameters::validate`]. The old factors stay. Later calls
+    /// If the parameter belongs to another optimizer or was removed, there are more than 65,536 factors, one is negative or not finite, the
+    /// device cannot bind as many storage buffers, or the largest one leads out of a range that the learning rate has in [`Hyperparameters::validate`]. The old factors stay. Later calls
     /// that would lead out of that range with the factors are refused in the same way.
     pub fn set_column_factors(&mut self, parameter: ParameterId, factors: &[f32]) -> Result<(), Error> {
         self.registry.set_column_factors(parameter, factors)
@@ -362,7 +365,8 @@ impl Optimizer {
     }
 
     /// Allocates the state of a step's parameters and compiles its pipelines, so that the first step does not wait for them. Records
-    /// nothing. Compilation is synchronous, because wgpu has no asynchronous pipeline creation.
+    /// nothing. Compilation is synchronous, because wgpu has no asynchronous pipeline creation. [`Optimizer::remap`] compiles its own kernels
+    /// when it is first called for a format.
     ///
     /// ```
     /// # use adamod::{AdaMod, Optimizer, Options, Parameter, Step, View, Views};

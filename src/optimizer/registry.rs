@@ -73,6 +73,10 @@ pub struct Settings {
     pub most_steps: u64,
     /// Whether a step writes gradients.
     pub zero_gradients: bool,
+    /// The most storage buffers of a kernel.
+    pub most_storage_buffers: u32,
+    /// Whether steps count learning rates in histograms.
+    pub has_histograms: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -231,21 +235,24 @@ impl Registry {
         id: GroupId,
         hyperparameters: Hyperparameters,
     ) -> Result<(), Error> {
-        hyperparameters.validate()?;
-        let old = self.group(id)?.hyperparameters;
-        same_form(hyperparameters.rule, old.rule)?;
-        for record in self.with_factors.iter().filter_map(|&index| self.parameters.at(index)) {
-            if record.group == id {
-                check_factors(record, &hyperparameters)?;
-            }
-        }
-        if old != hyperparameters
+        self.check_hyperparameters(id, &hyperparameters)?;
+        if self.group(id)?.hyperparameters != hyperparameters
             && let Some(record) = self.groups.get_mut(id.key)
         {
             record.group.hyperparameters = hyperparameters;
             self.revisions.groups += 1;
         }
         Ok(())
+    }
+
+    /// Checks that a group can have these hyperparameters.
+    pub fn check_hyperparameters(&self, id: GroupId, hyperparameters: &Hyperparameters) -> Result<(), Error> {
+        hyperparameters.validate()?;
+        same_form(hyperparameters.rule, self.group(id)?.hyperparameters.rule)?;
+        let with_factors = self.with_factors.iter().filter_map(|&index| self.parameters.at(index));
+        with_factors
+            .filter(|record| record.group == id)
+            .try_for_each(|record| check_factors(record, hyperparameters))
     }
 
     // Parameters.
@@ -275,6 +282,7 @@ impl Registry {
         check_shard(shard, len, dtype, layout).map_err(|error| error.of(label))?;
         let index = self.parameters.next_index();
         if let Some(views) = &views {
+            self.check_bindings(&group_settings, false, views).map_err(|error| error.of(label))?;
             self.occupy(index, label, (len, shard), dtype, views)?;
             self.revisions.views += 1;
         } else {
@@ -304,7 +312,7 @@ impl Registry {
         self.by_label.remove(&record.label);
         self.with_factors.remove(&id.key.index());
         match &record.views {
-            Some(views) => self.vacate(record.dtype, &views.borrow()),
+            Some(views) => self.vacate(id.key.index(), record.dtype, &views.borrow()),
             None => self.without_views -= 1,
         }
         self.cohorts.remove_parameter(id.key.index());
@@ -318,9 +326,10 @@ impl Registry {
     pub fn set_views(&mut self, id: ParameterId, views: Views<'_>) -> Result<(), Error> {
         let record = self.record(id)?;
         let (label, len, dtype) = (record.label.clone(), (record.len, record.shard), record.dtype);
+        self.check_bindings_of(record, &views)?;
         let (index, old) = (id.key.index(), record.views.clone());
         if let Some(old) = &old {
-            self.vacate(dtype, &old.borrow());
+            self.vacate(index, dtype, &old.borrow());
         }
         if let Err(error) = self.occupy(index, &label, len, dtype, &views) {
             if let Some(old) = &old {
@@ -352,6 +361,10 @@ impl Registry {
         let column_factors = (!factors.is_empty()).then(|| factors.into());
         let hyperparameters = self.group_of(record).hyperparameters;
         check_largest_factor(&record.label, column_factors.as_deref(), &hyperparameters)?;
+        if let Some(views) = &record.views {
+            self.check_bindings(self.group_of(record), column_factors.is_some(), &views.borrow())
+                .map_err(refused)?;
+        }
         let had_factors = record.column_factors.is_some();
         // Launches do not mix tensors with and without factors.
         self.revisions.views += u64::from(had_factors != column_factors.is_some());
@@ -374,9 +387,12 @@ impl Registry {
         if len > most {
             return Err(ErrorKind::TooLong { len, dtype, most }.of(&label));
         }
+        if let Some(views) = views {
+            self.check_bindings_of(record, views)?;
+        }
         let (index, old) = (id.key.index(), record.views.clone());
         if let Some(old) = &old {
-            self.vacate(dtype, &old.borrow());
+            self.vacate(index, dtype, &old.borrow());
         }
         let new = views.map(OwnedViews::new).or_else(|| old.clone());
         if let Some(new) = &new
@@ -394,9 +410,12 @@ impl Registry {
             record.views = new;
         }
         self.revisions.views += 1;
-        // State has changed, other than by steps.
-        self.revisions.counts += 1;
         Ok(())
+    }
+
+    /// State has changed, other than by steps: step counts taken before are stale.
+    pub fn mark_state_changed(&mut self) {
+        self.revisions.counts += 1;
     }
 
     /// Takes a change of length back, and gives the parameter its old views or none.
@@ -406,7 +425,7 @@ impl Registry {
             && let Some(record) = self.parameters.get_mut(id.key)
             && let Some(taken) = record.views.take()
         {
-            self.vacate(dtype, &taken.borrow());
+            self.vacate(id.key.index(), dtype, &taken.borrow());
             self.without_views += 1;
         }
         self.resize(id, len, views.as_ref().map(OwnedViews::borrow).as_ref())
@@ -460,6 +479,28 @@ impl Registry {
         self.parameters.end()
     }
 
+    /// Checks that a kernel can bind what a step of a parameter at these views needs.
+    fn check_bindings(&self, group: &Group, has_factors: bool, views: &Views<'_>) -> Result<(), ErrorKind> {
+        let Settings { most_storage_buffers: found, has_histograms, .. } = self.settings;
+        // Without factors and masks WebGPU's least limit suffices.
+        if !has_factors && views.row_mask.is_none() {
+            return Ok(());
+        }
+        // Coefficients, segments, chunks, values, state, the table of columns and rows, and masks.
+        let mut expected = 7;
+        // Gradients in the buffer of the values are bound with them.
+        expected += u64::from(views.values.buffer != views.gradients.buffer);
+        expected += u64::from(views.shadow.is_some());
+        expected += u64::from(has_histograms && group.hyperparameters.rule.kind().has_element_rates());
+        let (limit, found) = ("max_storage_buffers_per_shader_stage", found.into());
+        if found < expected { Err(ErrorKind::Limit { limit, found, expected }) } else { Ok(()) }
+    }
+
+    fn check_bindings_of(&self, record: &Record, views: &Views<'_>) -> Result<(), Error> {
+        let checked = self.check_bindings(self.group_of(record), record.column_factors.is_some(), views);
+        checked.map_err(|error| error.of(&record.label))
+    }
+
     /// Checks a parameter's views and occupies their bytes; none on an error.
     fn occupy(
         &mut self,
@@ -472,23 +513,37 @@ impl Registry {
         let refused = |(role, error)| ErrorKind::View { role, error }.of(label);
         let ends = views.check(len, dtype).map_err(refused)?;
         check_mask_of_shard(shard, views).map_err(|error| refused((Role::RowMask, error)))?;
+        if let Some((mask, end)) = views.mask(&ends)
+            && let Err(overlap) = self.occupied.take_mask(&mask, end, index)
+        {
+            return Err(refused((Role::RowMask, self.overlap_of(overlap, index, label))));
+        }
         for (taken, ((role, view, _), end)) in views.each(dtype).zip(ends).enumerate() {
-            if let Err(Overlap { parameter, role: other_role, byte }) =
-                self.occupied.take(&view, end, index, role)
-            {
+            if let Err(overlap) = self.occupied.take(&view, end, index, role) {
                 for (_, earlier, _) in views.each(dtype).take(taken) {
                     self.occupied.release(&earlier);
                 }
-                // A parameter may overlap itself, and has no record yet when it is added.
-                let other = self.parameters.at(parameter).filter(|_| parameter != index);
-                let other_label = other.map_or(label, |record| &record.label).to_owned();
-                return Err(refused((role, ViewError::Overlap { other_role, other_label, byte })));
+                if let Some(mask) = &views.row_mask {
+                    self.occupied.release_mask(&mask.view, index);
+                }
+                return Err(refused((role, self.overlap_of(overlap, index, label))));
             }
         }
         Ok(())
     }
 
-    fn vacate(&mut self, dtype: DType, views: &Views<'_>) {
+    /// The error of a view of a parameter that overlaps another one. A parameter may overlap itself, and has no record yet when it is added.
+    fn overlap_of(&self, overlap: Overlap, index: usize, label: &str) -> ViewError {
+        let Overlap { parameter, role: other_role, byte } = overlap;
+        let other = self.parameters.at(parameter).filter(|_| parameter != index);
+        let other_label = other.map_or(label, |record| &record.label).to_owned();
+        ViewError::Overlap { other_role, other_label, byte }
+    }
+
+    fn vacate(&mut self, index: usize, dtype: DType, views: &Views<'_>) {
+        if let Some(mask) = &views.row_mask {
+            self.occupied.release_mask(&mask.view, index);
+        }
         for (_, view, _) in views.each(dtype) {
             self.occupied.release(&view);
         }
@@ -557,6 +612,7 @@ impl Registry {
             ends.push(checked.map_err(refused)?);
             check_mask_of_shard(record.shard, &update.views)
                 .map_err(|error| refused((Role::RowMask, error)))?;
+            self.check_bindings_of(record, &update.views)?;
             let places = buffers.locate(&update.views, record.dtype);
             parameters.push((update.parameter.key.index(), places));
         }

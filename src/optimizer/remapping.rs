@@ -94,7 +94,9 @@ impl Optimizer {
     /// # Errors
     /// If the parameter belongs to another optimizer, was removed, or is a shard; if rows do not divide its length, there is none
     /// afterwards, or there are 2^32 elements or more; if the source rows cannot be read or the views cannot hold the new length; if the
-    /// state lies in more buffers than the device can bind; or if the device refuses a resource. Nothing was recorded then.
+    /// state lies in more buffers than the device can bind; if the source rows, or the means of long rows (three words for each column,
+    /// or more for [`FreshRows::Mean`] of many rows), are larger than a binding; or if the device refuses a resource. Nothing was recorded then,
+    /// and counts for [`Optimizer::rewind`] stay good.
     pub fn remap(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -113,7 +115,10 @@ impl Optimizer {
         let prepared = self.prepare_remap(parameter, remap, rows).map_err(|error| error.about(&label));
         let (reservation, dispatches) = match prepared {
             Ok(Some(prepared)) => prepared,
-            Ok(None) => return Ok(()),
+            Ok(None) => {
+                self.registry.mark_state_changed();
+                return Ok(());
+            }
             Err(error) => {
                 self.registry.restore(parameter, old_len, old_views)?;
                 return Err(error);
@@ -134,6 +139,17 @@ impl Optimizer {
         }
         reservation.clear(encoder);
         self.memory.commit(parameter.key.index(), reservation);
+        self.registry.mark_state_changed();
+        Ok(())
+    }
+
+    /// Refuses bindings that the device does not have.
+    fn fits_a_binding(&self, bytes: u64) -> Result<(), Error> {
+        let found = self.gpu.device.limits().max_storage_buffer_binding_size;
+        if bytes > found {
+            let limit = "max_storage_buffer_binding_size";
+            return Err(ErrorKind::Limit { limit, found, expected: bytes }.into());
+        }
         Ok(())
     }
 
@@ -163,7 +179,9 @@ impl Optimizer {
         let (source, first_source) = match &remap.source {
             Source::Buffer(view) => {
                 let alignment = u64::from(self.gpu.device.limits().min_storage_buffer_offset_alignment);
-                (abi::FROM_BUFFER, (view.offset % alignment / WORD_BYTES) as u32)
+                let before = view.offset % alignment;
+                self.fits_a_binding(before + rows.new * WORD_BYTES)?;
+                (abi::FROM_BUFFER, (before / WORD_BYTES) as u32)
             }
             Source::Same => (abi::FROM_SAME, 0),
             Source::Fresh => (abi::FROM_NOWHERE, 0),
@@ -173,8 +191,11 @@ impl Optimizer {
             None => std::mem::offset_of!(abi::Remap, host_step) as u64 / WORD_BYTES,
         };
         let mut numbers: Vec<u32> = reservation.extents().iter().map(|extent| extent.buffer).collect();
+        numbers.sort_unstable();
         numbers.dedup();
-        let mean_words = rows.len * if rates.is_some() { 1 + 2 * u64::from(bands) } else { 1 };
+        // A binding has at least a word.
+        let mean_words = if rates.is_some() { rows.len * (1 + 2 * u64::from(bands)) } else { 1 };
+        self.fits_a_binding(mean_words * WORD_BYTES)?;
         let means = self
             .gpu
             .catch(|| self.gpu.buffer("means", mean_words * WORD_BYTES, wgpu::BufferUsages::STORAGE))?;

@@ -108,6 +108,9 @@ impl Optimizer {
                     return Err(CheckpointError::Mismatch { what, found, expected });
                 }
             }
+            for (saved, (id, _)) in checkpoint.groups.iter().zip(&groups) {
+                self.registry.check_hyperparameters(*id, &saved.hyperparameters)?;
+            }
         }
         if !restore.has_fresh_control {
             let who = |on_device| if on_device { "Control::Device" } else { "Control::Host" };

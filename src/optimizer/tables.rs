@@ -221,7 +221,7 @@ impl Tables {
             entries.extend(launch.shadow.as_ref().map(|of| (bindings::SHADOW, self.window(of))));
             if let (Some(masks), Some(rows)) = (launch.rows, &self.rows) {
                 // Without masks anything may be bound there.
-                let masks = masks.map(|buffer| self.buffers[buffer as usize].as_entire_binding());
+                let masks = masks.as_ref().map(|masks| self.window(masks));
                 entries.push((bindings::ROW_TABLE, rows.binding()));
                 entries.push((bindings::ROW_MASKS, masks.unwrap_or_else(|| self.chunks_of(launch))));
             }

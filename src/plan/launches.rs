@@ -133,8 +133,8 @@ pub struct Launch {
     pub chunks: u32,
     /// Its segments.
     pub segments: Range<u32>,
-    /// Whether its tensors have factors of columns or masks, and the buffer of the masks.
-    pub rows: Option<Option<u32>>,
+    /// Whether its tensors have factors of columns or masks, and the window of the masks.
+    pub rows: Option<Option<Window>>,
 }
 
 impl Launch {
@@ -187,6 +187,13 @@ impl Piece {
         (start, start + self.elements * view.dtype.bytes())
     }
 
+    /// The word of a mask's buffer that has its first row, and that after the one that has its last row.
+    fn mask_words(&self, mask: Location, row_len: u64) -> (u64, u64) {
+        let first = self.first_chunk * u64::from(CHUNK_ELEMENTS);
+        let word_of = |element: u64| mask.offset / WORD_BYTES + element / row_len / 32;
+        (word_of(first), word_of(first + self.elements - 1) + 1)
+    }
+
     /// Shortens the piece to its first `chunks` chunks and returns the rest.
     fn split(&mut self, chunks: u64) -> Option<Self> {
         if self.chunks() <= chunks {
@@ -229,6 +236,7 @@ struct Bounds {
     values: Window,
     gradients: Window,
     shadow: Option<Window>,
+    masks: Option<Window>,
     chunks: u64,
 }
 
@@ -242,10 +250,16 @@ impl Bounds {
                 .min(sizes[view.buffer as usize] / WORD_BYTES * WORD_BYTES);
             Window { buffer: view.buffer, offset, bytes: end - offset }
         };
+        let masks = tensor.row_mask.map(|(mask, row_len)| {
+            let (first, end) = piece.mask_words(mask, row_len);
+            let offset = first * WORD_BYTES / limits.offset_alignment * limits.offset_alignment;
+            Window { buffer: mask.buffer, offset, bytes: end * WORD_BYTES - offset }
+        });
         Self {
             values: window(tensor.values),
             gradients: window(tensor.gradients),
             shadow: tensor.shadow.map(window),
+            masks,
             chunks: piece.chunks(),
         }
     }
@@ -255,6 +269,7 @@ impl Bounds {
             values: self.values.union(other.values),
             gradients: self.gradients.union(other.gradients),
             shadow: self.shadow.zip(other.shadow).map(|(one, other)| one.union(other)),
+            masks: self.masks.zip(other.masks).map(|(one, other)| one.union(other)),
             chunks: self.chunks + other.chunks,
         }
     }
@@ -262,7 +277,8 @@ impl Bounds {
     /// How a launch over these windows binds its gradients; `None` if a binding or the grid is too small.
     fn binding(&self, limits: &PlanLimits, zeroes_gradients: bool) -> Option<GradientBinding> {
         let fits = |window: &Window| window.bytes <= limits.binding_bytes;
-        let all_fit = fits(&self.values) && fits(&self.gradients) && self.shadow.as_ref().is_none_or(fits);
+        let others = [self.shadow.as_ref(), self.masks.as_ref()];
+        let all_fit = fits(&self.values) && fits(&self.gradients) && others.into_iter().flatten().all(fits);
         if !all_fit || self.chunks > limits.launch_chunks {
             None
         } else if self.values.buffer != self.gradients.buffer {
@@ -423,7 +439,7 @@ impl Plan {
             first_chunk,
             chunks: pieces.iter().map(|piece| piece.chunks() as u32).sum(),
             segments: first_segment..self.segments.len() as u32,
-            rows: tensor_of(&pieces[0]).rows(),
+            rows: tensor_of(&pieces[0]).rows().map(|_| bounds.masks),
         });
     }
 
@@ -446,7 +462,9 @@ impl Plan {
         }
         let mut table = vec![0; self.pieces.len() * size_of::<SegmentRows>() / WORD_BYTES as usize];
         let mut starts = HashMap::new();
-        for (segment, piece) in self.pieces.iter().enumerate() {
+        let windows =
+            self.launches.iter().flat_map(|launch| launch.segments.clone().map(|_| launch.rows.flatten()));
+        for (segment, (piece, window)) in self.pieces.iter().zip(windows).enumerate() {
             let tensor = piece.tensor as usize;
             let first = piece.first_chunk * u64::from(CHUNK_ELEMENTS);
             let RowsOfTensor { first: first_of_tensor, row_mask } = tensors[tensor];
@@ -459,10 +477,11 @@ impl Plan {
                 rows.period = factors.len() as u32;
                 rows.phase = ((first_of_tensor + first) % factors.len() as u64) as u32;
             }
-            if let Some((mask, row_len)) = row_mask {
-                rows.mask = (mask.offset / WORD_BYTES) as u32;
+            if let (Some((mask, row_len)), Some(window)) = (row_mask, window) {
+                let (first_word, _) = piece.mask_words(mask, row_len);
+                rows.mask = (first_word - window.offset / WORD_BYTES) as u32;
                 rows.row_len = row_len as u32;
-                rows.row = (first / row_len) as u32;
+                rows.row = (first / row_len % 32) as u32;
                 rows.column = (first % row_len) as u32;
             }
             let words = size_of::<SegmentRows>() / WORD_BYTES as usize;

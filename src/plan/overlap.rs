@@ -11,6 +11,8 @@ use crate::error::Role;
 #[derive(Debug, Default)]
 pub struct Occupied {
     ranges: BTreeMap<(wgpu::Buffer, u64), Owner>,
+    /// The masks in each buffer by parameter, from a byte to another. They may share bytes with each other.
+    masks: BTreeMap<(wgpu::Buffer, usize), (u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,17 +33,38 @@ pub struct Overlap {
 impl Occupied {
     /// Occupies a range, or returns the view that has a part of it.
     pub fn take(&mut self, view: &View<'_>, end: u64, parameter: usize, role: Role) -> Result<(), Overlap> {
-        let key = |offset| (view.buffer.clone(), offset);
-        let neighbour = self.ranges.range(..key(end)).next_back();
-        if let Some(((buffer, start), owner)) = neighbour
-            && buffer == view.buffer
-            && owner.end > view.offset
-        {
+        self.check(view, end)?;
+        let mut masks = self.masks.range((view.buffer.clone(), 0)..=(view.buffer.clone(), usize::MAX));
+        let overlapping = masks.find(|(_, (start, mask_end))| *start < end && view.offset < *mask_end);
+        if let Some(((_, parameter), (start, _))) = overlapping {
             let byte = view.offset.max(*start);
-            return Err(Overlap { parameter: owner.parameter, role: owner.role, byte });
+            return Err(Overlap { parameter: *parameter, role: Role::RowMask, byte });
         }
-        self.ranges.insert(key(view.offset), Owner { end, parameter, role });
+        self.ranges.insert((view.buffer.clone(), view.offset), Owner { end, parameter, role });
         Ok(())
+    }
+
+    /// Occupies the range of a parameter's mask, or returns the view of another role that has a part of it.
+    pub fn take_mask(&mut self, view: &View<'_>, end: u64, parameter: usize) -> Result<(), Overlap> {
+        self.check(view, end)?;
+        self.masks.insert((view.buffer.clone(), parameter), (view.offset, end));
+        Ok(())
+    }
+
+    fn check(&self, view: &View<'_>, end: u64) -> Result<(), Overlap> {
+        let neighbour = self.ranges.range(..(view.buffer.clone(), end)).next_back();
+        match neighbour {
+            Some(((buffer, start), owner)) if buffer == view.buffer && owner.end > view.offset => {
+                let byte = view.offset.max(*start);
+                Err(Overlap { parameter: owner.parameter, role: owner.role, byte })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the range of a parameter's mask back.
+    pub fn release_mask(&mut self, view: &View<'_>, parameter: usize) {
+        self.masks.remove(&(view.buffer.clone(), parameter));
     }
 
     /// Gives a range back.
@@ -66,7 +89,8 @@ pub fn sorted_ranges<'a>(places: impl Iterator<Item = (&'a Places, [u64; Role::C
     // Engines mostly name tensors in the order of their addresses. By role, ranges are then runs that a merge sort finds sorted.
     let mut ranges = [const { Vec::new() }; Role::COUNT];
     for (update, (places, ends)) in places.enumerate() {
-        for ((role, location), end) in places.each().zip(ends) {
+        let masks = places.row_mask.map(|(mask, _)| ((Role::RowMask, mask), ends[Role::RowMask as usize]));
+        for ((role, location), end) in places.each().zip(ends).chain(masks) {
             let Location { buffer, offset: start, .. } = location;
             ranges[role as usize].push(Range { buffer, update, role, start, end });
         }
@@ -76,12 +100,15 @@ pub fn sorted_ranges<'a>(places: impl Iterator<Item = (&'a Places, [u64; Role::C
     ranges
 }
 
-/// The first range that overlaps an earlier one, and that one. Gradients may overlap each other unless they are written.
+/// The first range that overlaps an earlier one, and that one. What is not written may overlap: masks, and gradients unless they are.
 pub fn first_overlap(ranges: &[Range], writes_gradients: bool) -> Option<(&Range, &Range)> {
     // The range that ends last, of all ranges so far and of those that are written.
     let [mut last, mut last_written]: [Option<&Range>; 2] = [None; 2];
     for range in ranges {
-        let is_written = range.role != Role::Gradients || writes_gradients;
+        let is_written = match range.role {
+            Role::Gradients => writes_gradients,
+            role => role != Role::RowMask,
+        };
         let earlier = if is_written { last } else { last_written };
         if let Some(other) = earlier.filter(|of| of.buffer == range.buffer && range.start < of.end) {
             return Some((range, other));

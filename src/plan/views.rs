@@ -102,8 +102,8 @@ pub struct Views<'a> {
 /// A gradient of a resting row that is not finite skips the step as any other does. The shadow copy of a resting row does not follow
 /// [`Optimizer::write_parameter`](crate::Optimizer::write_parameter) until the row steps.
 ///
-/// Several parameters may share a mask. It lies in a buffer that holds no values, gradients or shadow copies of the optimizer's parameters. The
-/// whole buffer is bound, so it is at most `max_storage_buffer_binding_size` bytes long, a multiple of 4. Launches with masks need the
+/// Several parameters may share a mask. It lies in another buffer than the values, the gradient and the shadow copy of its parameter, and shares
+/// no byte with those of other parameters. Launches with masks need the
 /// storage buffers that [`Optimizer::set_column_factors`](crate::Optimizer::set_column_factors) describes.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -146,29 +146,36 @@ impl<'a> Views<'a> {
             .map(move |(role, view)| (role, view, view.dtype.unwrap_or(dtype)))
     }
 
-    /// The bytes at which the views end, or what is wrong with one of them.
+    /// The bytes at which the views end, in the order of [`Views::each`] and the mask in the place of its role, or what is wrong with one of them.
     pub(crate) fn check(&self, elements: u64, dtype: DType) -> Result<[u64; Role::COUNT], (Role, ViewError)> {
         self.values.check_values(elements, dtype).map_err(|error| (Role::Values, error))?;
         self.check_shadow(dtype).map_err(|error| (Role::Shadow, error))?;
-        self.check_row_mask(elements).map_err(|error| (Role::RowMask, error))?;
+        let mask_end = self.check_row_mask(elements).map_err(|error| (Role::RowMask, error))?;
         let mut ends = [0; Role::COUNT];
         for ((role, view, dtype), end) in self.each(dtype).zip(&mut ends) {
             *end = view.end(elements, dtype).map_err(|error| (role, error))?;
         }
+        ends[Role::RowMask as usize] = mask_end.unwrap_or_default();
         Ok(ends)
     }
 
-    fn check_row_mask(&self, elements: u64) -> Result<(), ViewError> {
-        let Some(RowMask { view, row_len }) = self.row_mask else { return Ok(()) };
+    /// The mask's place, and its end of those that [`Views::check`] returns.
+    pub(crate) fn mask(&self, ends: &[u64; Role::COUNT]) -> Option<(View<'a>, u64)> {
+        self.row_mask.map(|mask| (mask.view, ends[Role::RowMask as usize]))
+    }
+
+    /// The byte at which the mask ends, if there is one.
+    fn check_row_mask(&self, elements: u64) -> Result<Option<u64>, ViewError> {
+        let Some(RowMask { view, row_len }) = self.row_mask else { return Ok(None) };
         if !(1..=1 << 31).contains(&row_len) {
             return Err(ViewError::RowLength { row_len });
         }
-        view.check_words(elements.div_ceil(row_len).div_ceil(32))?;
+        let end = view.check_words(elements.div_ceil(row_len).div_ceil(32))?;
         let others = [Some(self.values), Some(self.gradients), self.shadow];
         if others.into_iter().flatten().any(|other| other.buffer == view.buffer) {
             return Err(ViewError::RowMaskBuffer);
         }
-        Ok(())
+        Ok(Some(end))
     }
 
     fn check_shadow(&self, values: DType) -> Result<(), ViewError> {

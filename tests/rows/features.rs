@@ -3,11 +3,11 @@
 use adamod::reference::{Reference, Storage};
 use adamod::{
     AdaMod, Control, DType, DeviceControl, Diagnostics, ErrorKind, Group, Hyperparameters, MasterWeights,
-    Optimizer, Options, Parameter, ParameterId, Role, RowMask, Rule, RuleForm, Sgd, Shard, StateFormat, Step,
-    Update, View, ViewError, Views, WeightDecay, Workgroups,
+    Optimizer, Options, Parameter, ParameterId, Remap, Role, RowMask, Rule, RuleForm, Sgd, Shard,
+    StateFormat, Step, Update, View, ViewError, Views, WeightDecay, Workgroups,
 };
 
-use crate::common::{Kind, bits_of, float_bits, gpu, offers};
+use crate::common::{Gpu, Kind, bits_of, float_bits, gpu, offers};
 use crate::rows::{adamod, numbers, random, rounded, words, write};
 
 /// A tensor of an optimizer and of its twin.
@@ -451,4 +451,145 @@ fn masks_that_cannot_be_read_are_refused() {
     let parameter = Parameter::new("rows", 1985).with_views(views.with_row_mask(row_mask));
     optimizer.add_parameter(group, parameter).unwrap();
     optimizer.submit(&Step::all()).unwrap();
+}
+
+/// A mask deep in a pool that no binding can hold, whose size is no multiple of 4, and a parameter of several launches.
+#[test]
+fn a_mask_in_a_large_pool_is_bound_by_its_part() {
+    let small =
+        Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 48 << 10, ..limits });
+    const LEN: u64 = 60_000;
+    // Rows of a part of a word, of some words and of more than a launch.
+    for row_len in [1_u64, 7, 33, 1000, 25_000] {
+        let (values, gradients) = (small.buffer(4 * LEN), small.buffer(4 * LEN));
+        let pool = small.buffer((1 << 20) + 2);
+        let place = 4 * 12_347;
+        let rows = LEN.div_ceil(row_len);
+        let bits: Vec<u32> =
+            (0..rows.div_ceil(32) as u32).map(|word| word.wrapping_mul(0x9e37_79b9) ^ 5).collect();
+        small.queue.write_buffer(&pool, place, bytemuck::cast_slice(&bits));
+        small.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&vec![1.0_f32; LEN as usize]));
+        let mut optimizer = Optimizer::new(&small.device, &small.queue, options()).unwrap();
+        let group = optimizer.add_group(Hyperparameters::from(Sgd::new()).with_learning_rate(1.0)).unwrap();
+        let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
+        let views = views.with_row_mask(RowMask::new(View::new(&pool, place), row_len));
+        let id = optimizer.add_parameter(group, Parameter::new("rows", LEN).with_views(views)).unwrap();
+        optimizer.submit(&Step::all()).unwrap();
+        assert!(optimizer.launches().len() > 1);
+        let steps = |row: u64| bits[row as usize / 32] >> (row % 32) & 1 == 1;
+        for (i, value) in (0..).zip(optimizer.read_parameter(id).wait().unwrap()) {
+            assert_eq!(
+                value,
+                if steps(i / row_len) { -1.0 } else { 0.0 },
+                "element {i} of rows of {row_len}"
+            );
+        }
+    }
+}
+
+#[test]
+fn masks_share_bytes_with_masks_only() {
+    let buffers = [(); 5].map(|()| gpu().buffer(4096));
+    let [values, gradients, mask, other_values, other_gradients] = &buffers;
+    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options()).unwrap();
+    let group = optimizer.add_group(AdaMod::new()).unwrap();
+    let at = |mask, place| RowMask::new(View::new(mask, place), 1);
+    let views = Views::new(View::new(values, 0), View::new(gradients, 0)).with_row_mask(at(mask, 64));
+    let id = optimizer.add_parameter(group, Parameter::new("rows", 64).with_views(views)).unwrap();
+    let other = |values, place| Views::new(View::new(values, place), View::new(other_gradients, 0));
+    let refuses = |error: adamod::Error, expected: (Role, Role, u64)| {
+        let ErrorKind::View { role, error: ViewError::Overlap { other_role, other_label, byte } } =
+            error.kind()
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((*role, *other_role, *byte), expected);
+        assert_eq!(other_label, "rows");
+    };
+    let mut add = |views| optimizer.add_parameter(group, Parameter::new("other", 4).with_views(views));
+    // The mask is bytes 64 to 72.
+    refuses(add(other(mask, 68)).unwrap_err(), (Role::Values, Role::RowMask, 68));
+    refuses(add(other(mask, 52)).unwrap_err(), (Role::Values, Role::RowMask, 64));
+    let on_values = other(other_values, 0).with_row_mask(at(values, 128));
+    refuses(add(on_values).unwrap_err(), (Role::RowMask, Role::Values, 128));
+    // Views that follow are none of the mask's, and two parameters may share one.
+    let shared = other(mask, 72);
+    let beside = add(shared).unwrap();
+    let shared = other(other_values, 0).with_row_mask(at(mask, 64));
+    optimizer.set_views(beside, shared).unwrap();
+    optimizer.submit(&Step::all()).unwrap();
+    // In a step at views of its own, too.
+    let updates = [Update::new(id, views), Update::new(beside, shared)];
+    optimizer.submit(&Step::at(&updates)).unwrap();
+    let updates = [Update::new(id, views), Update::new(beside, other(mask, 68))];
+    refuses(optimizer.submit(&Step::at(&updates)).unwrap_err(), (Role::Values, Role::RowMask, 68));
+    // A mask that is gone leaves its bytes.
+    optimizer.remove_parameter(id).unwrap();
+    optimizer.set_views(beside, other(mask, 68)).unwrap();
+}
+
+/// WebGPU's least limit has 8 storage buffers, which factors or a mask use up.
+#[test]
+fn more_storage_buffers_than_the_device_binds_are_refused() {
+    let small = Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffers_per_shader_stage: 8, ..limits });
+    let [values, gradients, shadow, mask] = [(); 4].map(|()| small.buffer(4096));
+    let refuses = |error: adamod::Error, expected: u64| {
+        assert_eq!(error.label(), Some("rows"));
+        let ErrorKind::Limit { limit, found: 8, expected: needed } = error.kind() else { panic!("{error}") };
+        assert_eq!((*limit, *needed), ("max_storage_buffers_per_shader_stage", expected));
+    };
+    let apart = Views::new(View::new(&values, 0), View::new(&gradients, 0));
+    let pooled = Views::new(View::new(&values, 0), View::new(&values, 2048));
+    let shadow = View::new(&shadow, 0).with_dtype(DType::Bf16);
+    let mask = RowMask::new(View::new(&mask, 0), 4);
+    for has_histograms in [false, true] {
+        let diagnostics = if has_histograms { Diagnostics::RateHistograms } else { Diagnostics::Off };
+        let options = options().with_diagnostics(diagnostics);
+        let mut optimizer = Optimizer::new(&small.device, &small.queue, options).unwrap();
+        let group = optimizer.add_group(AdaMod::new()).unwrap();
+        let parameter = |views| Parameter::new("rows", 100).with_views(views);
+        let more = u64::from(has_histograms);
+        let with_both = apart.with_shadow(shadow).with_row_mask(mask);
+        refuses(optimizer.add_parameter(group, parameter(with_both)).unwrap_err(), 9 + more);
+        // What has no rows goes as before.
+        let id = optimizer.add_parameter(group, parameter(apart.with_shadow(shadow))).unwrap();
+        optimizer.submit(&Step::all()).unwrap();
+        refuses(optimizer.set_column_factors(id, &[0.5]).unwrap_err(), 9 + more);
+        refuses(optimizer.set_views(id, with_both).unwrap_err(), 9 + more);
+        let at = [Update::new(id, with_both)];
+        refuses(optimizer.submit(&Step::at(&at)).unwrap_err(), 9 + more);
+        optimizer.submit(&Step::all()).unwrap();
+        // Values and gradients of one buffer are one binding.
+        optimizer.set_views(id, if has_histograms { pooled } else { pooled.with_shadow(shadow) }).unwrap();
+        optimizer.set_column_factors(id, &[0.5]).unwrap();
+        optimizer.submit(&Step::all()).unwrap();
+        let remap = Remap::clear(1).with_views(apart.with_shadow(shadow));
+        refuses(optimizer.remap(&mut small.encoder(), id, &remap).unwrap_err(), 9 + more);
+        optimizer.submit(&Step::all()).unwrap();
+        assert_eq!(optimizer.step_count(id), Some(4));
+    }
+}
+
+/// A checkpoint whose learning rate leads out of its range with the factors changes nothing.
+#[cfg(feature = "checkpoint")]
+#[test]
+fn a_restore_that_factors_do_not_allow_changes_nothing() {
+    let mut pair = Pair::new(options(), Hyperparameters::from(Sgd::new()), Kind::f32());
+    pair.add(Kind::f32(), 100, 0, None);
+    let id = pair.tensors[0].id;
+    pair.step(0);
+    pair.optimizer.set_learning_rate(pair.group, 1e10).unwrap();
+    let checkpoint = pair.optimizer.checkpoint_with_values().wait().unwrap();
+    pair.optimizer.set_learning_rate(pair.group, 1.0).unwrap();
+    pair.step(1);
+    pair.set_factors(0, &[1.0, 1e30]);
+    let before = (pair.optimizer.read_state(id).wait().unwrap(), pair.value_bits(0));
+    let error = pair.optimizer.restore(&checkpoint).unwrap_err();
+    assert!(error.to_string().contains("learning_rate"), "{error}");
+    assert_eq!((pair.optimizer.read_state(id).wait().unwrap(), pair.value_bits(0)), before);
+    assert_eq!(pair.optimizer.step_count(id), Some(2));
+    // With other factors it can be restored.
+    pair.set_factors(0, &[0.5]);
+    pair.optimizer.restore(&checkpoint).unwrap();
+    assert_eq!(pair.optimizer.step_count(id), Some(1));
 }

@@ -518,6 +518,39 @@ fn state_in_several_buffers_moves_too() {
     }
 }
 
+/// Means and source rows that no binding can hold.
+#[test]
+fn rows_that_no_binding_can_hold_are_refused() {
+    let small =
+        Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 48 << 10, ..limits });
+    const LEN: u64 = 16_000;
+    let [values, gradients, source] = [(); 3].map(|()| small.buffer(4 * LEN));
+    small.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&random(3, LEN as usize)));
+    let mut optimizer = Optimizer::new(&small.device, &small.queue, options(Control::Host)).unwrap();
+    let group = optimizer.add_group(adamod()).unwrap();
+    let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
+    let id = optimizer.add_parameter(group, Parameter::new("rows", LEN).with_views(views)).unwrap();
+    optimizer.submit(&Step::all()).unwrap();
+    let before = optimizer.read_state(id).wait().unwrap();
+    // A mean, a sum and a count for each column.
+    for (remap, needed) in
+        [(Remap::clear(LEN), 12 * LEN), (Remap::new(1, LEN, View::new(&source, 0)), 4 * LEN)]
+    {
+        let error = optimizer.remap(&mut small.encoder(), id, &remap).unwrap_err();
+        assert_eq!(error.label(), Some("rows"));
+        let ErrorKind::Limit { limit, found, expected } = error.kind() else { panic!("{error}") };
+        assert_eq!((*limit, *found), ("max_storage_buffer_binding_size", 48 << 10));
+        assert_eq!(*expected, needed);
+        assert_eq!(optimizer.read_state(id).wait().unwrap(), before);
+    }
+    // Nothing needs means here.
+    let mut encoder = small.encoder();
+    optimizer.remap(&mut encoder, id, &Remap::clear(LEN).with_fresh(FreshRows::Zero)).unwrap();
+    small.submit(encoder);
+    let after = optimizer.read_state(id).wait().unwrap();
+    assert!(after.tensors.iter().flat_map(|(_, of)| of).all(|x| *x == 0.0));
+}
+
 #[test]
 fn what_has_no_state_only_changes_its_length() {
     // Before the first step, and a rule without states.
@@ -550,6 +583,7 @@ fn refused_remaps_change_nothing() {
     let shard = Parameter::new("shard", 100).with_shard(Shard::new(0, 200));
     let shard = optimizer.add_parameter(group, shard).unwrap();
     optimizer.submit(&Step::of(&[id])).unwrap();
+    let counts = optimizer.step_counts();
     let before = optimizer.read_state(id).wait().unwrap();
     let no_usage = gpu().device.create_buffer(&wgpu::BufferDescriptor {
         label: None,
@@ -602,6 +636,8 @@ fn refused_remaps_change_nothing() {
     let foreign = sibling.buffer(64);
     let error = refused(id, &Remap::new(3, 10, View::new(&foreign, 0)).with_views(place(1200)));
     assert!(matches!(error.kind(), ErrorKind::Device(_)), "{error}");
+    // State has not changed, so counts from before are still good.
+    optimizer.rewind(&counts).unwrap();
     // All of it works afterwards, at the old place.
     let counts = optimizer.step_counts();
     let mut encoder = gpu().encoder();
