@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::backend::wgpu::{CubeBackend, CubeTensor, Wgpu};
 use burn::backend::{Backend, BackendTypes};
+use burn::tensor::{Int, Tensor};
 use burn_fusion::client::GlobalFusionClient;
 use burn_fusion::custom::{
     CustomOpIr, HandleContainer, Operation, OperationIr, StreamId, TensorId, TensorIr,
@@ -33,6 +34,12 @@ pub(crate) fn drain(gpu: &Gpu) -> Result<(), Error> {
     <Wgpu as StepBackend>::drain(gpu)
 }
 
+/// The buffer of an integer tensor. Queued operations that give the tensor run before.
+pub(crate) fn integers(tensor: Tensor<1, Int>) -> Result<CubeTensor, Error> {
+    let tensor = tensor.inner().try_into_primitive::<Wgpu>().map_err(Error::burn)?;
+    Ok(<Wgpu as StepBackend>::integers(tensor))
+}
+
 /// How a backend runs a step.
 trait StepBackend: Backend {
     fn run(
@@ -42,6 +49,8 @@ trait StepBackend: Backend {
     ) -> (Vec<Self::FloatTensorPrimitive>, Result<(), Error>);
 
     fn drain(gpu: &Gpu) -> Result<(), Error>;
+
+    fn integers(tensor: Self::IntTensorPrimitive) -> CubeTensor;
 }
 
 /// Without fusion a step is submitted at once.
@@ -57,12 +66,16 @@ impl StepBackend for CubeBackend {
     fn drain(_: &Gpu) -> Result<(), Error> {
         Ok(())
     }
+
+    fn integers(tensor: CubeTensor) -> CubeTensor {
+        tensor
+    }
 }
 
 /// With fusion a step is one custom operation in Burn's queue over all parameters. Nothing waits for it.
 impl<B, R> StepBackend for Fusion<B>
 where
-    B: FusionBackend<FloatTensorPrimitive = CubeTensor, FusionRuntime = R>,
+    B: FusionBackend<FloatTensorPrimitive = CubeTensor, IntTensorPrimitive = CubeTensor, FusionRuntime = R>,
     R: FusionRuntime<FusionDevice = cubecl::Device>,
 {
     fn run(
@@ -95,6 +108,10 @@ where
 
     fn drain(gpu: &Gpu) -> Result<(), Error> {
         GlobalFusionClient::<R>::load(&gpu.cube).try_sync(|| ()).map_err(Error::burn)
+    }
+
+    fn integers(tensor: Self::IntTensorPrimitive) -> CubeTensor {
+        tensor.client.clone().resolve_tensor_int::<B>(tensor)
     }
 }
 

@@ -48,15 +48,25 @@ pub enum Error {
         /// The optimizer's device.
         expected: String,
     },
-    /// The length or type of a parameter has changed since its first step.
-    #[error("parameter {label:?} has {found}, expected {expected} as at its first step")]
+    /// The length or type of a parameter has changed since its last step.
+    #[error(
+        "parameter {label:?} has {found}, expected {expected} as before; remap lets its state follow rows, forget starts it anew"
+    )]
     Changed {
         /// Path of the parameter.
         label: String,
         /// Its elements and type now.
         found: String,
-        /// Its elements and type at its first step.
+        /// Its elements and type before.
         expected: String,
+    },
+    /// Source rows that a parameter cannot follow.
+    #[error("the source rows of parameter {label:?} are {found}, expected at least one of type I32 or U32")]
+    SourceRows {
+        /// Path of the parameter.
+        label: String,
+        /// Their number and type.
+        found: String,
     },
     /// [`adamod::Options::zero_gradients`] is set. Burn's gradients may be shared, and are dropped after a step anyway.
     #[error("the option zero_gradients is true, expected false, because Burn's gradients may be shared")]

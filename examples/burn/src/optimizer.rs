@@ -4,19 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use adamod::{
-    Checkpoint, Control, ErrorKind, Group, GroupId, Hyperparameters, LossScale, Optimizer, Options, Progress,
-    RateHistograms,
+    Checkpoint, Control, ErrorKind, FreshRows, Group, GroupId, Hyperparameters, LossScale, Optimizer,
+    Options, Progress, RateHistograms,
 };
 use burn::grad_clipping::GradientClipping;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::module::{Module, ParamGroup, ParamId};
 use burn::optim::{GradAdaptor, OptimizerRecord};
+use burn::tensor::{DType, Int, Tensor};
 
 use crate::backend;
 use crate::config::{FusedConfig, FusedGroup};
 use crate::error::{Error, StepError};
 use crate::gpu::Gpu;
-use crate::parameters::{KnownParameters, Register, Registry, Return, Take};
+use crate::parameters::{ColumnFactors, KnownParameters, Register, Registry, Return, Take};
 use crate::records::{self, Restored};
 use crate::shared::Shared;
 
@@ -31,6 +32,7 @@ pub struct FusedOptimizer {
     shared: Arc<Shared>,
     groups: Vec<ModuleGroup>,
     known: KnownParameters,
+    factors: ColumnFactors,
 }
 
 /// A group, and the parameters that it takes.
@@ -76,7 +78,7 @@ impl FusedOptimizer {
     /// As [`adamod::Optimizer::new`], and if [`Options::zero_gradients`] is set.
     pub fn new(gpu: &Gpu, options: Options) -> Result<Self, Error> {
         let shared = Arc::new(Shared::new(gpu, options)?);
-        Ok(Self { shared, groups: Vec::new(), known: KnownParameters::new() })
+        Ok(Self { shared, groups: Vec::new(), known: KnownParameters::new(), factors: ColumnFactors::new() })
     }
 
     /// Adds a group for the parameters for whose paths `takes` is true: hyperparameters, a rule, or a [`Group`] with a precision. Groups
@@ -239,7 +241,12 @@ impl FusedOptimizer {
         if let Err(error) = self.shared.take_failure() {
             return Err(StepError::new(error, module));
         }
-        let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
+        let registry = Registry {
+            shared: &self.shared,
+            groups: &self.groups,
+            known: &mut self.known,
+            factors: &self.factors,
+        };
         let mut take = Take::new(registry, learning_rates, gradients);
         let module = module.map(&mut take);
         let (taken, jobs, error) = take.finish();
@@ -306,7 +313,12 @@ impl FusedOptimizer {
     pub fn restore<M: Module>(&mut self, checkpoint: &Checkpoint, module: &M) -> Result<(), Error> {
         drop(self.shared.settled()?);
         let labels = checkpoint.parameters().map(|parameter| parameter.label).collect();
-        let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
+        let registry = Registry {
+            shared: &self.shared,
+            groups: &self.groups,
+            known: &mut self.known,
+            factors: &self.factors,
+        };
         Register::all(registry, labels, module)?;
         let mut core = self.shared.core();
         core.restore(checkpoint)?;
@@ -329,7 +341,12 @@ impl FusedOptimizer {
     pub fn load_record<M: Module>(&mut self, record: OptimizerRecord, module: &M) -> Result<(), Error> {
         self.shared.drain()?;
         let states = records::states_of(record)?;
-        let registry = Registry { shared: &self.shared, groups: &self.groups, known: &mut self.known };
+        let registry = Registry {
+            shared: &self.shared,
+            groups: &self.groups,
+            known: &mut self.known,
+            factors: &self.factors,
+        };
         let restored = records::match_parameters(registry, states, module)?;
         let mut core = self.shared.core();
         for restored in &restored {
@@ -352,6 +369,50 @@ impl FusedOptimizer {
         self.shared.core().remove_parameter(known.parameter)?;
         self.known.remove(path);
         Ok(true)
+    }
+
+    /// Lets the state of the parameter with this path follow its rows, which are those of the first axis: new row `r` continues old row
+    /// `sources[r]`. A number that no old row has, as -1, makes a row whose state starts fresh. There are as many rows afterwards as
+    /// `sources` has elements, and the step count stays. [`adamod::Optimizer::remap`] describes formats and memory.
+    ///
+    /// The caller gives the module the new value, `value.select(0, ..)` for example, before its next step. Runs after all steps so far, on
+    /// the device. Returns whether there was any state.
+    ///
+    /// # Errors
+    /// If `sources` is empty or of another type than I32 and U32, the device fails, or a queued step failed. The state is as it was then.
+    pub fn remap(&mut self, path: &str, sources: Tensor<1, Int>, fresh: FreshRows) -> Result<bool, Error> {
+        self.shared.drain()?;
+        let Some(known) = self.known.get_mut(path) else { return Ok(false) };
+        let ([rows], dtype) = (sources.dims(), sources.dtype());
+        if rows == 0 || !matches!(dtype, DType::I32 | DType::U32) {
+            let found = format!("{rows} elements of type {dtype:?}");
+            return Err(Error::SourceRows { label: path.to_owned(), found });
+        }
+        let row_len = known.elements / known.rows;
+        let sources = backend::integers(sources.to_device(&self.shared.gpu.device()))?;
+        self.shared.remap(known.parameter, sources, row_len as u64, fresh)?;
+        (known.rows, known.elements) = (rows, rows * row_len);
+        Ok(true)
+    }
+
+    /// Multiplies the learning rates of the columns of the parameter with this path from the next step on: that of element `i` by
+    /// `factors[i % factors.len()]`, as [`adamod::Optimizer::set_column_factors`] does. Factors belong to the path: they may be set before
+    /// the first step, and they stay when the state is forgotten. Without factors all columns have the group's rate.
+    ///
+    /// # Errors
+    /// If the core refuses the factors, or a queued step failed. The old factors stay then. Of a parameter that has not stepped yet, its
+    /// first step returns the error.
+    pub fn set_column_factors(&mut self, path: &str, factors: &[f32]) -> Result<(), Error> {
+        self.shared.drain()?;
+        if let Some(known) = self.known.get(path) {
+            self.shared.core().set_column_factors(known.parameter, factors)?;
+        }
+        if factors.is_empty() {
+            self.factors.remove(path);
+        } else {
+            self.factors.insert(path.to_owned(), factors.to_vec());
+        }
+        Ok(())
     }
 
     /// Reads the histograms of learning rates since the last call and resets them. Waits for the device.

@@ -8,7 +8,7 @@ use burn::grad_clipping::GradientClipping;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradAdaptor;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Shape, Tensor};
 
 use crate::backend::Primitive;
 use crate::error::Error;
@@ -22,18 +22,24 @@ pub(crate) struct Known {
     pub group: GroupId,
     /// Burn's id of the module's parameter.
     pub id: ParamId,
-    elements: usize,
+    /// Length of the first axis.
+    pub rows: usize,
+    pub elements: usize,
     dtype: DType,
 }
 
 /// Parameters that have been registered, by path.
 pub(crate) type KnownParameters = HashMap<String, Known>;
 
+/// Factors of the learning rates of columns, by path.
+pub(crate) type ColumnFactors = HashMap<String, Vec<f32>>;
+
 /// Registers parameters in the first group that takes them.
 pub(crate) struct Registry<'a> {
     pub shared: &'a Shared,
     pub groups: &'a [ModuleGroup],
     pub known: &'a mut KnownParameters,
+    pub factors: &'a ColumnFactors,
 }
 
 impl Registry<'_> {
@@ -41,13 +47,15 @@ impl Registry<'_> {
         &mut self,
         id: ParamId,
         label: &str,
-        elements: usize,
+        shape: &Shape,
         dtype: DType,
     ) -> Result<Known, Error> {
+        let (rows, elements) = (shape.first().copied().unwrap_or(1), shape.num_elements());
         if let Some(known) = self.known.get_mut(label) {
             // A module that was made or loaded anew has other ids.
             known.id = id;
             return if (known.elements, known.dtype) == (elements, dtype) {
+                known.rows = rows;
                 Ok(*known)
             } else {
                 let describe = |elements, dtype| format!("{elements} elements of type {dtype:?}");
@@ -62,8 +70,15 @@ impl Registry<'_> {
         let group = group.ok_or_else(|| Error::NoGroup { label: label.to_owned() })?.id;
         let dtype_of_core = supported(label, "value", dtype)?;
         let parameter = Parameter::new(label, elements as u64).with_dtype(dtype_of_core);
-        let parameter = self.shared.core().add_parameter(group, parameter)?;
-        let known = Known { parameter, group, id, elements, dtype };
+        let mut core = self.shared.core();
+        let parameter = core.add_parameter(group, parameter)?;
+        if let Some(factors) = self.factors.get(label)
+            && let Err(error) = core.set_column_factors(parameter, factors)
+        {
+            core.remove_parameter(parameter)?;
+            return Err(error.into());
+        }
+        let known = Known { parameter, group, id, rows, elements, dtype };
         self.known.insert(label.to_owned(), known);
         Ok(known)
     }
@@ -157,11 +172,10 @@ impl<'a> Take<'a> {
         if found != expected {
             return Err(Error::Shape { label, found, expected });
         }
-        let elements = expected.num_elements();
-        if elements == 0 {
+        if expected.num_elements() == 0 {
             return Ok(None);
         }
-        let Known { parameter, group, .. } = self.registry.parameter(id, &label, elements, value.dtype())?;
+        let Known { parameter, group, .. } = self.registry.parameter(id, &label, &expected, value.dtype())?;
         let of = self.registry.groups.iter().find(|of| of.id == group);
         let of = of.ok_or_else(|| Error::NoGroup { label: label.clone() })?;
         let hyperparameters = of.group.hyperparameters;
@@ -301,8 +315,7 @@ impl ModuleVisitor for Register<'_> {
             return;
         }
         let value = param.base();
-        let registered =
-            self.registry.parameter(param.id, &label, value.shape().num_elements(), value.dtype());
+        let registered = self.registry.parameter(param.id, &label, &value.shape(), value.dtype());
         self.error = registered.err();
     }
 }

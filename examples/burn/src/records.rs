@@ -229,9 +229,10 @@ impl ModuleVisitor for Match<'_> {
         let value = param.base();
         let elements = value.shape().num_elements();
         let known = match state {
-            Ok(state) => {
-                self.registry.parameter(param.id, &label, elements, value.dtype()).map(|known| (known, state))
-            }
+            Ok(state) => self
+                .registry
+                .parameter(param.id, &label, &value.shape(), value.dtype())
+                .map(|known| (known, state)),
             Err(what) => Err(Error::Record { label: label.clone(), what }),
         };
         match known {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use adamod::{Group, GroupId, Optimizer, Options, ParameterId, Step, Update, View, Views};
+use adamod::{FreshRows, Group, GroupId, Optimizer, Options, ParameterId, Remap, Step, Update, View, Views};
 use burn::backend::StreamId;
 use burn::backend::wgpu::{AutoCompiler, CubeTensor, into_contiguous};
 use burn::tensor::DType;
@@ -138,6 +138,33 @@ impl Shared {
         }
         core.submit(&Step::at(&updates))?;
         Ok(())
+    }
+
+    /// Lets the state of a parameter follow its rows, after all steps that were submitted.
+    pub fn remap(
+        &self,
+        parameter: ParameterId,
+        sources: CubeTensor,
+        row_len: u64,
+        fresh: FreshRows,
+    ) -> Result<(), Error> {
+        let sources = into_contiguous(sources);
+        let client = sources.client.clone();
+        let recorded = client.exclusive(|| {
+            let resource = client.get_resource::<WgpuServer<AutoCompiler>>(sources.handle.clone());
+            let resource = resource.map_err(Error::burn)?;
+            for stream in [StreamId::current(), sources.handle.stream] {
+                stream.executes(|| client.flush()).map_err(Error::burn)?;
+            }
+            let WgpuResource { buffer, offset, .. } = resource.resource();
+            let rows = sources.meta.num_elements() as u64;
+            let remap = Remap::new(row_len, rows, View::new(buffer, *offset)).with_fresh(fresh);
+            let mut encoder = self.gpu.wgpu.create_command_encoder(&Default::default());
+            self.core().remap(&mut encoder, parameter, &remap)?;
+            self.gpu.queue.submit([encoder.finish()]);
+            Ok(())
+        });
+        recorded.map_err(Error::burn).flatten()
     }
 
     /// Gives the parameters of a group their learning rates. In the core a group has one rate, so that each further rate is a group of its

@@ -13,4 +13,5 @@ mod ranks;
 mod rates;
 mod records;
 mod refusals;
+mod rows;
 mod training;
