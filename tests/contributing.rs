@@ -92,7 +92,8 @@ fn the_worked_example_builds_and_steps_as_written() {
     }
     // The tool is not part of the example.
     std::fs::remove_dir_all(folder.path().join("src/bin")).unwrap();
-    // The manifest without the parts that name files that the copy lacks.
+    // The manifest without the parts that name files that the copy lacks. Its version is another one, because Cargo names files of the target
+    // folder after name and version, and the copy must not replace this library in it.
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let named = ["[workspace]", "[[example]]", "[[bench]]", "[[test]]", "[[bin]]"];
     let mut is_kept = true;
@@ -102,7 +103,7 @@ fn the_worked_example_builds_and_steps_as_written() {
             is_kept = !named.contains(&line);
         }
         if is_kept {
-            kept.push_str(line);
+            kept.push_str(if line.starts_with("version = ") { r#"version = "0.0.0""# } else { line });
             kept.push('\n');
         }
     }
