@@ -29,8 +29,8 @@
 //! }
 //! ```
 //!
-//! and whatever else it needs, in names that start with `signum_`, `SIGNUM_` or `Signum`: all files of a kernel share one namespace. It has no
-//! variables outside functions, and reads nothing but its arguments. The prefix of types is the name in camel case: `my_rule` has
+//! and whatever else it needs, in names that start with `signum_`, `SIGNUM_` or `Signum`: all files of a kernel share one namespace. It has
+//! no variables outside functions, and reads nothing but its arguments. The prefix of types is the name in camel case: `my_rule` has
 //! `MyRuleCoefficients`.
 //!
 //! | name | what it is |
@@ -218,10 +218,10 @@ impl RuleDefinition {
         Self { decay_rates: owned(names), ..self }
     }
 
-    /// States that are moving averages from 0 whose step uses them without bias correction, each with its decay rate. Formats below 32 bits store
-    /// such an average debiased, as `s / (1 - beta^t)`, because its first steps would span too many octaves; `general.is_debiased` says so,
-    /// and the step then works on that number, as `shaders/rules/adamod.wgsl` does. Rows that are fresh may start from means of the first of
-    /// them ([`FreshRows`](crate::FreshRows)).
+    /// States that are moving averages from 0 whose step uses them without bias correction, each with its decay rate. Formats below 32 bits
+    /// store such an average debiased, as `s / (1 - beta^t)`, because its first steps would span too many octaves; `general.is_debiased`
+    /// says so, and the step then works on that number, as `shaders/rules/adamod.wgsl` does. Rows that are fresh may start from means of
+    /// the first of them ([`FreshRows`](crate::FreshRows)).
     pub fn with_debiased_states<S: Into<String>, const N: usize>(self, states: [(S, S); N]) -> Self {
         let debiased = states.into_iter().map(|(state, rate)| (state.into(), rate.into())).collect();
         Self { debiased, ..self }

@@ -100,8 +100,8 @@ impl Optimizer {
     /// Creates an optimizer without groups and parameters. Clones the handles of device and queue.
     ///
     /// # Errors
-    /// If the queue belongs to another device, a limit of the device is below what the kernels need (WebGPU's default limits suffice), a setting of
-    /// [`DeviceControl`](crate::DeviceControl) is not in its range, or the device is lost or out of memory.
+    /// If the queue belongs to another device, a limit of the device is below what the kernels need (WebGPU's default limits suffice), a
+    /// setting of [`DeviceControl`](crate::DeviceControl) is not in its range, or the device is lost or out of memory.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, options: Options) -> Result<Self, Error> {
         let label = options.label.as_str().into();
         let gpu = Gpu { device: device.clone(), queue: queue.clone(), label };
@@ -254,11 +254,11 @@ impl Optimizer {
     /// learning rate, as AdaBound's bounds are. They may change at every step, and a step that is recorded already keeps its own. A
     /// [`Shard`] counts elements from the start of its whole tensor. [`Optimizer::remap`] keeps them.
     ///
-    /// Parameters with factors are launches of their own, which need two storage buffers more
-    /// (`max_storage_buffers_per_shader_stage`): 8 in all, and one more each for shadow copies and rate histograms, which WebGPU's default
-    /// limit of 8 does not allow. Calls that would lead beyond the limit are refused: this one, those that register views, and steps at views of their own.
-    /// Values and gradients in one buffer take one storage buffer less where one binding can hold both. Checkpoints do not hold
-    /// factors, so an engine sets them again after [`Optimizer::restore`].
+    /// Parameters with factors are launches of their own, which need two storage buffers more (`max_storage_buffers_per_shader_stage`): 8
+    /// in all, and one more each for shadow copies and rate histograms, which WebGPU's default limit of 8 does not allow. Calls that would
+    /// lead beyond the limit are refused: this one, those that register views, and steps at views of their own. Values and gradients in one
+    /// buffer take one storage buffer less where one binding can hold both. Checkpoints do not hold factors, so an engine sets them again
+    /// after [`Optimizer::restore`].
     ///
     /// ```
     /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
@@ -275,8 +275,9 @@ impl Optimizer {
     ///
     /// # Errors
     /// If the parameter belongs to another optimizer or was removed, there are more than 65,536 factors, one is negative or not finite, the
-    /// device cannot bind as many storage buffers, or the largest one leads out of a range that the learning rate has in [`Hyperparameters::validate`]. The old factors stay. Later calls
-    /// that would lead out of that range with the factors are refused in the same way.
+    /// device cannot bind as many storage buffers, or the largest one leads out of a range that the learning rate has in
+    /// [`Hyperparameters::validate`]. The old factors stay. Later calls that would lead out of that range with the factors are refused in
+    /// the same way.
     pub fn set_column_factors(&mut self, parameter: ParameterId, factors: &[f32]) -> Result<(), Error> {
         self.registry.set_column_factors(parameter, factors)
     }
@@ -489,8 +490,8 @@ impl Optimizer {
     ///
     /// With [`Control::Device`] the host does not know which steps the device skips, so a schedule that the host evaluates goes by steps
     /// recorded. Here the device looks up the factor itself: that of a step is `factors[n]`, where `n` is the number of steps taken before
-    /// it ([`Progress::taken`]), and the last factor from there on. The factor multiplies alpha before eta is averaged, and decoupled weight decay follows it.
-    /// `[1.0]` ends a schedule. Checkpoints hold the number of steps taken, but not the factors.
+    /// it ([`Progress::taken`]), and the last factor from there on. The factor multiplies alpha before eta is averaged, and decoupled
+    /// weight decay follows it. `[1.0]` ends a schedule. Checkpoints hold the number of steps taken, but not the factors.
     ///
     /// ```
     /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }

@@ -53,18 +53,19 @@ impl Optimizer {
     /// as it is, whether in this encoder or in another that is submitted after it. [`Remap::with_views`] gives the places of the new values
     /// and gradients. A parameter that has not stepped yet has no state that could move, so only its length and views change.
     ///
-    /// State in f32 and bf16, and master weights, move bit for bit. 8-bit state moves as it is where 32 elements of the new tensor that share
-    /// scales continue 32 such elements of the old one, as all do where rows are multiples of 32 elements. Elsewhere it is decoded and
-    /// encoded again, rounded stochastically. The state format stays, also where [`Precision::f32_state_below`](crate::Precision::f32_state_below)
-    /// would give a new parameter of that length another one. Master weights of fresh rows are the values that the engine puts there, and
-    /// those of copied rows keep their distance from the values.
+    /// State in f32 and bf16, and master weights, move bit for bit. 8-bit state moves as it is where 32 elements of the new tensor that
+    /// share scales continue 32 such elements of the old one, as all do where rows are multiples of 32 elements. Elsewhere it is decoded
+    /// and encoded again, rounded stochastically. The state format stays, also where
+    /// [`Precision::f32_state_below`](crate::Precision::f32_state_below) would give a new parameter of that length another one. Master
+    /// weights of fresh rows are the values that the engine puts there, and those of copied rows keep their distance from the values.
     ///
-    /// New state is written beside the old one, whose memory is free afterwards: for the time of the call a parameter takes both. One dispatch
-    /// moves all rows, after two small ones that compute means if there are any to compute ([`FreshRows::Mean`]).
+    /// New state is written beside the old one, whose memory is free afterwards: for the time of the call a parameter takes both. One
+    /// dispatch moves all rows, after two small ones that compute means if there are any to compute ([`FreshRows::Mean`]).
     ///
     /// The encoder has to be submitted before a method that submits work of its own, as [`Optimizer::remove_parameter`],
-    /// [`Optimizer::write_state`], [`Optimizer::read_state`] and [`Optimizer::restore`](crate::Optimizer::restore) do. If it is dropped, the state of the parameter and of parameters that are registered later is
-    /// undefined; [`Optimizer::restore`](crate::Optimizer::restore) of a checkpoint defines it again.
+    /// [`Optimizer::write_state`], [`Optimizer::read_state`] and [`Optimizer::restore`](crate::Optimizer::restore) do. If it is dropped,
+    /// the state of the parameter and of parameters that are registered later is undefined;
+    /// [`Optimizer::restore`](crate::Optimizer::restore) of a checkpoint defines it again.
     ///
     /// ```
     /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
@@ -94,9 +95,9 @@ impl Optimizer {
     /// # Errors
     /// If the parameter belongs to another optimizer, was removed, or is a shard; if rows do not divide its length, there is none
     /// afterwards, or there are 2^32 elements or more; if the source rows cannot be read or the views cannot hold the new length; if the
-    /// state lies in more buffers than the device can bind; if the source rows, or the means of long rows (three words for each column,
-    /// or more for [`FreshRows::Mean`] of many rows), are larger than a binding; or if the device refuses a resource. Nothing was recorded then,
-    /// and counts for [`Optimizer::rewind`] stay good.
+    /// state lies in more buffers than the device can bind; if the source rows, or the means of long rows (three words for each column, or
+    /// more for [`FreshRows::Mean`] of many rows), are larger than a binding; or if the device refuses a resource. Nothing was recorded
+    /// then, and counts for [`Optimizer::rewind`] stay good.
     pub fn remap(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,

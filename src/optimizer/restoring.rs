@@ -50,8 +50,8 @@ impl Optimizer {
     /// nothing does. Submits a copy, so all recorded steps have to be submitted before.
     ///
     /// The data of an [open](Checkpoint::open) checkpoint are read twice, a part at a time: all of them are verified before anything
-    /// changes. At most some 150 MiB are in memory at once, on the host and the device together. If the device or the file fails between two parts, the error is
-    /// [`CheckpointError::Interrupted`].
+    /// changes. At most some 150 MiB are in memory at once, on the host and the device together. If the device or the file fails between
+    /// two parts, the error is [`CheckpointError::Interrupted`].
     ///
     /// With [`Control::Device`](crate::Control::Device) a dynamic loss scale, the engine's multiplier and the counts of
     /// [`Progress`](crate::Progress) are the checkpoint's, too. A constant loss scale stays this optimizer's. An engine that sets the

@@ -87,14 +87,14 @@ pub struct Views<'a> {
 
 /// Which rows of a parameter step, a bit for each row.
 ///
-/// Row `r` is elements `r * row_len` to `(r + 1) * row_len` of the parameter, and steps if bit `r % 32` of word `r / 32` is 1. A row whose bit
-/// is 0 rests: values, state, master weights and shadow copy stay as they are, and there is no weight decay. The step count is that of the
-/// parameter and advances, so that bias corrections do not know that a row has rested. State below 32 bits has `exp_avg_lr` of AdaMod
-/// debiased, as `s / (1 - beta3^t)`, and keeps that quotient: the bound of a row that rests through the first steps grows as if it had stepped,
-/// while in f32 it stays. The sparse Adam of Gaussian splatting
-/// (`SparseGaussianAdam` of the reference code, `SelectiveAdam` of gsplat) has neither a step count nor bias corrections. Gradients of resting rows are zeroed with
-/// [`Options::zero_gradients`](crate::Options::zero_gradients), and count in the norm of [`Control::Device`](crate::Control::Device), so
-/// an engine that clips leaves zeros there.
+/// Row `r` is elements `r * row_len` to `(r + 1) * row_len` of the parameter, and steps if bit `r % 32` of word `r / 32` is 1. A row whose
+/// bit is 0 rests: values, state, master weights and shadow copy stay as they are, and there is no weight decay. The step count is that of
+/// the parameter and advances, so that bias corrections do not know that a row has rested. State below 32 bits has `exp_avg_lr` of AdaMod
+/// debiased, as `s / (1 - beta3^t)`, and keeps that quotient: the bound of a row that rests through the first steps grows as if it had
+/// stepped, while in f32 it stays. The sparse Adam of Gaussian splatting (`SparseGaussianAdam` of the reference code, `SelectiveAdam` of
+/// gsplat) has neither a step count nor bias corrections. Gradients of resting rows are zeroed with
+/// [`Options::zero_gradients`](crate::Options::zero_gradients), and count in the norm of [`Control::Device`](crate::Control::Device), so an
+/// engine that clips leaves zeros there.
 ///
 /// 8-bit state of a resting row is encoded again with the elements that share its scales: it stays as it is while the scales do, and is
 /// rounded stochastically where they move.
@@ -102,9 +102,9 @@ pub struct Views<'a> {
 /// A gradient of a resting row that is not finite skips the step as any other does. The shadow copy of a resting row does not follow
 /// [`Optimizer::write_parameter`](crate::Optimizer::write_parameter) until the row steps.
 ///
-/// Several parameters may share a mask. It lies in another buffer than the values, the gradient and the shadow copy of its parameter, and shares
-/// no byte with those of other parameters. Launches with masks need the
-/// storage buffers that [`Optimizer::set_column_factors`](crate::Optimizer::set_column_factors) describes.
+/// Several parameters may share a mask. It lies in another buffer than the values, the gradient and the shadow copy of its parameter, and
+/// shares no byte with those of other parameters. Launches with masks need the storage buffers that
+/// [`Optimizer::set_column_factors`](crate::Optimizer::set_column_factors) describes.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RowMask<'a> {
@@ -146,7 +146,8 @@ impl<'a> Views<'a> {
             .map(move |(role, view)| (role, view, view.dtype.unwrap_or(dtype)))
     }
 
-    /// The bytes at which the views end, in the order of [`Views::each`] and the mask in the place of its role, or what is wrong with one of them.
+    /// The bytes at which the views end, in the order of [`Views::each`] and the mask in the place of its role, or what is wrong with one
+    /// of them.
     pub(crate) fn check(&self, elements: u64, dtype: DType) -> Result<[u64; Role::COUNT], (Role, ViewError)> {
         self.values.check_values(elements, dtype).map_err(|error| (Role::Values, error))?;
         self.check_shadow(dtype).map_err(|error| (Role::Shadow, error))?;
