@@ -42,17 +42,17 @@ impl Course {
 }
 
 /// Values, and the lengths of their paths.
-struct Path {
-    last: Vec<f64>,
-    lengths: Vec<f64>,
+pub struct Distances {
+    pub last: Vec<f64>,
+    pub lengths: Vec<f64>,
 }
 
-impl Path {
-    fn new(elements: usize) -> Self {
+impl Distances {
+    pub fn new(elements: usize) -> Self {
         Self { last: vec![0.0; elements], lengths: vec![0.0; elements] }
     }
 
-    fn go(&mut self, values: impl Iterator<Item = f64>) {
+    pub fn go(&mut self, values: impl Iterator<Item = f64>) {
         for ((last, length), value) in self.last.iter_mut().zip(&mut self.lengths).zip(values) {
             *length += (value - *last).abs();
             *last = value;
@@ -72,8 +72,8 @@ pub fn compare(
     let mut reference = Reference::<f64>::new();
     let group = reference.add_group(settings);
     reference.add_parameter(group, vec![0.0; elements]);
-    let mut exact_path = Path::new(elements);
-    let mut paths: Vec<Path> = optimizers.iter().map(|_| Path::new(elements)).collect();
+    let mut exact_path = Distances::new(elements);
+    let mut paths: Vec<Distances> = optimizers.iter().map(|_| Distances::new(elements)).collect();
     let mut courses: Vec<Course> =
         optimizers.iter().map(|o| Course { name: o.name(), snapshots: Vec::new() }).collect();
     let mut gradient = vec![0.0_f32; elements];

@@ -9,6 +9,7 @@ mod comparison;
 mod digits;
 #[path = "../common/english_numbers.rs"]
 mod english_numbers;
+mod family;
 mod network;
 mod optimizers;
 #[path = "../common/picture.rs"]
@@ -73,6 +74,14 @@ impl Arguments {
         if self.quick { 200 } else { 3000 }
     }
 
+    fn family(&self) -> family::Extent {
+        if self.quick {
+            family::Extent { stream_steps: 100, training_steps: 50, seeds: 2 }
+        } else {
+            family::Extent { stream_steps: 2000, training_steps: 1000, seeds: 5 }
+        }
+    }
+
     fn seeds(&self) -> u64 {
         if self.quick { 2 } else { 5 }
     }
@@ -96,6 +105,8 @@ fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut tables = streams(arguments, output)?;
     tables.push(training(arguments, output)?);
     tables.push(ablations(arguments, output)?);
+    let [digits, _] = training::tasks()?;
+    tables.push(family::measure(&digits, &arguments.family(), output)?);
     let text = tables.iter().map(Table::markdown).collect::<Vec<_>>().join("\n");
     println!("{text}");
     std::fs::write(output.join("tables.md"), text)?;
@@ -310,7 +321,7 @@ fn training(arguments: &Arguments, output: &Path) -> Result<Table, Box<dyn Error
     }
     let bar = progress_bar("training", jobs.len() as u64)?;
     let outcomes = in_parallel(&jobs, |(task, format, seed)| {
-        let outcome = task.train(*format, *seed, steps);
+        let outcome = task.train(training::adamod(), *format, *seed, steps);
         bar.inc(1);
         outcome
     });

@@ -6,7 +6,7 @@ use adamod::reference::{Reference, Storage};
 use adamod::{AdaMod, Hyperparameters, StateFormat};
 use half::{bf16, f16};
 
-const LABEL: &str = "state_quality";
+pub const LABEL: &str = "state_quality";
 /// Elements of a quant block.
 const BLOCK: usize = 32;
 

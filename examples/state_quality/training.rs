@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-use adamod::StateFormat;
 use adamod::reference::{Reference, Storage};
+use adamod::{Hyperparameters, StateFormat};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
@@ -20,6 +20,11 @@ const TEXT_NUMBERS: usize = 3000;
 const HELD_OUT_NUMBERS: usize = 100;
 /// The final loss is the mean over the last of this many parts of the steps.
 const FINAL_PART: usize = 20;
+
+/// AdaMod as it trains the networks.
+pub fn adamod() -> Settings {
+    Settings::new(LEARNING_RATE, BETA3)
+}
 
 /// A network, its training examples and its held-out examples.
 pub struct Task {
@@ -76,9 +81,15 @@ pub fn tasks() -> Result<[Task; 2], Box<dyn Error>> {
 impl Task {
     /// Trains from the seed's initial values on the seed's minibatches, which are the same for every format. The state of all tensors has
     /// the format, biases included.
-    pub fn train(&self, format: StateFormat, seed: u64, steps: usize) -> Outcome {
+    pub fn train(
+        &self,
+        hyperparameters: impl Into<Hyperparameters>,
+        format: StateFormat,
+        seed: u64,
+        steps: usize,
+    ) -> Outcome {
         let mut reference = Reference::<f32>::new();
-        let group = reference.add_group(Settings::new(LEARNING_RATE, BETA3));
+        let group = reference.add_group(hyperparameters);
         let initial = self.network.initial(seed);
         let tensors = initial.len();
         for (values, label) in initial.into_iter().zip(TENSORS) {
