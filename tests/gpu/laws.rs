@@ -1,7 +1,8 @@
 //! What must hold whatever the numbers are.
 
 use adamod::{
-    AdaMod, Adam, Control, DeviceControl, Group, Hyperparameters, Options, Rule, StateFormat, WeightDecay,
+    AdaMod, Adam, Control, DeviceControl, Group, Hyperparameters, Options, Rule, RuleForm, RuleKind,
+    StateFormat, WeightDecay,
 };
 
 use crate::common::{Engine, Layout, Model, Tensor, all, gpu, lay_out, precision, rules};
@@ -43,6 +44,52 @@ fn beta3_of_zero_is_adam_to_the_bit() {
             }
         }
     }
+}
+
+/// Of every rule that has averages, in every format that it offers, with one control after the other: two runs with different gradients have
+/// the same averages after one step with the same ones, bit for bit above 8 bits.
+#[test]
+fn averages_with_decay_rates_of_zero_remember_nothing() {
+    const RATES: [&str; 5] = ["betas[0]", "betas[1]", "betas[2]", "rho", "alpha"];
+    const AVERAGES: [&str; 5] = ["exp_avg", "exp_avg_sq", "exp_avg_lr", "square_avg", "grad_avg"];
+    let mut tested = 0;
+    for form in RuleForm::all() {
+        // NosAdam weighs squares by the step count.
+        let is_average =
+            |name: &str| AVERAGES.contains(&name) && (form.rule(), name) != (RuleKind::NosAdam, "exp_avg_sq");
+        let mut rule = form.with_defaults();
+        for name in RATES {
+            rule.set_hyperparameter(name, 0.0);
+        }
+        assert_eq!(rule.form(), form);
+        for state in StateFormat::ALL.into_iter().filter(|state| form.refusal(*state).is_none()) {
+            let control = [Control::Host, Control::Device(DeviceControl::new())][tested % 2];
+            let group = Group::new(rule).with_precision(precision(state));
+            let model = Model::new(group, &[257, 64]).with_options(Options::new().with_control(control));
+            let [one, other] = [0, 100].map(|first| {
+                let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
+                for step in [first, first + 1, first + 2, 50] {
+                    engine.step(&all(&model.gradients(step)));
+                }
+                engine.bits()
+            });
+            for ((values, states), (other_values, other_states)) in one.iter().zip(&other) {
+                assert_ne!(values, other_values, "{form}");
+                for (index, of) in form.states().iter().enumerate().filter(|(_, of)| is_average(of.name)) {
+                    // How wide the span of 8-bit codes is depends on the block's last one. The coarsest have 3 bits of fraction, and both
+                    // numbers are rounded to a neighbour.
+                    let is_close = |(one, other): (&u32, &u32)| {
+                        let [a, b] = [one, other].map(|bits| f32::from_bits(*bits));
+                        one == other || state == StateFormat::Q8 && (a - b).abs() <= a.max(b) / 4.0
+                    };
+                    let is_same = states[index].iter().zip(&other_states[index]).all(is_close);
+                    assert!(is_same, "{form}, {state:?}, {control:?}: {}", of.name);
+                    tested += 1;
+                }
+            }
+        }
+    }
+    assert!(tested > 50, "{tested}");
 }
 
 #[test]
