@@ -26,6 +26,8 @@ pub struct Recorder {
     transient: Option<Tables>,
     /// Which of the two the last step used.
     last_is_transient: bool,
+    /// The revision of groups whose custom rules the kernels of prepared steps have.
+    custom_rules_of: Option<u64>,
 }
 
 impl Recorder {
@@ -45,6 +47,7 @@ impl Recorder {
             registered: None,
             transient: None,
             last_is_transient: false,
+            custom_rules_of: None,
         }
     }
 
@@ -93,15 +96,17 @@ impl Recorder {
     }
 
     fn update(&mut self, of: &Context<'_>, selection: &Selection, parts: &[Part]) -> Result<(), DeviceError> {
-        let Self { pipelines, source, registered, transient, last_is_transient, .. } = self;
+        let Self { pipelines, source, registered, transient, last_is_transient, custom_rules_of, .. } = self;
         let Some(tables) = last_tables(registered, transient, *last_is_transient) else { return Ok(()) };
         // A device that counts steps counts those without gradients, too.
         if tables.launches().is_empty() && source.device().is_none() {
             return Ok(());
         }
         source.update(of.gpu, of.registry, selection)?;
-        if source.device().is_some() {
+        let groups = of.registry.revisions().groups;
+        if source.device().is_some() && *custom_rules_of != Some(groups) {
             pipelines.set_custom_rules(of.registry.custom_rules().collect());
+            *custom_rules_of = Some(groups);
         }
         parts.iter().try_for_each(|part| tables.update(of, pipelines, source, *part))
     }
