@@ -93,6 +93,7 @@ pub use checkpoint::{Checkpoint, CheckpointParameter};
 pub use diagnostics::{BINS, Progress, RateHistograms};
 pub use error::{Error, ErrorKind, JointError, Role, ViewError};
 pub use hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
+pub use kernels::pipeline::Kernels;
 pub use kernels::variant::{Access, GradientBinding};
 pub use optimizer::joint::JointStep;
 pub use optimizer::{

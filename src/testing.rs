@@ -5,6 +5,7 @@
 use crate::custom::CustomRule;
 use crate::error::Error;
 use crate::hyperparameters::{Group, Hyperparameters, Objective, WeightDecay};
+use crate::kernels::pipeline::Kernels;
 use crate::optimizer::{Optimizer, Parameter, ParameterId, State, Step};
 use crate::options::{Control, DeviceControl, NonFinite, Options, Workgroups};
 use crate::plan::views::{View, Views};
@@ -118,12 +119,19 @@ pub fn check_rule(
         (plain.with_weight_decay(fully).with_cautious_weight_decay(true), false),
     ];
     let kinds = Kind::all(rule);
+    let kernels = &Kernels::new();
     for (number, (hyperparameters, is_on_device)) in cases.into_iter().enumerate() {
         let workgroups = if number % 2 == 0 { Workgroups::Cpu } else { Workgroups::Gpu };
-        Run { device, queue, hyperparameters, is_on_device, workgroups }.check_formats(&kinds)?;
+        Run { device, queue, kernels, hyperparameters, is_on_device, workgroups }.check_formats(&kinds)?;
     }
-    let run =
-        Run { device, queue, hyperparameters: plain, is_on_device: false, workgroups: Workgroups::Auto };
+    let run = Run {
+        device,
+        queue,
+        kernels,
+        hyperparameters: plain,
+        is_on_device: false,
+        workgroups: Workgroups::Auto,
+    };
     run.check_zeros()?;
     run.check_nan()?;
     run.check_later_steps()
@@ -200,6 +208,7 @@ fn value(tensor: usize, i: usize) -> f32 {
 struct Run<'a> {
     device: &'a wgpu::Device,
     queue: &'a wgpu::Queue,
+    kernels: &'a Kernels,
     hyperparameters: Hyperparameters,
     is_on_device: bool,
     workgroups: Workgroups,
@@ -251,7 +260,7 @@ impl<'a> Run<'a> {
             .with_seed(SEED)
             .with_control(control)
             .with_workgroups(self.workgroups);
-        let mut optimizer = Optimizer::new(self.device, self.queue, options)?;
+        let mut optimizer = Optimizer::with_kernels(self.device, self.queue, options, self.kernels)?;
         let mut twin = Reference::new();
         // Whole words of 16 bytes, with a gap behind each tensor.
         let mut end = 0;

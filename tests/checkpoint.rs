@@ -8,7 +8,7 @@ use std::path::Path;
 use adamod::custom::{RuleDefinition, Sign};
 use adamod::{
     AdaMod, Adam, Checkpoint, CheckpointError, Control, DType, DeviceControl, Formula, Group,
-    Hyperparameters, Optimizer, Options, Parameter, Restore, Rule, RuleKind, Sgd, StateFormat, WeightDecay,
+    Hyperparameters, Options, Parameter, Restore, Rule, RuleKind, Sgd, StateFormat, WeightDecay,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -633,7 +633,7 @@ fn metadata_that_cannot_be_are_refused_by_name() {
 #[test]
 fn hyperparameters_that_a_rule_lacks_needs_or_cannot_have_are_refused_by_name() {
     for &kind in RuleKind::ALL {
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+        let mut optimizer = gpu().optimizer(Options::new()).unwrap();
         optimizer.add_group(Sgd::new()).unwrap();
         optimizer.add_group(kind.with_defaults()).unwrap();
         let sound = header_of(&optimizer.checkpoint().wait().unwrap().to_bytes().unwrap());
@@ -693,7 +693,7 @@ fn hyperparameters_that_a_rule_lacks_needs_or_cannot_have_are_refused_by_name() 
 #[test]
 fn files_of_version_1_with_a_rule_that_has_no_formula_are_read_whatever_theirs_is() {
     for rule in [Rule::from(Adam::new().with_betas([0.5, 0.75])), Sgd::new().with_momentum(0.5).into()] {
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+        let mut optimizer = gpu().optimizer(Options::new()).unwrap();
         optimizer.add_group(hyperparameters(rule)).unwrap();
         let saved = optimizer.checkpoint().wait().unwrap();
         for formula in Formula::ALL {
@@ -887,7 +887,7 @@ proptest! {
 
 #[test]
 fn names_too_long_for_a_header_are_an_error_of_their_own() {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut optimizer = gpu().optimizer(Options::new()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     let long = "x".repeat(10_000);
     for index in 0..3_000 {

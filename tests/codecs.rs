@@ -138,7 +138,7 @@ mod library {
         /// `initial` has, for each kind, the bits of the parameter in its type.
         pub fn new(gpu: &'g Gpu, recipe: &Recipe, kinds: &[Kind], initial: &[Vec<u32>]) -> Self {
             let options = Options::new().with_seed(5);
-            let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, options).unwrap();
+            let mut optimizer = gpu.optimizer(options).unwrap();
             let mut tensors = Vec::new();
             for (index, (&kind, bits)) in kinds.iter().zip(initial).enumerate() {
                 let precision = Precision::new(state_of(kind))

@@ -69,7 +69,7 @@ impl Rank {
     fn new(setup: &Setup, rank: u64, ranks: u64) -> Self {
         let gpu = gpu();
         let options = Options::new().with_seed(5).with_control(setup.control);
-        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, options).unwrap();
+        let mut optimizer = gpu.optimizer(options).unwrap();
         let hyperparameters = Hyperparameters::from(setup.rule).with_learning_rate(0.01);
         let group = Group::new(hyperparameters).with_precision(setup.precision);
         let group = optimizer.add_group(group).unwrap();
@@ -240,7 +240,7 @@ fn a_shard_in_another_format_takes_its_part_wherever_it_starts() {
 /// An optimizer with one parameter without views.
 fn single(elements: Range<u64>, whole: u64) -> Optimizer {
     let gpu = gpu();
-    let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::new()).unwrap();
+    let mut optimizer = gpu.optimizer(Options::new()).unwrap();
     let group = optimizer.add_group(Sgd::new()).unwrap();
     let shard = Shard::new(elements.start, whole);
     let parameter = Parameter::new("wte", elements.end - elements.start).with_shard(shard);

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use adamod::{
     AdaMod, Adam, Checkpoint, CheckpointError, Control, DType, DeviceControl, ErrorKind, Hyperparameters,
-    LossScale, MasterWeights, Optimizer, Options, Parameter, Restore, Sgd, State, StateFormat, View, Views,
+    LossScale, MasterWeights, Options, Parameter, Restore, Sgd, State, StateFormat, View, Views,
 };
 use safetensors::SafeTensors;
 
@@ -132,7 +132,7 @@ fn values_without_a_place_are_refused_by_name_unless_they_are_skipped() {
     });
     let views = Views::new(View::new(&read_only, 0), View::new(&read_only, 256));
     for (views, named) in [(None, "no registered views"), (Some(views), "COPY_DST")] {
-        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::new()).unwrap();
+        let mut optimizer = gpu.optimizer(Options::new()).unwrap();
         let group = optimizer.add_group(AdaMod::new()).unwrap();
         let mut parameter = Parameter::new("tensor.0", 64);
         parameter.views = views;
@@ -144,7 +144,7 @@ fn values_without_a_place_are_refused_by_name_unless_they_are_skipped() {
         assert_eq!(optimizer.read_state(id).wait().unwrap(), engine.state(0));
     }
     // Nothing to copy from.
-    let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::new()).unwrap();
+    let mut optimizer = gpu.optimizer(Options::new()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     optimizer.add_parameter(group, Parameter::new("tensor.0", 64)).unwrap();
     let error = optimizer.checkpoint_with_values().wait().unwrap_err();
@@ -521,7 +521,7 @@ fn parameters_before_their_first_step_are_saved() {
         State::new(0, ["exp_avg", "exp_avg_sq", "exp_avg_lr"].map(|name| (name, zeros.clone())).to_vec());
     assert_eq!(loaded.state("tensor.3").unwrap(), expected);
     // And an optimizer without parameters.
-    let empty = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let empty = gpu().optimizer(Options::new()).unwrap();
     empty.save(&path).unwrap();
     assert_eq!(Checkpoint::open(&path).unwrap(), empty.checkpoint().wait().unwrap());
 }

@@ -401,7 +401,7 @@ proptest! {
 /// The threshold is the whole tensor's.
 #[test]
 fn shards_have_the_format_of_state_of_their_tensor() {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut optimizer = gpu().optimizer(Options::new()).unwrap();
     let group = Group::new(AdaMod::new()).with_precision(Precision::new(StateFormat::Q8));
     let group = optimizer.add_group(group).unwrap();
     let mut bytes = |label: &str, len, shard: Option<Shard>| {
@@ -477,7 +477,7 @@ fn misplaced_shards_are_refused_by_name() {
         (precision(StateFormat::Q8).with_f32_state_below(WHOLE + 1), DType::F32, 1),
     ];
     for (precision, dtype, unit) in cases {
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+        let mut optimizer = gpu().optimizer(Options::new()).unwrap();
         let group = optimizer.add_group(Group::new(AdaMod::new()).with_precision(precision)).unwrap();
         let buffers = [gpu().buffer(1024), gpu().buffer(1024)];
         let [values, gradients] = &buffers;
@@ -517,7 +517,7 @@ fn misplaced_shards_are_refused_by_name() {
         assert_eq!(optimizer.read_state(id).wait().unwrap().step, 1);
     }
     // Past the largest number.
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut optimizer = gpu().optimizer(Options::new()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     let parameter = Parameter::new("wte", 2).with_shard(Shard::new(u64::MAX, u64::MAX));
     let error = optimizer.add_parameter(group, parameter).unwrap_err();

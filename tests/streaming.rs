@@ -64,7 +64,7 @@ fn check(test: &str, len: u64) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     let gpu = gpu();
-    let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, Options::new()).unwrap();
+    let mut optimizer = gpu.optimizer(Options::new()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     let ids: Vec<_> = (0..TENSORS)
         .map(|tensor| optimizer.add_parameter(group, Parameter::new(&format!("{tensor}"), len)).unwrap())

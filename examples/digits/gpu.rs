@@ -3,9 +3,9 @@
 
 use std::error::Error;
 
-use adamod::Readback;
 use adamod::wgpu::util::{BufferInitDescriptor, DeviceExt};
 use adamod::wgpu::{self, BufferUsages};
+use adamod::{Kernels, Readback};
 use futures_channel::oneshot;
 
 /// Threads in a workgroup of every kernel.
@@ -17,6 +17,8 @@ pub struct Gpu {
     pub adapter: wgpu::AdapterInfo,
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
+    /// Those of all optimizers.
+    pub kernels: Kernels,
 }
 
 impl Gpu {
@@ -39,7 +41,7 @@ impl Gpu {
             ..Default::default()
         };
         let (device, queue) = adapter.request_device(&descriptor).await?;
-        Ok(Self { adapter: adapter.get_info(), device, queue })
+        Ok(Self { adapter: adapter.get_info(), device, queue, kernels: Kernels::new() })
     }
 
     /// A zeroed buffer for `len` elements of 4 bytes.

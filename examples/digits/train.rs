@@ -187,7 +187,8 @@ impl Trainer {
         self.gpu.write(&self.step, &[0_u32]);
 
         let options = Options::new().with_diagnostics(diagnostics);
-        let mut optimizer = Optimizer::new(&self.gpu.device, &self.gpu.queue, options)?;
+        let mut optimizer =
+            Optimizer::with_kernels(&self.gpu.device, &self.gpu.queue, options, &self.gpu.kernels)?;
         let group = optimizer.add_group(run.hyperparameters())?;
         for tensor in self.network.tensors() {
             let views = Views::new(

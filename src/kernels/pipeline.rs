@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::abi::{
     CHUNK_ELEMENTS, Chunk, Coefficients, GroupTableHead, HISTOGRAM_BYTES, Partial, Remap, Row, Segment,
@@ -107,10 +108,66 @@ pub struct Pipeline {
     pipeline: wgpu::ComputePipeline,
 }
 
+/// Compiled kernels, for several optimizers on one device.
+///
+/// Optimizers with clones of one `Kernels` compile each kernel once, together:
+/// [`Optimizer::with_kernels`](crate::Optimizer::with_kernels). A kernel takes from milliseconds to seconds to compile, so this is for
+/// engines that create optimizers often, or many at once: a generator and a discriminator, or a search over hyperparameters.
+///
+/// The labels of shared pipelines begin with the label of the optimizer that compiled them first. Kernels, and the devices that they were
+/// compiled for, are released with the last clone and the last of the optimizers.
+///
+/// ```
+/// use adamod::{AdaMod, Kernels, Optimizer, Options, Sgd};
+///
+/// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+/// # let (device, queue) = doc::gpu();
+/// let kernels = Kernels::new();
+/// let generator = Optimizer::with_kernels(&device, &queue, Options::new().with_label("generator"), &kernels)?;
+/// let critic = Optimizer::with_kernels(&device, &queue, Options::new().with_label("critic"), &kernels)?;
+/// # Ok::<(), adamod::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Kernels(Arc<Mutex<HashMap<Compilation, Pipeline>>>);
+
+/// All that the code of a pipeline depends on.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Compilation {
+    device: wgpu::Device,
+    kernel: Kernel,
+    /// Values of the overrides, as bits.
+    constants: Vec<(&'static str, u64)>,
+    /// Custom rules whose coefficients the kernel computes.
+    custom: Vec<RuleKind>,
+}
+
+impl Kernels {
+    /// None are compiled yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The number of kernels that have been compiled.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether none has been compiled.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Compilation, Pipeline>> {
+        // A map is whole between two of its methods, whatever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// All pipelines of an optimizer. They are kept for its life, because some drivers leak dropped ones.
 #[derive(Debug)]
 pub struct Pipelines {
     gpu: Gpu,
+    kernels: Kernels,
     /// Overrides that all kernels share, or that a kernel without them ignores.
     lanes: u32,
     zero_gradients: bool,
@@ -138,11 +195,21 @@ pub struct PipelineSettings {
 
 impl Pipelines {
     /// No pipelines yet.
-    pub fn new(gpu: &Gpu, settings: PipelineSettings) -> Self {
+    pub fn new(gpu: &Gpu, kernels: &Kernels, settings: PipelineSettings) -> Self {
         let PipelineSettings { lanes, zero_gradients, control, control_bytes, cache } = settings;
-        let gpu = gpu.clone();
+        let (gpu, kernels) = (gpu.clone(), kernels.clone());
         let custom = (vec![Vec::new()], 0);
-        Self { gpu, lanes, zero_gradients, control, control_bytes, cache, custom, made: HashMap::new() }
+        Self {
+            gpu,
+            kernels,
+            lanes,
+            zero_gradients,
+            control,
+            control_bytes,
+            cache,
+            custom,
+            made: HashMap::new(),
+        }
     }
 
     /// Sets the custom rules that the device can prepare steps of. Kernels that prepare steps have to be made anew after a change.
@@ -165,14 +232,33 @@ impl Pipelines {
         (kernel, if kernel.has_coefficients_of_rules() { self.custom.1 } else { 0 })
     }
 
-    /// Compiles a kernel, unless it is compiled already.
+    /// Compiles a kernel, unless this optimizer or another one with the same [`Kernels`] has compiled it already.
     pub fn make(&mut self, kernel: Kernel) -> Result<(), DeviceError> {
         let key = self.key(kernel);
         if !self.made.contains_key(&key) {
-            let made = self.gpu.catch(|| self.compile(kernel))?;
-            self.made.insert(key, made);
+            let compilation = self.compilation(kernel);
+            let compiled = self.kernels.lock().get(&compilation).cloned();
+            let pipeline = match compiled {
+                Some(pipeline) => pipeline,
+                // Others may look up kernels meanwhile. If two compile the same one, both have it, and the first one stays.
+                None => {
+                    let pipeline = self.gpu.catch(|| self.compile(kernel))?;
+                    self.kernels.lock().entry(compilation).or_insert(pipeline).clone()
+                }
+            };
+            self.made.insert(key, pipeline);
         }
         Ok(())
+    }
+
+    fn compilation(&self, kernel: Kernel) -> Compilation {
+        let bits = |(name, value): (&'static str, f64)| (name, value.to_bits());
+        Compilation {
+            device: self.gpu.device.clone(),
+            kernel,
+            constants: self.constants(kernel).into_iter().map(bits).collect(),
+            custom: self.custom.0[self.key(kernel).1].clone(),
+        }
     }
 
     /// A kernel that [`Pipelines::make`] has compiled.

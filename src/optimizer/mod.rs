@@ -28,7 +28,7 @@ use crate::diagnostics::{Progress, RateHistograms};
 use crate::error::{Error, ErrorKind};
 use crate::hyperparameters::{Group, Hyperparameters};
 use crate::kernels::abi::{self, GPU_LANES};
-use crate::kernels::pipeline::{PipelineSettings, Pipelines};
+use crate::kernels::pipeline::{Kernels, PipelineSettings, Pipelines};
 use crate::options::{Control, Diagnostics, Options};
 use crate::plan::launches::Launch;
 use crate::plan::limits::PlanLimits;
@@ -103,6 +103,19 @@ impl Optimizer {
     /// If the queue belongs to another device, a limit of the device is below what the kernels need (WebGPU's default limits suffice), a
     /// setting of [`DeviceControl`](crate::DeviceControl) is not in its range, or the device is lost or out of memory.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, options: Options) -> Result<Self, Error> {
+        Self::with_kernels(device, queue, options, &Kernels::new())
+    }
+
+    /// Like [`Optimizer::new`], for an optimizer that shares its compiled kernels with others.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn with_kernels(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        options: Options,
+        kernels: &Kernels,
+    ) -> Result<Self, Error> {
         let label = options.label.as_str().into();
         let gpu = Gpu { device: device.clone(), queue: queue.clone(), label };
         if gpu.is_lost() {
@@ -135,7 +148,7 @@ impl Optimizer {
             control_bytes: DeviceSteps::CONTROL_BYTES,
             cache: options.pipeline_cache.clone(),
         };
-        let pipelines = Pipelines::new(&gpu, pipelines);
+        let pipelines = Pipelines::new(&gpu, kernels, pipelines);
         let settings = Settings {
             seed: options.seed,
             most_bytes: limits.max_buffer_size.min(Self::MOST_BYTES),

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use adamod::reference::{Real, Reference, Storage, rounded};
 use adamod::{
-    DType, Group, GroupId, Hyperparameters, MasterWeights, Optimizer, Options, Parameter, ParameterId,
-    Precision, Rule, RuleForm, Sign, State, StateFormat, Step, Update, View, Views,
+    DType, Error, Group, GroupId, Hyperparameters, Kernels, MasterWeights, Optimizer, Options, Parameter,
+    ParameterId, Precision, Rule, RuleForm, Sign, State, StateFormat, Step, Update, View, Views,
 };
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -18,6 +18,8 @@ use rand_distr::{Distribution, StudentT};
 pub struct Gpu {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
+    /// Those of all tests with this device.
+    pub kernels: Kernels,
     adapter: wgpu::Adapter,
 }
 
@@ -42,7 +44,12 @@ impl Gpu {
             wgpu::DeviceDescriptor { required_limits: limits(adapter.limits()), ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .expect("a device within the adapter's limits");
-        Self { device, queue, adapter }
+        Self { device, queue, kernels: Kernels::new(), adapter }
+    }
+
+    /// An optimizer that shares its compiled kernels with all others of this device: software adapters compile slowly.
+    pub fn optimizer(&self, options: Options) -> Result<Optimizer, Error> {
+        Optimizer::with_kernels(&self.device, &self.queue, options, &self.kernels)
     }
 
     /// Whether sums, products, quotients and roots are correctly rounded and nothing is contracted: on lavapipe they are.
@@ -463,7 +470,7 @@ impl<'g> Engine<'g> {
 
     /// An engine with buffers of these sizes, without groups and tensors.
     pub fn empty(gpu: &'g Gpu, options: Options, sizes: &[u64]) -> Self {
-        let optimizer = Optimizer::new(&gpu.device, &gpu.queue, options).unwrap();
+        let optimizer = gpu.optimizer(options).unwrap();
         let buffers: Vec<_> = sizes.iter().map(|&size| gpu.buffer(size)).collect();
         for buffer in &buffers {
             let words = vec![SENTINEL; buffer.size() as usize / 4];

@@ -163,7 +163,7 @@ fn tensors_in_buffers_of_their_own_step_as_pooled_ones_do() {
 fn devices_whose_bindings_are_too_small_are_refused() {
     let small =
         Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 64 * 1024, ..limits });
-    let error = Optimizer::new(&small.device, &small.queue, options(DeviceControl::new())).unwrap_err();
+    let error = small.optimizer(options(DeviceControl::new())).unwrap_err();
     let ErrorKind::Limit { limit, .. } = error.kind() else { panic!("{error}") };
     assert_eq!(*limit, "max_storage_buffer_binding_size");
 }
@@ -364,7 +364,7 @@ fn gradients_that_the_multiplier_makes_small_enough_are_not_clipped() {
 #[test]
 fn a_step_without_gradients_counts_and_has_norm_zero() {
     for (settings, has_norm) in [(DeviceControl::new().with_max_norm(1.0), true), (propagating(), false)] {
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options(settings)).unwrap();
+        let mut optimizer = gpu().optimizer(options(settings)).unwrap();
         let mut check = |step: &Step<'_>, taken, skipped| {
             let control = optimizer.control_buffer().unwrap().clone();
             let mut encoder = gpu().encoder();
@@ -436,7 +436,7 @@ fn a_constant_loss_scale_is_not_replaced_by_a_checkpoint() {
 #[test]
 fn settings_out_of_range_and_calls_without_a_norm_are_refused_by_name() {
     let refused = |settings| {
-        let error = Optimizer::new(&gpu().device, &gpu().queue, options(settings)).unwrap_err();
+        let error = gpu().optimizer(options(settings)).unwrap_err();
         match error.kind() {
             ErrorKind::OutOfRange(error) => error.name,
             _ => panic!("{error}"),

@@ -370,7 +370,7 @@ fn f32_state_only_is_kept_to() {
     let rule = Rule::custom(definition).unwrap();
     let mut model = Model::new(rule, &[8]);
     model.groups[0].precision = precision(StateFormat::Q8);
-    let mut optimizer = adamod::Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut optimizer = gpu().optimizer(Options::new()).unwrap();
     let error = optimizer.add_group(model.groups[0]).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::StateFormat { reason: "it is a test", .. }), "{error}");
     optimizer.add_group(rule).unwrap();

@@ -18,7 +18,7 @@ struct One {
 impl One {
     fn new(control: DeviceControl, hyperparameters: impl Into<Hyperparameters>, values: &[f32]) -> Self {
         let options = Options::new().with_control(Control::Device(control));
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
+        let mut optimizer = gpu().optimizer(options).unwrap();
         let group = optimizer.add_group(hyperparameters.into()).unwrap();
         let bytes = 4 * values.len() as u64;
         let buffer = gpu().buffer(2 * bytes);
@@ -70,7 +70,7 @@ fn a_loss_scale_stays_where_its_reciprocal_is_normal() {
     for scale in [2_f64.powi(127), 2_f64.powi(-127), f64::INFINITY, 0.0, -1.0] {
         let control = DeviceControl::new().with_loss_scale(LossScale::Constant(scale));
         let options = Options::new().with_control(Control::Device(control));
-        let error = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap_err();
+        let error = gpu().optimizer(options).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::OutOfRange(of) if of.name == "loss_scale"), "{error}");
     }
     let (initial, most) = (2_f32.powi(124), 2_f32.powi(126));

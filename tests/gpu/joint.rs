@@ -238,7 +238,7 @@ fn optimizers_that_cannot_take_part_are_named_and_nothing_is_recorded() {
     let mut first = Engine::new(gpu(), &model, Layout::TwoPools(16));
     let other_gpu = gpu().sibling();
     let refused = |first: &mut Engine<'_>, gpu: &Gpu, options: Options, step: Step<'_>| {
-        let mut other = Optimizer::new(&gpu.device, &gpu.queue, options.with_label("second")).unwrap();
+        let mut other = gpu.optimizer(options.with_label("second")).unwrap();
         let error =
             JointStep::new(&mut first.optimizer, Step::all()).with(&mut other, step).submit().unwrap_err();
         assert!(error.to_string().contains("optimizer \"second\" of the joint step"), "{error}");

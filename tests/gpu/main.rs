@@ -8,6 +8,7 @@ mod custom_rules;
 mod diagnostics;
 mod extremes;
 mod joint;
+mod kernels;
 mod laws;
 mod limits;
 mod mixed_rules;

@@ -2,9 +2,8 @@
 
 use adamod::reference::Reference;
 use adamod::{
-    AdaMod, DType, ErrorKind, Group, Hyperparameters, MasterWeights, Optimizer, Options, Parameter,
-    Precision, Role, Rule, RuleKind, Sgd, StateFormat, Step, Update, View, ViewError, Views, WeightDecay,
-    Workgroups,
+    AdaMod, DType, ErrorKind, Group, Hyperparameters, MasterWeights, Options, Parameter, Precision, Role,
+    Rule, RuleKind, Sgd, StateFormat, Step, Update, View, ViewError, Views, WeightDecay, Workgroups,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -373,7 +372,7 @@ fn values_and_state_can_be_written_and_read_exactly() {
 
 #[test]
 fn what_16_bit_views_must_not_do_is_refused_by_name() {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut optimizer = gpu().optimizer(Options::new()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     let (values, gradients) = (gpu().buffer(64), gpu().buffer(64));
     let view = |buffer, offset, dtype| View::new(buffer, offset).with_dtype(dtype);
@@ -428,7 +427,7 @@ fn what_16_bit_views_must_not_do_is_refused_by_name() {
 
 #[test]
 fn small_tensors_keep_f32_state_and_a_parameter_may_choose() {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut optimizer = gpu().optimizer(Options::new()).unwrap();
     let group = Group::new(AdaMod::new()).with_precision(Precision::new(StateFormat::Q8));
     let group = optimizer.add_group(group).unwrap();
     let (values, gradients) = (gpu().buffer(1 << 20), gpu().buffer(1 << 20));
@@ -496,7 +495,7 @@ fn values_of_tensors_that_move_are_read_and_written_where_they_lie() {
         let at = |buffer, offset| View::new(buffer, offset).with_dtype(kind.values);
         let views = |values| Views::new(values, View::new(&gradients, 0).with_dtype(DType::F32));
         let add = |views: Option<Views<'_>>| {
-            let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options()).unwrap();
+            let mut optimizer = gpu().optimizer(options()).unwrap();
             let group = Group::new(AdaMod::new()).with_precision(kind.precision());
             let group = optimizer.add_group(group).unwrap();
             let mut parameter = Parameter::new("wte", LEN).with_dtype(kind.values);

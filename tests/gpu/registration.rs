@@ -9,7 +9,7 @@ use adamod::{
 use crate::common::{Engine, Gpu, Layout, Model, all, gpu};
 
 fn optimizer() -> (Optimizer, GroupId) {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut optimizer = gpu().optimizer(Options::new()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     (optimizer, group)
 }
@@ -265,7 +265,7 @@ fn reading_values_needs_a_buffer_that_can_be_copied() {
 #[test]
 fn devices_below_the_limits_are_refused() {
     let small = Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..limits });
-    let error = Optimizer::new(&small.device, &small.queue, Options::new()).unwrap_err();
+    let error = small.optimizer(Options::new()).unwrap_err();
     let ErrorKind::Limit { limit, found: 4, expected: 8 } = error.kind() else { panic!("{error}") };
     assert_eq!(*limit, "max_storage_buffers_per_shader_stage");
 }

@@ -42,7 +42,7 @@ fn optimizers() -> Vec<(Optimizer, GroupId)> {
     for control in [Control::Host, Control::Device(DeviceControl::new())] {
         for state in StateFormat::ALL {
             let options = Options::new().with_control(control);
-            let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
+            let mut optimizer = gpu().optimizer(options).unwrap();
             let group = Group::new(AdaMod::new()).with_precision(precision(state));
             let group = optimizer.add_group(group).unwrap();
             all.push((optimizer, group));
@@ -171,7 +171,7 @@ fn groups_are_removed_once_they_are_empty() {
     // A checkpoint knows the groups that are left, and fits an optimizer that never had another one.
     optimizer.submit(&Step::all()).unwrap();
     let checkpoint = optimizer.checkpoint().wait().unwrap();
-    let mut fresh = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut fresh = gpu().optimizer(Options::new()).unwrap();
     let group = fresh.add_group(AdaMod::new()).unwrap();
     let restored = fresh.add_parameter(group, pools.parameter("q", 10, 1)).unwrap();
     fresh.restore(&checkpoint).unwrap();

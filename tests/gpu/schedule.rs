@@ -1,8 +1,8 @@
 //! Schedules that go by the steps that the device has taken.
 
 use adamod::{
-    AdaMod, Control, DeviceControl, ErrorKind, Hyperparameters, Optimizer, Options, Step, WeightDecay,
-    Workgroups, schedule,
+    AdaMod, Control, DeviceControl, ErrorKind, Hyperparameters, Options, Step, WeightDecay, Workgroups,
+    schedule,
 };
 
 use crate::common::{Engine, Layout, Model, Tolerance, all, gpu, rules, to_f64};
@@ -106,6 +106,6 @@ fn factors_out_of_range_are_refused_and_the_schedule_stays() {
     assert!(matches!(error.kind(), ErrorKind::Schedule { found: 0, .. }), "{error}");
     engine.step(&all(&gradients));
     assert_eq!(engine.values(0), before);
-    let mut host = Optimizer::new(&gpu().device, &gpu().queue, Options::new()).unwrap();
+    let mut host = gpu().optimizer(Options::new()).unwrap();
     assert!(matches!(host.set_schedule(&[1.0]).unwrap_err().kind(), ErrorKind::NoControl));
 }

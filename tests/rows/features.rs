@@ -34,7 +34,7 @@ struct Pair {
 impl Pair {
     fn new(options: Options, hyperparameters: Hyperparameters, kind: Kind) -> Self {
         let seed = options.seed;
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
+        let mut optimizer = gpu().optimizer(options).unwrap();
         let group = Group::new(hyperparameters).with_precision(kind.precision());
         let group = optimizer.add_group(group).unwrap();
         let mut twin = Reference::new();
@@ -381,7 +381,7 @@ fn histograms_count_what_steps() {
 
 #[test]
 fn factors_out_of_range_are_refused_and_the_old_ones_stay() {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options()).unwrap();
+    let mut optimizer = gpu().optimizer(options()).unwrap();
     let group = optimizer.add_group(Hyperparameters::from(Sgd::new()).with_learning_rate(1.0)).unwrap();
     let (values, gradients) = (gpu().buffer(64), gpu().buffer(64));
     write(&gradients, DType::F32, &[1.0; 16]);
@@ -423,7 +423,7 @@ fn factors_out_of_range_are_refused_and_the_old_ones_stay() {
 
 #[test]
 fn masks_that_cannot_be_read_are_refused() {
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options()).unwrap();
+    let mut optimizer = gpu().optimizer(options()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     let (values, gradients, mask) = (gpu().buffer(8192), gpu().buffer(8192), gpu().buffer(8));
     let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
@@ -469,7 +469,7 @@ fn a_mask_in_a_large_pool_is_bound_by_its_part() {
             (0..rows.div_ceil(32) as u32).map(|word| word.wrapping_mul(0x9e37_79b9) ^ 5).collect();
         small.queue.write_buffer(&pool, place, bytemuck::cast_slice(&bits));
         small.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&vec![1.0_f32; LEN as usize]));
-        let mut optimizer = Optimizer::new(&small.device, &small.queue, options()).unwrap();
+        let mut optimizer = small.optimizer(options()).unwrap();
         let group = optimizer.add_group(Hyperparameters::from(Sgd::new()).with_learning_rate(1.0)).unwrap();
         let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
         let views = views.with_row_mask(RowMask::new(View::new(&pool, place), row_len));
@@ -491,7 +491,7 @@ fn a_mask_in_a_large_pool_is_bound_by_its_part() {
 fn masks_share_bytes_with_masks_only() {
     let buffers = [(); 5].map(|()| gpu().buffer(4096));
     let [values, gradients, mask, other_values, other_gradients] = &buffers;
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options()).unwrap();
+    let mut optimizer = gpu().optimizer(options()).unwrap();
     let group = optimizer.add_group(AdaMod::new()).unwrap();
     let at = |mask, place| RowMask::new(View::new(mask, place), 1);
     let views = Views::new(View::new(values, 0), View::new(gradients, 0)).with_row_mask(at(mask, 64));
@@ -545,7 +545,7 @@ fn more_storage_buffers_than_the_device_binds_are_refused() {
     for has_histograms in [false, true] {
         let diagnostics = if has_histograms { Diagnostics::RateHistograms } else { Diagnostics::Off };
         let options = options().with_diagnostics(diagnostics);
-        let mut optimizer = Optimizer::new(&small.device, &small.queue, options).unwrap();
+        let mut optimizer = small.optimizer(options).unwrap();
         let group = optimizer.add_group(AdaMod::new()).unwrap();
         let parameter = |views| Parameter::new("rows", 100).with_views(views);
         let more = u64::from(has_histograms);

@@ -30,7 +30,7 @@ impl Engine {
         kind: Kind,
         values: &[f32],
     ) -> Self {
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options).unwrap();
+        let mut optimizer = gpu().optimizer(options).unwrap();
         let group = Group::new(hyperparameters).with_precision(kind.precision());
         let group = optimizer.add_group(group).unwrap();
         let buffers = (numbers(kind.values, values.len()), numbers(kind.gradients, values.len()));
@@ -437,7 +437,7 @@ fn neighbours_stay_and_memory_is_given_back() {
         let pools = [gpu().buffer(1 << 17), gpu().buffer(1 << 17)];
         let numbers = random(1, 1 << 15);
         write(&pools[1], DType::F32, &numbers);
-        let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options(Control::Host)).unwrap();
+        let mut optimizer = gpu().optimizer(options(Control::Host)).unwrap();
         let group = Group::new(adamod()).with_precision(precision(state));
         let group = optimizer.add_group(group).unwrap();
         let add = |optimizer: &mut Optimizer, label: &str, place: u64, len: u64| {
@@ -481,7 +481,7 @@ fn state_in_several_buffers_moves_too() {
         let len = if state == StateFormat::F32 { 59 * 300 } else { 59 * 1000 };
         let (values, gradients) = (small.buffer(4 * len), small.buffer(4 * len));
         small.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&random(3, len as usize)));
-        let mut optimizer = Optimizer::new(&small.device, &small.queue, options(Control::Host)).unwrap();
+        let mut optimizer = small.optimizer(options(Control::Host)).unwrap();
         let group = Group::new(adamod()).with_precision(precision(state));
         let group = optimizer.add_group(group).unwrap();
         let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
@@ -526,7 +526,7 @@ fn rows_that_no_binding_can_hold_are_refused() {
     const LEN: u64 = 16_000;
     let [values, gradients, source] = [(); 3].map(|()| small.buffer(4 * LEN));
     small.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&random(3, LEN as usize)));
-    let mut optimizer = Optimizer::new(&small.device, &small.queue, options(Control::Host)).unwrap();
+    let mut optimizer = small.optimizer(options(Control::Host)).unwrap();
     let group = optimizer.add_group(adamod()).unwrap();
     let views = Views::new(View::new(&values, 0), View::new(&gradients, 0));
     let id = optimizer.add_parameter(group, Parameter::new("rows", LEN).with_views(views)).unwrap();
@@ -575,7 +575,7 @@ fn what_has_no_state_only_changes_its_length() {
 fn refused_remaps_change_nothing() {
     let (values, gradients, source) = (gpu().buffer(4 * 600), gpu().buffer(4 * 600), gpu().buffer(64));
     write(&gradients, DType::F32, &random(1, 600));
-    let mut optimizer = Optimizer::new(&gpu().device, &gpu().queue, options(Control::Host)).unwrap();
+    let mut optimizer = gpu().optimizer(options(Control::Host)).unwrap();
     let group = optimizer.add_group(adamod()).unwrap();
     let place = |offset| Views::new(View::new(&values, offset), View::new(&gradients, offset));
     let id = optimizer.add_parameter(group, Parameter::new("rows", 300).with_views(place(0))).unwrap();
@@ -737,7 +737,7 @@ fn soak(count: u64) {
     let (values, gradients) = (gpu.buffer(3 * pool), gpu.buffer(3 * pool));
     gpu.queue.write_buffer(&gradients, 0, bytemuck::cast_slice(&random(3, 3 * 59 * most_rows as usize)));
     let source = gpu.buffer(4 * most_rows);
-    let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, options(Control::Host)).unwrap();
+    let mut optimizer = gpu.optimizer(options(Control::Host)).unwrap();
     let mut ids = Vec::new();
     for (place, state) in (0..).zip(StateFormat::ALL) {
         let group = optimizer.add_group(Group::new(adamod()).with_precision(precision(state))).unwrap();

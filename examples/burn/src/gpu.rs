@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use adamod::Kernels;
 use burn::backend::DispatchDevice;
 use burn::backend::wgpu::wgpu;
 use burn::tensor::wgpu::{WgpuInitError, WgpuSetup};
@@ -19,6 +20,8 @@ pub struct Gpu {
     pub(crate) cube: cubecl::Device,
     pub(crate) wgpu: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
+    /// Those of all optimizers of this device.
+    pub(crate) kernels: Kernels,
 }
 
 impl Gpu {
@@ -58,7 +61,7 @@ impl Gpu {
             return Err(Error::Burn { what: format!("{device:?} is not a device of Burn's wgpu backend") });
         };
         let cube = cube.clone();
-        Ok(Self { cube, wgpu: setup.device, queue: setup.queue, device })
+        Ok(Self { cube, wgpu: setup.device, queue: setup.queue, kernels: Kernels::new(), device })
     }
 
     /// Burn's device without autodiff. Train on `gpu.device().autodiff()`.

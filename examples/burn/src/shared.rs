@@ -43,7 +43,7 @@ impl Shared {
         if options.zero_gradients {
             return Err(Error::ZeroedGradients);
         }
-        let core = Optimizer::new(&gpu.wgpu, &gpu.queue, options)?;
+        let core = Optimizer::with_kernels(&gpu.wgpu, &gpu.queue, options, &gpu.kernels)?;
         Ok(Self {
             gpu: gpu.clone(),
             core: Mutex::new(core),

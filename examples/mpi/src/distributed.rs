@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use adamod::low_level::abi::ControlHead;
 use adamod::{
-    Control, DType, Group, GroupId, Hyperparameters, LossScale, NonFinite, Optimizer, Options, Parameter,
-    ParameterId, Shard, Step, View, Views, wgpu,
+    Control, DType, Group, GroupId, Hyperparameters, Kernels, LossScale, NonFinite, Optimizer, Options,
+    Parameter, ParameterId, Shard, Step, View, Views, wgpu,
 };
 
 use crate::agreement::{Description, hash_of};
@@ -22,6 +22,7 @@ pub struct Builder {
     ranks: Ranks,
     settings: Settings,
     options: Options,
+    kernels: Kernels,
     groups: Vec<Group>,
     tensors: Vec<Tensor>,
     labels: HashSet<String>,
@@ -31,7 +32,12 @@ impl Builder {
     /// No groups and parameters. `options` are those of each rank's [`Optimizer`].
     pub fn new(ranks: &Ranks, settings: Settings, options: Options) -> Self {
         let (ranks, groups, tensors, labels) = (ranks.clone(), Vec::new(), Vec::new(), HashSet::new());
-        Self { ranks, settings, options, groups, tensors, labels }
+        Self { ranks, settings, options, kernels: Kernels::new(), groups, tensors, labels }
+    }
+
+    /// Shares compiled kernels with other optimizers of this rank.
+    pub fn with_kernels(self, kernels: &Kernels) -> Self {
+        Self { kernels: kernels.clone(), ..self }
     }
 
     /// Adds a group, and returns its number.
@@ -104,7 +110,7 @@ impl Builder {
     }
 
     fn build_with(self, device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Distributed, Error> {
-        let Self { ranks, settings, options, groups, tensors, .. } = self;
+        let Self { ranks, settings, options, kernels, groups, tensors, .. } = self;
         ranks.allow(settings.save_limit);
         let (mode, rank) = (settings.mode, ranks.rank());
         let sizes: Vec<_> =
@@ -128,7 +134,7 @@ impl Builder {
         }
         let staging_bytes = buckets.iter().map(Bucket::staging_bytes).max().unwrap_or(0);
         let control = options.control;
-        let mut optimizer = Optimizer::new(device, queue, options)?;
+        let mut optimizer = Optimizer::with_kernels(device, queue, options, &kernels)?;
         let group_ids =
             groups.iter().map(|&group| optimizer.add_group(group)).collect::<Result<Vec<_>, _>>()?;
         let mut places: Vec<Option<Place>> = vec![None; tensors.len()];

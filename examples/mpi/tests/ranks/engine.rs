@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adamod::{
-    AdaMod, Control, DType, DeviceControl, Group, Hyperparameters, LossScale, MasterWeights, Optimizer,
-    Options, Parameter, Precision, Rule, Sgd, State, StateFormat, Step, View, Views, WeightDecay, wgpu,
+    AdaMod, Control, DType, DeviceControl, Group, Hyperparameters, Kernels, LossScale, MasterWeights,
+    Optimizer, Options, Parameter, Precision, Rule, Sgd, State, StateFormat, Step, View, Views, WeightDecay,
+    wgpu,
 };
 use adamod_mpi::{Builder, Distributed, Error, Mode, Ranks, Settings};
 
@@ -26,6 +27,7 @@ pub fn rank<E: std::fmt::Display>(limit: Duration, work: impl FnOnce(&Ranks) -> 
 pub struct Gpu {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
+    kernels: Kernels,
 }
 
 impl Gpu {
@@ -39,7 +41,7 @@ impl Gpu {
         let limits = wgpu::Limits { max_buffer_size: bytes, ..Default::default() };
         let described = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&described)).expect("a device");
-        Self { device, queue }
+        Self { device, queue, kernels: Kernels::new() }
     }
 
     pub fn buffer(&self, bytes: u64) -> wgpu::Buffer {
@@ -256,7 +258,7 @@ impl Pools {
         options: Options,
         groups: [Group; 2],
     ) -> Builder {
-        let mut builder = Builder::new(ranks, settings, options);
+        let mut builder = Builder::new(ranks, settings, options).with_kernels(&self.gpu.kernels);
         let groups = groups.map(|group| builder.add_group(group));
         for tensor in 0..self.setup.lengths.len() {
             builder.add_parameter(groups[group_of(tensor)], self.parameter(&label(tensor), tensor)).unwrap();
@@ -274,7 +276,8 @@ impl Pools {
 
     /// One optimizer with all tensors.
     pub fn single(&self) -> Optimizer {
-        let mut optimizer = Optimizer::new(&self.gpu.device, &self.gpu.queue, self.setup.options()).unwrap();
+        let Gpu { device, queue, kernels } = &self.gpu;
+        let mut optimizer = Optimizer::with_kernels(device, queue, self.setup.options(), kernels).unwrap();
         let groups = self.setup.groups().map(|group| optimizer.add_group(group).unwrap());
         for tensor in 0..self.setup.lengths.len() {
             let label = label(tensor);

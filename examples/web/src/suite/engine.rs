@@ -81,7 +81,7 @@ impl Engine {
         workgroups: Workgroups,
     ) -> Result<Self, Box<dyn Error>> {
         let options = Options::new().with_control(control).with_seed(SEED).with_workgroups(workgroups);
-        let mut optimizer = Optimizer::new(&gpu.device, &gpu.queue, options)?;
+        let mut optimizer = Optimizer::with_kernels(&gpu.device, &gpu.queue, options, &gpu.kernels)?;
         let mut reference = Reference::new();
         let mut sizes = [0_u64; 2];
         let mut place = |pool: usize, dtype: DType, len: usize| {
