@@ -1,12 +1,12 @@
 // 8-bit state on a software adapter: a lane works on a whole quant block. Lanes that wait for each other cost half of the time there, since
-// all values that live across a barrier go through memory. A launch may have tensors with other formats of state, too.
+// all values that live across a barrier go through memory. All tensors of a launch have one format.
 
 const LANE_QUADS = BLOCK_QUADS;
 
 // Both sides of a branch cost their time.
 const SKIPS_RARE_PATHS = false;
 
-// Two quads that have been stepped; their state is not stored yet, unless it has more than 8 bits.
+// Two quads that have been stepped; their state is not stored yet.
 struct SteppedPair {
     at: Place,
     pair: u32,
@@ -22,7 +22,6 @@ fn step_pair(
     general: General,
     segment: Segment,
     chunk: Chunk,
-    format: u32,
     scales: u32,
     index: u32,
 ) -> SteppedPair {
@@ -38,14 +37,9 @@ fn step_pair(
     let at_b = place(segment, chunk, 2u * pair + u32(has_second), is_extra || !has_second);
     var a = load_quad(at_a);
     var b = load_quad(at_b);
-    if state_format(format) == STATE_Q8 {
-        let old = decode_all(load_codes(at_a, pair, has_second), scales);
-        a.elements.state = State(old[0].a, old[1].a, old[2].a);
-        b.elements.state = State(old[0].b, old[1].b, old[2].b);
-    } else {
-        a.elements.state = load_state(at_a);
-        b.elements.state = load_state(at_b);
-    }
+    let old = decode_all(load_codes(at_a, pair, has_second), scales);
+    a.elements.state = State(old[0].a, old[1].a, old[2].a);
+    b.elements.state = State(old[0].b, old[1].b, old[2].b);
     let a_stepped = step_quad(c, general, a);
     let b_stepped = step_quad(c, general, b);
     var stepped: SteppedPair;
@@ -61,21 +55,13 @@ fn step_pair(
         // The loaded quads have been stepped already. Zeros do not change a scale.
         stepped.after = Pairs();
     }
-    if needs_random(format) {
-        let seed = seed_of(at_a.key, c.step, at_a.quad_of_tensor);
-        stepped.a = random_of(seed);
-        stepped.b = random_of(seed + vec4(PCG_FACTOR, 0u, 0u, 0u));
-    }
+    let seed = seed_of(at_a.key, c.step, at_a.quad_of_tensor);
+    stepped.a = random_of(seed);
+    stepped.b = random_of(seed + vec4(PCG_FACTOR, 0u, 0u, 0u));
     if WHOLE || !at_a.is_extra {
-        if state_format(format) != STATE_Q8 {
-            store_state(at_a, a_stepped.state, stepped.a);
-        }
         store_quad(a, a_stepped, stepped.a);
     }
     if WHOLE || !at_b.is_extra {
-        if state_format(format) != STATE_Q8 {
-            store_state(at_b, b_stepped.state, stepped.b);
-        }
         store_quad(b, b_stepped, stepped.b);
     }
     return stepped;
@@ -117,17 +103,11 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
     }
     let at = place(segment, chunk, block * BLOCK_QUADS, false);
     let scale_start = start_of_state(at, STATES);
-    var scales = 0u;
-    if state_format(format) == STATE_Q8 {
-        scales = state_1(scale_start, block);
-    }
-    let p = step_pair(c, general, segment, chunk, format, scales, 4u * block);
-    let q = step_pair(c, general, segment, chunk, format, scales, 4u * block + 1u);
-    let r = step_pair(c, general, segment, chunk, format, scales, 4u * block + 2u);
-    let s = step_pair(c, general, segment, chunk, format, scales, 4u * block + 3u);
-    if state_format(format) != STATE_Q8 {
-        return;
-    }
+    let scales = state_1(scale_start, block);
+    let p = step_pair(c, general, segment, chunk, scales, 4u * block);
+    let q = step_pair(c, general, segment, chunk, scales, 4u * block + 1u);
+    let r = step_pair(c, general, segment, chunk, scales, 4u * block + 2u);
+    let s = step_pair(c, general, segment, chunk, scales, 4u * block + 3u);
     var word = 0u;
     if STATES > 0u {
         let scale = scale_of(0u, SIGN_0, scales, p, q, r, s);

@@ -10,7 +10,7 @@ use crate::options::Diagnostics;
 use crate::rules::update_rule::MAX_COEFFICIENTS;
 use crate::rules::{RuleForm, RuleKind};
 use crate::storage::block::{CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess};
-use crate::storage::state::{MAX_STATES, Sign};
+use crate::storage::state::{Format, MAX_STATES, Sign, StateFormat};
 
 /// How a launch reads and writes parameters and gradients, four elements at a time. Depends on how they lie in their buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,7 +104,7 @@ pub enum Quantized {
     Off,
     /// Some tensors have it. Four threads share a quant block, as suits a GPU.
     Shared,
-    /// Some tensors have it. A thread has a quant block of its own, as suits a CPU.
+    /// All tensors have it, and one format. A thread has a quant block of its own, as suits a CPU.
     Whole,
 }
 
@@ -112,6 +112,12 @@ impl Quantized {
     /// The kind for workgroups of `lanes` threads.
     pub const fn for_lanes(lanes: u32) -> Self {
         if lanes * Self::Shared.lane_elements() >= CHUNK_ELEMENTS { Self::Shared } else { Self::Whole }
+    }
+
+    /// What keeps a tensor apart from tensors of other formats. A thread with a quant block of its own has the code for eight quads, and
+    /// that for every format of each is more than compilers of software adapters take in good time.
+    pub fn format_apart(self, format: Format) -> Option<u32> {
+        (self == Self::Whole && format.state == StateFormat::Q8).then(|| format.bits())
     }
 
     /// Elements that a thread works on at a time.

@@ -297,7 +297,7 @@ impl Plan {
     /// Plans a step over `tensors`. `sizes` are the bytes of the buffers that their locations name.
     pub fn new(tensors: &[Tensor<'_>], sizes: &[u64], zeroes_gradients: bool, limits: &PlanLimits) -> Self {
         let mut plan = Self::default();
-        for mut group in groups(tensors) {
+        for mut group in groups(tensors, limits) {
             let everything = group
                 .iter()
                 .map(|piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits))
@@ -539,7 +539,8 @@ impl Plan {
 }
 
 /// Pieces that may share a launch, in order of first appearance: same buffers, state buffer, rule and states.
-fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
+fn groups(tensors: &[Tensor<'_>], limits: &PlanLimits) -> Vec<Vec<Piece>> {
+    let quantized = Quantized::for_lanes(limits.lanes);
     let mut index = HashMap::new();
     let mut groups: Vec<Vec<Piece>> = Vec::new();
     // Tensors of one pool often follow each other, so look at the last group first.
@@ -548,7 +549,8 @@ fn groups(tensors: &[Tensor<'_>]) -> Vec<Vec<Piece>> {
         for extent in tensor.extents {
             let shadow = tensor.shadow.map(|shadow| shadow.buffer);
             let buffers = (tensor.values.buffer, tensor.gradients.buffer, shadow, extent.buffer);
-            let key = (buffers, tensor.form, tensor.rows());
+            let format = quantized.format_apart(tensor.format());
+            let key = (buffers, tensor.form, tensor.rows(), format);
             let group = match recent {
                 Some((recent, group)) if recent == key => group,
                 _ => *index.entry(key).or_insert_with(|| {

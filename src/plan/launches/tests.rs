@@ -164,6 +164,7 @@ proptest! {
                     !launch.is_whole || elements.is_multiple_of(launch.quantized.lane_elements().into())
                 );
                 prop_assert!(tensor.layout.state != StateFormat::Q8 || launch.quantized == Quantized::for_lanes(lanes));
+                prop_assert!(launch.quantized != Quantized::Whole || launch.format.is_some());
                 let shadow = launch.shadow.as_ref().zip(tensor.shadow);
                 prop_assert_eq!(shadow.is_some(), tensor.shadow.is_some());
                 for (window, start, view, is_in_words) in [
