@@ -9,11 +9,13 @@ mod clock;
 mod colors;
 mod engine;
 mod error;
+mod fill;
 mod kernels;
 mod mode;
 mod models;
 mod plot;
 mod report;
+mod resources;
 mod statistics;
 mod suites;
 
@@ -30,6 +32,7 @@ use crate::output::{Argument, Output};
 use clock::{Counted, Effort, Machine, Timing, Work};
 use engine::Engine;
 use error::BenchError;
+use fill::Filler;
 use kernels::{Copy, Stream};
 use report::{Measurement, Report, Series};
 use statistics::Summary;
@@ -100,7 +103,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut outputs = Output::open_all(&[], &files)?.into_iter();
     let plot_file = plot_file.and_then(|_| outputs.next());
     let mut json_file = json_file.and_then(|_| outputs.next());
-    let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY)?;
+    let (adapter, device, queue) =
+        arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY, |limits| limits)?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
     let sizes = Sizes {
         most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(&machine, quick)),
@@ -224,11 +228,12 @@ fn machine(
         None if has_timestamps => Timing::Timestamps,
         None => Timing::Wall,
     };
-    let mut machine = Machine { device, queue, info, timing, flush: None };
+    let filler = Filler::new(&device, &queue);
+    let mut machine = Machine { device, queue, info, timing, filler, flush: None };
     // A software adapter has the CPU's caches. Filling them would take longer than the measured steps.
     if !machine.is_cpu() {
         let flush = machine
-            .catch("flushing the caches", || Ok(Copy::new(&machine.device, &machine.queue, FLUSH_BYTES)))?;
+            .catch("flushing the caches", || Ok(Copy::new(&machine.device, &machine.filler, FLUSH_BYTES)))?;
         machine.flush = Some(flush);
     }
     Ok(machine)
@@ -254,7 +259,7 @@ fn ends_roofline(error: &BenchError, suite: Suite, arguments: &Arguments, result
 
 /// Measures and verifies the variants of a group.
 fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measurement>, BenchError> {
-    let Machine { device, queue, .. } = machine;
+    let Machine { device, filler, .. } = machine;
     let suite = group.suite.name();
     let elements = group.parameters();
     let mode = group.variants[0].mode;
@@ -267,8 +272,8 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let name = |case: &str| format!("{suite}, {case}");
 
     let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {
-        let copy = Counted { kernel: Copy::new(device, queue, ceiling_bytes.next_multiple_of(8)), runs: 0 };
-        let stream = Counted { kernel: Stream::new(device, queue, stream_elements, states), runs: 0 };
+        let copy = Counted { kernel: Copy::new(device, filler, ceiling_bytes.next_multiple_of(8)), runs: 0 };
+        let stream = Counted { kernel: Stream::new(device, filler, stream_elements, states), runs: 0 };
         let engines = group
             .variants
             .iter()
@@ -338,10 +343,10 @@ fn samples(machine: &Machine, buffer: &wgpu::Buffer) -> Result<Vec<(u64, Vec<u32
 }
 
 fn verify_copy(machine: &Machine, copy: &Counted<Copy>) -> Result<(), String> {
-    for buffer in copy.kernel.destinations() {
+    for (destination, buffer) in copy.kernel.destinations().iter().enumerate() {
         for (start, words) in samples(machine, buffer)? {
             for (element, got) in (start..).zip(words) {
-                let expected = Copy::content(element);
+                let expected = Copy::content(destination, element);
                 if got != expected {
                     return Err(format!("element {element} is {got:#x}, expected {expected:#x}"));
                 }

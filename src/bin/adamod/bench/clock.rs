@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::error::BenchError;
+use super::fill::Filler;
 use super::kernels::{Copy, Stream};
 
 /// The source of times.
@@ -21,6 +22,8 @@ pub struct Machine {
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
     pub timing: Timing,
+    /// Fills buffers.
+    pub filler: Filler,
     /// Fills the caches with other data before every work, so that each work reads its data from memory.
     pub flush: Option<Copy>,
 }
