@@ -132,6 +132,32 @@ fn many_tensors_and_moving_ones_are_verified() {
 }
 
 #[test]
+fn tensors_beyond_a_buffer_lie_in_several_and_are_verified() {
+    let sizes = ["--max-elements", "50000", "--max-buffer-bytes", "65536", "--rounds", "2"];
+    let report = report(&[&["--suite", "roofline", "--suite", "large"], &sizes[..]].concat());
+    assert_consistent(&report);
+    let tensors: Vec<_> = report["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| {
+            (result["mode"].as_str().unwrap(), number(result, "parameters"), number(result, "tensors"))
+        })
+        .filter(|&(_, parameters, _)| parameters > 10_000.0)
+        .collect();
+    // 16,384 elements of f32, or 32,768 of bf16, fit into a buffer.
+    let expected = [
+        ("adamod-f32", 16_384.0, 1.0),
+        ("adamod-f32", 32_768.0, 2.0),
+        ("adamod-f32", 50_000.0, 4.0),
+        ("sgd-q8+bf16", 50_000.0, 2.0),
+        ("adamod-f32", 50_000.0, 4.0),
+    ];
+    assert_eq!(tensors, expected);
+    assert_eq!(report["left_out"], Value::Array(Vec::new()));
+}
+
+#[test]
 fn the_wall_clock_serves_where_there_are_no_timestamps() {
     let arguments = ["--suite", "roofline", "--max-elements", "1024", "--rounds", "2", "--timing", "wall"];
     let report = report(&arguments);

@@ -19,6 +19,7 @@ mod resources;
 mod statistics;
 mod suites;
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,10 +47,13 @@ pub struct Arguments {
     /// What to measure; repeatable [default: a quick selection of all suites].
     #[arg(long = "suite", value_enum, value_name = "NAME")]
     suites: Vec<Suite>,
-    /// Largest case of `roofline` and `modes`, in elements [default: 2^23 on a software adapter; on a GPU 2^26 for `modes`, and as
-    /// many as it holds for `roofline`].
+    /// Largest case of `roofline`, `modes` and `large`, in elements [default: 2^23 on a software adapter; on a GPU 2^26 for `modes`, more
+    /// than 2^31 for `large`, and as many as it holds for `roofline`].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
     max_elements: Option<u64>,
+    /// Buffers have at most so many bytes; a larger tensor is cut into several [default: the device's limit].
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(LEAST_BUFFER_BYTES..))]
+    max_buffer_bytes: Option<u64>,
     /// Measure models at their own width on a software adapter, too.
     #[arg(long)]
     full: bool,
@@ -84,6 +88,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
 /// More than any current device holds: a terabyte for AdaMod.
 const MOST_ELEMENTS: u64 = 1 << 36;
 
+/// Room for the tables of a few tensors.
+const LEAST_BUFFER_BYTES: u64 = 1 << 16;
+
 /// The most bytes that the copy and the stream kernel move in a pass. Their speed no longer grows there, and the step needs the rest of
 /// the memory.
 const CEILING_BYTES: u64 = 4 << 30;
@@ -103,11 +110,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut outputs = Output::open_all(&[], &files)?.into_iter();
     let plot_file = plot_file.and_then(|_| outputs.next());
     let mut json_file = json_file.and_then(|_| outputs.next());
-    let (adapter, device, queue) =
-        arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY, |limits| limits)?;
+    let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY, |limits| {
+        let most = arguments.max_buffer_bytes.unwrap_or(u64::MAX);
+        wgpu::Limits {
+            max_buffer_size: limits.max_buffer_size.min(most),
+            max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size.min(most),
+            ..limits
+        }
+    })?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
     let sizes = Sizes {
         most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(&machine, quick)),
+        most_buffer_bytes: machine.device.limits().max_buffer_size,
         quick,
         full: arguments.full,
         is_cpu: machine.is_cpu(),
@@ -116,7 +130,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         rounds: arguments.rounds,
         time: arguments.seconds.unwrap_or(Duration::from_millis(if quick { 400 } else { 1_000 })),
     };
-    let groups: Vec<Group> = Suite::ALL
+    let mut groups: VecDeque<Group> = Suite::ALL
         .into_iter()
         .filter(|suite| quick || arguments.suites.contains(suite))
         .flat_map(|suite| suites::groups(suite, sizes))
@@ -128,31 +142,42 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         progress.set_style(style);
     }
     let mut report = report_of(&machine);
-    let mut roofline_ended_at = None;
+    let mut is_roofline_ending = false;
     let mut failed = None;
-    for group in &groups {
+    while let Some(group) = groups.pop_front() {
         progress.inc(1);
-        if group.suite == Suite::Roofline && roofline_ended_at.is_some() {
-            continue;
-        }
         progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
-        match measure(&machine, group, effort) {
+        let is_roofline = group.suite == Suite::Roofline;
+        match measure(&machine, &group, effort) {
             Ok(measurements) => {
                 report.results.extend(measurements);
-                // A long run may be killed.
-                if let Some(file) = &mut json_file {
-                    file.write_so_far(&json(&report)?)?;
+                if is_roofline && is_roofline_ending {
+                    groups.retain(|group| group.suite != Suite::Roofline);
                 }
             }
-            // Sizes increase, so the previous one is the largest that the device holds.
-            Err(error) if ends_roofline(&error, group.suite, arguments, &report.results) => {
-                roofline_ended_at = Some(group.variants[0].case.clone());
+            Err(error) if is_left_out(&error, group.suite, arguments, &report.results) => {
+                let (suite, case) = (group.suite.name(), &group.variants[0].case);
+                report
+                    .left_out
+                    .push(format!("{suite}: {case} does not fit on the device: {}", error.reason()));
+                // Sizes increase, so no later one fits.
+                if is_roofline && !is_roofline_ending {
+                    is_roofline_ending = true;
+                    groups.retain(|group| group.suite != Suite::Roofline);
+                    for elements in suites::sizes_below(group.parameters()).into_iter().rev() {
+                        groups.push_front(suites::roofline(elements, sizes.most_buffer_bytes));
+                    }
+                }
             }
             // The results so far are still reported.
             Err(error) => {
                 failed = Some(error);
                 break;
             }
+        }
+        // A long run may be killed.
+        if let Some(file) = &mut json_file {
+            file.write_so_far(&json(&report)?)?;
         }
     }
     progress.finish_and_clear();
@@ -161,8 +186,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     {
         return Err(error.into());
     }
-    if let Some(case) = roofline_ended_at {
-        note(format_args!("roofline ends below {case}, which does not fit on the device"));
+    for sentence in &report.left_out {
+        note(format_args!("{sentence}"));
     }
 
     // A failure to print is returned after the files are written, so no measurement is lost.
@@ -191,6 +216,7 @@ fn report_of(machine: &Machine) -> Report {
         },
         cache: if machine.flush.is_some() { "cold" } else { "warm" },
         results: Vec::new(),
+        left_out: Vec::new(),
     }
 }
 
@@ -250,11 +276,13 @@ fn default_elements(machine: &Machine, quick: bool) -> u64 {
 }
 
 /// Whether an error only means that the device's memory is full. An explicitly requested size is never left out.
-fn ends_roofline(error: &BenchError, suite: Suite, arguments: &Arguments, results: &[Measurement]) -> bool {
-    suite == Suite::Roofline
-        && arguments.max_elements.is_none()
-        && !results.is_empty()
-        && error.is_too_large()
+fn is_left_out(error: &BenchError, suite: Suite, arguments: &Arguments, results: &[Measurement]) -> bool {
+    let may_be_too_large = match suite {
+        Suite::Roofline => results.iter().any(|result| result.suite == suite.name()),
+        Suite::Large => true,
+        Suite::Tensors | Suite::Layout | Suite::Host | Suite::Modes => false,
+    };
+    may_be_too_large && arguments.max_elements.is_none() && error.is_too_large()
 }
 
 /// Measures and verifies the variants of a group.
@@ -270,6 +298,8 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let ceiling_bytes = bytes.min(CEILING_BYTES);
     let stream_elements = ceiling_bytes / u64::from(mode.form.bytes_per_parameter());
     let name = |case: &str| format!("{suite}, {case}");
+    // What the previous group had is freed before more is allocated.
+    device.poll(wgpu::PollType::wait_indefinitely())?;
 
     let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {
         let copy = Counted { kernel: Copy::new(device, filler, ceiling_bytes.next_multiple_of(8)), runs: 0 };

@@ -1,5 +1,7 @@
 //! A training engine's side of a step: tensors in buffers, gradients that stay as they are, and a check of the results.
 
+use std::collections::BTreeSet;
+
 use adamod::reference::{Reference, rounded};
 use adamod::{
     Control, DType, DeviceControl, Group, MasterWeights, Optimizer, Options, Parameter, ParameterId,
@@ -47,6 +49,8 @@ struct Tensor {
     gradients: [Place; 2],
     /// Byte offset of its shadow copy.
     shadow: u64,
+    /// Elements of the tensors before it.
+    first: u64,
 }
 
 impl Engine {
@@ -80,7 +84,7 @@ impl Engine {
         let group = Group::from(mode.form.with_defaults()).with_precision(precision);
         let group = optimizer.add_group(group)?;
         let mut tensors = Vec::with_capacity(lengths.len());
-        let mut shadow = 0;
+        let (mut shadow, mut first) = (0, 0);
         for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
             let label = format!("tensor.{index}");
             let mut parameter = Parameter::new(&label, len).with_dtype(mode.values);
@@ -92,8 +96,9 @@ impl Engine {
                 parameter = parameter.with_views(views);
             }
             let id = optimizer.add_parameter(group, parameter)?;
-            tensors.push(Tensor { id, len, values, gradients, shadow });
+            tensors.push(Tensor { id, len, values, gradients, shadow, first });
             shadow += shadow_bytes(len);
+            first += len;
         }
         Ok(Self { optimizer, mode, placement, buffers, shadows, tensors, recorded: 0 })
     }
@@ -115,23 +120,23 @@ impl Engine {
     pub fn verify(&self, machine: &Machine) -> Result<u64, String> {
         let stride = self.tensors.len().div_ceil(SAMPLED_TENSORS);
         let last = self.tensors.len() - 1;
-        let sampled = (0..last).step_by(stride).chain([last]);
         let mut compared = 0;
-        for index in sampled {
-            compared += self.verify_tensor(machine, index)?;
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            if index % stride == 0 || index == last || powers_in(tensor.first, tensor.len).next().is_some() {
+                compared += self.verify_tensor(machine, index)?;
+            }
         }
         Ok(compared)
     }
 
     fn verify_tensor(&self, machine: &Machine, index: usize) -> Result<u64, String> {
-        let Tensor { id, len, values: (buffer, offset), shadow, .. } = self.tensors[index];
+        let Tensor { id, len, values: (buffer, offset), shadow, first, .. } = self.tensors[index];
         let steps = self.optimizer.step_count(id).unwrap_or(0);
         if steps != self.recorded as u64 {
             return Err(format!("the step count of tensor {index} is {steps}, expected {}", self.recorded));
         }
         let elements = SAMPLE_ELEMENTS.min(len);
-        let mut starts = vec![0, (len - elements) / 2, len - elements];
-        starts.dedup();
+        let starts = sample_starts(first, len);
         let state = if len <= MOST_STATE_ELEMENTS && self.mode.is_exact() {
             self.optimizer.read_state(id).wait().map_err(|error| error.to_string())?.tensors
         } else {
@@ -140,10 +145,7 @@ impl Engine {
         let tolerance = Tolerance::after(steps);
         // The gradients never change, so nothing cancels in a state, and its errors are relative to it.
         let state_tolerance = Tolerance { absolute: 1e-12, ..tolerance };
-        for start in starts.iter_mut() {
-            // A read starts at a whole word.
-            *start -= *start % 2;
-            let start = *start;
+        for &start in &starts {
             let element_bytes = self.mode.values.bytes();
             let bytes = (element_bytes * elements).next_multiple_of(4);
             let range = (&self.buffers[buffer], offset + element_bytes * start, bytes);
@@ -292,6 +294,22 @@ fn place(placement: Placement, lengths: &[u64], element_bytes: u64) -> (Vec<(Pla
     (places, sizes)
 }
 
+/// The powers of two from 2^12 among these elements of a run of tensors, counted from the first tensor.
+fn powers_in(first: u64, len: u64) -> impl Iterator<Item = u64> {
+    (12..u64::BITS).map(|power| 1 << power).filter(move |power| (first..first + len).contains(power))
+}
+
+/// Where the samples of a tensor start that has `first` elements before it: at its start, middle and end, and around the powers of two at
+/// which a number of elements or bytes might not fit into an integer. A read starts at a whole word, so all are even.
+fn sample_starts(first: u64, len: u64) -> Vec<u64> {
+    let elements = SAMPLE_ELEMENTS.min(len);
+    let last = len - elements;
+    let around = |power: u64| (power - first).saturating_sub(elements / 2).min(last);
+    let starts = [0, last / 2, last].into_iter().chain(powers_in(first, len).map(around));
+    let starts: BTreeSet<u64> = starts.map(|start| start - start % 2).collect();
+    starts.into_iter().collect()
+}
+
 /// Writes values and gradients.
 fn fill(
     machine: &Machine,
@@ -388,6 +406,30 @@ mod tests {
                 assert!(end <= sizes[buffer], "{placement:?}");
                 assert_eq!(offset % 16 == 4, placement == Placement::Unaligned);
             }
+        }
+    }
+
+    #[test]
+    fn samples_cover_the_ends_and_the_powers_of_two_of_a_run_of_tensors() {
+        let covers = |first, len, element: u64| {
+            sample_starts(first, len)
+                .iter()
+                .any(|start| (*start..start + SAMPLE_ELEMENTS).contains(&(element - first)))
+        };
+        // One tensor of more than 2^32 elements, and the second of two.
+        let len = (1 << 32) + 1_001;
+        for (first, elements) in [
+            (0, [0, 1 << 30, (1 << 31) - 1, 1 << 31, 1 << 32, len - 2]),
+            (1_000_000, [1_000_000, 1 << 30, (1 << 31) - 1, 1 << 31, 1 << 32, len - 2]),
+        ] {
+            for element in elements {
+                assert!(covers(first, len - first, element), "{first}, {element}");
+            }
+            assert!(!covers(first, len - first, 3 << 29));
+        }
+        assert_eq!(sample_starts(0, 7), [0]);
+        for start in sample_starts(4_095, 300) {
+            assert!(start % 2 == 0 && start + SAMPLE_ELEMENTS <= 300, "{start}");
         }
     }
 

@@ -232,6 +232,7 @@ mod tests {
             timing: "wall",
             cache: "warm",
             results: results.to_vec(),
+            left_out: Vec::new(),
         };
         let svg = draw(&report).unwrap();
         assert!(svg.contains("A &amp; &lt;B&gt;, driver 1, vulkan"), "{svg}");

@@ -18,6 +18,8 @@ pub struct Report {
     /// `cold` (flushed before every pass) or `warm` (as the previous pass left them).
     pub cache: &'static str,
     pub results: Vec<Measurement>,
+    /// What was left out, and why.
+    pub left_out: Vec<String>,
 }
 
 /// One case in one mode. Bytes per second count what the algorithm reads and writes; a gigabyte is 10^9 bytes.
@@ -138,7 +140,8 @@ impl Report {
             )?;
         }
         let verified: u64 = self.results.iter().map(|result| result.verified_elements).sum();
-        writeln!(out, "\n{verified} elements of the timed steps agree with the f64 reference")
+        writeln!(out, "\n{verified} elements of the timed steps agree with the f64 reference")?;
+        self.left_out.iter().try_for_each(|sentence| writeln!(out, "{sentence}"))
     }
 }
 
