@@ -1,11 +1,11 @@
-// 8-bit state on a GPU: a lane works on two quads, and the four lanes of a quant block find its scales together. A launch may have tensors
-// with other formats of state, too.
+// A lane works on two quads, which is how 8-bit state is stepped on a GPU: the four lanes of a quant block find its scales together. A launch
+// may have tensors with other formats of state, too, or only such.
 
 const LANE_QUADS = 2u;
 const BLOCK_LANES = BLOCK_QUADS / LANE_QUADS;
 
 // A branch that no lane takes costs little.
-const SKIPS_RARE_PATHS = true;
+override SKIPS_RARE_PATHS: bool = RARE_PATHS_APART;
 
 // Signs of states that the rule does not have are SIGNED.
 fn is_signed_state(index: u32) -> bool {
@@ -81,7 +81,7 @@ fn store_rounded(a: Place, b: Place, a_theta: vec4<f32>, b_theta: vec4<f32>, a_r
     var b_rounded = bitcast<vec4<u32>>(b_theta) + (b_random >> vec4(16u));
     // One look at eight numbers.
     let sizes = abs(a_theta) + abs(b_theta);
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
+    if !RARE_PATHS_APART || bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
         a_rounded = with_special(a_rounded, bitcast<vec4<u32>>(a_theta));
         b_rounded = with_special(b_rounded, bitcast<vec4<u32>>(b_theta));
     }
@@ -178,11 +178,11 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
     }
 }
 
-// Finds the new scales of all quant blocks of the lanes. All lanes call it together. Returns whether a number of the lane is zero or not
-// finite.
+// Finds the new scales of all quant blocks of the lanes. All lanes call it together. Returns whether a number of the lane may be zero
+// or not finite.
 fn find_scales(after: Pairs, before: u32, lane: u32) -> bool {
     var extremes: array<Extremes, MAX_STATES>;
-    var usual = true;
+    var usual = SKIPS_RARE_PATHS;
     if STATES > 0u {
         extremes[0] = usual_extremes(SIGN_0, after[0]);
         usual = usual && is_usual(extremes[0]);

@@ -128,6 +128,15 @@ impl StateAccess {
         }
     }
 
+    /// The widest access in words of at most so many bytes.
+    pub const fn of_word_bytes(bytes: u64) -> Self {
+        match bytes {
+            16.. => Self::Words4,
+            8..16 => Self::Words2,
+            _ => Self::Words1,
+        }
+    }
+
     /// Bytes per word.
     pub const fn word_bytes(self) -> u64 {
         match self {

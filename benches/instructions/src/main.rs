@@ -3,6 +3,9 @@
 //!
 //! `.ci/instructions` runs it and compares the table with the committed one.
 
+#[path = "../../../src/bin/adamod/bench/designs.rs"]
+#[allow(dead_code, reason = "the tool uses more of it")]
+mod designs;
 mod driver;
 mod emit;
 #[path = "../../../src/bin/adamod/bench/mode.rs"]

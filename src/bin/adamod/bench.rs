@@ -7,6 +7,7 @@
 
 mod clock;
 mod colors;
+mod designs;
 mod engine;
 mod error;
 mod fill;
@@ -24,13 +25,14 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::adapter::AdapterChoice;
 use crate::failure::{Failure, note};
 use crate::output::{Argument, Output};
 use clock::{Counted, Effort, Machine, Timing, Work};
+use designs::Design;
 use engine::Engine;
 use error::BenchError;
 use fill::Filler;
@@ -44,11 +46,14 @@ use suites::{Group, Sizes, Suite};
 pub struct Arguments {
     #[command(flatten)]
     adapter: AdapterChoice,
-    /// What to measure; repeatable [default: a quick selection of all suites].
+    /// What to measure; repeatable [default: a quick selection of all suites but `variants` and `large`].
     #[arg(long = "suite", value_enum, value_name = "NAME")]
     suites: Vec<Suite>,
-    /// Largest case of `roofline`, `modes` and `large`, in elements [default: 2^23 on a software adapter; on a GPU 2^26 for `modes`, more
-    /// than 2^31 for `large`, and as many as it holds for `roofline`].
+    /// Design choices of the suite `variants`; repeatable, and implies the suite [default: all].
+    #[arg(long = "variant", value_name = "NAME", value_parser = variant_names())]
+    variants: Vec<String>,
+    /// Largest case of `roofline`, `modes`, `variants` and `large`, in elements [default: 2^23 on a software adapter, 2^20 for `variants`;
+    /// on a GPU 2^26 for `modes`, 2^25 for `variants`, more than 2^31 for `large`, and as many as it holds for `roofline`].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
     max_elements: Option<u64>,
     /// Buffers have at most so many bytes; a larger tensor is cut into several [default: the device's limit].
@@ -77,6 +82,38 @@ pub struct Arguments {
     plot: Option<PathBuf>,
 }
 
+/// The choices, or all of them.
+fn variant_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(designs::names().chain([ALL_VARIANTS]))
+}
+
+const ALL_VARIANTS: &str = "all";
+
+impl Arguments {
+    /// The suites that are named, or implied.
+    fn suites(&self) -> impl Iterator<Item = Suite> {
+        let implies_variants = !self.variants.is_empty();
+        let is_quick = self.suites.is_empty() && !implies_variants;
+        Suite::ALL.into_iter().filter(move |suite| {
+            is_quick || self.suites.contains(suite) || implies_variants && *suite == Suite::Variants
+        })
+    }
+
+    /// Leaves out design choices that were not asked for.
+    fn select(&self, mut group: Group) -> Option<Group> {
+        if group.suite != Suite::Variants {
+            return Some(group);
+        }
+        let takes_all = self.variants.is_empty() || self.variants.iter().any(|name| name == ALL_VARIANTS);
+        group.variants.retain(|variant| {
+            let is_selected =
+                |design: Design| design.is_default() || self.variants.iter().any(|name| name == design.name);
+            takes_all || variant.design.is_some_and(is_selected)
+        });
+        (group.variants.len() > 1).then_some(group)
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
     if !(seconds > 0.0 && seconds <= 3_600.0) {
@@ -100,8 +137,8 @@ const FLUSH_BYTES: u64 = 512 << 20;
 
 /// Runs the suites on an adapter and prints the report.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let quick = arguments.suites.is_empty();
-    if arguments.plot.is_some() && !quick && !arguments.suites.contains(&Suite::Roofline) {
+    let quick = arguments.suites.is_empty() && arguments.variants.is_empty();
+    if arguments.plot.is_some() && !arguments.suites().any(|suite| suite == Suite::Roofline) {
         return Err(BenchError::NothingToPlot.into());
     }
     let [plot_file, json_file] = [("--plot", &arguments.plot), ("--json-file", &arguments.json_file)]
@@ -130,11 +167,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         rounds: arguments.rounds,
         time: arguments.seconds.unwrap_or(Duration::from_millis(if quick { 400 } else { 1_000 })),
     };
-    let mut groups: VecDeque<Group> = Suite::ALL
-        .into_iter()
-        .filter(|suite| quick || arguments.suites.contains(suite))
-        .flat_map(|suite| suites::groups(suite, sizes))
-        .collect();
+    let groups = arguments.suites().flat_map(|suite| suites::groups(suite, sizes));
+    let mut groups: VecDeque<Group> = groups.filter_map(|group| arguments.select(group)).collect();
 
     // Hidden if stderr is not a terminal.
     let progress = ProgressBar::new(groups.len() as u64);
@@ -148,7 +182,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         progress.inc(1);
         progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
         let is_roofline = group.suite == Suite::Roofline;
-        match measure(&machine, &group, effort) {
+        let case = format!("{}, {}", group.suite.name(), group.variants[0].case);
+        // Memory may also run out between the steps.
+        match machine.catch(&case, || measure(&machine, &group, effort)) {
             Ok(measurements) => {
                 report.results.extend(measurements);
                 if is_roofline && is_roofline_ending {
@@ -280,7 +316,7 @@ fn is_left_out(error: &BenchError, suite: Suite, arguments: &Arguments, results:
     let may_be_too_large = match suite {
         Suite::Roofline => results.iter().any(|result| result.suite == suite.name()),
         Suite::Large => true,
-        Suite::Tensors | Suite::Layout | Suite::Host | Suite::Modes => false,
+        Suite::Tensors | Suite::Layout | Suite::Host | Suite::Modes | Suite::Variants => false,
     };
     may_be_too_large && arguments.max_elements.is_none() && error.is_too_large()
 }
@@ -301,15 +337,10 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     // What the previous group had is freed before more is allocated.
     device.poll(wgpu::PollType::wait_indefinitely())?;
 
-    let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {
-        let copy = Counted { kernel: Copy::new(device, filler, ceiling_bytes.next_multiple_of(8)), runs: 0 };
-        let stream = Counted { kernel: Stream::new(device, filler, stream_elements, states), runs: 0 };
-        let engines = group
-            .variants
-            .iter()
-            .map(|variant| Engine::new(machine, variant.mode, variant.placement, &variant.lengths));
-        Ok((copy, stream, engines.collect::<Result<Vec<_>, _>>()?))
-    })?;
+    let mut copy = Counted { kernel: Copy::new(device, filler, ceiling_bytes.next_multiple_of(8)), runs: 0 };
+    let mut stream = Counted { kernel: Stream::new(device, filler, stream_elements, states), runs: 0 };
+    let engines = group.variants.iter().map(|variant| Engine::new(machine, variant));
+    let mut engines = engines.collect::<Result<Vec<_>, _>>()?;
 
     let mut works: Vec<&mut dyn Work> = vec![&mut copy, &mut stream];
     works.extend(engines.iter_mut().map(|engine| engine as &mut dyn Work));
@@ -321,7 +352,8 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     verify_stream(machine, &stream).map_err(|difference| wrong("stream", difference))?;
 
     let mut results = Vec::with_capacity(engines.len());
-    for ((variant, engine), seconds) in group.variants.iter().zip(&mut engines).zip(&seconds[2..]) {
+    let seconds_of_steps = &seconds[2..];
+    for ((variant, engine), seconds) in group.variants.iter().zip(&mut engines).zip(seconds_of_steps) {
         let host = machine.measure_host(engine, effort)?;
         let mode = engine.mode().name();
         let verified_elements = engine
@@ -349,6 +381,10 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
             host_us_median: 1e6 * Summary::of(&host.submit).median,
             host_record_us_median: 1e6 * Summary::of(&host.record).median,
             host_allocations: (group.suite == Suite::Host).then(|| Summary::of(&host.allocations).median),
+            time_of_default: variant.design.map(|_| {
+                // The default is the first of its group.
+                series.time_of(Series { bytes: series.bytes, seconds: &seconds_of_steps[0] })
+            }),
             verified_elements,
         });
     }

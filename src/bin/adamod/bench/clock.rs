@@ -299,7 +299,7 @@ impl Machine {
         }
     }
 
-    /// Runs `make`, and returns the error if wgpu refuses something in it.
+    /// Runs `make`, and returns the error if wgpu refuses something in it. Once memory has run out, other errors follow from that.
     pub fn catch<T>(
         &self,
         case: &str,
@@ -312,8 +312,10 @@ impl Machine {
         let mut refused = None;
         // Scopes are a stack: the last one pushed is popped first.
         for scope in scopes.into_iter().rev() {
-            let error = pollster::block_on(scope.pop());
-            refused = refused.or(error);
+            refused = match pollster::block_on(scope.pop()) {
+                Some(error @ wgpu::Error::OutOfMemory { .. }) => Some(error),
+                error => refused.or(error),
+            };
         }
         match refused {
             Some(error) => Err(BenchError::Resource { case: case.into(), error }),

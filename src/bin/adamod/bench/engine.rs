@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use adamod::reference::{Reference, rounded};
 use adamod::{
     Control, DType, DeviceControl, Group, MasterWeights, Optimizer, Options, Parameter, ParameterId,
-    Precision, Step, Update, View, Views,
+    Precision, Step, Update, View, Views, Workgroups,
 };
 
 use super::clock::{Machine, Span, Work, begin_pass};
+use super::designs::Design;
 use super::error::BenchError;
 use super::fill::{Content, Run, number, stored};
 use super::mode::{Gradients, Mode, Placement};
 use super::resources::buffer;
+use super::suites::Variant;
 
 /// Buffer and byte offset.
 type Place = (usize, u64);
@@ -55,12 +57,8 @@ struct Tensor {
 
 impl Engine {
     /// Creates, fills and registers tensors of these lengths.
-    pub fn new(
-        machine: &Machine,
-        mode: Mode,
-        placement: Placement,
-        lengths: &[u64],
-    ) -> Result<Self, BenchError> {
+    pub fn new(machine: &Machine, variant: &Variant) -> Result<Self, BenchError> {
+        let &Variant { mode, placement, ref lengths, design, .. } = variant;
         let Machine { device, queue, .. } = machine;
         let (places, sizes) = place(placement, lengths, mode.values.bytes());
         let shadow_bytes = |len: u64| (DType::Bf16.bytes() * len).next_multiple_of(ALIGNMENT_BYTES);
@@ -78,6 +76,12 @@ impl Engine {
             Gradients::Clipped => Control::Device(DeviceControl::new().with_max_norm(1e30)),
         };
         let options = Options::new().with_diagnostics(mode.diagnostics).with_control(control);
+        let options = match design {
+            Some(Design { tuning, norm_dispatch, .. }) => {
+                options.with_workgroups(Workgroups::Gpu).with_tuning(tuning).with_norm_dispatch(norm_dispatch)
+            }
+            None => options,
+        };
         let mut optimizer = Optimizer::new(device, queue, options)?;
         let precision =
             Precision::new(mode.state).with_master_weights(mode.master_weights).with_f32_state_below(0);

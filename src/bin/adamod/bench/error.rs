@@ -79,7 +79,7 @@ impl BenchError {
     /// Whether the device has no room for the case, so that smaller ones may run.
     pub fn is_too_large(&self) -> bool {
         match self {
-            Self::Resource { .. } => true,
+            Self::Resource { error, .. } => matches!(error, wgpu::Error::OutOfMemory { .. }),
             Self::Optimizer(error) => {
                 matches!(error.kind(), ErrorKind::Device(wgpu::Error::OutOfMemory { .. }))
             }

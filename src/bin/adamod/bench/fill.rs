@@ -127,13 +127,16 @@ fn pcg(seed: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::AdapterChoice;
 
     /// A filled buffer, on a device whose bindings have at most so many bytes.
     fn filled(binding_bytes: u64, bytes: u64, content: Content, runs: &[Run]) -> Vec<u32> {
-        let limits = |limits| wgpu::Limits { max_storage_buffer_binding_size: binding_bytes, ..limits };
-        let (_, device, queue) =
-            AdapterChoice::default().open(wgpu::Features::empty(), limits).expect("an adapter");
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()));
+        let limits =
+            wgpu::Limits { max_storage_buffer_binding_size: binding_bytes, ..wgpu::Limits::default() };
+        let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        let (device, queue) =
+            pollster::block_on(adapter.expect("an adapter").request_device(&descriptor)).expect("a device");
         let buffer = buffer(&device, "test", bytes);
         Filler::new(&device, &queue).fill(&buffer, content, runs);
         let staging = device.create_buffer(&wgpu::BufferDescriptor {

@@ -198,6 +198,7 @@ mod tests {
             host_us_median: 1.0,
             host_record_us_median: 1.0,
             host_allocations: None,
+            time_of_default: None,
             verified_elements: 1,
         }
     }

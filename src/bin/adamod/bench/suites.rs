@@ -3,6 +3,7 @@
 use adamod::low_level::CHUNK_ELEMENTS;
 use adamod::{DType, Diagnostics, MasterWeights, RuleForm, RuleKind, StateFormat};
 
+use super::designs::{Design, designs};
 use super::mode::{Gradients, Mode, Placement};
 use super::models::{GPT2_WIDTH, gpt2_small, resnet50};
 
@@ -19,14 +20,16 @@ pub enum Suite {
     Host,
     /// Every rule in every format of state; 16-bit parameters and gradients with each master weights; clipping; diagnostics.
     Modes,
+    /// Design choices of the kernels beside the default, as on a GPU.
+    Variants,
     /// More than 2^31 elements, if the device has room for them, checked at 2^30, 2^31 and the end among others.
     Large,
 }
 
 impl Suite {
     /// All suites, in the order in which they run.
-    pub const ALL: [Self; 6] =
-        [Self::Roofline, Self::Tensors, Self::Layout, Self::Host, Self::Modes, Self::Large];
+    pub const ALL: [Self; 7] =
+        [Self::Roofline, Self::Tensors, Self::Layout, Self::Host, Self::Modes, Self::Variants, Self::Large];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Suite {
             Self::Layout => "layout",
             Self::Host => "host",
             Self::Modes => "modes",
+            Self::Variants => "variants",
             Self::Large => "large",
         }
     }
@@ -55,6 +59,8 @@ pub struct Variant {
     pub mode: Mode,
     pub placement: Placement,
     pub lengths: Vec<u64>,
+    /// Only in the suite `variants`.
+    pub design: Option<Design>,
 }
 
 impl Group {
@@ -134,7 +140,21 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
             modes().into_iter().map(alone).collect()
         }
         // Nothing that runs by the way.
-        Suite::Large if sizes.quick => Vec::new(),
+        Suite::Variants | Suite::Large if sizes.quick => Vec::new(),
+        Suite::Variants => {
+            let elements = sizes.most_elements.min(if sizes.is_cpu { 1 << 20 } else { 1 << 25 });
+            let variant = |(design, mode): (Design, Mode)| Variant {
+                design: Some(design),
+                ..flat(
+                    format!("{} {}", size_name(elements), design.name),
+                    mode,
+                    elements,
+                    sizes.most_buffer_bytes,
+                )
+            };
+            let beside = |mode| group(designs(mode).into_iter().map(variant).collect());
+            modes_with_variants().map(beside).into()
+        }
         Suite::Large => {
             let elements = LARGE.min(sizes.most_elements);
             // 20 bytes per parameter, and 5 for devices with less memory.
@@ -178,6 +198,20 @@ fn modes() -> Vec<Mode> {
     modes
 }
 
+/// Modes with kernels that differ, the one with most to decide first.
+fn modes_with_variants() -> [Mode; 6] {
+    let f32 = Mode::ADAMOD;
+    let bf16 = Mode { values: DType::Bf16, ..f32 };
+    [
+        Mode { state: StateFormat::Q8, ..bf16 },
+        Mode { state: StateFormat::Bf16, ..bf16 },
+        f32,
+        Mode { state: StateFormat::Q8, master_weights: MasterWeights::Split24, ..bf16 },
+        Mode { master_weights: MasterWeights::Split24, ..bf16 },
+        Mode { gradients: Gradients::Clipped, ..f32 },
+    ]
+}
+
 /// Past 2^31, with a ragged end.
 const LARGE: u64 = (1 << 31) + 1_000_003;
 
@@ -190,7 +224,7 @@ fn flat(case: String, mode: Mode, elements: u64, most_buffer_bytes: u64) -> Vari
     let mut lengths = vec![each; tensors as usize - 1];
     lengths.push(elements - each * (tensors - 1));
     let placement = if tensors == 1 { Placement::TwoPools } else { Placement::OwnBuffers };
-    Variant { case, mode, placement, lengths }
+    Variant { case, mode, placement, lengths, design: None }
 }
 
 /// A case of `roofline`.
@@ -205,7 +239,7 @@ pub fn sizes_below(elements: u64) -> [u64; 3] {
 }
 
 fn pooled(case: String, lengths: Vec<u64>) -> Variant {
-    Variant { case, mode: Mode::ADAMOD, placement: Placement::TwoPools, lengths }
+    Variant { case, mode: Mode::ADAMOD, placement: Placement::TwoPools, lengths, design: None }
 }
 
 /// Powers of two below the largest size, then the largest size.
