@@ -107,8 +107,12 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
         scales = state_1(scale_start, pair / BLOCK_LANES);
         codes = load_codes(at_a, pair, has_second);
     }
-    var a = load_quad(at_a);
-    var b = load_quad(at_b);
+    var bytes: vec2<u32>;
+    if master_weights(format) == MASTER_SPLIT24 {
+        bytes = state_pair(start_of_master(at_a), pair, has_second);
+    }
+    var a = load_quad(at_a, bytes.x);
+    var b = load_quad(at_b, bytes.y);
     if is_quantized {
         let old = decode_all(codes, scales);
         a.elements.state = State(old[0].a, old[1].a, old[2].a);
@@ -172,9 +176,15 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
         finish_quad(b, b_stepped);
         return;
     }
-    store_quad(a, a_stepped, a_random);
+    let a_bytes = store_theta(at_a, a.raw, bitcast<vec4<u32>>(a_stepped.theta), a_random.parameters);
+    finish_quad(a, a_stepped);
+    var b_bytes = 0u;
     if WHOLE || !at_b.is_extra {
-        store_quad(b, b_stepped, b_random);
+        b_bytes = store_theta(at_b, b.raw, bitcast<vec4<u32>>(b_stepped.theta), b_random.parameters);
+        finish_quad(b, b_stepped);
+    }
+    if master_weights(format) == MASTER_SPLIT24 {
+        set_state_pair(start_of_master(at_a), pair, has_second, vec2(a_bytes, b_bytes));
     }
 }
 
