@@ -8,9 +8,14 @@ use adamod::{
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
+#[allow(dead_code, reason = "only `adamod bench` verifies what the kernels read")]
+#[path = "../src/bin/adamod/bench/fill.rs"]
+mod fill;
 #[allow(dead_code, reason = "only `adamod bench` verifies what the kernels write")]
 #[path = "../src/bin/adamod/bench/kernels.rs"]
 mod kernels;
+#[path = "../src/bin/adamod/bench/resources.rs"]
+mod resources;
 
 mod gpu;
 
@@ -171,7 +176,8 @@ fn step(c: &mut Criterion) {
         if !copied.insert(bytes) {
             continue;
         }
-        let copy = kernels::Copy::new(&gpu.device, &gpu.queue, bytes);
+        let filler = fill::Filler::new(&gpu.device, &gpu.queue);
+        let copy = kernels::Copy::new(&gpu.device, &filler, bytes);
         group.bench_function(BenchmarkId::new("copy", format!("{bytes} bytes")), |b| {
             b.iter(|| {
                 let mut encoder = gpu.encoder();

@@ -124,6 +124,7 @@ pub mod low_level {
         Quantized, RowFeatures, Shadow, Variant, joint_source, norm_source, partials_source, prepare_source,
         remap_source, schedule_source,
     };
+    pub use crate::options::Tuning;
     pub use crate::storage::block::{
         BlockLayout, CHUNK_ELEMENTS, QUANT_BLOCK_ELEMENTS, StateAccess, state_words,
     };

@@ -35,6 +35,8 @@ pub struct Options {
     pub norm_dispatch: NormDispatch,
     /// A cache of compiled pipelines, for devices with [`wgpu::Features::PIPELINE_CACHE`].
     pub pipeline_cache: Option<wgpu::PipelineCache>,
+    #[doc(hidden)]
+    pub tuning: Tuning,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             workgroups: Workgroups::default(),
             norm_dispatch: NormDispatch::default(),
             pipeline_cache: None,
+            tuning: Tuning::default(),
         }
     }
 }
@@ -102,6 +105,62 @@ impl Options {
     /// Sets [`Options::pipeline_cache`].
     pub fn with_pipeline_cache(self, pipeline_cache: wgpu::PipelineCache) -> Self {
         Self { pipeline_cache: Some(pipeline_cache), ..self }
+    }
+
+    #[doc(hidden)]
+    pub fn with_tuning(self, tuning: Tuning) -> Self {
+        Self { tuning, ..self }
+    }
+}
+
+/// Choices inside the kernels that only measurements on a device can decide, for `adamod bench`. The defaults are what users get. With all
+/// of them the results have the same bits, apart from the last digits of a norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Tuning {
+    /// Threads per workgroup of the step, a power of two from 8 to 256. With fewer than a chunk has work for, they loop. By default as
+    /// [`Options::workgroups`] says.
+    pub lanes: Option<u32>,
+    /// A thread works on two quads at a time, where workgroups have threads for all pairs of quads of a chunk. 8-bit state always does so.
+    pub two_quads: bool,
+    /// Masks of elements are constants in launches in which no tensor ends within the elements of a thread.
+    pub constant_masks: bool,
+    /// What is rarely needed is behind a branch.
+    pub rare_paths_apart: bool,
+    /// The most bytes of a word in which tensors and state are read and written: 16, 8 or 4.
+    pub most_word_bytes: u64,
+    /// The most partial sums of the norm. By default as suits the device.
+    pub most_partials: Option<u32>,
+}
+
+impl Tuning {
+    const DEFAULT: Self = Self {
+        lanes: None,
+        two_quads: false,
+        constant_masks: true,
+        rare_paths_apart: true,
+        most_word_bytes: 16,
+        most_partials: None,
+    };
+
+    /// Every other choice by itself, with a name.
+    pub const CHOICES: [(&'static str, Self); 10] = [
+        ("rare-paths-inline", Self { rare_paths_apart: false, ..Self::DEFAULT }),
+        ("computed-masks", Self { constant_masks: false, ..Self::DEFAULT }),
+        ("two-quads", Self { two_quads: true, ..Self::DEFAULT }),
+        ("128-lanes", Self { lanes: Some(128), ..Self::DEFAULT }),
+        ("64-lanes", Self { lanes: Some(64), ..Self::DEFAULT }),
+        ("32-lanes", Self { lanes: Some(32), ..Self::DEFAULT }),
+        ("8-byte-words", Self { most_word_bytes: 8, ..Self::DEFAULT }),
+        ("4-byte-words", Self { most_word_bytes: 4, ..Self::DEFAULT }),
+        ("512-partials", Self { most_partials: Some(512), ..Self::DEFAULT }),
+        ("8192-partials", Self { most_partials: Some(8192), ..Self::DEFAULT }),
+    ];
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self::DEFAULT
     }
 }
 

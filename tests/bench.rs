@@ -56,6 +56,7 @@ fn assert_consistent(report: &Value) {
             Some("host") => assert!(number(result, "host_allocations") >= 1.0, "{result}"),
             _ => assert!(result["host_allocations"].is_null(), "{result}"),
         }
+        assert_eq!(result["time_of_default"].is_null(), result["suite"] != "variants", "{result}");
     }
 }
 
@@ -129,6 +130,66 @@ fn many_tensors_and_moving_ones_are_verified() {
     let tensors: Vec<_> =
         report["results"].as_array().unwrap().iter().map(|result| number(result, "tensors")).collect();
     assert_eq!(tensors, [1.0, 1.0, 148.0, 1.0, 148.0, 10_000.0, 1.0, 10_000.0]);
+}
+
+#[test]
+fn tensors_beyond_a_buffer_lie_in_several_and_are_verified() {
+    let sizes = ["--max-elements", "50000", "--max-buffer-bytes", "65536", "--rounds", "2"];
+    let report = report(&[&["--suite", "roofline", "--suite", "large"], &sizes[..]].concat());
+    assert_consistent(&report);
+    let tensors: Vec<_> = report["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| {
+            (result["mode"].as_str().unwrap(), number(result, "parameters"), number(result, "tensors"))
+        })
+        .filter(|&(_, parameters, _)| parameters > 10_000.0)
+        .collect();
+    // 16,384 elements of f32, or 32,768 of bf16, fit into a buffer.
+    let expected = [
+        ("adamod-f32", 16_384.0, 1.0),
+        ("adamod-f32", 32_768.0, 2.0),
+        ("adamod-f32", 50_000.0, 4.0),
+        ("sgd-q8+bf16", 50_000.0, 2.0),
+        ("adamod-f32", 50_000.0, 4.0),
+    ];
+    assert_eq!(tensors, expected);
+    assert_eq!(report["left_out"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn variants_are_measured_beside_the_default_and_verified() {
+    let sizes = ["--max-elements", "3000", "--rounds", "2"];
+    let all = report(&[&["--suite", "variants"], &sizes[..]].concat());
+    assert_consistent(&all);
+    let rows = |report: &Value| -> Vec<(String, String)> {
+        let text = |result: &Value, field: &str| result[field].as_str().unwrap().to_owned();
+        let results = report["results"].as_array().unwrap();
+        for result in results {
+            assert!(number(result, "time_of_default") > 0.0, "{result}");
+            let is_default = text(result, "case") == "3000 default";
+            assert!(!is_default || number(result, "time_of_default") == 1.0, "{result}");
+        }
+        results.iter().map(|result| (text(result, "case"), text(result, "mode"))).collect()
+    };
+    let rows_of_all = rows(&all);
+    for (case, mode) in [
+        ("3000 default", "adamod-f32"),
+        ("3000 two-quads", "adamod-f32"),
+        ("3000 traffic", "traffic-f32"),
+        ("3000 32-lanes", "adamod-q8+bf16"),
+        ("3000 rare-paths-inline", "adamod-bf16+bf16"),
+        ("3000 separate-norm", "adamod-f32+clip"),
+    ] {
+        assert!(rows_of_all.contains(&(case.to_owned(), mode.to_owned())), "{case}, {mode}: {rows_of_all:?}");
+    }
+    let one = report(&[&["--variant", "32-lanes"], &sizes[..]].concat());
+    let mode = |case: &str, mode: &str| (format!("3000 {case}"), mode.to_owned());
+    let expected = ["adamod-q8+bf16", "adamod-q8+bf16+split24"]
+        .into_iter()
+        .flat_map(|of| [mode("default", of), mode("32-lanes", of)]);
+    assert_eq!(rows(&one), expected.collect::<Vec<_>>());
 }
 
 #[test]
@@ -225,6 +286,8 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (["--rounds", "0"], "--rounds"),
         (["--seconds", "0"], "--seconds"),
         (["--suite", "speed"], "roofline"),
+        (["--variant", "speed"], "two-quads"),
+        (["--max-buffer-bytes", "4096"], "--max-buffer-bytes"),
         (["--adapter", "no such adapter"], "no such adapter"),
     ] {
         let output = bench(&arguments);

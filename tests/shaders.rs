@@ -61,8 +61,8 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
     // Rules without a learning rate for each element have no diagnostics. With and without shadow copies.
     let of_rules: usize = RuleForm::all().map(|form| 1 + usize::from(form.rule().has_element_rates())).sum();
     let tensors = Access::ALL.len() * GradientBinding::ALL.len();
-    // 8-bit state is read in words of 8 or 4 bytes, and of 4 bytes on a CPU; other state in words of any size.
-    let states = StateAccess::ALL.len() + 3;
+    // Words of any size, with a quad or two per thread; words of 4 bytes with a quant block per thread.
+    let states = 2 * StateAccess::ALL.len() + 1;
     // With rates by column and masked rows with one binding of gradients only, and without shadow copies.
     assert_eq!(count, of_rules * states * (2 * tensors + Access::ALL.len()));
 }

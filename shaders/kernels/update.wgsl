@@ -16,12 +16,12 @@ fn needs_random(format: u32) -> bool {
     return state_format(format) != STATE_F32 || is_rounded_stochastically(format);
 }
 
-// Loads a quad without its state.
-fn load_quad(at: Place) -> Quad {
+// Loads a quad without its state. `bytes` is what `load_bytes` loads.
+fn load_quad(at: Place, bytes: u32) -> Quad {
     var quad: Quad;
     quad.at = at;
     quad.raw = load_parameters(at);
-    quad.elements.theta = bitcast<vec4<f32>>(theta_of(at, quad.raw));
+    quad.elements.theta = bitcast<vec4<f32>>(theta_of(at, quad.raw, bytes));
     quad.elements.gradient = gradient_bits(at);
     // Past the tensor's end state is zero, and stays zero. A positive state would not without the masks of `step_quad`.
     if !at.mask.w {
@@ -49,7 +49,10 @@ fn step_quad(c: Coefficients, general: General, quad: Quad) -> Stepped {
 
 // Stores a quad without its state.
 fn store_quad(quad: Quad, stepped: Stepped, random: Random) {
-    store_theta(quad.at, quad.raw, bitcast<vec4<u32>>(stepped.theta), random.parameters);
+    let bytes = store_theta(quad.at, quad.raw, bitcast<vec4<u32>>(stepped.theta), random.parameters);
+    if master_weights(quad.at.format) == MASTER_SPLIT24 {
+        set_state_1(start_of_master(quad.at), quad.at.quad, bytes);
+    }
     finish_quad(quad, stepped);
 }
 

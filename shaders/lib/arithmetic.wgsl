@@ -21,7 +21,8 @@ fn limited_gradient(general: General, e: Elements) -> vec4<f32> {
     // uniform and rarely needed.
     let has_prescale = bitcast<u32>(general.gradient_prescale) != ONE;
     let sizes = abs(usual);
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) < select(bitcast<u32>(GRADIENT_LIMIT) + 1u, 0u, has_prescale) {
+    let sum = bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w));
+    if RARE_PATHS_APART && sum < select(bitcast<u32>(GRADIENT_LIMIT) + 1u, 0u, has_prescale) {
         return usual;
     }
     let scaled = scaled_gradient(general, e);

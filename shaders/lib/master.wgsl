@@ -1,12 +1,21 @@
 // Master weights: the f32 value of a 16-bit parameter, stored as the difference between the bits of the two (f16: see below). A
 // difference of zero stands for the parameter's own value, so zeroed state is right at the start. src/storage/master.rs mirrors it.
 
-fn load_difference(at: Place) -> vec4<u32> {
+// The differences of a quad, of a byte each, in a word; 0 with other master weights.
+fn load_bytes(at: Place) -> u32 {
+    if master_weights(at.format) == MASTER_SPLIT24 {
+        return state_1(start_of_master(at), at.quad);
+    }
+    return 0u;
+}
+
+// The differences of a quad. `word` has them if they are bytes.
+fn load_difference(at: Place, word: u32) -> vec4<u32> {
     let start = start_of_master(at);
     switch master_weights(at.format) {
         case MASTER_SPLIT24: {
-            // A byte, in units of 2^-8 of the 16-bit number's last place.
-            let bytes = vec4(state_1(start, at.quad)) << vec4(24u, 16u, 8u, 0u);
+            // In units of 2^-8 of the 16-bit number's last place.
+            let bytes = vec4(word) << vec4(24u, 16u, 8u, 0u);
             return bitcast<vec4<u32>>(bitcast<vec4<i32>>(bytes & vec4(0xff000000u)) >> vec4(16u));
         }
         case MASTER_SPLIT32: {
@@ -22,13 +31,14 @@ fn load_difference(at: Place) -> vec4<u32> {
     }
 }
 
-fn store_difference(at: Place, difference: vec4<u32>) {
+// Stores differences, but for those of a byte: it returns their word, because a launch may store such words in pairs.
+fn store_difference(at: Place, difference: vec4<u32>) -> u32 {
     let start = start_of_master(at);
     let kept = select(vec4(0u), difference, at.mask);
     switch master_weights(at.format) {
         case MASTER_SPLIT24: {
             let bytes = ((kept >> vec4(8u)) & vec4(0xffu)) << vec4(0u, 8u, 16u, 24u);
-            set_state_1(start, at.quad, bytes.x | bytes.y | bytes.z | bytes.w);
+            return bytes.x | bytes.y | bytes.z | bytes.w;
         }
         case MASTER_SPLIT32: {
             set_state_2(start, at.quad, pack_halves(kept & vec4(0xffffu)));
@@ -39,6 +49,7 @@ fn store_difference(at: Place, difference: vec4<u32>) {
         default: {
         }
     }
+    return 0u;
 }
 
 // Split master weights of f16. f16 has fixed point up to 2^-14, and there the master weights continue it: they are a difference in units
@@ -110,17 +121,17 @@ fn split_f16(master: u32, bits: vec4<u32>) -> Split {
     return Split(select(halves, f16_of_f32(bits), is_special), select(difference, vec4(0u), is_special));
 }
 
-// The f32 bits of four parameters.
-fn theta_of(at: Place, raw: vec4<u32>) -> vec4<u32> {
+// The f32 bits of four parameters. `bytes` is what `load_bytes` loads.
+fn theta_of(at: Place, raw: vec4<u32>, bytes: u32) -> vec4<u32> {
     let dtype = values_dtype(at.format);
     if dtype == F32 {
         return raw;
     }
     let master = master_weights(at.format);
     if is_split_f16(dtype, master) {
-        return joined_f16(master, halves_of(raw.xy), load_difference(at));
+        return joined_f16(master, halves_of(raw.xy), load_difference(at, bytes));
     }
-    return widen(dtype, halves_of(raw.xy)) + load_difference(at);
+    return widen(dtype, halves_of(raw.xy)) + load_difference(at, bytes);
 }
 
 // To 24 bits, to nearest even.
@@ -130,8 +141,8 @@ fn rounded_to_24_bits(bits: vec4<u32>) -> vec4<u32> {
     return select(rounded, bits, (bits & INFINITY) == INFINITY);
 }
 
-// Stores four parameters and their master weights. What lies past the tensor's end stays as it is.
-fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
+// Stores four parameters and their master weights, and returns what `store_difference` does. What lies past the tensor's end stays as it is.
+fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) -> u32 {
     let dtype = values_dtype(at.format);
     if dtype == F32 {
         var stored = theta;
@@ -139,19 +150,20 @@ fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
             stored = select(raw, theta, at.mask);
         }
         store_parameters(at, stored);
-        return;
+        return 0u;
     }
     if WHOLE && is_rounded_stochastically(at.format) {
         // Compilers take the high halves where they are, without shifting them down first, if nothing else happens to them.
         store_parameters(at, vec4(pack_halves(bf16_rounded_up_from(theta, random >> vec4(16u))), 0u, 0u));
-        return;
+        return 0u;
     }
     let master = master_weights(at.format);
     var halves: vec4<u32>;
+    var bytes = 0u;
     if is_split_f16(dtype, master) {
         let split = split_f16(master, theta);
         halves = split.halves;
-        store_difference(at, split.difference);
+        bytes = store_difference(at, split.difference);
     } else {
         var bits = theta;
         if dtype == BF16 && master == MASTER_NONE {
@@ -167,11 +179,12 @@ fn store_theta(at: Place, raw: vec4<u32>, theta: vec4<u32>, random: vec4<u32>) {
         }
         let is_special = (bits & INFINITY) == INFINITY;
         if master != MASTER_NONE {
-            store_difference(at, select(bits - widen(dtype, halves), vec4(0u), is_special));
+            bytes = store_difference(at, select(bits - widen(dtype, halves), vec4(0u), is_special));
         }
     }
     if !at.mask.w {
         halves = select(halves_of(raw.xy), halves, at.mask);
     }
     store_parameters(at, vec4(pack_halves(halves), 0u, 0u));
+    return bytes;
 }

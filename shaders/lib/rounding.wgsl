@@ -1,6 +1,9 @@
 // Conversion between f32 and 16 bits by integer arithmetic, which gives the same bits on every device, for subnormals, infinities and
 // NaN too. src/storage/dtype.rs mirrors it line by line. A half is a 16-bit number in the low bits of a word.
 
+// What infinities, NaN and other rare numbers need is behind a branch. Without it all lanes compute it, and results are the same.
+override RARE_PATHS_APART: bool = true;
+
 const MAGNITUDE = vec4(0x7fffffffu);
 const INFINITY = vec4(0x7f800000u);
 
@@ -49,7 +52,7 @@ fn bf16_rounded_up_from(bits: vec4<u32>, addend: vec4<u32>) -> vec4<u32> {
     var rounded = bits + addend;
     // One look at four numbers: the sum of their magnitudes is finite only if all of them are.
     let sizes = abs(bitcast<vec4<f32>>(bits));
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
+    if !RARE_PATHS_APART || bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
         rounded = with_special(rounded, bits);
     }
     return rounded >> vec4(16u);

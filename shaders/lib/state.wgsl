@@ -68,7 +68,7 @@ fn store_bf16(at: Place, state: State, random: Random) {
         sizes += abs(state[2]);
     }
     // One look at all numbers, as in `bf16_rounded_up_from`.
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
+    if !RARE_PATHS_APART || bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
         if STATES > 0u {
             bits[0] = with_special(bits[0], bitcast<vec4<u32>>(state[0]));
         }

@@ -17,7 +17,7 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
         }
         return;
     }
-    var quad = load_quad(at);
+    var quad = load_quad(at, load_bytes(at));
     quad.elements.state = load_state(at);
     let stepped = step_quad(c, general, quad);
     if at.is_extra {

@@ -1,11 +1,11 @@
-// 8-bit state on a GPU: a lane works on two quads, and the four lanes of a quant block find its scales together. A launch may have tensors
-// with other formats of state, too.
+// A lane works on two quads, which is how 8-bit state is stepped on a GPU: the four lanes of a quant block find its scales together. A launch
+// may have tensors with other formats of state, too, or only such.
 
 const LANE_QUADS = 2u;
 const BLOCK_LANES = BLOCK_QUADS / LANE_QUADS;
 
 // A branch that no lane takes costs little.
-const SKIPS_RARE_PATHS = true;
+override SKIPS_RARE_PATHS: bool = RARE_PATHS_APART;
 
 // Signs of states that the rule does not have are SIGNED.
 fn is_signed_state(index: u32) -> bool {
@@ -81,7 +81,7 @@ fn store_rounded(a: Place, b: Place, a_theta: vec4<f32>, b_theta: vec4<f32>, a_r
     var b_rounded = bitcast<vec4<u32>>(b_theta) + (b_random >> vec4(16u));
     // One look at eight numbers.
     let sizes = abs(a_theta) + abs(b_theta);
-    if bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
+    if !RARE_PATHS_APART || bitcast<u32>((sizes.x + sizes.y) + (sizes.z + sizes.w)) >= 0x7f800000u {
         a_rounded = with_special(a_rounded, bitcast<vec4<u32>>(a_theta));
         b_rounded = with_special(b_rounded, bitcast<vec4<u32>>(b_theta));
     }
@@ -107,8 +107,12 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
         scales = state_1(scale_start, pair / BLOCK_LANES);
         codes = load_codes(at_a, pair, has_second);
     }
-    var a = load_quad(at_a);
-    var b = load_quad(at_b);
+    var bytes: vec2<u32>;
+    if master_weights(format) == MASTER_SPLIT24 {
+        bytes = state_pair(start_of_master(at_a), pair, has_second);
+    }
+    var a = load_quad(at_a, bytes.x);
+    var b = load_quad(at_b, bytes.y);
     if is_quantized {
         let old = decode_all(codes, scales);
         a.elements.state = State(old[0].a, old[1].a, old[2].a);
@@ -172,17 +176,23 @@ fn update_lane(c: Coefficients, general: General, segment: Segment, chunk: Chunk
         finish_quad(b, b_stepped);
         return;
     }
-    store_quad(a, a_stepped, a_random);
+    let a_bytes = store_theta(at_a, a.raw, bitcast<vec4<u32>>(a_stepped.theta), a_random.parameters);
+    finish_quad(a, a_stepped);
+    var b_bytes = 0u;
     if WHOLE || !at_b.is_extra {
-        store_quad(b, b_stepped, b_random);
+        b_bytes = store_theta(at_b, b.raw, bitcast<vec4<u32>>(b_stepped.theta), b_random.parameters);
+        finish_quad(b, b_stepped);
+    }
+    if master_weights(format) == MASTER_SPLIT24 {
+        set_state_pair(start_of_master(at_a), pair, has_second, vec2(a_bytes, b_bytes));
     }
 }
 
-// Finds the new scales of all quant blocks of the lanes. All lanes call it together. Returns whether a number of the lane is zero or not
-// finite.
+// Finds the new scales of all quant blocks of the lanes. All lanes call it together. Returns whether a number of the lane may be zero
+// or not finite.
 fn find_scales(after: Pairs, before: u32, lane: u32) -> bool {
     var extremes: array<Extremes, MAX_STATES>;
-    var usual = true;
+    var usual = SKIPS_RARE_PATHS;
     if STATES > 0u {
         extremes[0] = usual_extremes(SIGN_0, after[0]);
         usual = usual && is_usual(extremes[0]);

@@ -35,8 +35,8 @@ fn step_pair(
     let has_second = WHOLE || 2u * pair + 1u < quads;
     let at_a = place(segment, chunk, 2u * pair, is_extra);
     let at_b = place(segment, chunk, 2u * pair + u32(has_second), is_extra || !has_second);
-    var a = load_quad(at_a);
-    var b = load_quad(at_b);
+    var a = load_quad(at_a, load_bytes(at_a));
+    var b = load_quad(at_b, load_bytes(at_b));
     let old = decode_all(load_codes(at_a, pair, has_second), scales);
     a.elements.state = State(old[0].a, old[1].a, old[2].a);
     b.elements.state = State(old[0].b, old[1].b, old[2].b);

@@ -1,7 +1,7 @@
 //! Threads and workgroups, as suits the device.
 
 use super::abi::{CPU_LANES, GPU_LANES};
-use crate::options::{NormDispatch, Workgroups};
+use crate::options::{NormDispatch, Options, Workgroups};
 
 impl Workgroups {
     fn is_cpu(self, device: &wgpu::Device) -> bool {
@@ -23,6 +23,13 @@ impl Workgroups {
     pub(crate) fn most_partials(self, device: &wgpu::Device) -> u32 {
         let most = if self.is_cpu(device) { 256 } else { 2048 };
         device.limits().max_compute_workgroups_per_dimension.min(most)
+    }
+}
+
+impl Options {
+    /// Threads per workgroup of the step.
+    pub(crate) fn update_lanes(&self, device: &wgpu::Device) -> u32 {
+        self.tuning.lanes.unwrap_or_else(|| self.workgroups.lanes(device))
     }
 }
 

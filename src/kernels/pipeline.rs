@@ -168,8 +168,9 @@ impl Kernels {
 pub struct Pipelines {
     gpu: Gpu,
     kernels: Kernels,
-    /// Overrides that all kernels share, or that a kernel without them ignores.
     lanes: u32,
+    update_lanes: u32,
+    rare_paths_apart: bool,
     zero_gradients: bool,
     control: Vec<(&'static str, f64)>,
     control_bytes: u64,
@@ -183,6 +184,10 @@ pub struct Pipelines {
 pub struct PipelineSettings {
     /// Threads per workgroup.
     pub lanes: u32,
+    /// Threads per workgroup of the step.
+    pub update_lanes: u32,
+    /// Whether what the step rarely needs is behind a branch.
+    pub rare_paths_apart: bool,
     /// Whether the step zeroes gradients.
     pub zero_gradients: bool,
     /// Overrides of the kernels that prepare steps.
@@ -196,18 +201,26 @@ pub struct PipelineSettings {
 impl Pipelines {
     /// No pipelines yet.
     pub fn new(gpu: &Gpu, kernels: &Kernels, settings: PipelineSettings) -> Self {
-        let PipelineSettings { lanes, zero_gradients, control, control_bytes, cache } = settings;
-        let (gpu, kernels) = (gpu.clone(), kernels.clone());
-        let custom = (vec![Vec::new()], 0);
-        Self {
-            gpu,
-            kernels,
+        let PipelineSettings {
             lanes,
+            update_lanes,
+            rare_paths_apart,
             zero_gradients,
             control,
             control_bytes,
             cache,
-            custom,
+        } = settings;
+        Self {
+            gpu: gpu.clone(),
+            kernels: kernels.clone(),
+            lanes,
+            update_lanes,
+            rare_paths_apart,
+            zero_gradients,
+            control,
+            control_bytes,
+            cache,
+            custom: (vec![Vec::new()], 0),
             made: HashMap::new(),
         }
     }
@@ -328,7 +341,7 @@ impl Pipelines {
     fn lanes_of(&self, kernel: Kernel) -> u32 {
         match kernel {
             Kernel::Update { variant, .. } => {
-                self.lanes.min(CHUNK_ELEMENTS / variant.quantized.lane_elements())
+                self.update_lanes.min(CHUNK_ELEMENTS / variant.quantized.lane_elements())
             }
             _ => self.lanes,
         }
@@ -337,8 +350,11 @@ impl Pipelines {
     fn constants(&self, kernel: Kernel) -> Vec<(&'static str, f64)> {
         let mut constants = match kernel {
             Kernel::Update { variant, is_whole, has_masks, .. } => {
-                let mut constants =
-                    vec![("ZERO_GRADIENTS", self.zero_gradients.into()), ("WHOLE", is_whole.into())];
+                let mut constants = vec![
+                    ("ZERO_GRADIENTS", self.zero_gradients.into()),
+                    ("WHOLE", is_whole.into()),
+                    ("RARE_PATHS_APART", self.rare_paths_apart.into()),
+                ];
                 if variant.rows == RowFeatures::On {
                     constants.push(("HAS_MASKS", has_masks.into()));
                 }

@@ -97,14 +97,14 @@ pub enum Shadow {
     On,
 }
 
-/// Whether a launch has 8-bit state, and how many threads share a quant block.
+/// What a thread works on: a quad, two quads, or a quant block. A launch with 8-bit state needs one of the last two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Quantized {
-    /// No tensor has it.
+    /// A quad. No tensor has 8-bit state.
     Off,
-    /// Some tensors have it. Four threads share a quant block, as suits a GPU.
+    /// Two quads. Four threads share a quant block, as suits a GPU.
     Shared,
-    /// All tensors have it, and one format. A thread has a quant block of its own, as suits a CPU.
+    /// A quant block, as suits a CPU. All tensors of the launch have 8-bit state, and the same format.
     Whole,
 }
 
@@ -158,7 +158,7 @@ pub enum RowFeatures {
 
 const ROWS: &str = include_str!("../../shaders/lib/rows.wgsl");
 
-/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE` and `ZERO_GRADIENTS`
+/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE`, `ZERO_GRADIENTS` and `RARE_PATHS_APART`
 /// vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
@@ -170,7 +170,7 @@ pub struct Variant {
     pub gradients: GradientBinding,
     /// How state is read and written.
     pub state: StateAccess,
-    /// Whether some state has 8 bits.
+    /// What a thread works on.
     pub quantized: Quantized,
     /// Whether shadow copies are written.
     pub shadow: Shadow,
@@ -188,6 +188,7 @@ impl Variant {
             (StateAccess::Words4, Quantized::Off),
             (StateAccess::Words2, Quantized::Off),
             (StateAccess::Words1, Quantized::Off),
+            (StateAccess::Words4, Quantized::Shared),
             (StateAccess::Words2, Quantized::Shared),
             (StateAccess::Words1, Quantized::Shared),
             (StateAccess::Words1, Quantized::Whole),

@@ -74,7 +74,10 @@ impl DeviceSteps {
         Ok(Self {
             uses_norm: settings.uses_norm(),
             settings,
-            most_partials: options.workgroups.most_partials(&gpu.device),
+            most_partials: options
+                .tuning
+                .most_partials
+                .unwrap_or_else(|| options.workgroups.most_partials(&gpu.device)),
             norm_is_fused: options.norm_dispatch.is_fused(&gpu.device),
             control,
             prepared,

@@ -126,7 +126,7 @@ impl Optimizer {
             return Err(ErrorKind::Queue.into());
         }
         let limits = device.limits();
-        let plan_limits = PlanLimits::new(&limits, options.workgroups.lanes(device));
+        let plan_limits = PlanLimits::new(&limits, options.update_lanes(device), options.tuning);
         check_limits(&limits, &options)?;
         let (source, control, most_parameters, most_steps) = match &options.control {
             Control::Host => {
@@ -143,6 +143,8 @@ impl Optimizer {
         };
         let pipelines = PipelineSettings {
             lanes: options.workgroups.lanes(device),
+            update_lanes: options.update_lanes(device),
+            rare_paths_apart: options.tuning.rare_paths_apart,
             zero_gradients: options.zero_gradients,
             control,
             control_bytes: DeviceSteps::CONTROL_BYTES,

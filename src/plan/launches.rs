@@ -16,7 +16,7 @@ use super::limits::PlanLimits;
 use crate::kernels::abi::{Chunk, Partial, QUAD_ELEMENTS, Segment, SegmentRows};
 use crate::kernels::pipeline::{Kernel, NormEnd};
 use crate::kernels::variant::{Access, GradientBinding, Quantized, RowFeatures, Shadow, Variant};
-use crate::options::Diagnostics;
+use crate::options::{Diagnostics, Tuning};
 use crate::rules::RuleForm;
 use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, StateAccess, WORD_BYTES};
 use crate::storage::dtype::DType;
@@ -123,7 +123,7 @@ pub struct Launch {
     pub format: Option<u32>,
     /// Whether no tensor ends within the quads of a lane.
     pub is_whole: bool,
-    /// Whether some tensors have 8-bit state.
+    /// What a thread works on.
     pub quantized: Quantized,
     /// Number of the state buffer.
     pub state_buffer: u32,
@@ -380,13 +380,18 @@ impl Plan {
                 })
             })
         };
+        let Tuning { two_quads, constant_masks, most_word_bytes, .. } = limits.tuning;
         let access = match () {
-            () if holds_words(16) => Access::Vec4,
-            () if holds_words(8) => Access::Vec2,
+            () if most_word_bytes >= 16 && holds_words(16) => Access::Vec4,
+            () if most_word_bytes >= 8 && holds_words(8) => Access::Vec2,
             () => Access::Scalar,
         };
         let is_quantized = pieces.iter().any(|piece| piece.layout.state == StateFormat::Q8);
-        let quantized = if is_quantized { Quantized::for_lanes(limits.lanes) } else { Quantized::Off };
+        let quantized = match Quantized::for_lanes(limits.lanes) {
+            quantized if is_quantized => quantized,
+            Quantized::Shared if two_quads => Quantized::Shared,
+            _ => Quantized::Off,
+        };
         let formats = || pieces.iter().map(|piece| tensor_of(piece).format().bits());
         let first_format = tensor_of(&pieces[0]).format().bits();
         let entries_per_alignment = (limits.offset_alignment / size_of::<Chunk>() as u64) as u32;
@@ -427,13 +432,13 @@ impl Plan {
                 Quantized::Off | Quantized::Shared => pieces
                     .iter()
                     .map(|piece| piece.layout.access(piece.elements % u64::from(CHUNK_ELEMENTS)))
+                    .chain([StateAccess::of_word_bytes(most_word_bytes)])
                     .min()
                     .unwrap_or(StateAccess::Words4),
             },
             format: formats().all(|format| format == first_format).then_some(first_format),
-            is_whole: pieces
-                .iter()
-                .all(|piece| piece.elements.is_multiple_of(quantized.lane_elements().into())),
+            is_whole: constant_masks
+                && pieces.iter().all(|piece| piece.elements.is_multiple_of(quantized.lane_elements().into())),
             quantized,
             state_buffer: pieces[0].state_buffer,
             first_chunk,

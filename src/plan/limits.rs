@@ -1,6 +1,7 @@
 //! The device's limits, as far as they shape launches.
 
 use crate::kernels::abi::Chunk;
+use crate::options::Tuning;
 use crate::storage::block::{CHUNK_ELEMENTS, WORD_BYTES};
 use crate::storage::dtype::DType;
 
@@ -19,6 +20,8 @@ pub struct PlanLimits {
     pub launch_chunks: u64,
     /// Threads per workgroup.
     pub lanes: u32,
+    /// Choices that a benchmark may change.
+    pub tuning: Tuning,
 }
 
 impl PlanLimits {
@@ -26,7 +29,7 @@ impl PlanLimits {
     pub const LEAST_BINDING_BYTES: u64 = 16 * 1024;
 
     /// Takes what matters from a device's limits.
-    pub fn new(limits: &wgpu::Limits, lanes: u32) -> Self {
+    pub fn new(limits: &wgpu::Limits, lanes: u32, tuning: Tuning) -> Self {
         // Elements are addressed in u32 from a window's start, so windows stay below 2^32 bytes whatever the device says.
         let bytes =
             limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(u64::from(u32::MAX));
@@ -37,6 +40,7 @@ impl PlanLimits {
                 .pow(2)
                 .min(bytes / size_of::<Chunk>() as u64),
             lanes,
+            tuning,
         }
     }
 

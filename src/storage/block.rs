@@ -75,9 +75,8 @@ impl BlockLayout {
         match least {
             Some(32) => StateAccess::Words4,
             Some(16) => StateAccess::Words2,
-            // Eight codes of a state are 8 bytes, and so are the scales of two quant blocks.
+            // Eight codes of a state are 8 bytes, and so are the scales of two quant blocks and eight master weights of a byte.
             _ if self.state == StateFormat::Q8
-                && self.master_weights.bits() != 8
                 && self.part_words(elements).is_multiple_of(2)
                 && self.scale_words(elements).is_multiple_of(2) =>
             {
@@ -128,6 +127,15 @@ impl StateAccess {
         }
     }
 
+    /// The widest access in words of at most so many bytes.
+    pub const fn of_word_bytes(bytes: u64) -> Self {
+        match bytes {
+            16.. => Self::Words4,
+            8..16 => Self::Words2,
+            _ => Self::Words1,
+        }
+    }
+
     /// Bytes per word.
     pub const fn word_bytes(self) -> u64 {
         match self {
@@ -171,10 +179,13 @@ mod tests {
             (36, StateAccess::Words1),
             (32, StateAccess::Words1),
         ] {
-            assert_eq!(access(elements, MasterWeights::None), expected, "{elements}");
+            for master_weights in [MasterWeights::None, MasterWeights::Split24] {
+                assert_eq!(access(elements, master_weights), expected, "{elements}, {master_weights:?}");
+            }
         }
-        // Master weights of a byte are read in words of 4 bytes.
-        assert_eq!(access(1024, MasterWeights::Split24), StateAccess::Words1);
+        let f32 =
+            BlockLayout { states: &STATES, state: StateFormat::F32, master_weights: MasterWeights::Split24 };
+        assert_eq!(f32.access(1024), StateAccess::Words1);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 
 use crate::errors::check_text;
+use crate::injection::{Fault, in_child};
 
 fn adamod(arguments: &[&str]) -> Output {
     Command::new(crate::common::package::tool()).args(arguments).output().unwrap()
@@ -224,4 +225,34 @@ fn outputs_that_are_one_file_are_refused_before_anything_is_written() {
     let output = adamod(&["bench", "--plot", &path("new"), "--json-file", "/no/such/folder/file"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(!folder.path().join("new").exists());
+}
+
+/// Which call creates something of the second size depends on the driver, so several are tried. Where wgpu itself gives up, nothing is shown.
+#[test]
+fn a_full_device_ends_the_roofline_with_a_sentence() {
+    in_child("cli::a_full_device_ends_the_roofline_with_a_sentence", |layer| {
+        let ended = (0..12).find_map(|attempt| {
+            layer.arm(Fault::OutOfMemory(200 + 20 * attempt));
+            let output =
+                adamod(&["bench", "--suite", "roofline", "--rounds", "1", "--seconds", "0.01", "--json"]);
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+            let sentence = report["left_out"][0].as_str()?.to_owned();
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            Some((output.status, report, sentence, text))
+        });
+        let (status, report, sentence, text) = ended.expect("a size does not fit");
+        assert!(status.success() && text.contains(&sentence), "{text}");
+        let parameters: Vec<_> = report["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|result| result["parameters"].as_u64().unwrap())
+            .collect();
+        // Powers of two, and then what fits below the first one that does not.
+        let (last, powers) = parameters.split_last().unwrap();
+        assert!(!powers.is_empty() && (10..).zip(powers).all(|(power, &size)| size == 1 << power), "{text}");
+        assert_eq!(*last, (2 << (9 + powers.len())) / 8 * 7);
+        let expected = format!("roofline: 2^{} does not fit on the device: ", 10 + powers.len());
+        assert!(sentence.starts_with(&expected) && sentence.contains("Out of Memory"), "{sentence}");
+    });
 }

@@ -1,5 +1,6 @@
 //! Parameters and gradients in 16 bits, master weights, and state in 16 and 8 bits, against the twin that stores as they do.
 
+use adamod::low_level::Tuning;
 use adamod::reference::Reference;
 use adamod::{
     AdaMod, DType, ErrorKind, Group, Hyperparameters, MasterWeights, Options, Parameter, Precision, Role,
@@ -534,6 +535,36 @@ fn values_of_tensors_that_move_are_read_and_written_where_they_lie() {
             assert!(matches!(error.kind(), ErrorKind::View { role: Role::Values, .. }), "{error}");
             let error = moving.write_parameter_at(id, &view, &exact).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::View { role: Role::Values, .. }), "{error}");
+        }
+    }
+}
+
+/// Every choice that `adamod bench --variant` measures, in launches of one kind of tensors that end within no thread's elements, and of all
+/// kinds together with ragged ends.
+#[test]
+fn every_tuning_gives_the_bits_of_the_twin() {
+    for (name, tuning) in Tuning::CHOICES.into_iter().chain([("default", Tuning::default())]) {
+        let options = || options().with_workgroups(Workgroups::Gpu).with_tuning(tuning);
+        let mixed: Vec<_> =
+            Kind::all().into_iter().zip([1, 7, 1024, 1757, 31, 2052].into_iter().cycle()).collect();
+        let alike = [
+            (DType::F32, StateFormat::F32),
+            (DType::F32, StateFormat::Bf16),
+            (DType::Bf16, StateFormat::Bf16),
+            (DType::Bf16, StateFormat::Q8),
+        ]
+        .map(|(dtype, state)| {
+            let kind = Kind { values: dtype, gradients: dtype, state, ..Kind::f32() };
+            vec![(kind, 1024), (kind, 2080), (kind, 32)]
+        });
+        for kinds in [mixed].into_iter().chain(alike) {
+            println!("{name}: {kinds:?}");
+            let mut pair = Pair::new(gpu(), options(), AdaMod::new(), &kinds, Layout::TwoPools(256));
+            // Gradients of zero take the rare paths of 8-bit state.
+            for (step, scale) in [(1, 1.0), (2, 0.0), (3, 1e-3)] {
+                pair.step(step, scale);
+            }
+            pair.check();
         }
     }
 }

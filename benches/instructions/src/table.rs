@@ -36,13 +36,15 @@ pub fn row(name: &str, kernel: &Kernel, compiled: &Compiled) -> String {
             instructions.push(Instruction { name, line });
         }
     }
-    // What a branch skips if no lane needs it, and that touches no memory, is a rare path.
+    // What a branch skips if no lane needs it, or if the launch has no use for it, and that touches no memory, is a rare path. A branch
+    // that ends with a jump has another side.
     let mut is_usual = vec![true; instructions.len()];
     for (index, instruction) in instructions.iter().enumerate() {
         let target = instruction.line.split_whitespace().nth(1).and_then(|label| labels.get(label));
-        if let ("s_cbranch_execz", Some(&end)) = (instruction.name, target)
+        if let ("s_cbranch_execz" | "s_cbranch_scc0", Some(&end)) = (instruction.name, target)
             && index < end
             && !instructions[index..end].iter().any(Instruction::is_memory)
+            && (instruction.name == "s_cbranch_execz" || instructions[end - 1].name != "s_branch")
         {
             is_usual[index + 1..end].fill(false);
         }

@@ -56,16 +56,17 @@ impl AdapterChoice {
         Ok(adapters)
     }
 
-    /// A device on the chosen adapter, with all of its limits and those of `features` that it has.
+    /// A device on the chosen adapter, with its limits as `limits` changes them and those of `features` that it has.
     pub fn open(
         &self,
         features: wgpu::Features,
+        limits: impl FnOnce(wgpu::Limits) -> wgpu::Limits,
     ) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue), Failure> {
         let adapter = self.sorted()?.into_iter().next().context(NO_ADAPTER).map_err(Failure::Machine)?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("adamod"),
             required_features: features & adapter.features(),
-            required_limits: adapter.limits(),
+            required_limits: limits(adapter.limits()),
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))

@@ -7,29 +7,35 @@
 
 mod clock;
 mod colors;
+mod designs;
 mod engine;
 mod error;
+mod fill;
 mod kernels;
 mod mode;
 mod models;
 mod plot;
 mod report;
+mod resources;
 mod statistics;
 mod suites;
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::adapter::AdapterChoice;
 use crate::failure::{Failure, note};
 use crate::output::{Argument, Output};
 use clock::{Counted, Effort, Machine, Timing, Work};
+use designs::Design;
 use engine::Engine;
 use error::BenchError;
+use fill::Filler;
 use kernels::{Copy, Stream};
 use report::{Measurement, Report, Series};
 use statistics::Summary;
@@ -40,13 +46,19 @@ use suites::{Group, Sizes, Suite};
 pub struct Arguments {
     #[command(flatten)]
     adapter: AdapterChoice,
-    /// What to measure; repeatable [default: a quick selection of all suites].
+    /// What to measure; repeatable [default: a quick selection of all suites but `variants` and `large`].
     #[arg(long = "suite", value_enum, value_name = "NAME")]
     suites: Vec<Suite>,
-    /// Largest case of `roofline` and `modes`, in elements [default: 2^23 on a software adapter; on a GPU 2^26 for `modes`, and as
-    /// many as it holds for `roofline`].
+    /// Design choices of the suite `variants`; repeatable, and implies the suite [default: all].
+    #[arg(long = "variant", value_name = "NAME", value_parser = variant_names())]
+    variants: Vec<String>,
+    /// Largest case of `roofline`, `modes`, `variants` and `large`, in elements [default: 2^23 on a software adapter, 2^20 for `variants`;
+    /// on a GPU 2^26 for `modes`, 2^25 for `variants`, more than 2^31 for `large`, and as many as it holds for `roofline`].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
     max_elements: Option<u64>,
+    /// Buffers have at most so many bytes; a larger tensor is cut into several [default: the device's limit].
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(LEAST_BUFFER_BYTES..))]
+    max_buffer_bytes: Option<u64>,
     /// Measure models at their own width on a software adapter, too.
     #[arg(long)]
     full: bool,
@@ -70,6 +82,38 @@ pub struct Arguments {
     plot: Option<PathBuf>,
 }
 
+/// The choices, or all of them.
+fn variant_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(designs::names().chain([ALL_VARIANTS]))
+}
+
+const ALL_VARIANTS: &str = "all";
+
+impl Arguments {
+    /// The suites that are named, or implied.
+    fn suites(&self) -> impl Iterator<Item = Suite> {
+        let implies_variants = !self.variants.is_empty();
+        let is_quick = self.suites.is_empty() && !implies_variants;
+        Suite::ALL.into_iter().filter(move |suite| {
+            is_quick || self.suites.contains(suite) || implies_variants && *suite == Suite::Variants
+        })
+    }
+
+    /// Leaves out design choices that were not asked for.
+    fn select(&self, mut group: Group) -> Option<Group> {
+        if group.suite != Suite::Variants {
+            return Some(group);
+        }
+        let takes_all = self.variants.is_empty() || self.variants.iter().any(|name| name == ALL_VARIANTS);
+        group.variants.retain(|variant| {
+            let is_selected =
+                |design: Design| design.is_default() || self.variants.iter().any(|name| name == design.name);
+            takes_all || variant.design.is_some_and(is_selected)
+        });
+        (group.variants.len() > 1).then_some(group)
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
     if !(seconds > 0.0 && seconds <= 3_600.0) {
@@ -81,6 +125,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
 /// More than any current device holds: a terabyte for AdaMod.
 const MOST_ELEMENTS: u64 = 1 << 36;
 
+/// Room for the tables of a few tensors.
+const LEAST_BUFFER_BYTES: u64 = 1 << 16;
+
 /// The most bytes that the copy and the stream kernel move in a pass. Their speed no longer grows there, and the step needs the rest of
 /// the memory.
 const CEILING_BYTES: u64 = 4 << 30;
@@ -90,8 +137,8 @@ const FLUSH_BYTES: u64 = 512 << 20;
 
 /// Runs the suites on an adapter and prints the report.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let quick = arguments.suites.is_empty();
-    if arguments.plot.is_some() && !quick && !arguments.suites.contains(&Suite::Roofline) {
+    let quick = arguments.suites.is_empty() && arguments.variants.is_empty();
+    if arguments.plot.is_some() && !arguments.suites().any(|suite| suite == Suite::Roofline) {
         return Err(BenchError::NothingToPlot.into());
     }
     let [plot_file, json_file] = [("--plot", &arguments.plot), ("--json-file", &arguments.json_file)]
@@ -100,10 +147,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut outputs = Output::open_all(&[], &files)?.into_iter();
     let plot_file = plot_file.and_then(|_| outputs.next());
     let mut json_file = json_file.and_then(|_| outputs.next());
-    let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY)?;
+    let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY, |limits| {
+        let most = arguments.max_buffer_bytes.unwrap_or(u64::MAX);
+        wgpu::Limits {
+            max_buffer_size: limits.max_buffer_size.min(most),
+            max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size.min(most),
+            ..limits
+        }
+    })?;
     let machine = machine(arguments.timing, adapter.get_info(), device, queue)?;
     let sizes = Sizes {
         most_elements: arguments.max_elements.unwrap_or_else(|| default_elements(&machine, quick)),
+        most_buffer_bytes: machine.device.limits().max_buffer_size,
         quick,
         full: arguments.full,
         is_cpu: machine.is_cpu(),
@@ -112,11 +167,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         rounds: arguments.rounds,
         time: arguments.seconds.unwrap_or(Duration::from_millis(if quick { 400 } else { 1_000 })),
     };
-    let groups: Vec<Group> = Suite::ALL
-        .into_iter()
-        .filter(|suite| quick || arguments.suites.contains(suite))
-        .flat_map(|suite| suites::groups(suite, sizes))
-        .collect();
+    let groups = arguments.suites().flat_map(|suite| suites::groups(suite, sizes));
+    let mut groups: VecDeque<Group> = groups.filter_map(|group| arguments.select(group)).collect();
 
     // Hidden if stderr is not a terminal.
     let progress = ProgressBar::new(groups.len() as u64);
@@ -124,31 +176,44 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         progress.set_style(style);
     }
     let mut report = report_of(&machine);
-    let mut roofline_ended_at = None;
+    let mut is_roofline_ending = false;
     let mut failed = None;
-    for group in &groups {
+    while let Some(group) = groups.pop_front() {
         progress.inc(1);
-        if group.suite == Suite::Roofline && roofline_ended_at.is_some() {
-            continue;
-        }
         progress.set_message(format!("{}: {}", group.suite.name(), group.variants[0].case));
-        match measure(&machine, group, effort) {
+        let is_roofline = group.suite == Suite::Roofline;
+        let case = format!("{}, {}", group.suite.name(), group.variants[0].case);
+        // Memory may also run out between the steps.
+        match machine.catch(&case, || measure(&machine, &group, effort)) {
             Ok(measurements) => {
                 report.results.extend(measurements);
-                // A long run may be killed.
-                if let Some(file) = &mut json_file {
-                    file.write_so_far(&json(&report)?)?;
+                if is_roofline && is_roofline_ending {
+                    groups.retain(|group| group.suite != Suite::Roofline);
                 }
             }
-            // Sizes increase, so the previous one is the largest that the device holds.
-            Err(error) if ends_roofline(&error, group.suite, arguments, &report.results) => {
-                roofline_ended_at = Some(group.variants[0].case.clone());
+            Err(error) if is_left_out(&error, group.suite, arguments, &report.results) => {
+                let (suite, case) = (group.suite.name(), &group.variants[0].case);
+                report
+                    .left_out
+                    .push(format!("{suite}: {case} does not fit on the device: {}", error.reason()));
+                // Sizes increase, so no later one fits.
+                if is_roofline && !is_roofline_ending {
+                    is_roofline_ending = true;
+                    groups.retain(|group| group.suite != Suite::Roofline);
+                    for elements in suites::sizes_below(group.parameters()).into_iter().rev() {
+                        groups.push_front(suites::roofline(elements, sizes.most_buffer_bytes));
+                    }
+                }
             }
             // The results so far are still reported.
             Err(error) => {
                 failed = Some(error);
                 break;
             }
+        }
+        // A long run may be killed.
+        if let Some(file) = &mut json_file {
+            file.write_so_far(&json(&report)?)?;
         }
     }
     progress.finish_and_clear();
@@ -157,8 +222,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     {
         return Err(error.into());
     }
-    if let Some(case) = roofline_ended_at {
-        note(format_args!("roofline ends below {case}, which does not fit on the device"));
+    for sentence in &report.left_out {
+        note(format_args!("{sentence}"));
     }
 
     // A failure to print is returned after the files are written, so no measurement is lost.
@@ -187,6 +252,7 @@ fn report_of(machine: &Machine) -> Report {
         },
         cache: if machine.flush.is_some() { "cold" } else { "warm" },
         results: Vec::new(),
+        left_out: Vec::new(),
     }
 }
 
@@ -224,11 +290,12 @@ fn machine(
         None if has_timestamps => Timing::Timestamps,
         None => Timing::Wall,
     };
-    let mut machine = Machine { device, queue, info, timing, flush: None };
+    let filler = Filler::new(&device, &queue);
+    let mut machine = Machine { device, queue, info, timing, filler, flush: None };
     // A software adapter has the CPU's caches. Filling them would take longer than the measured steps.
     if !machine.is_cpu() {
         let flush = machine
-            .catch("flushing the caches", || Ok(Copy::new(&machine.device, &machine.queue, FLUSH_BYTES)))?;
+            .catch("flushing the caches", || Ok(Copy::new(&machine.device, &machine.filler, FLUSH_BYTES)))?;
         machine.flush = Some(flush);
     }
     Ok(machine)
@@ -245,16 +312,18 @@ fn default_elements(machine: &Machine, quick: bool) -> u64 {
 }
 
 /// Whether an error only means that the device's memory is full. An explicitly requested size is never left out.
-fn ends_roofline(error: &BenchError, suite: Suite, arguments: &Arguments, results: &[Measurement]) -> bool {
-    suite == Suite::Roofline
-        && arguments.max_elements.is_none()
-        && !results.is_empty()
-        && error.is_too_large()
+fn is_left_out(error: &BenchError, suite: Suite, arguments: &Arguments, results: &[Measurement]) -> bool {
+    let may_be_too_large = match suite {
+        Suite::Roofline => results.iter().any(|result| result.suite == suite.name()),
+        Suite::Large => true,
+        Suite::Tensors | Suite::Layout | Suite::Host | Suite::Modes | Suite::Variants => false,
+    };
+    may_be_too_large && arguments.max_elements.is_none() && error.is_too_large()
 }
 
 /// Measures and verifies the variants of a group.
 fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measurement>, BenchError> {
-    let Machine { device, queue, .. } = machine;
+    let Machine { device, filler, .. } = machine;
     let suite = group.suite.name();
     let elements = group.parameters();
     let mode = group.variants[0].mode;
@@ -265,16 +334,13 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     let ceiling_bytes = bytes.min(CEILING_BYTES);
     let stream_elements = ceiling_bytes / u64::from(mode.form.bytes_per_parameter());
     let name = |case: &str| format!("{suite}, {case}");
+    // What the previous group had is freed before more is allocated.
+    device.poll(wgpu::PollType::wait_indefinitely())?;
 
-    let (mut copy, mut stream, mut engines) = machine.catch(&name(&group.variants[0].case), || {
-        let copy = Counted { kernel: Copy::new(device, queue, ceiling_bytes.next_multiple_of(8)), runs: 0 };
-        let stream = Counted { kernel: Stream::new(device, queue, stream_elements, states), runs: 0 };
-        let engines = group
-            .variants
-            .iter()
-            .map(|variant| Engine::new(machine, variant.mode, variant.placement, &variant.lengths));
-        Ok((copy, stream, engines.collect::<Result<Vec<_>, _>>()?))
-    })?;
+    let mut copy = Counted { kernel: Copy::new(device, filler, ceiling_bytes.next_multiple_of(8)), runs: 0 };
+    let mut stream = Counted { kernel: Stream::new(device, filler, stream_elements, states), runs: 0 };
+    let engines = group.variants.iter().map(|variant| Engine::new(machine, variant));
+    let mut engines = engines.collect::<Result<Vec<_>, _>>()?;
 
     let mut works: Vec<&mut dyn Work> = vec![&mut copy, &mut stream];
     works.extend(engines.iter_mut().map(|engine| engine as &mut dyn Work));
@@ -286,7 +352,8 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
     verify_stream(machine, &stream).map_err(|difference| wrong("stream", difference))?;
 
     let mut results = Vec::with_capacity(engines.len());
-    for ((variant, engine), seconds) in group.variants.iter().zip(&mut engines).zip(&seconds[2..]) {
+    let seconds_of_steps = &seconds[2..];
+    for ((variant, engine), seconds) in group.variants.iter().zip(&mut engines).zip(seconds_of_steps) {
         let host = machine.measure_host(engine, effort)?;
         let mode = engine.mode().name();
         let verified_elements = engine
@@ -314,6 +381,10 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
             host_us_median: 1e6 * Summary::of(&host.submit).median,
             host_record_us_median: 1e6 * Summary::of(&host.record).median,
             host_allocations: (group.suite == Suite::Host).then(|| Summary::of(&host.allocations).median),
+            time_of_default: variant.design.map(|_| {
+                // The default is the first of its group.
+                series.time_of(Series { bytes: series.bytes, seconds: &seconds_of_steps[0] })
+            }),
             verified_elements,
         });
     }
@@ -338,10 +409,10 @@ fn samples(machine: &Machine, buffer: &wgpu::Buffer) -> Result<Vec<(u64, Vec<u32
 }
 
 fn verify_copy(machine: &Machine, copy: &Counted<Copy>) -> Result<(), String> {
-    for buffer in copy.kernel.destinations() {
+    for (destination, buffer) in copy.kernel.destinations().iter().enumerate() {
         for (start, words) in samples(machine, buffer)? {
             for (element, got) in (start..).zip(words) {
-                let expected = Copy::content(element);
+                let expected = Copy::content(destination, element);
                 if got != expected {
                     return Err(format!("element {element} is {got:#x}, expected {expected:#x}"));
                 }

@@ -101,7 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut outputs = Output::open_all(&[("the trace", &arguments.trace)], &outputs)?;
     let (outcomes, adapter) = match arguments.backend {
         Backend::Gpu => {
-            let (adapter, device, queue) = arguments.choice.open(wgpu::Features::empty())?;
+            let (adapter, device, queue) = arguments.choice.open(wgpu::Features::empty(), |limits| limits)?;
             let outcomes = backends::on_gpu(&trace, state, &device, &queue).map_err(Failure::Machine)?;
             (outcomes, Some(adapter.get_info().name))
         }

@@ -73,7 +73,7 @@ fn scene() -> impl Strategy<Value = Scene> {
 }
 
 fn limits(binding_bytes: u64, launch_chunks: u64) -> PlanLimits {
-    PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks, lanes: 256 }
+    PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks, lanes: 256, tuning: Tuning::default() }
 }
 
 /// Extents of all tensors, and words of each buffer.
@@ -108,9 +108,11 @@ proptest! {
         zeroes_gradients in prop::sample::select(vec![false, true]),
         binding_bytes in prop::sample::select(vec![16 * 1024, 64 * 1024, 1 << 20]),
         launch_chunks in prop::sample::select(vec![9_u64, 100, 1 << 20]),
-        lanes in prop::sample::select(vec![8_u32, 256]),
+        lanes in prop::sample::select(vec![8_u32, 64, 256]),
+        two_quads in any::<bool>(),
     ) {
-        let limits = PlanLimits { lanes, ..limits(binding_bytes, launch_chunks) };
+        let tuning = Tuning { two_quads, ..Tuning::default() };
+        let limits = PlanLimits { lanes, tuning, ..limits(binding_bytes, launch_chunks) };
         let sizes: Vec<_> = scene.tensors.iter().map(|tensor| (tensor.layout, tensor.length)).collect();
         let (extents, buffers) = allocate(&sizes, &limits);
         let tensors: Vec<_> = scene

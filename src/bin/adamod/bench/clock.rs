@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::error::BenchError;
+use super::fill::Filler;
 use super::kernels::{Copy, Stream};
 
 /// The source of times.
@@ -21,6 +22,8 @@ pub struct Machine {
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
     pub timing: Timing,
+    /// Fills buffers.
+    pub filler: Filler,
     /// Fills the caches with other data before every work, so that each work reads its data from memory.
     pub flush: Option<Copy>,
 }
@@ -296,7 +299,7 @@ impl Machine {
         }
     }
 
-    /// Runs `make`, and returns the error if wgpu refuses something in it.
+    /// Runs `make`, and returns the error if wgpu refuses something in it. Once memory has run out, other errors follow from that.
     pub fn catch<T>(
         &self,
         case: &str,
@@ -309,8 +312,10 @@ impl Machine {
         let mut refused = None;
         // Scopes are a stack: the last one pushed is popped first.
         for scope in scopes.into_iter().rev() {
-            let error = pollster::block_on(scope.pop());
-            refused = refused.or(error);
+            refused = match pollster::block_on(scope.pop()) {
+                Some(error @ wgpu::Error::OutOfMemory { .. }) => Some(error),
+                error => refused.or(error),
+            };
         }
         match refused {
             Some(error) => Err(BenchError::Resource { case: case.into(), error }),

@@ -1,14 +1,20 @@
 //! A training engine's side of a step: tensors in buffers, gradients that stay as they are, and a check of the results.
 
+use std::collections::BTreeSet;
+
 use adamod::reference::{Reference, rounded};
 use adamod::{
     Control, DType, DeviceControl, Group, MasterWeights, Optimizer, Options, Parameter, ParameterId,
-    Precision, Step, Update, View, Views,
+    Precision, Step, Update, View, Views, Workgroups,
 };
 
 use super::clock::{Machine, Span, Work, begin_pass};
+use super::designs::Design;
 use super::error::BenchError;
+use super::fill::{Content, Run, number, stored};
 use super::mode::{Gradients, Mode, Placement};
+use super::resources::buffer;
+use super::suites::Variant;
 
 /// Buffer and byte offset.
 type Place = (usize, u64);
@@ -21,8 +27,6 @@ const SAMPLE_ELEMENTS: u64 = 256;
 const SAMPLED_TENSORS: usize = 16;
 /// State is read back whole, so only tensors up to this size have theirs checked.
 const MOST_STATE_ELEMENTS: u64 = 1 << 24;
-/// Uploads are cut into pieces of this size, so that they need little staging memory.
-const UPLOAD_BYTES: usize = 16 << 20;
 
 /// Tensors, their optimizer, and how they are stepped.
 #[derive(Debug)]
@@ -47,35 +51,24 @@ struct Tensor {
     gradients: [Place; 2],
     /// Byte offset of its shadow copy.
     shadow: u64,
+    /// Elements of the tensors before it.
+    first: u64,
 }
 
 impl Engine {
     /// Creates, fills and registers tensors of these lengths.
-    pub fn new(
-        machine: &Machine,
-        mode: Mode,
-        placement: Placement,
-        lengths: &[u64],
-    ) -> Result<Self, BenchError> {
+    pub fn new(machine: &Machine, variant: &Variant) -> Result<Self, BenchError> {
+        let &Variant { mode, placement, ref lengths, design, .. } = variant;
         let Machine { device, queue, .. } = machine;
         let (places, sizes) = place(placement, lengths, mode.values.bytes());
-        // Buffers are created before minutes are spent on their contents, because they may not fit.
         let shadow_bytes = |len: u64| (DType::Bf16.bytes() * len).next_multiple_of(ALIGNMENT_BYTES);
-        let create = |size| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("adamod.bench.tensors"),
-                size,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        };
-        let (buffers, shadows): (Vec<_>, _) = machine.catch("tensors", || {
+        let create = |size| buffer(device, "adamod.bench.tensors", size);
+        let (buffers, shadows) = machine.catch("tensors", || {
             let shadows = mode.shadow.then(|| create(lengths.iter().copied().map(shadow_bytes).sum()));
-            Ok((sizes.iter().copied().map(create).collect(), shadows))
+            let buffers: Vec<_> = sizes.iter().copied().map(create).collect();
+            fill(machine, mode.values, &buffers, &places, lengths);
+            Ok((buffers, shadows))
         })?;
-        fill(machine, mode.values, &buffers, &places, lengths)?;
 
         let control = match mode.gradients {
             Gradients::AsTheyAre => Control::Host,
@@ -83,13 +76,19 @@ impl Engine {
             Gradients::Clipped => Control::Device(DeviceControl::new().with_max_norm(1e30)),
         };
         let options = Options::new().with_diagnostics(mode.diagnostics).with_control(control);
+        let options = match design {
+            Some(Design { tuning, norm_dispatch, .. }) => {
+                options.with_workgroups(Workgroups::Gpu).with_tuning(tuning).with_norm_dispatch(norm_dispatch)
+            }
+            None => options,
+        };
         let mut optimizer = Optimizer::new(device, queue, options)?;
         let precision =
             Precision::new(mode.state).with_master_weights(mode.master_weights).with_f32_state_below(0);
         let group = Group::from(mode.form.with_defaults()).with_precision(precision);
         let group = optimizer.add_group(group)?;
         let mut tensors = Vec::with_capacity(lengths.len());
-        let mut shadow = 0;
+        let (mut shadow, mut first) = (0, 0);
         for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
             let label = format!("tensor.{index}");
             let mut parameter = Parameter::new(&label, len).with_dtype(mode.values);
@@ -101,8 +100,9 @@ impl Engine {
                 parameter = parameter.with_views(views);
             }
             let id = optimizer.add_parameter(group, parameter)?;
-            tensors.push(Tensor { id, len, values, gradients, shadow });
+            tensors.push(Tensor { id, len, values, gradients, shadow, first });
             shadow += shadow_bytes(len);
+            first += len;
         }
         Ok(Self { optimizer, mode, placement, buffers, shadows, tensors, recorded: 0 })
     }
@@ -124,23 +124,23 @@ impl Engine {
     pub fn verify(&self, machine: &Machine) -> Result<u64, String> {
         let stride = self.tensors.len().div_ceil(SAMPLED_TENSORS);
         let last = self.tensors.len() - 1;
-        let sampled = (0..last).step_by(stride).chain([last]);
         let mut compared = 0;
-        for index in sampled {
-            compared += self.verify_tensor(machine, index)?;
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            if index % stride == 0 || index == last || powers_in(tensor.first, tensor.len).next().is_some() {
+                compared += self.verify_tensor(machine, index)?;
+            }
         }
         Ok(compared)
     }
 
     fn verify_tensor(&self, machine: &Machine, index: usize) -> Result<u64, String> {
-        let Tensor { id, len, values: (buffer, offset), shadow, .. } = self.tensors[index];
+        let Tensor { id, len, values: (buffer, offset), shadow, first, .. } = self.tensors[index];
         let steps = self.optimizer.step_count(id).unwrap_or(0);
         if steps != self.recorded as u64 {
             return Err(format!("the step count of tensor {index} is {steps}, expected {}", self.recorded));
         }
         let elements = SAMPLE_ELEMENTS.min(len);
-        let mut starts = vec![0, (len - elements) / 2, len - elements];
-        starts.dedup();
+        let starts = sample_starts(first, len);
         let state = if len <= MOST_STATE_ELEMENTS && self.mode.is_exact() {
             self.optimizer.read_state(id).wait().map_err(|error| error.to_string())?.tensors
         } else {
@@ -149,10 +149,7 @@ impl Engine {
         let tolerance = Tolerance::after(steps);
         // The gradients never change, so nothing cancels in a state, and its errors are relative to it.
         let state_tolerance = Tolerance { absolute: 1e-12, ..tolerance };
-        for start in starts.iter_mut() {
-            // A read starts at a whole word.
-            *start -= *start % 2;
-            let start = *start;
+        for &start in &starts {
             let element_bytes = self.mode.values.bytes();
             let bytes = (element_bytes * elements).next_multiple_of(4);
             let range = (&self.buffers[buffer], offset + element_bytes * start, bytes);
@@ -175,7 +172,7 @@ impl Engine {
                     return Err(format!("tensor {index}: its shadow copy differs from its values in bf16"));
                 }
             }
-            let expected = self.expected(index as u64, start..start + elements, steps);
+            let expected = self.expected(index as u32, start..start + elements, steps);
             let context =
                 |what: &str, difference| format!("tensor {index}, step {steps}, {what}: {difference}");
             if self.mode.is_exact() {
@@ -183,7 +180,7 @@ impl Engine {
                     .check(start, &got, expected.values(0))
                     .map_err(|difference| context("values", difference))?;
             } else {
-                self.check_movement(index as u64, start, &got, expected.values(0))
+                self.check_movement(index as u32, start, &got, expected.values(0))
                     .map_err(|difference| context("values", difference))?;
             }
             for ((name, got), expected) in state.iter().zip(expected.state(0)) {
@@ -197,7 +194,7 @@ impl Engine {
     }
 
     /// For modes that round at random: checks how far values have moved, within what the rounding may do.
-    fn check_movement(&self, tensor: u64, start: u64, got: &[f32], expected: &[f64]) -> Result<(), String> {
+    fn check_movement(&self, tensor: u32, start: u64, got: &[f32], expected: &[f64]) -> Result<(), String> {
         const OF_MOVEMENT: f64 = 0.35;
         // Without master weights every step rounds again, and the error grows with the root of the steps.
         let roundings = match (self.mode.values, self.mode.master_weights) {
@@ -207,7 +204,8 @@ impl Engine {
         };
         let last_place = roundings * 2_f64.powi(-7);
         for ((element, &got), &expected) in (start..).zip(got).zip(expected) {
-            let moved = expected - f64::from(stored(self.mode.values, value(tensor, element)));
+            let before = number(key_of_values(tensor), element as u32);
+            let moved = expected - f64::from(stored(self.mode.values, before));
             let allowed = OF_MOVEMENT * moved.abs() + last_place * expected.abs() + 1e-6;
             let tolerance = Tolerance { absolute: allowed, relative: 0.0 };
             tolerance.check(element, &[got], &[expected])?;
@@ -216,12 +214,14 @@ impl Engine {
     }
 
     /// The f64 reference of a part of a tensor.
-    fn expected(&self, tensor: u64, elements: std::ops::Range<u64>, steps: u64) -> Reference<f64> {
+    fn expected(&self, tensor: u32, elements: std::ops::Range<u64>, steps: u64) -> Reference<f64> {
         let mut reference = Reference::new();
         let group = reference.add_group(self.mode.form.with_defaults());
-        let stored = |number| f64::from(stored(self.mode.values, number));
-        let values = elements.clone().map(|element| stored(value(tensor, element))).collect();
-        let gradients: Vec<_> = elements.map(|element| stored(gradient(tensor, element))).collect();
+        let numbers = |key| -> Vec<f64> {
+            let number = |element| stored(self.mode.values, number(key, element as u32));
+            elements.clone().map(|element| number(element).into()).collect()
+        };
+        let (values, gradients) = (numbers(key_of_values(tensor)), numbers(key_of_gradients(tensor)));
         reference.add_parameter(group, values);
         for _ in 0..steps {
             reference.step(&[Some(&gradients)]);
@@ -298,68 +298,52 @@ fn place(placement: Placement, lengths: &[u64], element_bytes: u64) -> (Vec<(Pla
     (places, sizes)
 }
 
-/// The number at an element of a tensor.
-type Element = fn(u64, u64) -> f32;
+/// The powers of two from 2^12 among these elements of a run of tensors, counted from the first tensor.
+fn powers_in(first: u64, len: u64) -> impl Iterator<Item = u64> {
+    (12..u64::BITS).map(|power| 1 << power).filter(move |power| (first..first + len).contains(power))
+}
 
-/// Writes values and gradients, one buffer at a time.
+/// Where the samples of a tensor start that has `first` elements before it: at its start, middle and end, and around the powers of two at
+/// which a number of elements or bytes might not fit into an integer. A read starts at a whole word, so all are even.
+fn sample_starts(first: u64, len: u64) -> Vec<u64> {
+    let elements = SAMPLE_ELEMENTS.min(len);
+    let last = len - elements;
+    let around = |power: u64| (power - first).saturating_sub(elements / 2).min(last);
+    let starts = [0, last / 2, last].into_iter().chain(powers_in(first, len).map(around));
+    let starts: BTreeSet<u64> = starts.map(|start| start - start % 2).collect();
+    starts.into_iter().collect()
+}
+
+/// Writes values and gradients.
 fn fill(
     machine: &Machine,
     dtype: DType,
     buffers: &[wgpu::Buffer],
     places: &[(Place, [Place; 2])],
     lengths: &[u64],
-) -> Result<(), BenchError> {
-    let mut contents: Vec<Vec<(u64, usize, Element)>> = vec![Vec::new(); buffers.len()];
-    for (index, &(values, gradients)) in places.iter().enumerate() {
-        contents[values.0].push((values.1, index, value));
+) {
+    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); buffers.len()];
+    for ((tensor, &(values, gradients)), &len) in (0..).zip(places).zip(lengths) {
+        let bytes = (dtype.bytes() * len).next_multiple_of(4);
+        let mut add = |(buffer, offset): Place, key| runs[buffer].push(Run { offset, bytes, key });
+        add(values, key_of_values(tensor));
         for gradients in gradients {
-            contents[gradients.0].push((gradients.1, index, gradient));
+            add(gradients, key_of_gradients(tensor));
         }
     }
-    for (buffer, contents) in buffers.iter().zip(contents) {
-        let mut image = vec![0_u8; buffer.size() as usize];
-        let element_bytes = dtype.bytes() as usize;
-        for (offset, tensor, element_of) in contents {
-            let elements = image[offset as usize..].chunks_exact_mut(element_bytes);
-            for (element, to) in (0..lengths[tensor]).zip(elements) {
-                // bf16 is the upper half of an f32.
-                let bytes = stored(dtype, element_of(tensor as u64, element)).to_le_bytes();
-                to.copy_from_slice(&bytes[4 - element_bytes..]);
-            }
-        }
-        for (piece, bytes) in image.chunks(UPLOAD_BYTES).enumerate() {
-            machine.queue.write_buffer(buffer, (piece * UPLOAD_BYTES) as u64, bytes);
-            if bytes.len() == UPLOAD_BYTES {
-                machine.queue.submit([]);
-                machine.device.poll(wgpu::PollType::wait_indefinitely())?;
-            }
-        }
+    for (buffer, runs) in buffers.iter().zip(runs) {
+        machine.filler.fill(buffer, Content::of(dtype), &runs);
     }
-    Ok(())
 }
 
-/// A number rounded to the data type.
-fn stored(dtype: DType, number: f32) -> f32 {
-    if dtype == DType::F32 { number } else { rounded(dtype, &[number])[0] }
+/// The initial values of a tensor.
+fn key_of_values(tensor: u32) -> u32 {
+    2 * tensor
 }
 
-/// The initial value of an element, in [-1, 1).
-fn value(tensor: u64, element: u64) -> f32 {
-    uniform(tensor << 40 ^ element << 1)
-}
-
-/// The gradient of an element in every step, in [-1, 1).
-fn gradient(tensor: u64, element: u64) -> f32 {
-    uniform(tensor << 40 ^ element << 1 ^ 1)
-}
-
-/// The output function of SplitMix64 (Steele, Lea and Flood 2014), as a number with 24 bits.
-fn uniform(seed: u64) -> f32 {
-    let mut z = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
-    (z >> 40) as f32 / (1 << 23) as f32 - 1.0
+/// The gradients of a tensor in every step.
+fn key_of_gradients(tensor: u32) -> u32 {
+    2 * tensor + 1
 }
 
 /// The largest allowed difference: `absolute + relative * |expected|`.
@@ -430,18 +414,34 @@ mod tests {
     }
 
     #[test]
+    fn samples_cover_the_ends_and_the_powers_of_two_of_a_run_of_tensors() {
+        let covers = |first, len, element: u64| {
+            sample_starts(first, len)
+                .iter()
+                .any(|start| (*start..start + SAMPLE_ELEMENTS).contains(&(element - first)))
+        };
+        // One tensor of more than 2^32 elements, and the second of two.
+        let len = (1 << 32) + 1_001;
+        for (first, elements) in [
+            (0, [0, 1 << 30, (1 << 31) - 1, 1 << 31, 1 << 32, len - 2]),
+            (1_000_000, [1_000_000, 1 << 30, (1 << 31) - 1, 1 << 31, 1 << 32, len - 2]),
+        ] {
+            for element in elements {
+                assert!(covers(first, len - first, element), "{first}, {element}");
+            }
+            assert!(!covers(first, len - first, 3 << 29));
+        }
+        assert_eq!(sample_starts(0, 7), [0]);
+        for start in sample_starts(4_095, 300) {
+            assert!(start % 2 == 0 && start + SAMPLE_ELEMENTS <= 300, "{start}");
+        }
+    }
+
+    #[test]
     fn a_wrong_element_and_nan_are_found() {
         let tolerance = Tolerance::after(10);
         assert_eq!(tolerance.check(0, &[1.0, 2.0], &[1.0, 2.0]), Ok(()));
         assert!(tolerance.check(0, &[1.0, 2.0], &[1.0, 2.001]).is_err());
         assert!(tolerance.check(0, &[f32::NAN], &[0.0]).is_err());
-    }
-
-    #[test]
-    fn values_fill_their_range() {
-        let values: Vec<_> = (0..10_000).map(|element| value(3, element)).collect();
-        assert!(values.iter().all(|v| (-1.0..1.0).contains(v)));
-        assert!(values.iter().sum::<f32>().abs() < 300.0);
-        assert!(values.iter().any(|&v| v > 0.99) && values.iter().any(|&v| v < -0.99));
     }
 }

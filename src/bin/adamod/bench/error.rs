@@ -67,10 +67,19 @@ pub enum BenchError {
 }
 
 impl BenchError {
+    /// What the device said.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Resource { error, .. } => error.to_string(),
+            Self::Optimizer(error) => error.to_string(),
+            _ => self.to_string(),
+        }
+    }
+
     /// Whether the device has no room for the case, so that smaller ones may run.
     pub fn is_too_large(&self) -> bool {
         match self {
-            Self::Resource { .. } => true,
+            Self::Resource { error, .. } => matches!(error, wgpu::Error::OutOfMemory { .. }),
             Self::Optimizer(error) => {
                 matches!(error.kind(), ErrorKind::Device(wgpu::Error::OutOfMemory { .. }))
             }

@@ -45,7 +45,10 @@ impl Mode {
 
     /// Its name: the rule and the format of its state, then everything that differs from f32: `adamod-q8+bf16+split24`.
     pub fn name(self) -> String {
-        let mut name = format!("{}-{}", self.form, self.state.name());
+        // Without the fingerprint of a custom rule.
+        let (rule, form) = (self.form.rule().name(), self.form.name());
+        let hyphen = if form.is_empty() { "" } else { "-" };
+        let mut name = format!("{rule}{hyphen}{form}-{}", self.state.name());
         let mut add = |part: &str| {
             name.push('+');
             name.push_str(part);

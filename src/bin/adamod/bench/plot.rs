@@ -198,6 +198,7 @@ mod tests {
             host_us_median: 1.0,
             host_record_us_median: 1.0,
             host_allocations: None,
+            time_of_default: None,
             verified_elements: 1,
         }
     }
@@ -232,6 +233,7 @@ mod tests {
             timing: "wall",
             cache: "warm",
             results: results.to_vec(),
+            left_out: Vec::new(),
         };
         let svg = draw(&report).unwrap();
         assert!(svg.contains("A &amp; &lt;B&gt;, driver 1, vulkan"), "{svg}");

@@ -18,6 +18,8 @@ pub struct Report {
     /// `cold` (flushed before every pass) or `warm` (as the previous pass left them).
     pub cache: &'static str,
     pub results: Vec<Measurement>,
+    /// What was left out, and why.
+    pub left_out: Vec<String>,
 }
 
 /// One case in one mode. Bytes per second count what the algorithm reads and writes; a gigabyte is 10^9 bytes.
@@ -47,6 +49,8 @@ pub struct Measurement {
     pub host_record_us_median: f64,
     /// Heap allocations to record and submit it, the median over steps; only in the suite `host`.
     pub host_allocations: Option<f64>,
+    /// Time relative to the default's, the median of the ratios of all rounds; only in the suite `variants`.
+    pub time_of_default: Option<f64>,
     /// The number of elements that were compared with the f64 reference afterwards.
     pub verified_elements: u64,
 }
@@ -61,6 +65,12 @@ pub struct Series<'a> {
 impl Series<'_> {
     pub fn gb_per_s(self) -> f64 {
         self.bytes / Summary::of(self.seconds).median * 1e-9
+    }
+
+    /// Time relative to another kernel in the same round: the median over all rounds.
+    pub fn time_of(self, other: Series<'_>) -> f64 {
+        let ratios: Vec<_> = self.seconds.iter().zip(other.seconds).map(|(own, other)| own / other).collect();
+        Summary::of(&ratios).median
     }
 
     /// Bytes per second relative to another kernel in the same round: the median over all rounds.
@@ -96,9 +106,10 @@ impl Report {
                 suite = result.suite;
                 writeln!(out, "\n{suite}")?;
                 let allocations = result.host_allocations.map_or("", |_| " allocations");
+                let of_default = result.time_of_default.map_or("", |_| " of default");
                 writeln!(
                     out,
-                    "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6} {:>9} {:>9} {:>19} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8}{allocations}",
+                    "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6} {:>9} {:>9} {:>19} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8}{allocations}{of_default}",
                     "case",
                     "mode",
                     "tensors",
@@ -117,9 +128,11 @@ impl Report {
             }
             let allocations =
                 result.host_allocations.map_or_else(String::new, |count| format!(" {count:>11.0}"));
+            let of_default =
+                result.time_of_default.map_or_else(String::new, |time| format!(" {:>9.0}%", 100.0 * time));
             writeln!(
                 out,
-                "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6.2} {:>9.3} {:>9.3} {:>9.3}-{:<9.3} {:>8.2} {:>8.2} {:>6.0}% {:>8.2} {:>8.0}% {:>8.0}{allocations}",
+                "  {:case_width$}  {:mode_width$} {:>8} {:>12} {:>6.2} {:>9.3} {:>9.3} {:>9.3}-{:<9.3} {:>8.2} {:>8.2} {:>6.0}% {:>8.2} {:>8.0}% {:>8.0}{allocations}{of_default}",
                 result.case,
                 result.mode,
                 result.tensors,
@@ -138,7 +151,8 @@ impl Report {
             )?;
         }
         let verified: u64 = self.results.iter().map(|result| result.verified_elements).sum();
-        writeln!(out, "\n{verified} elements of the timed steps agree with the f64 reference")
+        writeln!(out, "\n{verified} elements of the timed steps agree with the f64 reference")?;
+        self.left_out.iter().try_for_each(|sentence| writeln!(out, "{sentence}"))
     }
 }
 
@@ -151,6 +165,7 @@ mod tests {
         let own = Series { bytes: 200.0, seconds: &[1.0, 10.0, 1.0] };
         let other = Series { bytes: 100.0, seconds: &[1.0, 10.0, 1.0] };
         assert_eq!(own.fraction_of(other), 2.0);
+        assert_eq!(own.time_of(Series { bytes: 100.0, seconds: &[2.0, 5.0, 4.0] }), 0.5);
         assert!((own.gb_per_s() - 200e-9).abs() < 1e-20);
     }
 }

@@ -1,7 +1,9 @@
 //! The suites: lists of groups of variants. Nothing is created here, so they can be listed before anything is measured.
 
-use adamod::{DType, Diagnostics, MasterWeights, RuleForm, StateFormat};
+use adamod::low_level::CHUNK_ELEMENTS;
+use adamod::{DType, Diagnostics, MasterWeights, RuleForm, RuleKind, StateFormat};
 
+use super::designs::{Design, designs};
 use super::mode::{Gradients, Mode, Placement};
 use super::models::{GPT2_WIDTH, gpt2_small, resnet50};
 
@@ -18,11 +20,16 @@ pub enum Suite {
     Host,
     /// Every rule in every format of state; 16-bit parameters and gradients with each master weights; clipping; diagnostics.
     Modes,
+    /// Design choices of the kernels beside the default, as on a GPU.
+    Variants,
+    /// More than 2^31 elements, if the device has room for them, checked at 2^30, 2^31 and the end among others.
+    Large,
 }
 
 impl Suite {
     /// All suites, in the order in which they run.
-    pub const ALL: [Self; 5] = [Self::Roofline, Self::Tensors, Self::Layout, Self::Host, Self::Modes];
+    pub const ALL: [Self; 7] =
+        [Self::Roofline, Self::Tensors, Self::Layout, Self::Host, Self::Modes, Self::Variants, Self::Large];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -32,6 +39,8 @@ impl Suite {
             Self::Layout => "layout",
             Self::Host => "host",
             Self::Modes => "modes",
+            Self::Variants => "variants",
+            Self::Large => "large",
         }
     }
 }
@@ -50,6 +59,8 @@ pub struct Variant {
     pub mode: Mode,
     pub placement: Placement,
     pub lengths: Vec<u64>,
+    /// Only in the suite `variants`.
+    pub design: Option<Design>,
 }
 
 impl Group {
@@ -64,6 +75,8 @@ impl Group {
 pub struct Sizes {
     /// The largest case of `roofline`, and the size of `modes`.
     pub most_elements: u64,
+    /// The most bytes of a buffer. A larger tensor is cut into several, each in buffers of its own.
+    pub most_buffer_bytes: u64,
     /// Only a selection that takes less than a minute on a CPU.
     pub quick: bool,
     /// Models at their own width on software adapters, too.
@@ -75,14 +88,14 @@ pub struct Sizes {
 pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
     let group = |variants| Group { suite, variants };
     match suite {
-        Suite::Roofline => roofline_sizes(sizes)
-            .map(|elements| group(vec![flat(size_name(elements), Mode::ADAMOD, elements)]))
-            .collect(),
+        Suite::Roofline => {
+            roofline_sizes(sizes).map(|elements| roofline(elements, sizes.most_buffer_bytes)).collect()
+        }
         Suite::Tensors => models(sizes)
             .into_iter()
             .map(|(name, lengths)| {
                 let elements = lengths.iter().sum();
-                let flat = flat(format!("{name} flat"), Mode::ADAMOD, elements);
+                let flat = flat(format!("{name} flat"), Mode::ADAMOD, elements, sizes.most_buffer_bytes);
                 group(vec![pooled(name, lengths), flat])
             })
             .collect(),
@@ -112,7 +125,8 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
                 };
                 let mut variants = vec![fixed];
                 if tensors > 1 {
-                    variants.push(flat(format!("{tensors} x 256 flat"), Mode::ADAMOD, 256 * tensors as u64));
+                    let case = format!("{tensors} x 256 flat");
+                    variants.push(flat(case, Mode::ADAMOD, 256 * tensors as u64, sizes.most_buffer_bytes));
                 }
                 variants.push(moving);
                 group(variants)
@@ -121,7 +135,37 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
         Suite::Modes => {
             let largest = if sizes.is_cpu { 1 << 22 } else { 1 << 26 };
             let elements = largest.min(sizes.most_elements) >> if sizes.quick { 2 } else { 0 };
-            modes().into_iter().map(|mode| group(vec![flat(size_name(elements), mode, elements)])).collect()
+            let alone =
+                |mode| group(vec![flat(size_name(elements), mode, elements, sizes.most_buffer_bytes)]);
+            modes().into_iter().map(alone).collect()
+        }
+        // Nothing that runs by the way.
+        Suite::Variants | Suite::Large if sizes.quick => Vec::new(),
+        Suite::Variants => {
+            let elements = sizes.most_elements.min(if sizes.is_cpu { 1 << 20 } else { 1 << 25 });
+            let variant = |(design, mode): (Design, Mode)| Variant {
+                design: Some(design),
+                ..flat(
+                    format!("{} {}", size_name(elements), design.name),
+                    mode,
+                    elements,
+                    sizes.most_buffer_bytes,
+                )
+            };
+            let beside = |mode| group(designs(mode).into_iter().map(variant).collect());
+            modes_with_variants().map(beside).into()
+        }
+        Suite::Large => {
+            let elements = LARGE.min(sizes.most_elements);
+            // 20 bytes per parameter, and 5 for devices with less memory.
+            let small = Mode {
+                state: StateFormat::Q8,
+                values: DType::Bf16,
+                ..Mode::f32(RuleKind::Sgd.default_form())
+            };
+            let alone =
+                |mode| group(vec![flat(size_name(elements), mode, elements, sizes.most_buffer_bytes)]);
+            [small, Mode::ADAMOD].map(alone).into()
         }
     }
 }
@@ -154,12 +198,48 @@ fn modes() -> Vec<Mode> {
     modes
 }
 
-fn flat(case: String, mode: Mode, elements: u64) -> Variant {
-    Variant { case, mode, placement: Placement::TwoPools, lengths: vec![elements] }
+/// Modes with kernels that differ, the one with most to decide first.
+fn modes_with_variants() -> [Mode; 6] {
+    let f32 = Mode::ADAMOD;
+    let bf16 = Mode { values: DType::Bf16, ..f32 };
+    [
+        Mode { state: StateFormat::Q8, ..bf16 },
+        Mode { state: StateFormat::Bf16, ..bf16 },
+        f32,
+        Mode { state: StateFormat::Q8, master_weights: MasterWeights::Split24, ..bf16 },
+        Mode { master_weights: MasterWeights::Split24, ..bf16 },
+        Mode { gradients: Gradients::Clipped, ..f32 },
+    ]
+}
+
+/// Past 2^31, with a ragged end.
+const LARGE: u64 = (1 << 31) + 1_000_003;
+
+/// One tensor in two pools, or as many as it takes if buffers of `most_buffer_bytes` bytes cannot hold it.
+fn flat(case: String, mode: Mode, elements: u64, most_buffer_bytes: u64) -> Variant {
+    let chunk = u64::from(CHUNK_ELEMENTS);
+    let most = (most_buffer_bytes / mode.values.bytes() / chunk * chunk).max(chunk);
+    let tensors = elements.div_ceil(most).max(1);
+    let each = elements.div_ceil(tensors).next_multiple_of(chunk);
+    let mut lengths = vec![each; tensors as usize - 1];
+    lengths.push(elements - each * (tensors - 1));
+    let placement = if tensors == 1 { Placement::TwoPools } else { Placement::OwnBuffers };
+    Variant { case, mode, placement, lengths, design: None }
+}
+
+/// A case of `roofline`.
+pub fn roofline(elements: u64, most_buffer_bytes: u64) -> Group {
+    let case = flat(size_name(elements), Mode::ADAMOD, elements, most_buffer_bytes);
+    Group { suite: Suite::Roofline, variants: vec![case] }
+}
+
+/// What is tried once a size has no room on the device, so that the last case fills its memory: the largest first, all above half of it.
+pub fn sizes_below(elements: u64) -> [u64; 3] {
+    [7, 6, 5].map(|eighths| elements / 8 * eighths)
 }
 
 fn pooled(case: String, lengths: Vec<u64>) -> Variant {
-    Variant { case, mode: Mode::ADAMOD, placement: Placement::TwoPools, lengths }
+    Variant { case, mode: Mode::ADAMOD, placement: Placement::TwoPools, lengths, design: None }
 }
 
 /// Powers of two below the largest size, then the largest size.
@@ -206,7 +286,7 @@ mod tests {
         for (quick, full, is_cpu) in
             [(true, false, true), (false, false, true), (false, true, true), (false, false, false)]
         {
-            let sizes = Sizes { most_elements: 5_000, quick, full, is_cpu };
+            let sizes = Sizes { most_elements: 5_000, most_buffer_bytes: 1 << 31, quick, full, is_cpu };
             for suite in Suite::ALL {
                 for group in groups(suite, sizes) {
                     for variant in &group.variants {
@@ -224,9 +304,31 @@ mod tests {
 
     #[test]
     fn roofline_ends_at_the_largest_size() {
-        let sizes = Sizes { most_elements: 5_000, quick: false, full: false, is_cpu: true };
+        let sizes = Sizes {
+            most_elements: 5_000,
+            most_buffer_bytes: 1 << 31,
+            quick: false,
+            full: false,
+            is_cpu: true,
+        };
         assert_eq!(roofline_sizes(sizes).collect::<Vec<_>>(), [1_024, 2_048, 4_096, 5_000]);
         let sizes = Sizes { most_elements: 1_024, ..sizes };
         assert_eq!(roofline_sizes(sizes).collect::<Vec<_>>(), [1_024]);
+    }
+
+    #[test]
+    fn a_tensor_beyond_a_buffer_lies_in_several() {
+        let lengths = |elements, bytes| flat(String::new(), Mode::ADAMOD, elements, bytes).lengths;
+        assert_eq!(lengths(1 << 29, 1 << 31), [1 << 29]);
+        for (elements, bytes) in
+            [(1 << 31, (1_u64 << 32) - 1), (LARGE, (1 << 31) - 1), (5_000, 4_096), (1 << 36, 1 << 32)]
+        {
+            let variant = flat(String::new(), Mode::ADAMOD, elements, bytes);
+            assert_eq!(variant.placement, Placement::OwnBuffers);
+            assert_eq!(variant.lengths.iter().sum::<u64>(), elements);
+            let (last, others) = variant.lengths.split_last().unwrap();
+            assert!(others.iter().all(|&len| len % u64::from(CHUNK_ELEMENTS) == 0 && 4 * len <= bytes));
+            assert!((1..=others[0]).contains(last), "{last}");
+        }
     }
 }
