@@ -8,6 +8,7 @@ mod classification;
 #[path = "../../common/command_line.rs"]
 mod command_line;
 mod common;
+mod data;
 #[path = "../../common/digits.rs"]
 mod digits;
 #[path = "../../common/english_numbers.rs"]

@@ -1,6 +1,7 @@
 //! Neural machine translation: the paper's Figures 1, 2, 3 and 9 and its Table 2.
 
 mod bleu;
+mod catalogues;
 mod corpus;
 mod network;
 
@@ -31,6 +32,7 @@ use crate::summary::{smooth, summary};
 use crate::weights;
 
 use crate::tokenizer::{END, Tokenizer};
+use catalogues::Direction;
 use corpus::{Corpus, HeldOut, Pair};
 use network::{Batch, Example, Sizes, Translator};
 
@@ -50,6 +52,14 @@ pub struct Arguments {
     /// Their translations, one per line [default: English number words]
     #[arg(long, requires = "source")]
     target: Option<PathBuf>,
+
+    /// A folder with German message catalogues, de/LC_MESSAGES/*.mo, in it or below it: docs/experiments/data.md
+    #[arg(long, value_name = "FOLDER", conflicts_with = "source")]
+    catalogues: Option<PathBuf>,
+
+    /// The languages of the message catalogues
+    #[arg(long, value_enum, default_value_t = Direction::GermanEnglish, requires = "catalogues")]
+    direction: Direction,
 
     /// Pairs of number words, if no files are given
     #[arg(long, default_value_t = 12_000)]
@@ -192,14 +202,22 @@ struct Task {
     test: Vec<Example>,
     /// Translations of the test sentences.
     references: Vec<String>,
+    /// What the message catalogues gave.
+    collected: Option<String>,
     sizes: Sizes,
 }
 
 impl Task {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
         let held_out = HeldOut { validation: arguments.validation_sentences, test: arguments.test_sentences };
-        let corpus = match (&arguments.source, &arguments.target) {
-            (Some(source), Some(target)) => Corpus::read(source, target, held_out)?,
+        let mut collected = None;
+        let corpus = match (&arguments.catalogues, &arguments.source, &arguments.target) {
+            (Some(folder), ..) => {
+                let found = catalogues::collect(folder, arguments.direction)?;
+                collected = Some(found.to_string());
+                Corpus::shuffled(found.pairs, held_out)?
+            }
+            (None, Some(source), Some(target)) => Corpus::read(source, target, held_out)?,
             _ => Corpus::number_words(arguments.sentences, held_out)?,
         };
         // Includes the validation pairs, so that their number does not change the tokens.
@@ -235,7 +253,7 @@ impl Task {
             feed_forward: arguments.feed_forward as usize,
             dropout: arguments.dropout,
         };
-        Ok(Self { tokenizer, training, validation, test, references, sizes })
+        Ok(Self { tokenizer, training, validation, test, references, collected, sizes })
     }
 
     /// The training pairs in a new order, which hardly depends on how many pairs validation took out of them.
@@ -363,6 +381,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
     let mut report = arguments.common.report(&gpu, "translation")?;
     let task = Task::new(arguments)?;
+    if let Some(collected) = &task.collected {
+        report.say(collected)?;
+    }
     let rates = arguments.learning_rates();
     let middle = rates[rates.len() / 2];
     let seeds = arguments.common.seeds();
