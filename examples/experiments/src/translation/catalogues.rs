@@ -188,7 +188,7 @@ fn clean(english: &str, german: &str) -> Result<(String, String), Reason> {
         (longer > LONGEST_CHARACTERS, Reason::TooLong),
         (longer > RATIO * shorter + SLACK_CHARACTERS, Reason::DifferentLengths),
         (directives != other_directives, Reason::DifferentDirectives),
-        (lower.iter().any(|text| MARKUP.is_match(text)), Reason::Markup),
+        ([&english, &german].into_iter().any(|text| MARKUP.is_match(text)), Reason::Markup),
         (lower.iter().any(|text| ADDRESS.is_match(text)), Reason::Address),
     ];
     match reasons.into_iter().find(|(holds, _)| *holds) {
@@ -218,10 +218,12 @@ fn plain(text: &str) -> (String, usize) {
             r"|%[A-Z_]{3,}%?",
             // Python: %(name)s
             r"|%\(\w+\)[-+#0 ]*\d*(?:\.\d+)?[a-z]",
+            // Qt: %L1
+            r"|%L\d+",
             // C and GCC: %s, %1$s, %-20.3lf, %qE
             r"|%(?:\d+\$)?[-+#0'I]*(?:\*(?:\d+\$)?|\d+)?(?:\.(?:\*|\d+)?)?[hlzjtLqw]*[A-Za-z]",
-            // Qt: %1, %L1
-            r"|%L?\d+",
+            // Qt: %1
+            r"|%\d+",
             // Python's format, shell: {name}, ${name}, $(name), $name
             r"|\$?\{[^{}\s]*\}|\$\(\w+\)|\$[A-Za-z]\w*",
         ))
