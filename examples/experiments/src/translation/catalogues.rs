@@ -23,6 +23,8 @@ const RATIO: usize = 3;
 const SLACK_CHARACTERS: usize = 10;
 /// A text with fewer letters is no word.
 const FEWEST_LETTERS: usize = 2;
+/// If neither text has as many, they are the name of something, which cannot be known from other names.
+const FEWEST_WORDS: usize = 3;
 /// Stands for everything that a program fills in.
 const DIRECTIVE: &str = "%";
 /// Characters that a letter follows which opens a menu entry: of GTK, of Qt, of LibreOffice.
@@ -53,10 +55,12 @@ pub struct Collected {
 enum Reason {
     NoWords,
     SameText,
+    TooShort,
     TooLong,
     DifferentLengths,
     DifferentDirectives,
     Markup,
+    OtherLetters,
     Address,
     Context,
     SourceAgain,
@@ -67,10 +71,12 @@ impl Display for Reason {
         f.write_str(match self {
             Reason::NoWords => "without words",
             Reason::SameText => "with the same text in both languages",
+            Reason::TooShort => "too short",
             Reason::TooLong => "too long",
             Reason::DifferentLengths => "with very different lengths",
             Reason::DifferentDirectives => "with different directives",
             Reason::Markup => "with other markup",
+            Reason::OtherLetters => "with letters of another alphabet",
             Reason::Address => "with an address",
             Reason::Context => "with a context in their text",
             Reason::SourceAgain => "whose source is there already",
@@ -169,6 +175,7 @@ fn texts(message: &Message) -> impl Iterator<Item = (&str, &str)> {
 fn clean(english: &str, german: &str) -> Result<(String, String), Reason> {
     static ADDRESS: LazyLock<Regex> = LazyLock::new(|| regex(r"\S@\S+\.\S|[a-z]+://|www\."));
     static MARKUP: LazyLock<Regex> = LazyLock::new(|| regex(r"&#?\w+;|\p{C}|\u{fffd}"));
+    static OTHER_LETTERS: LazyLock<Regex> = LazyLock::new(|| regex(r"[\p{L}--\p{Latin}]"));
     let bars = |text: &str| text.matches('|').count();
     if english.starts_with("_:") || bars(english) != bars(german) {
         return Err(Reason::Context);
@@ -185,10 +192,12 @@ fn clean(english: &str, german: &str) -> Result<(String, String), Reason> {
             Reason::NoWords,
         ),
         (words[0] == words[1], Reason::SameText),
+        (lower.iter().all(|text| text.split(' ').count() < FEWEST_WORDS), Reason::TooShort),
         (longer > LONGEST_CHARACTERS, Reason::TooLong),
         (longer > RATIO * shorter + SLACK_CHARACTERS, Reason::DifferentLengths),
         (directives != other_directives, Reason::DifferentDirectives),
         ([&english, &german].into_iter().any(|text| MARKUP.is_match(text)), Reason::Markup),
+        (lower.iter().any(|text| OTHER_LETTERS.is_match(text)), Reason::OtherLetters),
         (lower.iter().any(|text| ADDRESS.is_match(text)), Reason::Address),
     ];
     match reasons.into_iter().find(|(holds, _)| *holds) {
@@ -309,9 +318,9 @@ mod tests {
 
     #[test]
     fn accelerators_go_and_names_stay() {
-        assert_cleaned(["_Open File", "open file"], ["Datei ö_ffnen", "datei öffnen"]);
+        assert_cleaned(["_Open this File", "open this file"], ["Diese Datei ö_ffnen", "diese datei öffnen"]);
         assert_cleaned(["Save &As...", "save as..."], ["Speichern &unter …", "speichern unter ..."]);
-        assert_cleaned(["E~xit", "exit"], ["~Beenden", "beenden"]);
+        assert_cleaned(["E~xit it now", "exit it now"], ["Jetzt ~Beenden", "jetzt beenden"]);
         assert_cleaned(
             ["_Edit > _Undo", "edit > undo"],
             ["_Bearbeiten > _Rückgängig", "bearbeiten > rückgängig"],
@@ -376,7 +385,7 @@ mod tests {
             ["use %<new%> here", "use \"new\" here"],
             ["hier %<new%> benutzen", "hier \"new\" benutzen"],
         );
-        assert_eq!(clean("%d files", "eine Datei"), Err(Reason::DifferentDirectives));
+        assert_eq!(clean("there are %d files", "eine Datei ist da"), Err(Reason::DifferentDirectives));
     }
 
     #[test]
@@ -386,9 +395,11 @@ mod tests {
             ("", "leer", Reason::NoWords),
             ("Name:", "Name", Reason::SameText),
             (&"long ".repeat(50), &"lang ".repeat(50), Reason::TooLong),
-            ("Apply", "Die Einstellungen werden angewandt", Reason::DifferentLengths),
-            ("Mail me@example.org", "Post an me@example.org", Reason::Address),
-            ("See https://example.org", "Siehe https://example.org", Reason::Address),
+            ("Apply now", "Die neuen Einstellungen werden jetzt angewandt", Reason::DifferentLengths),
+            ("Input Method", "Eingabemethode", Reason::TooShort),
+            ("the word мир", "das Wort мир", Reason::OtherLetters),
+            ("Mail to me@example.org", "Post an me@example.org", Reason::Address),
+            ("See https://example.org now", "Siehe https://example.org jetzt", Reason::Address),
             ("Stock label|_Add", "_Hinzufügen", Reason::Context),
             ("_: comment\nAdd", "Hinzufügen", Reason::Context),
         ] {
@@ -399,11 +410,11 @@ mod tests {
     #[test]
     fn a_source_has_its_most_frequent_translation() {
         let messages = [
-            message("Remove", "Entfernen"),
-            message("Delete", "Löschen"),
-            message("delete...", "löschen"),
-            message("Delete", "Entfernen"),
-            message("&Delete", "&Löschen"),
+            message("Remove the file", "Datei entfernen"),
+            message("Delete the file", "Datei löschen"),
+            message("delete the file...", "datei löschen"),
+            message("Delete the file", "Datei entfernen"),
+            message("&Delete the file", "Datei &löschen"),
         ];
         let pairs = |direction| -> Vec<(String, String)> {
             let collected = pairs_of(&messages, direction);
@@ -414,13 +425,12 @@ mod tests {
         };
         assert_eq!(
             pairs(Direction::EnglishGerman),
-            expected(&[("delete", "löschen"), ("remove", "entfernen")])
+            expected(&[("delete the file", "datei löschen"), ("remove the file", "datei entfernen")])
         );
-        // Two of "entfernen" and three of "löschen"; of equals, the first in the alphabet.
-        assert_eq!(
-            pairs(Direction::GermanEnglish),
-            expected(&[("entfernen", "delete"), ("löschen", "delete")])
-        );
+        // Each of the two translations of "datei entfernen" occurs once: the first in the alphabet.
+        let expected =
+            expected(&[("datei entfernen", "delete the file"), ("datei löschen", "delete the file")]);
+        assert_eq!(pairs(Direction::GermanEnglish), expected);
         let shown = pairs_of(&messages, Direction::EnglishGerman).to_string();
         assert_eq!(shown, "2 pairs of 5 texts in 0 catalogues; left out: 3 whose source is there already");
     }
@@ -448,14 +458,14 @@ mod tests {
             |path: &Path| format!("{:#}", collect(path, Direction::GermanEnglish).err().expect("an error"));
         assert!(error(folder.path()).contains("has no message catalogues"));
         assert!(error(Path::new("/nowhere")).contains("/nowhere"));
-        write("a/de/LC_MESSAGES/open.mo", &testing::utf_8(&[("Open", "Öffnen")]));
-        write("b/locale/de/LC_MESSAGES/close.mo", &testing::utf_8(&[("Close", "Schließen")]));
-        write("b/locale/fr/LC_MESSAGES/close.mo", &testing::utf_8(&[("Close", "Fermer")]));
+        write("a/de/LC_MESSAGES/open.mo", &testing::utf_8(&[("Open the door", "Tür öffnen")]));
+        write("b/locale/de/LC_MESSAGES/close.mo", &testing::utf_8(&[("Close the door", "Tür schließen")]));
+        write("b/locale/fr/LC_MESSAGES/close.mo", &testing::utf_8(&[("Close the door", "Fermer")]));
         write("b/locale/de/close.mo", b"no catalogue");
         write("b/locale/de/LC_MESSAGES/README", b"no catalogue");
         for path in ["", "a/de/LC_MESSAGES"] {
             let collected = collect(&folder.path().join(path), Direction::GermanEnglish).unwrap();
-            assert_eq!(collected.pairs.last().map(|pair| &pair.target[..]), Some("open"));
+            assert_eq!(collected.pairs.last().map(|pair| &pair.target[..]), Some("open the door"));
             assert_eq!(collected.catalogues, if path.is_empty() { 2 } else { 1 });
         }
         write("c/de/LC_MESSAGES/broken.mo", b"\xde\x12\x04\x95");
