@@ -1,7 +1,8 @@
 //! The methods that are compared: an update rule, its hyperparameters and its learning rate over the steps.
 
-use adamod::{AdaMod, Hyperparameters, Rule, RuleKind, schedule};
+use adamod::{AdaMod, Group, Hyperparameters, Rule, RuleKind, schedule};
 
+use crate::formats::Formats;
 use crate::rates::rate_name;
 
 /// How the learning rate changes over the steps.
@@ -16,6 +17,15 @@ pub enum Schedule {
     StepDecay(Vec<u64>),
 }
 
+/// AdaMod's beta3 as it grows over the steps: [`schedule::growing_decay_rate`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// Memory at the start, in steps.
+    pub start: f64,
+    /// Steps that the memory gains in a step: the fraction of the run so far that it covers in the end.
+    pub fraction: f64,
+}
+
 /// A way to train.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Method {
@@ -23,9 +33,34 @@ pub struct Method {
     pub name: &'static str,
     pub hyperparameters: Hyperparameters,
     pub schedule: Schedule,
+    /// How beta3 grows up to that of the hyperparameters; `None` if it is constant.
+    pub growth: Option<Growth>,
+    /// How parameters and state are stored.
+    pub formats: Formats,
 }
 
 impl Method {
+    /// A method in f32, with a constant beta3.
+    pub fn new(name: &'static str, hyperparameters: Hyperparameters, schedule: Schedule) -> Self {
+        Self { name, hyperparameters, schedule, growth: None, formats: Formats::default() }
+    }
+
+    /// The group of all parameters.
+    pub fn group(&self) -> Group {
+        Group::new(self.hyperparameters).with_precision(self.formats.precision())
+    }
+
+    /// Hyperparameters of a step, counted from 1.
+    pub fn hyperparameters_at(&self, step: u64) -> Hyperparameters {
+        let mut hyperparameters = self.hyperparameters.with_learning_rate(self.learning_rate(step));
+        if let (Some(Growth { start, fraction }), Some(rule)) = (self.growth, self.adamod()) {
+            let [beta1, beta2, beta3] = rule.betas;
+            let beta3 = schedule::growing_decay_rate(beta3, start, fraction, step);
+            hyperparameters.rule = rule.with_betas([beta1, beta2, beta3]).into();
+        }
+        hyperparameters
+    }
+
     /// The rate of a step, counted from 1.
     pub fn learning_rate(&self, step: u64) -> f64 {
         let rate = self.hyperparameters.learning_rate;
@@ -38,11 +73,17 @@ impl Method {
 
     /// Its name, and what distinguishes it from others with this name.
     pub fn description(&self) -> String {
-        let alpha = rate_name(self.hyperparameters.learning_rate);
-        match self.beta3() {
-            Some(beta3) => format!("{}, alpha {alpha}, beta3 {beta3}", self.name),
-            None => format!("{}, alpha {alpha}", self.name),
+        let mut text = format!("{}, alpha {}", self.name, rate_name(self.hyperparameters.learning_rate));
+        if let Some(beta3) = self.beta3() {
+            text += &format!(", beta3 {beta3}");
         }
+        if let Some(Growth { start, fraction }) = self.growth {
+            text += &format!(" from {start} + {fraction} t");
+        }
+        if self.formats != Formats::default() {
+            text += &format!(", {}", self.formats);
+        }
+        text
     }
 
     pub fn rule(&self) -> RuleKind {
@@ -90,7 +131,7 @@ mod tests {
     fn schedules_start_and_end_where_they_should() {
         let rates = |schedule, steps: [u64; 3]| {
             let hyperparameters = Hyperparameters::from(Adam::new()).with_learning_rate(0.5);
-            let method = Method { name: "", hyperparameters, schedule };
+            let method = Method::new("", hyperparameters, schedule);
             steps.map(|step| method.learning_rate(step))
         };
         assert_eq!(rates(Schedule::Constant, [1, 2, 9]), [0.5; 3]);
@@ -100,11 +141,7 @@ mod tests {
 
     #[test]
     fn only_adamod_has_a_beta3() {
-        let method = |rule: RuleKind| Method {
-            name: "method",
-            hyperparameters: rule.with_defaults().into(),
-            schedule: Schedule::Constant,
-        };
+        let method = |rule: RuleKind| Method::new("method", rule.with_defaults().into(), Schedule::Constant);
         for &rule in RuleKind::ALL {
             let (method, changed) = (method(rule), method(rule).with_beta3(0.5));
             assert_eq!(changed.rule(), rule);

@@ -4,23 +4,27 @@ mod network;
 
 use std::fmt::{Display, Formatter};
 
-use adamod::{AdaMod, Adam, Hyperparameters, Rule, Sgd, WeightDecay};
-use adamod_burn::Gpu;
+use adamod::{AdaMod, Adam, Checkpoint, Hyperparameters, Rule, Sgd, WeightDecay};
 use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
-use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
+use crate::backend::Backend;
 use crate::common::{Common, or_default};
 use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
-use crate::learner::Learner;
+use crate::learner::{Learner, LearnerState};
 use crate::method::{Method, Schedule, parse_beta};
 use crate::minibatches::{minibatches, steps_per_epoch};
+use crate::numbers;
 use crate::plots::{self, Axes, BLUE, GREY, ORANGE, Panel, SCALE, Series};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::runs::{Cell, Run, Runs};
+use crate::runs::{Cell, Training};
+use crate::settings::Settings;
 use crate::statistics::{extent, mean};
+use crate::store::Saved;
 use crate::summary::summary;
 use crate::weights;
 
@@ -121,12 +125,11 @@ impl Arguments {
     fn methods(&self, learning_rate: f64) -> [Method; 3] {
         const WEIGHT_DECAY: f64 = 5e-4;
         let milestone = 3 * self.epochs() / 4 * steps_per_epoch(self.batch as usize) as u64;
-        let method = |name, rule: Rule, weight_decay| Method {
-            name,
-            hyperparameters: Hyperparameters::from(rule)
-                .with_learning_rate(learning_rate)
-                .with_weight_decay(weight_decay),
-            schedule: Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() }),
+        let method = |name, rule: Rule, weight_decay| {
+            let hyperparameters =
+                Hyperparameters::from(rule).with_learning_rate(learning_rate).with_weight_decay(weight_decay);
+            let schedule = Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() });
+            Method::new(name, hyperparameters, schedule)
         };
         let adamod = AdaMod::new().with_betas([0.9, 0.999, self.beta3]);
         [
@@ -170,10 +173,14 @@ impl Batch {
 }
 
 /// The results of a run: accuracies in percent after every epoch, or part of the only one. A diverged run guesses from then on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Outcome {
+    #[serde(with = "numbers")]
     training: Vec<f64>,
+    #[serde(with = "numbers")]
     test: Vec<f64>,
     /// Of the last minibatch.
+    #[serde(with = "numbers::one")]
     loss: f32,
 }
 
@@ -198,44 +205,76 @@ impl Display for Outcome {
 
 const GUESSING: f64 = 100.0 / digits::CLASSES as f64;
 
-/// Trains with initial weights and minibatches that the seed determines.
-fn train(
-    gpu: &Gpu,
-    digits: &Digits,
-    architecture: Architecture,
-    arguments: &Arguments,
-    run: &Run<'_>,
-) -> anyhow::Result<Outcome> {
-    let device = gpu.device();
-    let indices = |count: usize| (0..count as u32).collect::<Vec<_>>();
-    // As many training images as test images suffice.
-    let seen = Batch::new(&digits.training, &indices(TEST_IMAGES), &device);
-    let unseen = Batch::new(&digits.test, &indices(TEST_IMAGES), &device);
+/// A run in progress. The seed determines initial weights and minibatches.
+struct Classification<'a> {
+    digits: &'a Digits,
+    arguments: &'a Arguments,
+    device: Device,
+    /// As many training images as test images suffice.
+    seen: Batch,
+    unseen: Batch,
+    learner: Learner<Network>,
+    criterion: CrossEntropyLoss,
+    /// Images of all minibatches, one after the other.
+    order: Vec<u32>,
+    outcome: Outcome,
+}
 
-    let device = device.autodiff();
-    let model = weights::draw(architecture.build(&device), run.seed);
-    let mut learner = Learner::new(model, run.method, gpu)?;
-    let criterion = CrossEntropyLossConfig::new().init(&device);
-    let batch = arguments.batch as usize;
-    let order = minibatches(run.seed, arguments.epochs() as usize, batch);
-    let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), loss: 0.0 };
-    for epoch in order.chunks(steps_per_epoch(batch) * batch) {
-        for part in epoch.chunks(arguments.interval() as usize * batch) {
-            for indices in part.chunks(batch) {
-                run.step();
-                if !outcome.diverged() {
-                    let batch = Batch::new(&digits.training, indices, &device);
-                    outcome.loss = learner.step(|network| batch.loss(network, &criterion))?;
-                }
-            }
-            let network = learner.model().valid();
-            let diverged = outcome.diverged();
-            let accuracy = |batch: &Batch| if diverged { GUESSING } else { batch.accuracy(&network) };
-            outcome.training.push(accuracy(&seen));
-            outcome.test.push(accuracy(&unseen));
-        }
+impl<'a> Classification<'a> {
+    fn start(
+        backend: &Backend,
+        digits: &'a Digits,
+        arguments: &'a Arguments,
+        (architecture, method, seed): (Architecture, &Method, u64),
+        saved: Option<&Saved<Outcome>>,
+    ) -> anyhow::Result<Self> {
+        let device = backend.device();
+        let indices: Vec<_> = (0..TEST_IMAGES as u32).collect();
+        let seen = Batch::new(&digits.training, &indices, &device);
+        let unseen = Batch::new(&digits.test, &indices, &device);
+        let device = device.autodiff();
+        let model = weights::draw(architecture.build(&device), seed);
+        let learner = match saved {
+            None => Learner::new(model, method, backend, false)?,
+            Some(saved) => Learner::resume(model, method, backend, &saved.checkpoint, &saved.learner)?,
+        };
+        let criterion = CrossEntropyLossConfig::new().init(&device);
+        let order = minibatches(seed, arguments.epochs() as usize, arguments.batch as usize);
+        let outcome = saved.map(|saved| saved.progress.clone()).unwrap_or_default();
+        Ok(Self { digits, arguments, device, seen, unseen, learner, criterion, order, outcome })
     }
-    Ok(outcome)
+}
+
+impl Training for Classification<'_> {
+    type Outcome = Outcome;
+    type Progress = Outcome;
+
+    fn step(&mut self, step: u64) -> anyhow::Result<bool> {
+        let batch = self.arguments.batch as usize;
+        if !self.outcome.diverged() {
+            let indices = &self.order[(step as usize - 1) * batch..][..batch];
+            let batch = Batch::new(&self.digits.training, indices, &self.device);
+            self.outcome.loss = self.learner.step(|network| batch.loss(network, &self.criterion))?;
+        }
+        if step.is_multiple_of(self.arguments.interval()) || step == self.arguments.steps() {
+            let network = self.learner.model().valid();
+            let diverged = self.outcome.diverged();
+            let accuracy = |batch: &Batch| if diverged { GUESSING } else { batch.accuracy(&network) };
+            let (training, test) = (accuracy(&self.seen), accuracy(&self.unseen));
+            self.outcome.training.push(training);
+            self.outcome.test.push(test);
+        }
+        Ok(true)
+    }
+
+    fn save(&mut self) -> anyhow::Result<(Checkpoint, LearnerState, Outcome)> {
+        let (checkpoint, learner) = self.learner.save()?;
+        Ok((checkpoint, learner, self.outcome.clone()))
+    }
+
+    fn finish(self) -> anyhow::Result<Outcome> {
+        Ok(self.outcome)
+    }
 }
 
 impl Cell<Outcome> {
@@ -270,26 +309,28 @@ impl Grid {
     /// The runs of a method at the learning rate that is best for it.
     fn best(&self, method: usize) -> &Cell<Outcome> {
         let cells = self.columns.iter().map(|cells| &cells[method]);
-        let best = cells.max_by(|a, b| mean(&a.accuracies()).total_cmp(&mean(&b.accuracies())));
+        // A rate without a finished run is the worst.
+        let quality = |cell: &Cell<Outcome>| Some(mean(&cell.accuracies())).filter(|mean| !mean.is_nan());
+        let best = cells.max_by(|a, b| quality(a).unwrap_or(-1.0).total_cmp(&quality(b).unwrap_or(-1.0)));
         best.expect("a learning rate")
     }
 }
 
 /// Trains everything, prints the tables and draws the pictures.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let rates = arguments.learning_rates();
     for &rate in rates.iter().chain([&BETA3_LEARNING_RATE]) {
         arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
     }
-    let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
-    let mut report = arguments.common.report(&gpu, "classification")?;
+    let backend = arguments.common.backend()?;
+    let mut report = arguments.common.report(&backend, "classification")?;
     let digits = Digits::load().map_err(|error| anyhow::anyhow!("{error}"))?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {
-        let parameters = architecture.build(&gpu.device()).num_params();
+        let parameters = architecture.build(&backend.device()).num_params();
         format!("{} of {parameters} parameters", architecture.name())
     });
-    report.say(format!(
+    let data = format!(
         "{TRAINING_IMAGES} training and {TEST_IMAGES} test images; {}; {seeds} seed(s), {} epochs of {} steps of {} images, \
          beta3 {}",
         sizes.collect::<Vec<_>>().join(", "),
@@ -297,19 +338,23 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         steps_per_epoch(arguments.batch as usize),
         arguments.batch,
         arguments.beta3
-    ))?;
+    );
+    report.say(&data)?;
 
     let betas = arguments.other_beta3();
     let methods = 3 * arguments.networks.len() * rates.len() + betas.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
-    let runs = Runs::new(methods, seeds, arguments.steps());
+    let size = (methods, arguments.steps());
+    let runs = arguments.common.runs("classification", settings, &backend, &data, size)?;
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
         match &saved {
             Some((training, test)) => Cell::saved(&name, method, seeds, |run| {
                 Ok(Outcome { training: training.series(run)?, test: test.series(run)?, loss: 0.0 })
             }),
-            None => runs.of(&name, method, |run| train(&gpu, &digits, architecture, arguments, run)),
+            None => runs.of(&name, method, |method, seed, saved| {
+                Classification::start(&backend, &digits, arguments, (architecture, method, seed), saved)
+            }),
         }
     };
     let mut grids = Vec::new();
@@ -330,7 +375,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .iter()
         .map(|&beta3| cell(arguments.networks[0], &adamod.with_beta3(beta3)))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    runs.finish();
+    if !arguments.common.close(&runs, &mut report)? {
+        return Ok(());
+    }
 
     report_best(&mut report, arguments, &grids)?;
     for grid in &grids {
@@ -479,4 +526,40 @@ fn write_accuracies(
     };
     write("training.csv", |outcome| &outcome.training)?;
     write("test.csv", |outcome| &outcome.test)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::common::test_backends;
+    use crate::runs::assert_resumes;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn a_classification_has_the_same_outcome_wherever_it_is_broken() {
+        // A shuffle and a test in the middle.
+        let arguments = Line::parse_from(["x", "--epochs=2", "--batch=600"]).arguments;
+        assert_eq!((arguments.steps(), arguments.interval()), (4, 2));
+        let digits = Digits::load().unwrap();
+        let methods = arguments.methods(0.01);
+        for backend in &test_backends() {
+            assert_resumes(4, |saved| {
+                let of = (Architecture::ResNet, &methods[2], 1);
+                Classification::start(backend, &digits, &arguments, of, saved)
+            });
+        }
+        // A diverged run, which guesses.
+        let [sgd, ..] = arguments.methods(1e30);
+        assert_resumes(4, |saved| {
+            let of = (Architecture::ResNet, &sgd, 1);
+            Classification::start(&Backend::Cpu, &digits, &arguments, of, saved)
+        });
+    }
 }

@@ -190,7 +190,7 @@ impl DenseLayer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::test_gpu;
+    use crate::common::test_backends;
     use crate::weights;
 
     fn networks(device: &Device) -> [Network; 2] {
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn every_image_has_a_score_a_class() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         for network in networks(&device) {
             let scores = network.forward(Tensor::zeros([3, 1, 8, 8], &device));
             assert_eq!(scores.dims(), [3, CLASSES]);
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_test_scores_of_an_image_do_not_depend_on_its_batch() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let image = |i: usize| -> Vec<f32> { (0..64).map(|p| ((p * (i + 3)) % 17) as f32 / 16.0).collect() };
         let images = |list: &[usize]| {
             let pixels: Vec<f32> = list.iter().flat_map(|&i| image(i)).collect();
