@@ -1,19 +1,23 @@
-//! Image classification: the paper's Figures 4, 5, 6 and 8 and its Tables 3 and 4, on handwritten digits.
+//! Image classification: the paper's Figures 4, 5, 6 and 8 and its Tables 3 and 4, on handwritten digits or images from files.
 
+mod dataset;
 mod network;
 
 use std::fmt::{Display, Formatter};
+use std::path::PathBuf;
 
 use adamod::{AdaMod, Adam, Checkpoint, Hyperparameters, Rule, Sgd, WeightDecay};
+use anyhow::ensure;
 use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::common::{Common, or_default};
-use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
+use crate::data::images::Shape;
+use crate::digits::TRAINING_IMAGES;
 use crate::learner::{Learner, LearnerState};
 use crate::method::{Method, Schedule, parse_beta};
 use crate::minibatches::{minibatches, steps_per_epoch};
@@ -28,18 +32,35 @@ use crate::store::Saved;
 use crate::summary::summary;
 use crate::weights;
 
-use network::{DenseNet, Network, ResNet};
+use dataset::{Batch, Dataset};
+use network::{DenseNet, Network, ResNet, Sizes};
 
 /// AdaMod's other values of beta3 and its learning rate in the paper's Figure 8.
 const BETA3_LEARNING_RATE: f64 = 0.001;
 /// Tests in a run of one epoch.
 const PARTS_OF_AN_EPOCH: u64 = 5;
 
-/// A small ResNet and a small DenseNet learn handwritten digits with SGD, Adam and AdaMod
+/// A small ResNet and a small DenseNet learn images with SGD, Adam and AdaMod
 #[derive(Args, Clone, Debug)]
 pub struct Arguments {
     #[command(flatten)]
     common: Common,
+
+    /// A folder with the files of CIFAR-10 or CIFAR-100 (binary version), or of MNIST or Fashion-MNIST [default: digits of 8 x 8 pixels]
+    #[arg(long, value_name = "FOLDER")]
+    images: Option<PathBuf>,
+
+    /// So many of the folder's training images, the first ones [default: all]
+    #[arg(long, requires = "images", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    training_images: Option<u64>,
+
+    /// Channels after the first convolution of a network; the ResNet's last stage has four times as many
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(2..=1_024))]
+    channels: u64,
+
+    /// Images for training, once they are read.
+    #[arg(skip = TRAINING_IMAGES)]
+    images_for_training: usize,
 
     /// Networks, comma-separated
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Architecture::ResNet, Architecture::DenseNet])]
@@ -62,7 +83,7 @@ pub struct Arguments {
     epochs: Option<u64>,
 
     /// Images in a minibatch
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=TRAINING_IMAGES as u64))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
 }
 
@@ -83,10 +104,10 @@ impl Architecture {
         }
     }
 
-    fn build(self, device: &Device) -> Network {
+    fn build(self, sizes: Sizes, device: &Device) -> Network {
         match self {
-            Architecture::ResNet => Network::ResNet(ResNet::new(device)),
-            Architecture::DenseNet => Network::DenseNet(DenseNet::new(device)),
+            Architecture::ResNet => Network::ResNet(ResNet::new(sizes, device)),
+            Architecture::DenseNet => Network::DenseNet(DenseNet::new(sizes, device)),
         }
     }
 }
@@ -96,13 +117,35 @@ impl Arguments {
         self.epochs.unwrap_or(if self.common.quick { 1 } else { 5 })
     }
 
+    fn dataset(&self) -> anyhow::Result<Dataset> {
+        let count = self.training_images.map(|count| count as usize);
+        let dataset =
+            self.images.as_ref().map_or_else(Dataset::digits, |folder| Dataset::read(folder, count))?;
+        let images = dataset.training.labels.len();
+        ensure!(
+            self.batch as usize <= images,
+            "minibatches of {} images: there are {images} for training",
+            self.batch
+        );
+        Ok(dataset)
+    }
+
+    fn sizes(&self, dataset: &Dataset) -> Sizes {
+        let Dataset { shape, classes, .. } = *dataset;
+        Sizes { inputs: shape.channels, classes, channels: self.channels as usize }
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        steps_per_epoch(self.images_for_training, self.batch as usize) as u64
+    }
+
     fn steps(&self) -> u64 {
-        self.epochs() * steps_per_epoch(self.batch as usize) as u64
+        self.epochs() * self.steps_per_epoch()
     }
 
     /// Steps between two tests: an epoch, or a part of it in a run of one epoch.
     fn interval(&self) -> u64 {
-        let epoch = steps_per_epoch(self.batch as usize) as u64;
+        let epoch = self.steps_per_epoch();
         if self.epochs() > 1 { epoch } else { epoch.div_ceil(PARTS_OF_AN_EPOCH) }
     }
 
@@ -124,7 +167,7 @@ impl Arguments {
     /// SGD with momentum, Adam and AdaMod. The learning rate is divided by 10 after three quarters of the epochs.
     fn methods(&self, learning_rate: f64) -> [Method; 3] {
         const WEIGHT_DECAY: f64 = 5e-4;
-        let milestone = 3 * self.epochs() / 4 * steps_per_epoch(self.batch as usize) as u64;
+        let milestone = 3 * self.epochs() / 4 * self.steps_per_epoch();
         let method = |name, rule: Rule, weight_decay| {
             let hyperparameters =
                 Hyperparameters::from(rule).with_learning_rate(learning_rate).with_weight_decay(weight_decay);
@@ -140,36 +183,23 @@ impl Arguments {
     }
 }
 
-/// Images on the device.
-struct Batch {
-    images: Tensor<4>,
-    labels: Tensor<1, Int>,
-}
-
 impl Batch {
-    fn new(from: &Images, indices: &[u32], device: &Device) -> Self {
-        let pixels = indices.iter().flat_map(|&i| &from.pixels[i as usize * PIXELS..][..PIXELS]);
-        let labels = indices.iter().map(|&i| from.labels[i as usize] as i32).collect();
-        Self {
-            images: Tensor::from_data(
-                TensorData::new(pixels.copied().collect(), [indices.len(), 1, 8, 8]),
-                device,
-            ),
-            labels: Tensor::from_data(TensorData::new(labels, [indices.len()]), device),
-        }
-    }
-
     fn loss(&self, network: &Network, criterion: &CrossEntropyLoss) -> Tensor<1> {
         criterion.forward(network.forward(self.images.clone()), self.labels.clone())
     }
 
-    /// Percentage of the images with the right label.
-    fn accuracy(&self, network: &Network) -> f64 {
+    /// How many images get the right label.
+    fn right(&self, network: &Network) -> i32 {
         let [images] = self.labels.dims();
         let found = network.forward(self.images.clone()).argmax(1).reshape([images]);
-        let right = found.equal(self.labels.clone()).int().sum().into_scalar::<i32>();
-        100.0 * f64::from(right) / images as f64
+        found.equal(self.labels.clone()).int().sum().into_scalar::<i32>()
     }
+}
+
+/// Percentage of the images with the right label.
+fn accuracy(batches: &[Batch], network: &Network) -> f64 {
+    let images: usize = batches.iter().map(|batch| batch.labels.dims()[0]).sum();
+    100.0 * f64::from(batches.iter().map(|batch| batch.right(network)).sum::<i32>()) / images as f64
 }
 
 /// The results of a run: accuracies in percent after every epoch, or part of the only one. A diverged run guesses from then on.
@@ -203,16 +233,14 @@ impl Display for Outcome {
     }
 }
 
-const GUESSING: f64 = 100.0 / digits::CLASSES as f64;
-
 /// A run in progress. The seed determines initial weights and minibatches.
 struct Classification<'a> {
-    digits: &'a Digits,
+    dataset: &'a Dataset,
     arguments: &'a Arguments,
     device: Device,
     /// As many training images as test images suffice.
-    seen: Batch,
-    unseen: Batch,
+    seen: Vec<Batch>,
+    unseen: Vec<Batch>,
     learner: Learner<Network>,
     criterion: CrossEntropyLoss,
     /// Images of all minibatches, one after the other.
@@ -223,25 +251,26 @@ struct Classification<'a> {
 impl<'a> Classification<'a> {
     fn start(
         backend: &Backend,
-        digits: &'a Digits,
+        dataset: &'a Dataset,
         arguments: &'a Arguments,
         (architecture, method, seed): (Architecture, &Method, u64),
         saved: Option<&Saved<Outcome>>,
     ) -> anyhow::Result<Self> {
         let device = backend.device();
-        let indices: Vec<_> = (0..TEST_IMAGES as u32).collect();
-        let seen = Batch::new(&digits.training, &indices, &device);
-        let unseen = Batch::new(&digits.test, &indices, &device);
+        let count = dataset.test.labels.len();
+        let seen = dataset.first(&dataset.training, count, &device);
+        let unseen = dataset.first(&dataset.test, count, &device);
         let device = device.autodiff();
-        let model = weights::draw(architecture.build(&device), seed);
+        let model = weights::draw(architecture.build(arguments.sizes(dataset), &device), seed);
         let learner = match saved {
             None => Learner::new(model, method, backend, false)?,
             Some(saved) => Learner::resume(model, method, backend, &saved.checkpoint, &saved.learner)?,
         };
         let criterion = CrossEntropyLossConfig::new().init(&device);
-        let order = minibatches(seed, arguments.epochs() as usize, arguments.batch as usize);
+        let images = arguments.images_for_training;
+        let order = minibatches(images, seed, arguments.epochs() as usize, arguments.batch as usize);
         let outcome = saved.map(|saved| saved.progress.clone()).unwrap_or_default();
-        Ok(Self { digits, arguments, device, seen, unseen, learner, criterion, order, outcome })
+        Ok(Self { dataset, arguments, device, seen, unseen, learner, criterion, order, outcome })
     }
 }
 
@@ -253,13 +282,14 @@ impl Training for Classification<'_> {
         let batch = self.arguments.batch as usize;
         if !self.outcome.diverged() {
             let indices = &self.order[(step as usize - 1) * batch..][..batch];
-            let batch = Batch::new(&self.digits.training, indices, &self.device);
+            let batch = self.dataset.batch(&self.dataset.training, indices, &self.device);
             self.outcome.loss = self.learner.step(|network| batch.loss(network, &self.criterion))?;
         }
         if step.is_multiple_of(self.arguments.interval()) || step == self.arguments.steps() {
             let network = self.learner.model().valid();
             let diverged = self.outcome.diverged();
-            let accuracy = |batch: &Batch| if diverged { GUESSING } else { batch.accuracy(&network) };
+            let guessing = 100.0 / self.dataset.classes as f64;
+            let accuracy = |batches: &[Batch]| if diverged { guessing } else { accuracy(batches, &network) };
             let (training, test) = (accuracy(&self.seen), accuracy(&self.unseen));
             self.outcome.training.push(training);
             self.outcome.test.push(test);
@@ -318,24 +348,29 @@ impl Grid {
 
 /// Trains everything, prints the tables and draws the pictures.
 pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
+    let dataset = arguments.dataset()?;
+    let arguments = &Arguments { images_for_training: dataset.training.labels.len(), ..arguments.clone() };
     let rates = arguments.learning_rates();
     for &rate in rates.iter().chain([&BETA3_LEARNING_RATE]) {
         arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
     }
     let backend = arguments.common.backend()?;
     let mut report = arguments.common.report(&backend, "classification")?;
-    let digits = Digits::load().map_err(|error| anyhow::anyhow!("{error}"))?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {
-        let parameters = architecture.build(&backend.device()).num_params();
+        let parameters = architecture.build(arguments.sizes(&dataset), &backend.device()).num_params();
         format!("{} of {parameters} parameters", architecture.name())
     });
+    let Shape { channels, height, width } = dataset.shape;
     let data = format!(
-        "{TRAINING_IMAGES} training and {TEST_IMAGES} test images; {}; {seeds} seed(s), {} epochs of {} steps of {} images, \
+        "{} training and {} test images of {height} x {width} pixels, {channels} channel(s), {} classes; {}; {seeds} seed(s), {} epochs of {} steps of {} images, \
          beta3 {}",
+        dataset.training.labels.len(),
+        dataset.test.labels.len(),
+        dataset.classes,
         sizes.collect::<Vec<_>>().join(", "),
         arguments.epochs(),
-        steps_per_epoch(arguments.batch as usize),
+        arguments.steps_per_epoch(),
         arguments.batch,
         arguments.beta3
     );
@@ -353,7 +388,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
                 Ok(Outcome { training: training.series(run)?, test: test.series(run)?, loss: 0.0 })
             }),
             None => runs.of(&name, method, |method, seed, saved| {
-                Classification::start(&backend, &digits, arguments, (architecture, method, seed), saved)
+                Classification::start(&backend, &dataset, arguments, (architecture, method, seed), saved)
             }),
         }
     };
@@ -390,16 +425,10 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
 
 fn axes(arguments: &Arguments, y: &'static str, lowest: f64) -> Axes {
     let (x, x_step, x_end) = arguments.x_axis();
-    // After one epoch accuracies are anywhere.
+    // After one epoch accuracies are anywhere, and so are those of other images.
     let lowest = if arguments.epochs() > 1 { lowest } else { 0.0 };
-    Axes {
-        x,
-        y,
-        x_step: x_step as f64,
-        x_end: x_end as f64,
-        logarithmic: false,
-        y_range: Some(lowest..100.5),
-    }
+    let y_range = arguments.images.is_none().then_some(lowest..100.5);
+    Axes { x, y, x_step: x_step as f64, x_end: x_end as f64, logarithmic: false, y_range }
 }
 
 /// Tables 3 and 4, and Figures 4 and 5.
@@ -547,19 +576,19 @@ mod tests {
         // A shuffle and a test in the middle.
         let arguments = Line::parse_from(["x", "--epochs=2", "--batch=600"]).arguments;
         assert_eq!((arguments.steps(), arguments.interval()), (4, 2));
-        let digits = Digits::load().unwrap();
+        let dataset = Dataset::digits().unwrap();
         let methods = arguments.methods(0.01);
         for backend in &test_backends() {
             assert_resumes(4, |saved| {
                 let of = (Architecture::ResNet, &methods[2], 1);
-                Classification::start(backend, &digits, &arguments, of, saved)
+                Classification::start(backend, &dataset, &arguments, of, saved)
             });
         }
         // A diverged run, which guesses.
         let [sgd, ..] = arguments.methods(1e30);
         assert_resumes(4, |saved| {
             let of = (Architecture::ResNet, &sgd, 1);
-            Classification::start(&Backend::Cpu, &digits, &arguments, of, saved)
+            Classification::start(&Backend::Cpu, &dataset, &arguments, of, saved)
         });
     }
 }
