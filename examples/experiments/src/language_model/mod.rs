@@ -2,6 +2,7 @@
 
 mod network;
 mod text;
+mod words;
 
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ use crate::store::Saved;
 use crate::weights;
 
 use network::{LanguageModel, Sequences, Sizes, State};
-use text::Text;
+use text::{HeldOut, Text, Units};
 
 /// An LSTM learns a text with Adam and AdaMod
 #[derive(Args, Clone, Debug)]
@@ -41,6 +42,10 @@ pub struct Arguments {
     #[arg(long)]
     text: Option<PathBuf>,
 
+    /// A folder with the Penn Treebank's text files as Mikolov et al. published them: ptb.train.txt, ptb.valid.txt, ptb.test.txt; tokens are words
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["text", "merges"])]
+    ptb: Option<PathBuf>,
+
     /// Lines of number words, if no file is given
     #[arg(long, default_value_t = 3_000)]
     lines: usize,
@@ -48,6 +53,14 @@ pub struct Arguments {
     /// Lines at the end that are only for testing
     #[arg(long, default_value_t = 20)]
     test_lines: usize,
+
+    /// Test on other text, to choose settings without having seen the test text: ptb.valid.txt, or as many lines before the test lines
+    #[arg(long)]
+    validate: bool,
+
+    /// Tokens are words, at most so many different ones with <eos> and <unk> [default for the Penn Treebank: all, otherwise no words]
+    #[arg(long, conflicts_with_all = ["merges", "lines"], value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
+    words: Option<u64>,
 
     /// Merges of the byte-pair encoding; with 0, tokens are characters
     #[arg(long, default_value_t = 0)]
@@ -87,6 +100,22 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    fn read(&self) -> anyhow::Result<Text> {
+        let held_out = HeldOut { test_lines: self.test_lines, validate: self.validate };
+        let limit = self.words.map(|words| words as usize);
+        match (&self.ptb, &self.text) {
+            (Some(folder), _) => Text::penn_treebank(folder, self.validate, limit.unwrap_or(usize::MAX)),
+            (None, Some(path)) => {
+                let pieces = Units::Pieces { merges: self.merges };
+                Text::read(path, held_out, limit.map_or(pieces, |limit| Units::Words { limit }))
+            }
+            (None, None) => {
+                ensure!(limit.is_none(), "--words: expected --text or --ptb, too");
+                Text::number_words(self.lines, held_out, self.merges)
+            }
+        }
+    }
+
     fn steps(&self) -> u64 {
         self.steps.unwrap_or(if self.common.quick { 8 } else { 150 })
     }
@@ -296,17 +325,15 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     }
     let backend = arguments.common.backend()?;
     let mut report = arguments.common.report(&backend, "language-model")?;
-    let text = match &arguments.text {
-        Some(path) => Text::read(path, arguments.test_lines, arguments.merges)?,
-        None => Text::number_words(arguments.lines, arguments.test_lines, arguments.merges)?,
-    };
+    let text = arguments.read()?;
     let task = Task::new(&text, arguments)?;
     let seeds = arguments.common.seeds();
     let data = format!(
-        "{} training and {} test tokens, {} different; LSTM of {} layers of {} units, {} parameters; {seeds} seed(s), {} steps of \
+        "{} training and {} {} tokens, {} different; LSTM of {} layers of {} units, {} parameters; {seeds} seed(s), {} steps of \
          {} x {} tokens, beta3 {}",
         text.training.len(),
         text.test.len(),
+        if arguments.validate { "validation" } else { "test" },
         text.vocabulary,
         task.sizes.layers,
         task.sizes.hidden,
@@ -413,7 +440,7 @@ mod tests {
         let line =
             "x --lines=6 --test-lines=2 --layers=2 --hidden=4 --embedding=4 --batch=2 --window=30 --steps=25";
         let arguments = Line::parse_from(line.split(' ')).arguments;
-        let text = Text::number_words(arguments.lines, arguments.test_lines, 0).unwrap();
+        let text = arguments.read().unwrap();
         let task = Task::new(&text, &arguments).unwrap();
         // The text begins again within a run, and the rate falls.
         assert!((2..=20).contains(&task.training.windows(task.window)));
