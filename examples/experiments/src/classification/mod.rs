@@ -359,7 +359,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let methods = 3 * arguments.networks.len() * rates.len() + betas.len() + 1 + low_bits.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let size = (methods, arguments.steps());
-    let runs = arguments.common.runs("classification", settings, &backend, &data, size)?;
+    let images = format!("{TRAINING_IMAGES} training and {TEST_IMAGES} test images");
+    let runs = arguments.common.runs("classification", settings, &backend, &images, size)?;
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
         match &saved {

@@ -15,7 +15,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::common::{Common, or_default};
+use crate::common::{Common, fingerprint, or_default};
 use crate::formats::{Comparison, FormatArguments};
 use crate::learner::{Learner, LearnerState};
 use crate::method::{Method, Schedule, parse_beta};
@@ -238,9 +238,10 @@ impl<'a> Modelling<'a> {
             saved.map(|saved| saved.progress.clone()).unwrap_or_default();
         let state =
             State::of_numbers(&state, arguments.batch as usize, &device).map_err(anyhow::Error::msg)?;
-        // Every seed starts at another place in the text.
+        // Every seed starts at another place in the text. Multiples of the golden ratio are far from each other, however many there are.
         let windows = task.training.windows(task.window);
-        let first = seed as usize * windows / arguments.common.seeds() as usize;
+        let golden_ratio = 0.5 * (5_f64.sqrt() - 1.0);
+        let first = ((seed as f64 * golden_ratio).fract() * windows as f64) as usize;
         let criterion = network::criterion(&device);
         Ok(Self { backend, task, arguments, device, learner, criterion, first, state, losses, outcome })
     }
@@ -324,7 +325,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
 
     let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[1]);
     let size = (2 * rates.len() + low_bits.len(), arguments.steps());
-    let runs = arguments.common.runs("language-model", settings, &backend, &data, size)?;
+    let fingerprint = fingerprint([&text.training, &text.test]);
+    let runs = arguments.common.runs("language-model", settings, &backend, &fingerprint, size)?;
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let cell = |method: &Method| match &saved {
         Some((training, test)) => Cell::saved(&method.description(), method, seeds, |run| {

@@ -20,7 +20,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::common::{Common, or_default};
+use crate::common::{Common, fingerprint, or_default};
 use crate::formats::{Comparison, FormatArguments};
 use crate::learner::{Learner, LearnerState, Windows};
 use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
@@ -253,6 +253,12 @@ impl Task {
         Ok(Self { tokenizer, training, validation, test, references, sizes })
     }
 
+    /// What the sentences are, for the record of the runs.
+    fn fingerprint(&self) -> String {
+        let examples = [&self.training, &self.validation, &self.test].into_iter().flatten();
+        fingerprint(examples.flat_map(|example| [&example.source, &example.target]))
+    }
+
     /// The training pairs in a new order, which hardly depends on how many pairs validation took out of them.
     fn shuffled(&self, rng: &mut Xoshiro256PlusPlus) -> Vec<&Example> {
         let mut order: Vec<_> = (0..self.training.len() + self.validation.len()).collect();
@@ -465,7 +471,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
     let low_bits = arguments.formats.methods(&arguments.methods(middle)[2]);
     let size = (4 * rates.len() + sweep.len() + low_bits.len(), arguments.steps());
-    let runs = arguments.common.runs("translation", settings, &backend, &data, size)?;
+    let runs = arguments.common.runs("translation", settings, &backend, &task.fingerprint(), size)?;
     let files = ["losses.csv", "beta3.csv", "formats.csv"];
     let saved = arguments.common.saved(if low_bits.is_empty() { &files[..2] } else { &files })?;
     let saved = saved.zip(arguments.common.saved(&["validation_losses.csv"])?);
