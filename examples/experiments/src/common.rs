@@ -148,6 +148,16 @@ impl Common {
     }
 }
 
+/// Number and checksum of all tokens, for the record of the runs.
+pub fn fingerprint<'a>(texts: impl IntoIterator<Item = &'a Vec<u32>>) -> String {
+    let (mut checksum, mut tokens) = (crc32fast::Hasher::new(), 0);
+    for text in texts {
+        text.iter().for_each(|token| checksum.update(&token.to_le_bytes()));
+        tokens += text.len();
+    }
+    format!("{tokens} tokens, CRC32 {:08x}", checksum.finalize())
+}
+
 /// Parses a time, for the command line.
 fn parse_hours(text: &str) -> Result<f64, String> {
     match text.trim().parse() {

@@ -191,13 +191,13 @@ pub fn saved_for_tests() -> (Checkpoint, LearnerState) {
 
 #[cfg(test)]
 mod tests {
-    use adamod::{Hyperparameters, RuleKind};
+    use adamod::{Hyperparameters, RuleKind, StateFormat};
     use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
     use burn::tensor::{Device, TensorData};
 
     use super::*;
     use crate::common::test_backends;
-    use crate::formats::{self, Formats, Weights};
+    use crate::formats::{Formats, Weights};
     use crate::method::{Growth, Schedule};
     use crate::weights;
 
@@ -255,7 +255,7 @@ mod tests {
         Method { growth, ..method(RuleKind::AdaMod, 0.999) }
     }
 
-    fn stored(state: formats::State, weights: Weights) -> Method {
+    fn stored(state: StateFormat, weights: Weights) -> Method {
         Method { formats: Formats { state, weights }, ..method(RuleKind::AdaMod, 0.9) }
     }
 
@@ -320,8 +320,8 @@ mod tests {
             method(RuleKind::Adam, 0.9),
             method(RuleKind::Sgd, 0.9),
             growing(),
-            stored(formats::State::Bf16, Weights::F32),
-            stored(formats::State::Q8, Weights::F32),
+            stored(StateFormat::Bf16, Weights::F32),
+            stored(StateFormat::Q8, Weights::F32),
         ];
         for method in methods {
             let learner = |backend: &Backend| {
@@ -353,7 +353,7 @@ mod tests {
                 };
                 assert!(bits(&of_cpu) == bits(&of_gpu), "{}, step {step}", method.description());
             }
-            if method.formats.state == formats::State::F32 {
+            if method.formats.state == StateFormat::F32 {
                 assert_eq!(of_cpu.windows().unwrap(), of_gpu.windows().unwrap(), "{}", method.description());
             }
         }
@@ -369,11 +369,11 @@ mod tests {
     fn a_learner_continues_with_the_same_bits_wherever_it_was_saved() {
         for backend in &test_backends() {
             let mut methods =
-                vec![method(RuleKind::AdaMod, 0.9), growing(), stored(formats::State::Q8, Weights::F32)];
+                vec![method(RuleKind::AdaMod, 0.9), growing(), stored(StateFormat::Q8, Weights::F32)];
             if matches!(backend, Backend::Cpu) {
                 methods.extend(
                     [Weights::Bf16, Weights::Split24, Weights::Split32]
-                        .map(|weights| stored(formats::State::Bf16, weights)),
+                        .map(|weights| stored(StateFormat::Bf16, weights)),
                 );
             }
             for method in methods {
@@ -420,7 +420,7 @@ mod tests {
     fn weights_below_32_bits_need_the_cpu() {
         let [_, gpu] = test_backends();
         let network = Network::new(&gpu.device().autodiff(), 1);
-        let method = stored(formats::State::F32, Weights::Split24);
+        let method = stored(StateFormat::F32, Weights::Split24);
         let error = Learner::new(network, &method, &gpu, false).err().unwrap().to_string();
         assert!(error.contains("--device cpu"), "{error}");
     }

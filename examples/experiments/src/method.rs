@@ -2,6 +2,8 @@
 
 use adamod::{AdaMod, Group, Hyperparameters, Rule, RuleKind, schedule};
 
+use clap::Args;
+
 use crate::formats::Formats;
 use crate::rates::rate_name;
 
@@ -86,6 +88,14 @@ impl Method {
         text
     }
 
+    /// What distinguishes it in a comparison of beta3: `beta3 = 0.99`.
+    pub fn beta3_name(&self) -> String {
+        match (self.growth, self.beta3()) {
+            (Some(_), _) => "growing beta3".to_owned(),
+            (None, beta3) => format!("beta3 = {}", beta3.unwrap_or(f64::NAN)),
+        }
+    }
+
     pub fn rule(&self) -> RuleKind {
         self.hyperparameters.rule.kind()
     }
@@ -113,6 +123,44 @@ impl Method {
     }
 }
 
+/// How beta3 grows, for the method "AdaMod, growing beta3".
+#[derive(Args, Clone, Debug)]
+pub struct GrowthArguments {
+    /// AdaMod with a growing beta3: memory of the bound at the start, in steps
+    #[arg(long, default_value_t = 100.0, value_parser = parse_start)]
+    growing_start: f64,
+
+    /// Steps that this memory gains in a step: the fraction of the run that it covers
+    #[arg(long, default_value_t = 1.0, value_parser = parse_fraction)]
+    growing_fraction: f64,
+
+    /// The beta3 up to which it grows
+    #[arg(long, default_value_t = 0.9999, value_parser = parse_beta)]
+    growing_beta3: f64,
+}
+
+impl GrowthArguments {
+    /// The same method with a beta3 that grows.
+    pub fn method(&self, method: &Method, name: &'static str) -> Method {
+        let growth = Growth { start: self.growing_start, fraction: self.growing_fraction };
+        Method { name, growth: Some(growth), ..method.with_beta3(self.growing_beta3) }
+    }
+}
+
+fn parse_start(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(start) if (1.0..=1e12).contains(&start) => Ok(start),
+        _ => Err("expected a number of steps from 1 to 1e12".into()),
+    }
+}
+
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(fraction) if (0.0..=1e6).contains(&fraction) => Ok(fraction),
+        _ => Err("expected a number from 0 to 1e6".into()),
+    }
+}
+
 /// Parses a beta, for the command line.
 pub fn parse_beta(text: &str) -> Result<f64, String> {
     match text.trim().parse() {
@@ -137,6 +185,28 @@ mod tests {
         assert_eq!(rates(Schedule::Constant, [1, 2, 9]), [0.5; 3]);
         assert_eq!(rates(Schedule::Warmup(10), [1, 5, 10]), [0.05, 0.25, 0.5]);
         assert_eq!(rates(Schedule::StepDecay(vec![4]), [1, 4, 5]), [0.5, 0.5, 0.05]);
+    }
+
+    #[test]
+    fn a_growing_beta3_ends_at_its_largest() {
+        let adamod = Method::new("AdaMod", AdaMod::new().into(), Schedule::Warmup(2)).with_beta3(0.9);
+        let arguments = GrowthArguments { growing_start: 10.0, growing_fraction: 1.0, growing_beta3: 0.95 };
+        let growing = arguments.method(&adamod, "growing");
+        let beta3 = |step| match growing.hyperparameters_at(step).rule {
+            Rule::AdaMod(rule) => rule.betas[2],
+            _ => f64::NAN,
+        };
+        assert_eq!([1, 5, 10, 11].map(beta3), [1.0 - 1.0 / 11.0, 1.0 - 1.0 / 15.0, 0.95, 0.95]);
+        assert_eq!(growing.hyperparameters_at(1).learning_rate, 0.5e-3);
+        assert_eq!(growing.description(), "growing, alpha 0.001, beta3 0.95 from 10 + 1 t");
+        assert_eq!(
+            (growing.beta3_name(), adamod.beta3_name()),
+            ("growing beta3".into(), "beta3 = 0.9".into())
+        );
+        assert_eq!(adamod.hyperparameters_at(9), adamod.hyperparameters);
+        assert!(
+            parse_start("0.5").is_err() && parse_fraction("-1").is_err() && parse_fraction("nan").is_err()
+        );
     }
 
     #[test]

@@ -281,12 +281,12 @@ impl Runs {
             let outcome = match store::open::<T::Outcome, T::Progress>(&self.folder, &name)? {
                 Found::Finished { outcome, milliseconds } => {
                     self.milliseconds.update(|all| all + milliseconds);
-                    self.display.find(&name, self.steps, true);
+                    self.find(&name, self.steps, true);
                     Some(outcome)
                 }
                 Found::Busy => None,
                 Found::Open(folder, saved) => {
-                    self.display.find(&name, saved.as_ref().map_or(0, |saved| saved.step), false);
+                    self.find(&name, saved.as_ref().map_or(0, |saved| saved.step), false);
                     if self.duty.get() == Duty::Look || self.is_over() {
                         None
                     } else {
@@ -303,6 +303,13 @@ impl Runs {
             }
         }
         Ok(cell)
+    }
+
+    /// Shows what was found, unless other processes have told it.
+    fn find(&self, name: &str, steps: u64, is_finished: bool) {
+        if self.duty.get() != Duty::Look {
+            self.display.find(name, steps, is_finished);
+        }
     }
 
     fn is_over(&self) -> bool {

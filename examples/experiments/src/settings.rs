@@ -1,4 +1,5 @@
-//! The arguments of an experiment as its runs record them, so that a run goes on only with the same ones.
+//! The arguments of an experiment as its runs record them, so that a run goes on only with the same ones. Arguments that choose which runs
+//! there are may differ: the folder then has more runs, or has some that the report leaves out.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,8 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::store;
 
-/// Arguments that do not change any number.
-const FREE: [&str; 8] = ["output", "redraw", "device", "hours", "resume", "restart", "jobs", "worker"];
+/// Arguments that say how to train. They do not change any number.
+const OF_THE_CALL: [&str; 8] = ["output", "redraw", "device", "hours", "resume", "restart", "jobs", "worker"];
+/// Arguments that choose runs. What is different between two runs is in their names.
+const OF_THE_CHOICE: [&str; 9] = [
+    "seeds",
+    "networks",
+    "learning_rates",
+    "beta3",
+    "other_beta3",
+    "formats",
+    "growing_start",
+    "growing_fraction",
+    "growing_beta3",
+];
 const FILE: &str = "arguments.json";
 
 /// What determines the numbers of all runs, by name.
@@ -24,8 +37,8 @@ impl Settings {
             let values = matches.try_get_raw(id).ok().flatten();
             values.map(|values| values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","))
         };
-        let arguments =
-            command.get_arguments().filter(|argument| !FREE.contains(&argument.get_id().as_str()));
+        let is_free = |name: &str| OF_THE_CALL.contains(&name) || OF_THE_CHOICE.contains(&name);
+        let arguments = command.get_arguments().filter(|argument| !is_free(argument.get_id().as_str()));
         let named = arguments.filter_map(|argument| {
             let name = format!("--{}", argument.get_long()?);
             Some((name, value(argument.get_id().as_str())?))

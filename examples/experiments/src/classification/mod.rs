@@ -18,11 +18,12 @@ use crate::backend::Backend;
 use crate::common::{Common, or_default};
 use crate::data::images::Shape;
 use crate::digits::TRAINING_IMAGES;
+use crate::formats::{Comparison, FormatArguments};
 use crate::learner::{Learner, LearnerState};
-use crate::method::{Method, Schedule, parse_beta};
+use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::numbers;
-use crate::plots::{self, Axes, BLUE, GREY, ORANGE, Panel, SCALE, Series};
+use crate::plots::{self, Axes, BLUE, GREY, ORANGE, PURPLE, Panel, SCALE, Series};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::runs::{Cell, Training};
@@ -85,6 +86,12 @@ pub struct Arguments {
     /// Images in a minibatch
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
+
+    #[command(flatten)]
+    growth: GrowthArguments,
+
+    #[command(flatten)]
+    formats: FormatArguments,
 }
 
 /// The architecture of a network.
@@ -319,6 +326,12 @@ impl Cell<Outcome> {
         if diverged > 0 { format!("{text}, {diverged} diverged") } else { text }
     }
 
+    /// Training accuracies at the end.
+    fn last_training(&self) -> String {
+        let last = self.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
+        summary(&last.collect::<Vec<_>>(), 2)
+    }
+
     fn series(
         &self,
         name: String,
@@ -377,10 +390,12 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     report.say(&data)?;
 
     let betas = arguments.other_beta3();
-    let methods = 3 * arguments.networks.len() * rates.len() + betas.len();
+    let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[2]);
+    let methods = 3 * arguments.networks.len() * rates.len() + betas.len() + 1 + low_bits.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let size = (methods, arguments.steps());
-    let runs = arguments.common.runs("classification", settings, &backend, &data, size)?;
+    let images = format!("{TRAINING_IMAGES} training and {TEST_IMAGES} test images");
+    let runs = arguments.common.runs("classification", settings, &backend, &images, size)?;
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
         match &saved {
@@ -406,9 +421,12 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         grids.push(Grid { architecture, columns });
     }
     let [.., adamod] = arguments.methods(BETA3_LEARNING_RATE);
-    let sweep = betas
-        .iter()
-        .map(|&beta3| cell(arguments.networks[0], &adamod.with_beta3(beta3)))
+    let growing = arguments.growth.method(&adamod, "AdaMod, growing beta3");
+    let sweep = (betas.iter().map(|&beta3| adamod.with_beta3(beta3)).chain([growing]))
+        .map(|method| cell(arguments.networks[0], &method))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let low_bits = (low_bits.iter())
+        .map(|method| cell(arguments.networks[0], method))
         .collect::<anyhow::Result<Vec<_>>>()?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
@@ -419,7 +437,10 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         report_rates(&mut report, arguments, grid, &rates)?;
     }
     report_beta3(&mut report, arguments, &sweep)?;
-    write_accuracies(&report, arguments, &grids, &sweep)?;
+    let formats: Vec<_> = [&grids[0].columns[rates.len() / 2][2]].into_iter().chain(&low_bits).collect();
+    report_formats(&mut report, arguments, &formats)?;
+    let others: Vec<_> = sweep.iter().chain(&low_bits).collect();
+    write_accuracies(&report, arguments, &grids, &others)?;
     report.finish()
 }
 
@@ -509,25 +530,40 @@ fn report_rates(
 fn report_beta3(report: &mut Report, arguments: &Arguments, sweep: &[Cell<Outcome>]) -> anyhow::Result<()> {
     let network = arguments.networks[0].name();
     let rate = rate_name(BETA3_LEARNING_RATE);
-    let beta3 = |cell: &Cell<Outcome>| format!("beta3 = {}", cell.method.beta3().unwrap_or(f64::NAN));
-    let training = |cell: &Cell<Outcome>| {
-        let last = cell.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
-        summary(&last.collect::<Vec<_>>(), 2)
-    };
+    let beta3 = |cell: &Cell<Outcome>| cell.method.beta3_name();
     report.say(Table {
         title: format!("{network}, AdaMod at α = {rate} with different beta3: accuracy in %"),
         columns: sweep.iter().map(beta3).collect(),
         rows: vec![
-            ("training".into(), sweep.iter().map(training).collect()),
+            ("training".into(), sweep.iter().map(Cell::last_training).collect()),
             ("test".into(), sweep.iter().map(Cell::text).collect()),
         ],
     })?;
     let series = (sweep.iter().zip(SCALE.iter().cycle()))
-        .map(|(cell, color)| cell.series(beta3(cell), *color, |outcome| &outcome.training))
+        .map(|(cell, color)| {
+            let color = if cell.method.growth.is_some() { PURPLE } else { *color };
+            cell.series(beta3(cell), color, |outcome| &outcome.training)
+        })
         .collect();
     let panels = [Panel { title: format!("{network}, α = {rate}"), series }];
     let title = "Training accuracy with different beta3";
     plots::curves(&report.path("beta3.svg"), title, &axes(arguments, "training accuracy in %", 0.0), &panels)
+}
+
+/// AdaMod with fewer bits.
+fn report_formats(
+    report: &mut Report,
+    arguments: &Arguments,
+    cells: &[&Cell<Outcome>],
+) -> anyhow::Result<()> {
+    let rate = rate_name(cells[0].method.hyperparameters.learning_rate);
+    let comparison = Comparison {
+        subject: format!("{}, AdaMod at α = {rate}", arguments.networks[0].name()),
+        axes: &axes(arguments, "test accuracy in %", 50.0),
+        points: &|outcome: &Outcome| outcome.test.clone(),
+        rows: &[("training", Cell::last_training), ("test", Cell::text)],
+    };
+    comparison.report(report, cells)
 }
 
 /// All accuracies as numbers.
@@ -535,14 +571,14 @@ fn write_accuracies(
     report: &Report,
     arguments: &Arguments,
     grids: &[Grid],
-    sweep: &[Cell<Outcome>],
+    others: &[&Cell<Outcome>],
 ) -> anyhow::Result<()> {
     let cells = || {
         let of = |grid: &'_ Grid| grid.architecture.name();
         let tables = grids
             .iter()
             .flat_map(move |grid| grid.columns.iter().flatten().map(move |cell| (of(grid), cell)));
-        tables.chain(sweep.iter().map(|cell| (arguments.networks[0].name(), cell)))
+        tables.chain(others.iter().map(|cell| (arguments.networks[0].name(), *cell)))
     };
     let write = |file: &str, values: fn(&Outcome) -> &[f64]| {
         let series: Vec<_> = cells()

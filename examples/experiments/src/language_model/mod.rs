@@ -16,7 +16,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::common::{Common, or_default};
+use crate::common::{Common, fingerprint, or_default};
+use crate::formats::{Comparison, FormatArguments};
 use crate::learner::{Learner, LearnerState};
 use crate::method::{Method, Schedule, parse_beta};
 use crate::numbers;
@@ -97,6 +98,9 @@ pub struct Arguments {
     /// AdaMod's beta3
     #[arg(long, default_value_t = 0.99, value_parser = parse_beta)]
     beta3: f64,
+
+    #[command(flatten)]
+    formats: FormatArguments,
 }
 
 impl Arguments {
@@ -263,9 +267,10 @@ impl<'a> Modelling<'a> {
             saved.map(|saved| saved.progress.clone()).unwrap_or_default();
         let state =
             State::of_numbers(&state, arguments.batch as usize, &device).map_err(anyhow::Error::msg)?;
-        // Every seed starts at another place in the text.
+        // Every seed starts at another place in the text. Multiples of the golden ratio are far from each other, however many there are.
         let windows = task.training.windows(task.window);
-        let first = seed as usize * windows / arguments.common.seeds() as usize;
+        let golden_ratio = 0.5 * (5_f64.sqrt() - 1.0);
+        let first = ((seed as f64 * golden_ratio).fract() * windows as f64) as usize;
         let criterion = network::criterion(&device);
         Ok(Self { backend, task, arguments, device, learner, criterion, first, state, losses, outcome })
     }
@@ -345,8 +350,10 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     );
     report.say(&data)?;
 
-    let size = (2 * rates.len(), arguments.steps());
-    let runs = arguments.common.runs("language-model", settings, &backend, &data, size)?;
+    let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[1]);
+    let size = (2 * rates.len() + low_bits.len(), arguments.steps());
+    let fingerprint = fingerprint([&text.training, &text.test]);
+    let runs = arguments.common.runs("language-model", settings, &backend, &fingerprint, size)?;
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let cell = |method: &Method| match &saved {
         Some((training, test)) => Cell::saved(&method.description(), method, seeds, |run| {
@@ -360,14 +367,31 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
+    let low_bits = low_bits.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }
-    report_perplexity(&mut report, arguments, &grid)?;
+    report_perplexity(&mut report, arguments, &grid, &low_bits)?;
+    let formats: Vec<_> = [&grid[rates.len() / 2][1]].into_iter().chain(&low_bits).collect();
+    let comparison = Comparison {
+        subject: format!("AdaMod at α = {}", rate_name(rates[rates.len() / 2])),
+        axes: &axes(arguments),
+        points: &|outcome: &Outcome| outcome.test.clone(),
+        rows: &[
+            ("test", |cell| cell.text(|outcome| &outcome.test)),
+            ("training", |cell| cell.text(|outcome| &outcome.training)),
+        ],
+    };
+    comparison.report(&mut report, &formats)?;
     if let Some(least) = text.least_perplexity {
         report.say(format!("No model can have a test perplexity below {least:.3} on average."))?;
     }
     report.finish()
+}
+
+fn axes(arguments: &Arguments) -> Axes {
+    let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
+    Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None }
 }
 
 /// Table 5 and Figure 7 at every learning rate.
@@ -375,6 +399,7 @@ fn report_perplexity(
     report: &mut Report,
     arguments: &Arguments,
     grid: &[Vec<Cell<Outcome>>],
+    low_bits: &[Cell<Outcome>],
 ) -> anyhow::Result<()> {
     type Of = fn(&Outcome) -> &Vec<f64>;
     let kinds: [(&str, Of); 2] =
@@ -394,6 +419,7 @@ fn report_perplexity(
         let runs = grid
             .iter()
             .flatten()
+            .chain(low_bits)
             .flat_map(|cell| cell.named(move |outcome| &of(outcome)[..]))
             .collect::<Vec<_>>();
         report.write_series(
@@ -413,10 +439,8 @@ fn report_perplexity(
                 Panel { title: name(&cells[0]), series: series.collect() }
             })
             .collect();
-        let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
-        let axes = Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None };
         let title = format!("Perplexity of the LSTM in {kind}");
-        plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes, &panels)?;
+        plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes(arguments), &panels)?;
     }
     Ok(())
 }

@@ -21,11 +21,12 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::common::{Common, or_default};
+use crate::common::{Common, fingerprint, or_default};
+use crate::formats::{Comparison, FormatArguments};
 use crate::learner::{Learner, LearnerState, Windows};
-use crate::method::{Method, Schedule, parse_beta};
+use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::numbers;
-use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, SCALE, Series};
+use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, PURPLE, Panel, SCALE, Series};
 use crate::rates::{distinct, parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::ridges::{Ridges, Window};
@@ -129,6 +130,12 @@ pub struct Arguments {
     /// Other values of beta3, tried at the middle learning rate [default: 0.9,0.99,0.9999; with --quick 0.9]
     #[arg(long, value_delimiter = ',', value_parser = parse_beta)]
     other_beta3: Vec<f64>,
+
+    #[command(flatten)]
+    growth: GrowthArguments,
+
+    #[command(flatten)]
+    formats: FormatArguments,
 }
 
 impl Arguments {
@@ -165,8 +172,8 @@ impl Arguments {
         distinct(&[&others[..], &[self.beta3]].concat())
     }
 
-    /// Adam without warmup, Adam with it, AdaMod without.
-    fn methods(&self, learning_rate: f64) -> [Method; 3] {
+    /// Adam without warmup, Adam with it, AdaMod without, and with a beta3 that grows.
+    fn methods(&self, learning_rate: f64) -> [Method; 4] {
         // Betas and epsilon of Vaswani et al., weight decay of the paper.
         let adam = Adam::new().with_betas([0.9, 0.98]).with_epsilon(1e-9).into();
         let adamod = AdaMod::new().with_betas([0.9, 0.98, self.beta3]).with_epsilon(1e-9).into();
@@ -176,10 +183,13 @@ impl Arguments {
                 .with_weight_decay(WeightDecay::Decoupled(1e-4));
             Method::new(name, hyperparameters, schedule)
         };
+        let adamod = method("AdaMod without warmup", adamod, Schedule::Constant);
+        let growing = self.growth.method(&adamod, "AdaMod, growing beta3");
         [
             method("Adam without warmup", adam, Schedule::Constant),
             method("Adam with warmup", adam, Schedule::Warmup(self.warmup())),
-            method("AdaMod without warmup", adamod, Schedule::Constant),
+            adamod,
+            growing,
         ]
     }
 
@@ -259,6 +269,12 @@ impl Task {
             dropout: arguments.dropout,
         };
         Ok(Self { tokenizer, training, validation, test, references, collected, sizes })
+    }
+
+    /// What the sentences are, for the record of the runs.
+    fn fingerprint(&self) -> String {
+        let examples = [&self.training, &self.validation, &self.test].into_iter().flatten();
+        fingerprint(examples.flat_map(|example| [&example.source, &example.target]))
     }
 
     /// The training pairs in a new order, which hardly depends on how many pairs validation took out of them.
@@ -474,9 +490,11 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
 
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
-    let size = (3 * rates.len() + sweep.len(), arguments.steps());
-    let runs = arguments.common.runs("translation", settings, &backend, &data, size)?;
-    let saved = arguments.common.saved(&["losses.csv", "beta3.csv"])?;
+    let low_bits = arguments.formats.methods(&arguments.methods(middle)[2]);
+    let size = (4 * rates.len() + sweep.len() + low_bits.len(), arguments.steps());
+    let runs = arguments.common.runs("translation", settings, &backend, &task.fingerprint(), size)?;
+    let files = ["losses.csv", "beta3.csv", "formats.csv"];
+    let saved = arguments.common.saved(if low_bits.is_empty() { &files[..2] } else { &files })?;
     let saved = saved.zip(arguments.common.saved(&["validation_losses.csv"])?);
     let cell = |method: &Method| {
         if let Some((losses, validation)) = &saved {
@@ -501,6 +519,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         grid.push(arguments.methods(rate).iter().map(&cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
     let sweep = sweep.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
+    let low_bits = low_bits.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }
@@ -513,7 +532,10 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     }
     let mut sweep: Vec<_> = sweep.iter().chain([&cells[2]]).collect();
     sweep.sort_by(|a, b| beta3(a).total_cmp(&beta3(b)));
+    sweep.push(&cells[3]);
     report_beta3(&mut report, arguments, &sweep, &cells[0])?;
+    let formats: Vec<_> = [&cells[2]].into_iter().chain(&low_bits).collect();
+    report_formats(&mut report, arguments, &formats)?;
     report.finish()
 }
 
@@ -580,7 +602,7 @@ fn report_grid(
     let draw = |kind: &str, axes: &Axes, points: fn(&Arguments, &Outcome) -> Vec<f64>, file: &str| {
         let panel = |(cells, title): (&Vec<Cell<Outcome>>, &String)| Panel {
             title: title.clone(),
-            series: (cells.iter().zip([ORANGE, GREEN, BLUE]))
+            series: (cells.iter().zip([ORANGE, GREEN, BLUE, PURPLE]))
                 .map(|(cell, color)| {
                     cell.series(cell.method.name.into(), color, |outcome| points(arguments, outcome))
                 })
@@ -622,10 +644,10 @@ fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyh
             .collect(),
     })?;
     let windows: Vec<_> = cells.iter().map(windows).collect();
-    let panels: Vec<_> = (cells.iter().zip(&windows).zip([ORANGE, GREEN, BLUE]))
+    let panels: Vec<_> = (cells.iter().zip(&windows).zip([ORANGE, GREEN, BLUE, PURPLE]))
         .map(|((cell, windows), color)| Ridges {
             title: match cell.method.rule() {
-                RuleKind::AdaMod => "AdaMod: filled min(η, s), line η".into(),
+                RuleKind::AdaMod => format!("{}: filled min(η, s), line η", cell.method.name),
                 _ => format!("{}: η", cell.method.name),
             },
             color,
@@ -651,7 +673,7 @@ fn report_beta3(
     let rate = adam.method.hyperparameters.learning_rate;
     report.say(Table {
         title: format!("AdaMod without warmup at α = {} with different beta3", rate_name(rate)),
-        columns: sweep.iter().map(|cell| format!("beta3 = {}", beta3(cell))).collect(),
+        columns: sweep.iter().map(|cell| cell.method.beta3_name()).collect(),
         rows: vec![
             ("BLEU".into(), sweep.iter().map(|cell| cell.bleu()).collect()),
             ("training loss".into(), sweep.iter().map(|cell| cell.final_loss()).collect()),
@@ -661,12 +683,40 @@ fn report_beta3(
     report.write_series("beta3.csv", "step", 1, arguments.steps(), &losses)?;
     let points = |outcome: &Outcome| training_curve(arguments, outcome);
     let mut series: Vec<_> = (sweep.iter().zip(SCALE.iter().cycle()))
-        .map(|(cell, color)| cell.series(format!("beta3 = {}", beta3(cell)), *color, points))
+        .map(|(cell, color)| {
+            let color = if cell.method.growth.is_some() { PURPLE } else { *color };
+            cell.series(cell.method.beta3_name(), color, points)
+        })
         .collect();
     series.push(adam.series("Adam without warmup".into(), ORANGE, points));
     let panels = [Panel { title: format!("α = {}", rate_name(rate)), series }];
     let axes = axes("training loss", arguments.smoothing(), arguments);
     plots::curves(&report.path("beta3.svg"), "Training loss with different beta3", &axes, &panels)
+}
+
+/// AdaMod with fewer bits.
+fn report_formats(
+    report: &mut Report,
+    arguments: &Arguments,
+    cells: &[&Cell<Outcome>],
+) -> anyhow::Result<()> {
+    let rate = rate_name(cells[0].method.hyperparameters.learning_rate);
+    let comparison = Comparison {
+        subject: format!("AdaMod without warmup at α = {rate}"),
+        axes: &axes("training loss", arguments.smoothing(), arguments),
+        points: &|outcome| training_curve(arguments, outcome),
+        rows: &[
+            ("BLEU", Cell::bleu),
+            ("training loss", Cell::final_loss),
+            ("validation loss", Cell::final_validation),
+        ],
+    };
+    comparison.report(report, cells)?;
+    let losses: Vec<_> = cells.iter().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
+    if cells.len() > 1 {
+        report.write_series("formats.csv", "step", 1, arguments.steps(), &losses)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -764,7 +814,7 @@ mod tests {
         let line = format!("--sentences=16 --test-sentences=3 --validation-sentences=2 {sizes}");
         let (arguments, task) = (arguments(&line), task(&line));
         for backend in &test_backends() {
-            let [.., adamod] = arguments.methods(0.01);
+            let [_, _, adamod, _] = arguments.methods(0.01);
             assert_resumes(5, |saved| {
                 Translation::start(backend, &task, &arguments, (&adamod, 1, true), saved)
             });
