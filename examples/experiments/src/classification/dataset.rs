@@ -66,6 +66,17 @@ impl Dataset {
         Ok(Self { shape, classes, training, test, scales })
     }
 
+    /// Numbers and checksum of all images, for the record of the runs.
+    pub fn fingerprint(&self) -> String {
+        let mut checksum = crc32fast::Hasher::new();
+        for images in [&self.training, &self.test] {
+            checksum.update(&images.pixels);
+            checksum.update(&images.labels);
+        }
+        let [training, test] = [&self.training, &self.test].map(|images| images.labels.len());
+        format!("{training} training and {test} test images, CRC32 {:08x}", checksum.finalize())
+    }
+
     pub fn batch(&self, images: &Images, indices: &[u32], device: &Device) -> Batch {
         let (size, channel) = (self.shape.len(), self.shape.height * self.shape.width);
         let mut pixels = Vec::with_capacity(indices.len() * size);
@@ -161,6 +172,12 @@ mod tests {
         let dataset = Dataset::read(folder.path(), Some(7)).unwrap();
         assert_eq!((dataset.training.labels.len(), dataset.training.pixels.len()), (7, 140));
         assert_eq!((dataset.shape.len(), dataset.classes, dataset.test.labels.len()), (20, 10, 3));
+        let all = Dataset::read(folder.path(), None).unwrap();
+        assert!(all.fingerprint().starts_with("12 training and 3 test images, CRC32 "));
+        let mut other = Dataset::read(folder.path(), None).unwrap();
+        assert_eq!(other.fingerprint(), all.fingerprint());
+        other.test.labels[2] ^= 1;
+        assert_ne!(other.fingerprint(), all.fingerprint());
         let error = Dataset::read(folder.path(), Some(13)).err().expect("an error").to_string();
         assert!(error.contains("13 training images") && error.contains("has 12"), "{error}");
     }

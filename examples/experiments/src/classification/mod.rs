@@ -376,8 +376,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     });
     let Shape { channels, height, width } = dataset.shape;
     let data = format!(
-        "{} training and {} test images of {height} x {width} pixels, {channels} channel(s), {} classes; {}; {seeds} seed(s), {} epochs of {} steps of {} images, \
-         beta3 {}",
+        "{} training and {} test images of {height} x {width} pixels, {channels} channel(s), {} classes; {}; \
+         {seeds} seed(s), {} epochs of {} steps of {} images, beta3 {}",
         dataset.training.labels.len(),
         dataset.test.labels.len(),
         dataset.classes,
@@ -394,8 +394,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let methods = 3 * arguments.networks.len() * rates.len() + betas.len() + 1 + low_bits.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let size = (methods, arguments.steps());
-    let images = format!("{TRAINING_IMAGES} training and {TEST_IMAGES} test images");
-    let runs = arguments.common.runs("classification", settings, &backend, &images, size)?;
+    let runs = arguments.common.runs("classification", settings, &backend, &dataset.fingerprint(), size)?;
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
         match &saved {
