@@ -13,42 +13,44 @@
 //! assert!(reference.values(weight)[0] < 1.0);
 //! ```
 
-use crate::hyperparameters::Hyperparameters;
+use crate::hyperparameters::{Group, Hyperparameters};
 use crate::options::FreshRows;
 pub use crate::rules::arithmetic::GRADIENT_LIMIT;
 use crate::rules::arithmetic::General;
 pub use crate::rules::real::Real;
 use crate::rules::update_rule::CoefficientArray;
 use crate::storage::block::{BlockLayout, state_words};
-use crate::storage::contents::Contents;
+use crate::storage::contents::{Contents, write_f32_states};
 use crate::storage::dtype::{DType, narrow, widen};
 use crate::storage::master::{MasterWeights, join, split};
-use crate::storage::random::{key_of, random_of};
+use crate::storage::random::{Random, key_of, random_of};
 use crate::storage::rows::{RowMap, rates_of, remapped};
-use crate::storage::state::StateFormat;
+use crate::storage::state::{Precision, StateFormat};
 
 /// Groups, parameters and state on the CPU, in precision `T`.
 #[derive(Clone, Debug, Default)]
 pub struct Reference<T> {
-    groups: Vec<Hyperparameters>,
-    parameters: Vec<Parameter<T>>,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) parameters: Vec<Parameter<T>>,
 }
 
 #[derive(Clone, Debug)]
-struct Parameter<T> {
-    group: usize,
-    steps: u64,
-    values: Vec<T>,
-    states: Vec<Vec<T>>,
-    dtype: DType,
-    layout: BlockLayout,
+pub(crate) struct Parameter<T> {
+    pub label: String,
+    pub seed: u64,
+    pub group: usize,
+    pub steps: u64,
+    pub values: Vec<T>,
+    pub states: Vec<Vec<T>>,
+    pub dtype: DType,
+    pub layout: BlockLayout,
     key: [u32; 2],
     /// Its first element in the tensor.
-    first: u64,
+    pub first: u64,
     /// Bits of the values in `dtype`.
-    narrowed: Vec<u32>,
+    pub narrowed: Vec<u32>,
     /// The blocks of state as the GPU has them.
-    words: Vec<u32>,
+    pub words: Vec<u32>,
     /// Factors of the learning rates of its columns.
     column_factors: Vec<f32>,
     /// Elements of a row, and which rows step; none if all do.
@@ -65,7 +67,7 @@ pub struct Storage<'a> {
     pub state: StateFormat,
     /// Its master weights.
     pub master_weights: MasterWeights,
-    /// Its label, for random numbers.
+    /// Its label, for random numbers and checkpoints.
     pub label: &'a str,
     /// The optimizer's seed.
     pub seed: u64,
@@ -94,6 +96,13 @@ impl<'a> Storage<'a> {
         Self { master_weights, ..self }
     }
 
+    /// Sets the state format and the master weights that a group of this precision gives a parameter of `len` elements of
+    /// [`Storage::dtype`].
+    pub fn with_precision(self, precision: &Precision, len: u64) -> Self {
+        let (state, master_weights) = (precision.state_format(len), precision.master_weights_of(self.dtype));
+        Self { state, master_weights, ..self }
+    }
+
     /// Sets [`Storage::label`].
     pub fn with_label(self, label: &'a str) -> Self {
         Self { label, ..self }
@@ -116,15 +125,16 @@ impl<T: Real> Reference<T> {
         Self { groups: Vec::new(), parameters: Vec::new() }
     }
 
-    /// Adds a group and returns its index. The hyperparameters are not checked.
-    pub fn add_group(&mut self, hyperparameters: impl Into<Hyperparameters>) -> usize {
-        self.groups.push(hyperparameters.into());
+    /// Adds a group and returns its index. The hyperparameters are not checked. Its precision is only noted: [`Storage`] says how a
+    /// parameter is stored.
+    pub fn add_group(&mut self, group: impl Into<Group>) -> usize {
+        self.groups.push(group.into());
         self.groups.len() - 1
     }
 
     /// Replaces a group's hyperparameters from the next step on.
     pub fn set_hyperparameters(&mut self, group: usize, hyperparameters: impl Into<Hyperparameters>) {
-        self.groups[group] = hyperparameters.into();
+        self.groups[group].hyperparameters = hyperparameters.into();
     }
 
     /// Adds a parameter with zeroed f32 state and returns its index.
@@ -140,10 +150,12 @@ impl<T: Real> Reference<T> {
         assert!(group < self.groups.len(), "group {group} does not exist");
         let zero = vec![T::from_f64(0.0); values.len()];
         let Storage { dtype, state, master_weights, label, seed, first } = storage;
-        let states = self.groups[group].rule.states();
+        let states = self.groups[group].hyperparameters.rule.states();
         let layout = BlockLayout::new(states, state, master_weights);
         let words = if T::IS_STORED { state_words(layout, values.len() as u64) } else { 0 };
         self.parameters.push(Parameter {
+            label: label.to_owned(),
+            seed,
             group,
             steps: 0,
             states: vec![zero; states.len()],
@@ -171,7 +183,7 @@ impl<T: Real> Reference<T> {
             let Some(gradient) = gradient else { continue };
             assert_eq!(gradient.len(), parameter.values.len(), "the length of the gradient");
             parameter.steps += 1;
-            let hyperparameters = &self.groups[parameter.group];
+            let hyperparameters = &self.groups[parameter.group].hyperparameters;
             let is_debiased = T::IS_STORED && parameter.layout.state.is_debiased();
             let (general, coefficients) = hyperparameters.coefficients(parameter.steps, is_debiased);
             let before = parameter.row_mask.is_some().then(|| parameter.clone());
@@ -332,14 +344,23 @@ impl<T: Real> Parameter<T> {
 
     /// Stores values and states as the kernel does at its end, and continues with what was stored.
     fn store(&mut self) {
-        let (key, step, first_quad) = (self.key, self.steps as u32, self.first / 4);
-        let random = |i: u64| random_of(key, step, (first_quad + i / 4) as u32)[(i % 4) as usize];
         let (dtype, master) = (self.dtype, self.layout.master_weights);
+        if dtype == DType::F32 && self.layout.state == StateFormat::F32 {
+            // Nothing is rounded.
+            self.narrowed.clear();
+            self.narrowed.extend(self.values.iter().map(|value| value.to_f32().to_bits()));
+            let bits = |state: usize, element: usize| self.states[state][element].to_f32().to_bits();
+            write_f32_states(self.layout, self.values.len() as u64, bits, &mut self.words);
+            return;
+        }
+        let (key, step, first_quad) = (self.key, self.steps as u32, self.first / 4);
+        let quads = (0..self.values.len().div_ceil(4) as u64).map(|quad| (first_quad + quad) as u32);
+        let random: Vec<Random> = quads.flat_map(|quad| random_of(key, step, quad)).collect();
         let split = self
             .values
             .iter()
-            .zip(0..)
-            .map(|(value, i)| split(dtype, master, value.to_f32(), random(i).parameter));
+            .zip(&random)
+            .map(|(value, random)| split(dtype, master, value.to_f32(), random.parameter));
         let (narrowed, differences): (Vec<_>, Vec<_>) = split.unzip();
         for (value, (&narrowed, &difference)) in self.values.iter_mut().zip(narrowed.iter().zip(&differences))
         {
@@ -347,7 +368,7 @@ impl<T: Real> Parameter<T> {
         }
         let states = self.states.iter().map(|state| state.iter().map(|x| x.to_f32()).collect()).collect();
         let contents = Contents { states, differences };
-        self.words = contents.encode(self.layout, &self.words, random);
+        self.words = contents.encode(self.layout, &self.words, |i| random[i as usize]);
         let stored = Contents::decode(self.layout, self.values.len() as u64, &self.words);
         for (state, stored) in self.states.iter_mut().zip(stored.states) {
             *state = stored.into_iter().map(|x| T::from_f64(x.into())).collect();

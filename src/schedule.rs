@@ -1,5 +1,6 @@
-//! Learning-rate schedules: pure functions of the step, for
-//! [`Optimizer::set_learning_rate`](crate::Optimizer::set_learning_rate) before each step.
+//! Schedules of learning rates and of decay rates: pure functions of the step, for
+//! [`Optimizer::set_learning_rate`](crate::Optimizer::set_learning_rate) and
+//! [`Optimizer::set_hyperparameters`](crate::Optimizer::set_hyperparameters) before each step.
 //!
 //! `step` counts from 1, as `t` does in the paper. Every function is finite for finite arguments.
 //!
@@ -99,6 +100,37 @@ pub fn after_warmup(warmup_steps: u64, step: u64, schedule: impl Fn(u64) -> f64)
     }
 }
 
+/// A decay rate of a moving average whose memory grows with the run: `start + fraction * step` steps, up to the memory of `decay_rate`.
+/// The memory of a decay rate is `1 / (1 - decay_rate)` steps. `start` is at least 1; `fraction` is at least 0.
+///
+/// For AdaMod's third decay rate, the memory of its bound. The bound starts at zero and takes about `start` steps to rise. Later it covers a
+/// constant fraction of all steps so far: with `fraction = 1` it is the sum of all learning rates so far, divided by `start + step`.
+///
+/// With f32 state the bound is the average with exactly these weights. Formats below 32 bits store it debiased by the decay rate of the
+/// current step ([`AdaMod::betas`](crate::AdaMod::betas)): there it is the debiased average times `1 - decay_rate^step`.
+///
+/// ```
+/// use adamod::{AdaMod, Hyperparameters, Rule, schedule};
+///
+/// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+/// # use adamod::{Optimizer, Options};
+/// # let (device, queue) = doc::gpu();
+/// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+/// let rule = AdaMod::new().with_betas([0.9, 0.999, 0.9999]);
+/// let group = optimizer.add_group(rule)?;
+/// for step in 1..=3 {
+///     let beta3 = schedule::growing_decay_rate(0.9999, 100.0, 1.0, step);
+///     let rule = rule.with_betas([0.9, 0.999, beta3]);
+///     optimizer.set_hyperparameters(group, Hyperparameters::from(rule))?;
+///     // ... the step ...
+/// }
+/// # Ok::<(), adamod::Error>(())
+/// ```
+pub fn growing_decay_rate(decay_rate: f64, start: f64, fraction: f64, step: u64) -> f64 {
+    let memory = (start + fraction * step as f64).max(1.0);
+    decay_rate.min(1.0 - 1.0 / memory)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +195,22 @@ mod tests {
         assert!((at(55) - 0.5).abs() < 1e-15);
         assert_eq!(at(100), 0.0);
         assert_eq!(after_warmup(0, 1, |_| 0.25), 0.25);
+    }
+
+    #[test]
+    fn a_growing_memory_averages_all_steps_so_far_until_it_is_full() {
+        let at = |step| growing_decay_rate(0.99, 10.0, 1.0, step);
+        // Sums of all numbers so far, divided by start + step, until the memory is 100 steps.
+        let (mut average, mut sum) = (0.0, 0.0);
+        for step in 1..=90 {
+            let number = f64::from(step as u32 % 7);
+            average += (1.0 - at(step)) * (number - average);
+            sum += number;
+            let expected = sum / (10.0 + step as f64);
+            assert!((average - expected).abs() < 1e-12, "step {step}: {average}, expected {expected}");
+        }
+        assert!((at(90) - 0.99).abs() < 1e-12);
+        assert_eq!((at(91), at(u64::MAX)), (0.99, 0.99));
+        assert_eq!(growing_decay_rate(0.9, 1.0, 0.0, 5), 0.0);
     }
 }

@@ -23,6 +23,7 @@ pub struct Window {
 }
 
 impl Window {
+    #[allow(dead_code, reason = "some examples count on the CPU, too")]
     pub fn new(steps: (u64, u64), rates: &RateHistograms) -> Self {
         Self { steps, eta: rates.eta, bounded: rates.bounded, clipped: rates.clipped }
     }

@@ -9,7 +9,7 @@ use adamod::{
     Views, schedule,
 };
 
-use crate::digits::{CLASSES, Digits, PIXELS, TEST_IMAGES};
+use crate::digits::{CLASSES, Digits, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
 use crate::gpu::{Gpu, Launch, Submission, whole, workgroups};
 use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::network::{Backward, Forward, Network, WIDTHS};
@@ -86,7 +86,7 @@ impl Trainer {
         let test = network.forward(gpu, TEST_IMAGES);
         gpu.write(test.input(), &digits.test.pixels);
 
-        let steps = epochs * steps_per_epoch(batch);
+        let steps = epochs * steps_per_epoch(TRAINING_IMAGES, batch);
         let step = gpu.buffer("digits.step", 1);
         let order = gpu.buffer("digits.order", steps * batch);
         let losses = gpu.buffer("digits.losses", steps);
@@ -133,7 +133,7 @@ impl Trainer {
 
     /// Steps in an epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        steps_per_epoch(self.batch)
+        steps_per_epoch(TRAINING_IMAGES, self.batch)
     }
 
     /// Steps of a run.
@@ -182,7 +182,7 @@ impl Trainer {
     pub fn start(&self, run: &Run, diagnostics: Diagnostics) -> Result<Session, Box<dyn Error>> {
         let initial = self.network.initial_parameters(run.seed);
         self.gpu.write(&self.network.parameters, &initial);
-        let order = minibatches(run.seed, self.epochs, self.batch);
+        let order = minibatches(TRAINING_IMAGES, run.seed, self.epochs, self.batch);
         self.gpu.write(&self.order, &order);
         self.gpu.write(&self.step, &[0_u32]);
 

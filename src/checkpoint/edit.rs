@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::error::CheckpointError;
-use super::saved::{Checksums, Data, SavedParameter, Segment, Stored, are_equal};
+use super::saved::{Checksums, Data, SavedParameter, Segment, Stored, Tensor, Wanted, are_equal, read};
 use super::{Checkpoint, CheckpointParameter};
 use crate::hyperparameters::Group;
 use crate::kernels::abi;
@@ -72,6 +72,48 @@ impl Checkpoint {
     /// As [`Checkpoint::rename`].
     pub fn strip_prefix(self, prefix: &str) -> Result<Self, CheckpointError> {
         self.rename(|label| label.strip_prefix(prefix).unwrap_or(label).to_owned())
+    }
+
+    /// Adds values of parameters: raw numbers of each parameter's data type, or `None` for a parameter that keeps what it has. For engines
+    /// whose parameters have no registered views, so that one file has all that a run needs. Reads the data of an open checkpoint.
+    ///
+    /// ```
+    /// # use adamod::{AdaMod, Checkpoint, Optimizer, Options, Parameter};
+    /// # mod doc { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/doc.rs")); }
+    /// # let (device, queue) = doc::gpu();
+    /// # let mut optimizer = Optimizer::new(&device, &queue, Options::new())?;
+    /// # let group = optimizer.add_group(AdaMod::new())?;
+    /// # optimizer.add_parameter(group, Parameter::new("weight", 2))?;
+    /// let bytes = [0.5_f32, -1.0].map(f32::to_le_bytes).concat();
+    /// let checkpoint = optimizer.checkpoint().wait()?.with_values(|_| Some(bytes.clone()))?;
+    /// assert_eq!(checkpoint.values("weight")?, [0.5, -1.0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the values of a parameter have another number of bytes than its elements, or the checkpoint's file cannot be read.
+    pub fn with_values(
+        mut self,
+        mut values: impl FnMut(&CheckpointParameter<'_>) -> Option<Vec<u8>>,
+    ) -> Result<Self, CheckpointError> {
+        for parameter in &mut self.parameters {
+            let Some(bytes) = values(&CheckpointParameter::new(parameter)) else { continue };
+            let (found, expected) =
+                (bytes.len() as u64, parameter.bytes_before(Tensor::Values, parameter.len));
+            if found != expected {
+                return Err(CheckpointError::ValueBytes { label: parameter.label.clone(), found, expected });
+            }
+            let wanted = Wanted { parameter, elements: 0..parameter.len };
+            let mut tensors = read(&[wanted])?.pop().unwrap_or_default();
+            if parameter.has_values {
+                tensors.pop();
+            }
+            tensors.push(bytes);
+            parameter.has_values = true;
+            let data = Data::Memory(tensors.into());
+            parameter.segments = vec![Segment { elements: parameter.len, data }];
+        }
+        Ok(self)
     }
 
     /// Puts the checkpoints of several ranks together: the shards of each label become one parameter, the whole tensor or a larger

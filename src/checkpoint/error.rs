@@ -122,6 +122,16 @@ pub enum CheckpointError {
         /// In the optimizer.
         expected: String,
     },
+    /// Values that are to be added to a checkpoint have another number of bytes than the parameter.
+    #[error("the values of parameter {label:?} have {found} bytes, expected {expected}")]
+    ValueBytes {
+        /// The parameter.
+        label: String,
+        /// Bytes of the values.
+        found: u64,
+        /// Bytes of the parameter's elements in its data type.
+        expected: u64,
+    },
     /// The optimizer has a parameter that the checkpoint lacks.
     #[error("the checkpoint has no parameter {label:?}")]
     MissingParameter {

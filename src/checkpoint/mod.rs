@@ -7,6 +7,7 @@ pub mod error;
 pub(crate) mod file;
 mod format;
 mod reader;
+mod reference;
 pub(crate) mod saved;
 pub(crate) mod writer;
 

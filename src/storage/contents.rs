@@ -191,6 +191,28 @@ impl Contents {
     }
 }
 
+/// Writes f32 states, given the bits of each state of each element, to the words of a tensor's blocks, whose master weights stay.
+pub fn write_f32_states(
+    layout: BlockLayout,
+    elements: u64,
+    bits: impl Fn(usize, usize) -> u32,
+    words: &mut [u32],
+) {
+    let (mut rest, mut first) = (words, 0);
+    while first < elements {
+        let chunk = (elements - first).min(CHUNK_ELEMENTS.into());
+        let (block, later) = rest.split_at_mut(layout.words(chunk) as usize);
+        let part_words = layout.part_words(chunk) as usize;
+        for state in 0..layout.states.len() {
+            let part = &mut block[state * part_words..][..chunk as usize];
+            for (word, element) in part.iter_mut().zip(first as usize..) {
+                *word = bits(state, element);
+            }
+        }
+        (rest, first) = (later, first + chunk);
+    }
+}
+
 /// The parts of a tensor's blocks as they are stored, each in the order of the elements.
 #[cfg(feature = "checkpoint")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

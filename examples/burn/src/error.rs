@@ -18,6 +18,12 @@ pub enum Error {
         /// Path of the parameter.
         label: String,
     },
+    /// A module whose values are to be saved lacks a parameter that has stepped.
+    #[error("the module has no parameter {label:?}, expected those that have stepped")]
+    NotInModule {
+        /// Path of the parameter.
+        label: String,
+    },
     /// A tensor of a type without a kernel.
     #[error("the {role} of parameter {label:?} has type {found:?}, expected F32, F16 or BF16")]
     DType {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use adamod::{
     Checkpoint, Control, ErrorKind, FreshRows, Group, GroupId, Hyperparameters, LossScale, Optimizer,
-    Options, Progress, RateHistograms,
+    Options, Progress, RateHistograms, Restore,
 };
 use burn::grad_clipping::GradientClipping;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -17,7 +17,7 @@ use crate::backend;
 use crate::config::{FusedConfig, FusedGroup};
 use crate::error::{Error, StepError};
 use crate::gpu::Gpu;
-use crate::parameters::{ColumnFactors, KnownParameters, Register, Registry, Return, Take};
+use crate::parameters::{ColumnFactors, KnownParameters, Register, Registry, Return, Take, values_of};
 use crate::records::{self, Restored};
 use crate::shared::Shared;
 
@@ -304,8 +304,23 @@ impl FusedOptimizer {
         Ok(self.shared.settled()?.checkpoint().wait()?)
     }
 
+    /// Takes a checkpoint with the values of `module`'s parameters that have stepped ([`Checkpoint::values`]), so that one file has all of
+    /// them. Waits for the device.
+    ///
+    /// # Errors
+    /// As [`FusedOptimizer::checkpoint`], and if the module lacks a parameter that has stepped, or has it with another length.
+    pub fn checkpoint_with_values<M: Module>(&mut self, module: &M) -> Result<Checkpoint, Error> {
+        let checkpoint = self.checkpoint()?;
+        let mut values = values_of(module, |path| self.known.contains_key(path));
+        let missing = checkpoint.parameters().find(|parameter| !values.contains_key(parameter.label));
+        if let Some(parameter) = missing {
+            return Err(Error::NotInModule { label: parameter.label.to_owned() });
+        }
+        Ok(checkpoint.with_values(|parameter| values.remove(parameter.label))?)
+    }
+
     /// Continues from a checkpoint with the same bits. The groups have to be added before. Parameters that have not stepped yet are
-    /// registered from `module`, which may be a new one.
+    /// registered from `module`, which may be a new one. Values stay those of the module, also if the checkpoint has any.
     ///
     /// # Errors
     /// If the checkpoint and the optimizer differ, or a queued step failed. The error names what differs. Nothing has changed then, except
@@ -321,7 +336,7 @@ impl FusedOptimizer {
         };
         Register::all(registry, labels, module)?;
         let mut core = self.shared.core();
-        core.restore(checkpoint)?;
+        core.restore_with(checkpoint, &Restore::new().without_values())?;
         for group in &mut self.groups {
             if let Some(restored) = core.group(group.id) {
                 group.group.hyperparameters = restored.hyperparameters;

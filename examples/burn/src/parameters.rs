@@ -319,3 +319,33 @@ impl ModuleVisitor for Register<'_> {
         self.error = registered.err();
     }
 }
+
+/// Bytes of the values of a module's parameters, by path.
+pub(crate) fn values_of<M: Module>(module: &M, takes: impl Fn(&str) -> bool) -> HashMap<String, Vec<u8>> {
+    let mut visitor = Values { takes, path: Vec::new(), values: HashMap::new() };
+    module.visit(&mut visitor);
+    visitor.values
+}
+
+struct Values<F> {
+    takes: F,
+    path: Vec<String>,
+    values: HashMap<String, Vec<u8>>,
+}
+
+impl<F: Fn(&str) -> bool> ModuleVisitor for Values<F> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let label = self.path.join(".");
+        if (self.takes)(&label) {
+            self.values.insert(label, param.val().into_data().as_bytes().to_vec());
+        }
+    }
+}

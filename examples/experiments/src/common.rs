@@ -1,12 +1,16 @@
 //! What all experiments take and show.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use adamod_burn::Gpu;
+use anyhow::{Context, ensure};
 use clap::Args;
 
+use crate::backend::{Backend, DeviceChoice};
 use crate::rates::distinct;
 use crate::report::{Report, Saved};
+use crate::runs::Runs;
+use crate::settings::Settings;
 
 /// Arguments of every experiment.
 #[derive(Args, Clone, Debug)]
@@ -22,6 +26,30 @@ pub struct Common {
     /// Draw the pictures of an earlier run in this folder anew, from its .csv files; nothing is trained. Expects that run's other arguments
     #[arg(long, value_name = "FOLDER", conflicts_with = "output")]
     redraw: Option<PathBuf>,
+
+    /// What to train on
+    #[arg(long, value_enum, default_value_t)]
+    device: DeviceChoice,
+
+    /// Stop after this many hours, and save the runs that are not finished; a report of the others is written
+    #[arg(long, value_parser = parse_hours, conflicts_with = "redraw")]
+    hours: Option<f64>,
+
+    /// Go on with the runs in the output folder, which were started with the same arguments
+    #[arg(long, conflicts_with = "redraw")]
+    resume: bool,
+
+    /// Delete the runs in the output folder, and start anew
+    #[arg(long, conflicts_with_all = ["redraw", "resume"])]
+    restart: bool,
+
+    /// Processes that train, each a run at a time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000), conflicts_with = "redraw")]
+    jobs: u64,
+
+    /// Trains for another process
+    #[arg(long, hide = true)]
+    worker: bool,
 
     /// Run a few steps of one seed, to check soon that everything works
     #[arg(long)]
@@ -39,24 +67,102 @@ impl Common {
         self.redraw.as_ref().map(read).transpose()
     }
 
-    /// Opens the output folder and reports the command and the adapter.
-    pub fn report(&self, gpu: &Gpu, experiment: &str) -> anyhow::Result<Report> {
+    fn folder(&self, experiment: &str) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| PathBuf::from("target/experiments").join(experiment))
+    }
+
+    /// Opens the device.
+    pub fn backend(&self) -> anyhow::Result<Backend> {
+        Backend::open(if self.redraw.is_some() { DeviceChoice::Cpu } else { self.device })
+    }
+
+    /// Opens the output folder and reports the command and the device.
+    pub fn report(&self, backend: &Backend, experiment: &str) -> anyhow::Result<Report> {
         if let Some(folder) = &self.redraw {
             return Ok(Report::pictures(folder));
         }
-        let default = || PathBuf::from("target/experiments").join(experiment);
-        let mut report = Report::create(&self.output.clone().unwrap_or_else(default))?;
+        let folder = self.folder(experiment);
+        if self.worker {
+            return Ok(Report::pictures(&folder));
+        }
+        let runs = folder.join("runs");
+        if self.restart && runs.exists() {
+            std::fs::remove_dir_all(&runs).with_context(|| format!("could not delete {}", runs.display()))?;
+        }
+        ensure!(
+            self.resume || !runs.exists(),
+            "{} has runs of an earlier call: --resume goes on with them, --restart deletes them, --output takes another folder",
+            folder.display()
+        );
+        let mut report = Report::create(&folder)?;
         let command: Vec<_> = std::env::args().skip(1).collect();
-        let adapter = gpu.wgpu_device().adapter_info();
-        report.say(format!(
-            "`experiments {}` on {} ({}, {} {})",
-            command.join(" "),
-            adapter.name,
-            adapter.backend,
-            adapter.driver,
-            adapter.driver_info
-        ))?;
+        report.say(format!("`experiments {}` on {}", command.join(" "), backend.description()))?;
         Ok(report)
+    }
+
+    /// Opens the folder of all runs, and trains in other processes if there are to be several. `data` describes what the arguments do not.
+    pub fn runs(
+        &self,
+        experiment: &str,
+        settings: &Settings,
+        backend: &Backend,
+        data: &str,
+        (methods, steps): (usize, u64),
+    ) -> anyhow::Result<Runs> {
+        let folder = self.folder(experiment).join("runs");
+        let compiles = matches!(backend, Backend::Gpu(_));
+        let runs = Runs::new(folder.clone(), methods, self.seeds(), steps, compiles);
+        if self.redraw.is_some() {
+            return Ok(runs);
+        }
+        let settings = settings.clone().with("experiment", experiment).with("device", backend.name());
+        settings.with("data", data).record(&folder)?;
+        let end = self.hours.map(|hours| Instant::now() + Duration::from_secs_f64(3600.0 * hours));
+        let runs = runs.until(move |_| end.is_some_and(|end| Instant::now() >= end));
+        if self.worker {
+            return Ok(runs.for_another_process());
+        }
+        if self.jobs > 1 {
+            runs.delegate(self.jobs)?;
+        }
+        Ok(runs)
+    }
+
+    /// Reports what is missing. Returns whether there is anything to report on.
+    pub fn close(&self, runs: &Runs, report: &mut Report) -> anyhow::Result<bool> {
+        runs.finish();
+        if runs.are_of_a_worker() {
+            return Ok(false);
+        }
+        let (unfinished, count) = (runs.unfinished(), runs.count());
+        if unfinished > 0 {
+            report.say(format!(
+                "**{unfinished} of {count} runs are not finished** and not in what follows; the same command with --resume goes on with them."
+            ))?;
+        }
+        if self.redraw.is_none() {
+            report
+                .say(format!("Finished runs took {:.2} hours in all.", runs.time().as_secs_f64() / 3600.0))?;
+        }
+        Ok(unfinished < count)
+    }
+}
+
+/// Number and checksum of all tokens, for the record of the runs.
+pub fn fingerprint<'a>(texts: impl IntoIterator<Item = &'a Vec<u32>>) -> String {
+    let (mut checksum, mut tokens) = (crc32fast::Hasher::new(), 0);
+    for text in texts {
+        text.iter().for_each(|token| checksum.update(&token.to_le_bytes()));
+        tokens += text.len();
+    }
+    format!("{tokens} tokens, CRC32 {:08x}", checksum.finalize())
+}
+
+/// Parses a time, for the command line.
+fn parse_hours(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(hours) if (0.0..=10_000.0).contains(&hours) => Ok(hours),
+        _ => Err("expected a number of hours from 0 to 10,000".into()),
     }
 }
 
@@ -65,9 +171,8 @@ pub fn or_default(values: &[f64], default: &[f64]) -> Vec<f64> {
     distinct(if values.is_empty() { default } else { values })
 }
 
-/// The device of all tests.
+/// The devices of all tests.
 #[cfg(test)]
-pub fn test_gpu() -> &'static Gpu {
-    static GPU: std::sync::OnceLock<Gpu> = std::sync::OnceLock::new();
-    GPU.get_or_init(|| Gpu::open(burn::tensor::DeviceKind::DefaultDevice).expect("a wgpu adapter"))
+pub fn test_backends() -> [Backend; 2] {
+    [Backend::Cpu, Backend::open(DeviceChoice::Gpu).expect("a wgpu adapter")]
 }

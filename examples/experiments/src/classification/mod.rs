@@ -1,41 +1,67 @@
-//! Image classification: the paper's Figures 4, 5, 6 and 8 and its Tables 3 and 4, on handwritten digits.
+//! Image classification: the paper's Figures 4, 5, 6 and 8 and its Tables 3 and 4, on handwritten digits or images from files.
 
+mod dataset;
 mod network;
 
 use std::fmt::{Display, Formatter};
+use std::path::PathBuf;
 
-use adamod::{AdaMod, Adam, Hyperparameters, Rule, Sgd, WeightDecay};
-use adamod_burn::Gpu;
+use adamod::{AdaMod, Adam, Checkpoint, Hyperparameters, Rule, Sgd, WeightDecay};
+use anyhow::ensure;
 use burn::module::Module;
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
-use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
+use crate::backend::Backend;
 use crate::common::{Common, or_default};
-use crate::digits::{self, Digits, Images, PIXELS, TEST_IMAGES, TRAINING_IMAGES};
-use crate::learner::Learner;
-use crate::method::{Method, Schedule, parse_beta};
+use crate::data::images::Shape;
+use crate::digits::TRAINING_IMAGES;
+use crate::formats::{Comparison, FormatArguments};
+use crate::learner::{Learner, LearnerState};
+use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::minibatches::{minibatches, steps_per_epoch};
-use crate::plots::{self, Axes, BLUE, GREY, ORANGE, Panel, SCALE, Series};
+use crate::numbers;
+use crate::plots::{self, Axes, BLUE, GREY, ORANGE, PURPLE, Panel, SCALE, Series};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::runs::{Cell, Run, Runs};
+use crate::runs::{Cell, Training};
+use crate::settings::Settings;
 use crate::statistics::{extent, mean};
+use crate::store::Saved;
 use crate::summary::summary;
 use crate::weights;
 
-use network::{DenseNet, Network, ResNet};
+use dataset::{Batch, Dataset};
+use network::{DenseNet, Network, ResNet, Sizes};
 
 /// AdaMod's other values of beta3 and its learning rate in the paper's Figure 8.
 const BETA3_LEARNING_RATE: f64 = 0.001;
 /// Tests in a run of one epoch.
 const PARTS_OF_AN_EPOCH: u64 = 5;
 
-/// A small ResNet and a small DenseNet learn handwritten digits with SGD, Adam and AdaMod
+/// A small ResNet and a small DenseNet learn images with SGD, Adam and AdaMod
 #[derive(Args, Clone, Debug)]
 pub struct Arguments {
     #[command(flatten)]
     common: Common,
+
+    /// A folder with the files of CIFAR-10 or CIFAR-100 (binary version), or of MNIST or Fashion-MNIST [default: digits of 8 x 8 pixels]
+    #[arg(long, value_name = "FOLDER")]
+    images: Option<PathBuf>,
+
+    /// So many of the folder's training images, the first ones [default: all]
+    #[arg(long, requires = "images", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    training_images: Option<u64>,
+
+    /// Channels after the first convolution of a network; the ResNet's last stage has four times as many
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(2..=1_024))]
+    channels: u64,
+
+    /// Images for training, once they are read.
+    #[arg(skip = TRAINING_IMAGES)]
+    images_for_training: usize,
 
     /// Networks, comma-separated
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Architecture::ResNet, Architecture::DenseNet])]
@@ -58,8 +84,14 @@ pub struct Arguments {
     epochs: Option<u64>,
 
     /// Images in a minibatch
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=TRAINING_IMAGES as u64))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
+
+    #[command(flatten)]
+    growth: GrowthArguments,
+
+    #[command(flatten)]
+    formats: FormatArguments,
 }
 
 /// The architecture of a network.
@@ -79,10 +111,10 @@ impl Architecture {
         }
     }
 
-    fn build(self, device: &Device) -> Network {
+    fn build(self, sizes: Sizes, device: &Device) -> Network {
         match self {
-            Architecture::ResNet => Network::ResNet(ResNet::new(device)),
-            Architecture::DenseNet => Network::DenseNet(DenseNet::new(device)),
+            Architecture::ResNet => Network::ResNet(ResNet::new(sizes, device)),
+            Architecture::DenseNet => Network::DenseNet(DenseNet::new(sizes, device)),
         }
     }
 }
@@ -92,13 +124,35 @@ impl Arguments {
         self.epochs.unwrap_or(if self.common.quick { 1 } else { 5 })
     }
 
+    fn dataset(&self) -> anyhow::Result<Dataset> {
+        let count = self.training_images.map(|count| count as usize);
+        let dataset =
+            self.images.as_ref().map_or_else(Dataset::digits, |folder| Dataset::read(folder, count))?;
+        let images = dataset.training.labels.len();
+        ensure!(
+            self.batch as usize <= images,
+            "minibatches of {} images: there are {images} for training",
+            self.batch
+        );
+        Ok(dataset)
+    }
+
+    fn sizes(&self, dataset: &Dataset) -> Sizes {
+        let Dataset { shape, classes, .. } = *dataset;
+        Sizes { inputs: shape.channels, classes, channels: self.channels as usize }
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        steps_per_epoch(self.images_for_training, self.batch as usize) as u64
+    }
+
     fn steps(&self) -> u64 {
-        self.epochs() * steps_per_epoch(self.batch as usize) as u64
+        self.epochs() * self.steps_per_epoch()
     }
 
     /// Steps between two tests: an epoch, or a part of it in a run of one epoch.
     fn interval(&self) -> u64 {
-        let epoch = steps_per_epoch(self.batch as usize) as u64;
+        let epoch = self.steps_per_epoch();
         if self.epochs() > 1 { epoch } else { epoch.div_ceil(PARTS_OF_AN_EPOCH) }
     }
 
@@ -120,13 +174,12 @@ impl Arguments {
     /// SGD with momentum, Adam and AdaMod. The learning rate is divided by 10 after three quarters of the epochs.
     fn methods(&self, learning_rate: f64) -> [Method; 3] {
         const WEIGHT_DECAY: f64 = 5e-4;
-        let milestone = 3 * self.epochs() / 4 * steps_per_epoch(self.batch as usize) as u64;
-        let method = |name, rule: Rule, weight_decay| Method {
-            name,
-            hyperparameters: Hyperparameters::from(rule)
-                .with_learning_rate(learning_rate)
-                .with_weight_decay(weight_decay),
-            schedule: Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() }),
+        let milestone = 3 * self.epochs() / 4 * self.steps_per_epoch();
+        let method = |name, rule: Rule, weight_decay| {
+            let hyperparameters =
+                Hyperparameters::from(rule).with_learning_rate(learning_rate).with_weight_decay(weight_decay);
+            let schedule = Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() });
+            Method::new(name, hyperparameters, schedule)
         };
         let adamod = AdaMod::new().with_betas([0.9, 0.999, self.beta3]);
         [
@@ -137,43 +190,34 @@ impl Arguments {
     }
 }
 
-/// Images on the device.
-struct Batch {
-    images: Tensor<4>,
-    labels: Tensor<1, Int>,
-}
-
 impl Batch {
-    fn new(from: &Images, indices: &[u32], device: &Device) -> Self {
-        let pixels = indices.iter().flat_map(|&i| &from.pixels[i as usize * PIXELS..][..PIXELS]);
-        let labels = indices.iter().map(|&i| from.labels[i as usize] as i32).collect();
-        Self {
-            images: Tensor::from_data(
-                TensorData::new(pixels.copied().collect(), [indices.len(), 1, 8, 8]),
-                device,
-            ),
-            labels: Tensor::from_data(TensorData::new(labels, [indices.len()]), device),
-        }
-    }
-
     fn loss(&self, network: &Network, criterion: &CrossEntropyLoss) -> Tensor<1> {
         criterion.forward(network.forward(self.images.clone()), self.labels.clone())
     }
 
-    /// Percentage of the images with the right label.
-    fn accuracy(&self, network: &Network) -> f64 {
+    /// How many images get the right label.
+    fn right(&self, network: &Network) -> i32 {
         let [images] = self.labels.dims();
         let found = network.forward(self.images.clone()).argmax(1).reshape([images]);
-        let right = found.equal(self.labels.clone()).int().sum().into_scalar::<i32>();
-        100.0 * f64::from(right) / images as f64
+        found.equal(self.labels.clone()).int().sum().into_scalar::<i32>()
     }
 }
 
+/// Percentage of the images with the right label.
+fn accuracy(batches: &[Batch], network: &Network) -> f64 {
+    let images: usize = batches.iter().map(|batch| batch.labels.dims()[0]).sum();
+    100.0 * f64::from(batches.iter().map(|batch| batch.right(network)).sum::<i32>()) / images as f64
+}
+
 /// The results of a run: accuracies in percent after every epoch, or part of the only one. A diverged run guesses from then on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Outcome {
+    #[serde(with = "numbers")]
     training: Vec<f64>,
+    #[serde(with = "numbers")]
     test: Vec<f64>,
     /// Of the last minibatch.
+    #[serde(with = "numbers::one")]
     loss: f32,
 }
 
@@ -196,46 +240,78 @@ impl Display for Outcome {
     }
 }
 
-const GUESSING: f64 = 100.0 / digits::CLASSES as f64;
+/// A run in progress. The seed determines initial weights and minibatches.
+struct Classification<'a> {
+    dataset: &'a Dataset,
+    arguments: &'a Arguments,
+    device: Device,
+    /// As many training images as test images suffice.
+    seen: Vec<Batch>,
+    unseen: Vec<Batch>,
+    learner: Learner<Network>,
+    criterion: CrossEntropyLoss,
+    /// Images of all minibatches, one after the other.
+    order: Vec<u32>,
+    outcome: Outcome,
+}
 
-/// Trains with initial weights and minibatches that the seed determines.
-fn train(
-    gpu: &Gpu,
-    digits: &Digits,
-    architecture: Architecture,
-    arguments: &Arguments,
-    run: &Run<'_>,
-) -> anyhow::Result<Outcome> {
-    let device = gpu.device();
-    let indices = |count: usize| (0..count as u32).collect::<Vec<_>>();
-    // As many training images as test images suffice.
-    let seen = Batch::new(&digits.training, &indices(TEST_IMAGES), &device);
-    let unseen = Batch::new(&digits.test, &indices(TEST_IMAGES), &device);
-
-    let device = device.autodiff();
-    let model = weights::draw(architecture.build(&device), run.seed);
-    let mut learner = Learner::new(model, run.method, gpu)?;
-    let criterion = CrossEntropyLossConfig::new().init(&device);
-    let batch = arguments.batch as usize;
-    let order = minibatches(run.seed, arguments.epochs() as usize, batch);
-    let mut outcome = Outcome { training: Vec::new(), test: Vec::new(), loss: 0.0 };
-    for epoch in order.chunks(steps_per_epoch(batch) * batch) {
-        for part in epoch.chunks(arguments.interval() as usize * batch) {
-            for indices in part.chunks(batch) {
-                run.step();
-                if !outcome.diverged() {
-                    let batch = Batch::new(&digits.training, indices, &device);
-                    outcome.loss = learner.step(|network| batch.loss(network, &criterion))?;
-                }
-            }
-            let network = learner.model().valid();
-            let diverged = outcome.diverged();
-            let accuracy = |batch: &Batch| if diverged { GUESSING } else { batch.accuracy(&network) };
-            outcome.training.push(accuracy(&seen));
-            outcome.test.push(accuracy(&unseen));
-        }
+impl<'a> Classification<'a> {
+    fn start(
+        backend: &Backend,
+        dataset: &'a Dataset,
+        arguments: &'a Arguments,
+        (architecture, method, seed): (Architecture, &Method, u64),
+        saved: Option<&Saved<Outcome>>,
+    ) -> anyhow::Result<Self> {
+        let device = backend.device();
+        let count = dataset.test.labels.len();
+        let seen = dataset.first(&dataset.training, count, &device);
+        let unseen = dataset.first(&dataset.test, count, &device);
+        let device = device.autodiff();
+        let model = weights::draw(architecture.build(arguments.sizes(dataset), &device), seed);
+        let learner = match saved {
+            None => Learner::new(model, method, backend, false)?,
+            Some(saved) => Learner::resume(model, method, backend, &saved.checkpoint, &saved.learner)?,
+        };
+        let criterion = CrossEntropyLossConfig::new().init(&device);
+        let images = arguments.images_for_training;
+        let order = minibatches(images, seed, arguments.epochs() as usize, arguments.batch as usize);
+        let outcome = saved.map(|saved| saved.progress.clone()).unwrap_or_default();
+        Ok(Self { dataset, arguments, device, seen, unseen, learner, criterion, order, outcome })
     }
-    Ok(outcome)
+}
+
+impl Training for Classification<'_> {
+    type Outcome = Outcome;
+    type Progress = Outcome;
+
+    fn step(&mut self, step: u64) -> anyhow::Result<bool> {
+        let batch = self.arguments.batch as usize;
+        if !self.outcome.diverged() {
+            let indices = &self.order[(step as usize - 1) * batch..][..batch];
+            let batch = self.dataset.batch(&self.dataset.training, indices, &self.device);
+            self.outcome.loss = self.learner.step(|network| batch.loss(network, &self.criterion))?;
+        }
+        if step.is_multiple_of(self.arguments.interval()) || step == self.arguments.steps() {
+            let network = self.learner.model().valid();
+            let diverged = self.outcome.diverged();
+            let guessing = 100.0 / self.dataset.classes as f64;
+            let accuracy = |batches: &[Batch]| if diverged { guessing } else { accuracy(batches, &network) };
+            let (training, test) = (accuracy(&self.seen), accuracy(&self.unseen));
+            self.outcome.training.push(training);
+            self.outcome.test.push(test);
+        }
+        Ok(true)
+    }
+
+    fn save(&mut self) -> anyhow::Result<(Checkpoint, LearnerState, Outcome)> {
+        let (checkpoint, learner) = self.learner.save()?;
+        Ok((checkpoint, learner, self.outcome.clone()))
+    }
+
+    fn finish(self) -> anyhow::Result<Outcome> {
+        Ok(self.outcome)
+    }
 }
 
 impl Cell<Outcome> {
@@ -248,6 +324,12 @@ impl Cell<Outcome> {
         let diverged = self.outcomes.iter().filter(|outcome| outcome.diverged()).count();
         let text = summary(&self.accuracies(), 2);
         if diverged > 0 { format!("{text}, {diverged} diverged") } else { text }
+    }
+
+    /// Training accuracies at the end.
+    fn last_training(&self) -> String {
+        let last = self.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
+        summary(&last.collect::<Vec<_>>(), 2)
     }
 
     fn series(
@@ -270,46 +352,58 @@ impl Grid {
     /// The runs of a method at the learning rate that is best for it.
     fn best(&self, method: usize) -> &Cell<Outcome> {
         let cells = self.columns.iter().map(|cells| &cells[method]);
-        let best = cells.max_by(|a, b| mean(&a.accuracies()).total_cmp(&mean(&b.accuracies())));
+        // A rate without a finished run is the worst.
+        let quality = |cell: &Cell<Outcome>| Some(mean(&cell.accuracies())).filter(|mean| !mean.is_nan());
+        let best = cells.max_by(|a, b| quality(a).unwrap_or(-1.0).total_cmp(&quality(b).unwrap_or(-1.0)));
         best.expect("a learning rate")
     }
 }
 
 /// Trains everything, prints the tables and draws the pictures.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
+    let dataset = arguments.dataset()?;
+    let arguments = &Arguments { images_for_training: dataset.training.labels.len(), ..arguments.clone() };
     let rates = arguments.learning_rates();
     for &rate in rates.iter().chain([&BETA3_LEARNING_RATE]) {
         arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
     }
-    let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
-    let mut report = arguments.common.report(&gpu, "classification")?;
-    let digits = Digits::load().map_err(|error| anyhow::anyhow!("{error}"))?;
+    let backend = arguments.common.backend()?;
+    let mut report = arguments.common.report(&backend, "classification")?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {
-        let parameters = architecture.build(&gpu.device()).num_params();
+        let parameters = architecture.build(arguments.sizes(&dataset), &backend.device()).num_params();
         format!("{} of {parameters} parameters", architecture.name())
     });
-    report.say(format!(
-        "{TRAINING_IMAGES} training and {TEST_IMAGES} test images; {}; {seeds} seed(s), {} epochs of {} steps of {} images, \
-         beta3 {}",
+    let Shape { channels, height, width } = dataset.shape;
+    let data = format!(
+        "{} training and {} test images of {height} x {width} pixels, {channels} channel(s), {} classes; {}; \
+         {seeds} seed(s), {} epochs of {} steps of {} images, beta3 {}",
+        dataset.training.labels.len(),
+        dataset.test.labels.len(),
+        dataset.classes,
         sizes.collect::<Vec<_>>().join(", "),
         arguments.epochs(),
-        steps_per_epoch(arguments.batch as usize),
+        arguments.steps_per_epoch(),
         arguments.batch,
         arguments.beta3
-    ))?;
+    );
+    report.say(&data)?;
 
     let betas = arguments.other_beta3();
-    let methods = 3 * arguments.networks.len() * rates.len() + betas.len();
+    let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[2]);
+    let methods = 3 * arguments.networks.len() * rates.len() + betas.len() + 1 + low_bits.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
-    let runs = Runs::new(methods, seeds, arguments.steps());
+    let size = (methods, arguments.steps());
+    let runs = arguments.common.runs("classification", settings, &backend, &dataset.fingerprint(), size)?;
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
         match &saved {
             Some((training, test)) => Cell::saved(&name, method, seeds, |run| {
                 Ok(Outcome { training: training.series(run)?, test: test.series(run)?, loss: 0.0 })
             }),
-            None => runs.of(&name, method, |run| train(&gpu, &digits, architecture, arguments, run)),
+            None => runs.of(&name, method, |method, seed, saved| {
+                Classification::start(&backend, &dataset, arguments, (architecture, method, seed), saved)
+            }),
         }
     };
     let mut grids = Vec::new();
@@ -326,33 +420,35 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         grids.push(Grid { architecture, columns });
     }
     let [.., adamod] = arguments.methods(BETA3_LEARNING_RATE);
-    let sweep = betas
-        .iter()
-        .map(|&beta3| cell(arguments.networks[0], &adamod.with_beta3(beta3)))
+    let growing = arguments.growth.method(&adamod, "AdaMod, growing beta3");
+    let sweep = (betas.iter().map(|&beta3| adamod.with_beta3(beta3)).chain([growing]))
+        .map(|method| cell(arguments.networks[0], &method))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    runs.finish();
+    let low_bits = (low_bits.iter())
+        .map(|method| cell(arguments.networks[0], method))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    if !arguments.common.close(&runs, &mut report)? {
+        return Ok(());
+    }
 
     report_best(&mut report, arguments, &grids)?;
     for grid in &grids {
         report_rates(&mut report, arguments, grid, &rates)?;
     }
     report_beta3(&mut report, arguments, &sweep)?;
-    write_accuracies(&report, arguments, &grids, &sweep)?;
+    let formats: Vec<_> = [&grids[0].columns[rates.len() / 2][2]].into_iter().chain(&low_bits).collect();
+    report_formats(&mut report, arguments, &formats)?;
+    let others: Vec<_> = sweep.iter().chain(&low_bits).collect();
+    write_accuracies(&report, arguments, &grids, &others)?;
     report.finish()
 }
 
 fn axes(arguments: &Arguments, y: &'static str, lowest: f64) -> Axes {
     let (x, x_step, x_end) = arguments.x_axis();
-    // After one epoch accuracies are anywhere.
+    // After one epoch accuracies are anywhere, and so are those of other images.
     let lowest = if arguments.epochs() > 1 { lowest } else { 0.0 };
-    Axes {
-        x,
-        y,
-        x_step: x_step as f64,
-        x_end: x_end as f64,
-        logarithmic: false,
-        y_range: Some(lowest..100.5),
-    }
+    let y_range = arguments.images.is_none().then_some(lowest..100.5);
+    Axes { x, y, x_step: x_step as f64, x_end: x_end as f64, logarithmic: false, y_range }
 }
 
 /// Tables 3 and 4, and Figures 4 and 5.
@@ -433,25 +529,40 @@ fn report_rates(
 fn report_beta3(report: &mut Report, arguments: &Arguments, sweep: &[Cell<Outcome>]) -> anyhow::Result<()> {
     let network = arguments.networks[0].name();
     let rate = rate_name(BETA3_LEARNING_RATE);
-    let beta3 = |cell: &Cell<Outcome>| format!("beta3 = {}", cell.method.beta3().unwrap_or(f64::NAN));
-    let training = |cell: &Cell<Outcome>| {
-        let last = cell.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
-        summary(&last.collect::<Vec<_>>(), 2)
-    };
+    let beta3 = |cell: &Cell<Outcome>| cell.method.beta3_name();
     report.say(Table {
         title: format!("{network}, AdaMod at α = {rate} with different beta3: accuracy in %"),
         columns: sweep.iter().map(beta3).collect(),
         rows: vec![
-            ("training".into(), sweep.iter().map(training).collect()),
+            ("training".into(), sweep.iter().map(Cell::last_training).collect()),
             ("test".into(), sweep.iter().map(Cell::text).collect()),
         ],
     })?;
     let series = (sweep.iter().zip(SCALE.iter().cycle()))
-        .map(|(cell, color)| cell.series(beta3(cell), *color, |outcome| &outcome.training))
+        .map(|(cell, color)| {
+            let color = if cell.method.growth.is_some() { PURPLE } else { *color };
+            cell.series(beta3(cell), color, |outcome| &outcome.training)
+        })
         .collect();
     let panels = [Panel { title: format!("{network}, α = {rate}"), series }];
     let title = "Training accuracy with different beta3";
     plots::curves(&report.path("beta3.svg"), title, &axes(arguments, "training accuracy in %", 0.0), &panels)
+}
+
+/// AdaMod with fewer bits.
+fn report_formats(
+    report: &mut Report,
+    arguments: &Arguments,
+    cells: &[&Cell<Outcome>],
+) -> anyhow::Result<()> {
+    let rate = rate_name(cells[0].method.hyperparameters.learning_rate);
+    let comparison = Comparison {
+        subject: format!("{}, AdaMod at α = {rate}", arguments.networks[0].name()),
+        axes: &axes(arguments, "test accuracy in %", 50.0),
+        points: &|outcome: &Outcome| outcome.test.clone(),
+        rows: &[("training", Cell::last_training), ("test", Cell::text)],
+    };
+    comparison.report(report, cells)
 }
 
 /// All accuracies as numbers.
@@ -459,14 +570,14 @@ fn write_accuracies(
     report: &Report,
     arguments: &Arguments,
     grids: &[Grid],
-    sweep: &[Cell<Outcome>],
+    others: &[&Cell<Outcome>],
 ) -> anyhow::Result<()> {
     let cells = || {
         let of = |grid: &'_ Grid| grid.architecture.name();
         let tables = grids
             .iter()
             .flat_map(move |grid| grid.columns.iter().flatten().map(move |cell| (of(grid), cell)));
-        tables.chain(sweep.iter().map(|cell| (arguments.networks[0].name(), cell)))
+        tables.chain(others.iter().map(|cell| (arguments.networks[0].name(), *cell)))
     };
     let write = |file: &str, values: fn(&Outcome) -> &[f64]| {
         let series: Vec<_> = cells()
@@ -479,4 +590,40 @@ fn write_accuracies(
     };
     write("training.csv", |outcome| &outcome.training)?;
     write("test.csv", |outcome| &outcome.test)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::common::test_backends;
+    use crate::runs::assert_resumes;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn a_classification_has_the_same_outcome_wherever_it_is_broken() {
+        // A shuffle and a test in the middle.
+        let arguments = Line::parse_from(["x", "--epochs=2", "--batch=600"]).arguments;
+        assert_eq!((arguments.steps(), arguments.interval()), (4, 2));
+        let dataset = Dataset::digits().unwrap();
+        let methods = arguments.methods(0.01);
+        for backend in &test_backends() {
+            assert_resumes(4, |saved| {
+                let of = (Architecture::ResNet, &methods[2], 1);
+                Classification::start(backend, &dataset, &arguments, of, saved)
+            });
+        }
+        // A diverged run, which guesses.
+        let [sgd, ..] = arguments.methods(1e30);
+        assert_resumes(4, |saved| {
+            let of = (Architecture::ResNet, &sgd, 1);
+            Classification::start(&Backend::Cpu, &dataset, &arguments, of, saved)
+        });
+    }
 }

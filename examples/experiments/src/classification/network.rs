@@ -1,4 +1,4 @@
-//! ResNet (He et al. 2016) and DenseNet (Huang et al. 2017) for images of 8 x 8 pixels.
+//! ResNet (He et al. 2016) and DenseNet (Huang et al. 2017) for small images.
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -7,16 +7,21 @@ use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 
-use crate::digits::CLASSES;
+/// Sizes of a network.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Channels of an image.
+    pub inputs: usize,
+    pub classes: usize,
+    /// Channels after the first convolution. The ResNet has twice and four times as many in its other stages; each layer of the DenseNet adds
+    /// half as many.
+    pub channels: usize,
+}
 
-/// Channels of the ResNet's three stages.
-const RES_NET_CHANNELS: [usize; 3] = [16, 32, 64];
-/// Channels that each layer of the DenseNet adds.
-const GROWTH: usize = 8;
 const DENSE_BLOCKS: usize = 2;
 const LAYERS_OF_DENSE_BLOCK: usize = 4;
 
-/// Scores images, shape `[images, 1, 8, 8]`, for each class, shape `[images, classes]`.
+/// Scores images, shape `[images, channels, height, width]`, for each class, shape `[images, classes]`.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one of it; sizes depend on the feature fusion")]
 pub enum Network {
@@ -67,8 +72,9 @@ struct ResidualBlock {
 }
 
 impl ResNet {
-    pub fn new(device: &Device) -> Self {
-        let [narrow, .., wide] = RES_NET_CHANNELS;
+    pub fn new(sizes: Sizes, device: &Device) -> Self {
+        let stages = [1, 2, 4].map(|factor| factor * sizes.channels);
+        let [narrow, .., wide] = stages;
         let block = |(inputs, outputs)| {
             let stride = if inputs == outputs { 1 } else { 2 };
             ResidualBlock {
@@ -80,12 +86,12 @@ impl ResNet {
                 shortcut: (stride > 1).then(|| convolution(inputs, outputs, 1, stride, device)),
             }
         };
-        let inputs = [narrow].into_iter().chain(RES_NET_CHANNELS);
+        let inputs = [narrow].into_iter().chain(stages);
         Self {
-            first: convolution(1, narrow, 3, 1, device),
+            first: convolution(sizes.inputs, narrow, 3, 1, device),
             norm: BatchNormConfig::new(narrow).init(device),
-            blocks: inputs.zip(RES_NET_CHANNELS).map(block).collect(),
-            output: LinearConfig::new(wide, CLASSES).init(device),
+            blocks: inputs.zip(stages).map(block).collect(),
+            output: LinearConfig::new(wide, sizes.classes).init(device),
         }
     }
 
@@ -134,18 +140,18 @@ struct DenseLayer {
 }
 
 impl DenseNet {
-    pub fn new(device: &Device) -> Self {
+    pub fn new(sizes: Sizes, device: &Device) -> Self {
+        let (first, growth) = (sizes.channels, sizes.channels / 2);
         let layer = |inputs, outputs, kernel| DenseLayer {
             norm: BatchNormConfig::new(inputs).init(device),
             convolution: convolution(inputs, outputs, kernel, 1, device),
         };
-        let first = 2 * GROWTH;
         let mut channels = first;
         let mut blocks = Vec::new();
         for block in 1..=DENSE_BLOCKS {
             let layers =
-                (0..LAYERS_OF_DENSE_BLOCK).map(|i| layer(channels + i * GROWTH, GROWTH, 3)).collect();
-            channels += LAYERS_OF_DENSE_BLOCK * GROWTH;
+                (0..LAYERS_OF_DENSE_BLOCK).map(|i| layer(channels + i * growth, growth, 3)).collect();
+            channels += LAYERS_OF_DENSE_BLOCK * growth;
             let transition = (block < DENSE_BLOCKS).then(|| layer(channels, channels / 2, 1));
             if transition.is_some() {
                 channels /= 2;
@@ -154,10 +160,10 @@ impl DenseNet {
             blocks.push(DenseBlock { layers, transition, halve });
         }
         Self {
-            first: convolution(1, first, 3, 1, device),
+            first: convolution(sizes.inputs, first, 3, 1, device),
             blocks,
             norm: BatchNormConfig::new(channels).init(device),
-            output: LinearConfig::new(channels, CLASSES).init(device),
+            output: LinearConfig::new(channels, sizes.classes).init(device),
         }
     }
 
@@ -190,31 +196,43 @@ impl DenseLayer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::test_gpu;
+    use crate::common::test_backends;
     use crate::weights;
 
-    fn networks(device: &Device) -> [Network; 2] {
-        [Network::ResNet(ResNet::new(device)), Network::DenseNet(DenseNet::new(device))]
+    fn networks(sizes: Sizes, device: &Device) -> [Network; 2] {
+        [Network::ResNet(ResNet::new(sizes, device)), Network::DenseNet(DenseNet::new(sizes, device))]
     }
+
+    /// Those of the digits.
+    const SIZES: Sizes = Sizes { inputs: 1, classes: 10, channels: 16 };
 
     #[test]
     fn every_image_has_a_score_a_class() {
-        let device = test_gpu().device();
-        for network in networks(&device) {
-            let scores = network.forward(Tensor::zeros([3, 1, 8, 8], &device));
-            assert_eq!(scores.dims(), [3, CLASSES]);
+        let device = test_backends()[0].device();
+        let colours = Sizes { inputs: 3, classes: 100, channels: 6 };
+        for (sizes, height, width) in [(SIZES, 8, 8), (SIZES, 5, 4), (colours, 9, 13)] {
+            for network in networks(sizes, &device) {
+                let scores = network.forward(Tensor::zeros([3, sizes.inputs, height, width], &device));
+                assert_eq!(scores.dims(), [3, sizes.classes]);
+            }
         }
     }
 
     #[test]
+    fn networks_for_the_digits_keep_their_sizes() {
+        let device = test_backends()[0].device();
+        assert_eq!(networks(SIZES, &device).map(|network| network.num_params()), [78_042, 21_738]);
+    }
+
+    #[test]
     fn the_test_scores_of_an_image_do_not_depend_on_its_batch() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let image = |i: usize| -> Vec<f32> { (0..64).map(|p| ((p * (i + 3)) % 17) as f32 / 16.0).collect() };
         let images = |list: &[usize]| {
             let pixels: Vec<f32> = list.iter().flat_map(|&i| image(i)).collect();
             Tensor::<1>::from_floats(pixels.as_slice(), &device).reshape([list.len(), 1, 8, 8])
         };
-        for network in networks(&device) {
+        for network in networks(SIZES, &device) {
             let network = weights::draw(network, 1);
             let scores = |list: &[usize]| -> Vec<f32> {
                 network.forward(images(list)).into_data().iter::<f32>().collect()

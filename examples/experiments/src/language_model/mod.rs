@@ -2,29 +2,36 @@
 
 mod network;
 mod text;
+mod words;
 
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
-use adamod::{AdaMod, Adam, Hyperparameters, Rule, WeightDecay};
-use adamod_burn::Gpu;
+use adamod::{AdaMod, Adam, Checkpoint, Hyperparameters, Rule, WeightDecay};
 use anyhow::ensure;
 use burn::module::Module;
-use burn::tensor::DeviceKind;
+use burn::nn::loss::CrossEntropyLoss;
+use burn::tensor::Device;
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
-use crate::common::{Common, or_default};
-use crate::learner::Learner;
+use crate::backend::Backend;
+use crate::common::{Common, fingerprint, or_default};
+use crate::formats::{Comparison, FormatArguments};
+use crate::learner::{Learner, LearnerState};
 use crate::method::{Method, Schedule, parse_beta};
+use crate::numbers;
 use crate::plots::{self, Axes, BLUE, ORANGE, Panel, Series};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
-use crate::runs::{Cell, Run, Runs};
+use crate::runs::{Cell, Training};
+use crate::settings::Settings;
 use crate::statistics::mean;
+use crate::store::Saved;
 use crate::weights;
 
 use network::{LanguageModel, Sequences, Sizes, State};
-use text::Text;
+use text::{HeldOut, Text, Units};
 
 /// An LSTM learns a text with Adam and AdaMod
 #[derive(Args, Clone, Debug)]
@@ -36,6 +43,10 @@ pub struct Arguments {
     #[arg(long)]
     text: Option<PathBuf>,
 
+    /// A folder with the Penn Treebank's text files as Mikolov et al. published them: ptb.train.txt, ptb.valid.txt, ptb.test.txt; tokens are words
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["text", "merges"])]
+    ptb: Option<PathBuf>,
+
     /// Lines of number words, if no file is given
     #[arg(long, default_value_t = 3_000)]
     lines: usize,
@@ -43,6 +54,14 @@ pub struct Arguments {
     /// Lines at the end that are only for testing
     #[arg(long, default_value_t = 20)]
     test_lines: usize,
+
+    /// Test on other text, to choose settings without having seen the test text: ptb.valid.txt, or as many lines before the test lines
+    #[arg(long)]
+    validate: bool,
+
+    /// Tokens are words, at most so many different ones with <eos> and <unk> [default for the Penn Treebank: all, otherwise no words]
+    #[arg(long, conflicts_with_all = ["merges", "lines"], value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
+    words: Option<u64>,
 
     /// Merges of the byte-pair encoding; with 0, tokens are characters
     #[arg(long, default_value_t = 0)]
@@ -79,9 +98,28 @@ pub struct Arguments {
     /// AdaMod's beta3
     #[arg(long, default_value_t = 0.99, value_parser = parse_beta)]
     beta3: f64,
+
+    #[command(flatten)]
+    formats: FormatArguments,
 }
 
 impl Arguments {
+    fn read(&self) -> anyhow::Result<Text> {
+        let held_out = HeldOut { test_lines: self.test_lines, validate: self.validate };
+        let limit = self.words.map(|words| words as usize);
+        match (&self.ptb, &self.text) {
+            (Some(folder), _) => Text::penn_treebank(folder, self.validate, limit.unwrap_or(usize::MAX)),
+            (None, Some(path)) => {
+                let pieces = Units::Pieces { merges: self.merges };
+                Text::read(path, held_out, limit.map_or(pieces, |limit| Units::Words { limit }))
+            }
+            (None, None) => {
+                ensure!(limit.is_none(), "--words: expected --text or --ptb, too");
+                Text::number_words(self.lines, held_out, self.merges)
+            }
+        }
+    }
+
     fn steps(&self) -> u64 {
         self.steps.unwrap_or(if self.common.quick { 8 } else { 150 })
     }
@@ -101,13 +139,13 @@ impl Arguments {
     fn methods(&self, learning_rate: f64) -> [Method; 2] {
         let milestone = 3 * self.steps() / 5;
         let adamod = AdaMod::new().with_betas([0.9, 0.999, self.beta3]);
-        [("Adam", Rule::from(Adam::new())), ("AdaMod", adamod.into())].map(|(name, rule)| Method {
-            name,
+        [("Adam", Rule::from(Adam::new())), ("AdaMod", adamod.into())].map(|(name, rule)| {
             // The paper decays the weights of all adaptive methods, but gives no value here. This one is from Merity et al. 2018.
-            hyperparameters: Hyperparameters::from(rule)
+            let hyperparameters = Hyperparameters::from(rule)
                 .with_learning_rate(learning_rate)
-                .with_weight_decay(WeightDecay::Decoupled(1.2e-6)),
-            schedule: Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() }),
+                .with_weight_decay(WeightDecay::Decoupled(1.2e-6));
+            let schedule = Schedule::StepDecay(if milestone > 0 { vec![milestone] } else { Vec::new() });
+            Method::new(name, hyperparameters, schedule)
         })
     }
 }
@@ -148,8 +186,8 @@ impl Task {
     }
 
     /// Perplexity of the test text.
-    fn test(&self, gpu: &Gpu, model: &LanguageModel) -> f64 {
-        let device = gpu.device();
+    fn test(&self, backend: &Backend, model: &LanguageModel) -> f64 {
+        let device = backend.device();
         let criterion = network::criterion(&device);
         let mut state = State::default();
         let mut losses = Vec::new();
@@ -164,9 +202,11 @@ impl Task {
 }
 
 /// Perplexities of a run after equal numbers of steps. A diverged run has none after it diverged.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Outcome {
+    #[serde(with = "numbers")]
     training: Vec<f64>,
+    #[serde(with = "numbers")]
     test: Vec<f64>,
     diverged: bool,
 }
@@ -183,44 +223,97 @@ impl Display for Outcome {
     }
 }
 
-/// Trains from weights that the seed determines. The text has one order.
-fn train(gpu: &Gpu, task: &Task, arguments: &Arguments, run: &Run<'_>) -> anyhow::Result<Outcome> {
-    let device = gpu.device().autodiff();
-    let model = weights::draw(LanguageModel::new(&task.sizes, &device), run.seed);
-    let mut learner = Learner::new(model, run.method, gpu)?;
-    let criterion = network::criterion(&device);
-    let windows = task.training.windows(task.window);
-    // Every seed starts at another place in the text.
-    let first = run.seed as usize * windows / arguments.common.seeds() as usize;
-    let mut state = State::default();
-    let mut losses = Vec::new();
-    let mut outcome = Outcome::default();
-    for step in 1..=arguments.steps() {
-        let index = (first + step as usize - 1) % windows;
+/// What a run keeps besides its learner.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Progress {
+    outcome: Outcome,
+    /// Losses since the last test.
+    #[serde(with = "numbers")]
+    losses: Vec<f64>,
+    /// What the layers remember: [`State::to_numbers`].
+    state: Vec<String>,
+}
+
+/// A run in progress. The seed determines initial weights and where in the text it starts; the text has one order.
+struct Modelling<'a> {
+    backend: &'a Backend,
+    task: &'a Task,
+    arguments: &'a Arguments,
+    device: Device,
+    learner: Learner<LanguageModel>,
+    criterion: CrossEntropyLoss,
+    /// Window of the first step.
+    first: usize,
+    state: State,
+    losses: Vec<f64>,
+    outcome: Outcome,
+}
+
+impl<'a> Modelling<'a> {
+    fn start(
+        backend: &'a Backend,
+        task: &'a Task,
+        arguments: &'a Arguments,
+        (method, seed): (&Method, u64),
+        saved: Option<&Saved<Progress>>,
+    ) -> anyhow::Result<Self> {
+        let device = backend.device().autodiff();
+        let model = weights::draw(LanguageModel::new(&task.sizes, &device), seed);
+        let learner = match saved {
+            None => Learner::new(model, method, backend, false)?,
+            Some(saved) => Learner::resume(model, method, backend, &saved.checkpoint, &saved.learner)?,
+        };
+        let Progress { outcome, losses, state } =
+            saved.map(|saved| saved.progress.clone()).unwrap_or_default();
+        let state =
+            State::of_numbers(&state, arguments.batch as usize, &device).map_err(anyhow::Error::msg)?;
+        // Every seed starts at another place in the text. Multiples of the golden ratio are far from each other, however many there are.
+        let windows = task.training.windows(task.window);
+        let golden_ratio = 0.5 * (5_f64.sqrt() - 1.0);
+        let first = ((seed as f64 * golden_ratio).fract() * windows as f64) as usize;
+        let criterion = network::criterion(&device);
+        Ok(Self { backend, task, arguments, device, learner, criterion, first, state, losses, outcome })
+    }
+}
+
+impl Training for Modelling<'_> {
+    type Outcome = Outcome;
+    type Progress = Progress;
+
+    fn step(&mut self, step: u64) -> anyhow::Result<bool> {
+        let task = self.task;
+        let index = (self.first + step as usize - 1) % task.training.windows(task.window);
+        let mut state = std::mem::take(&mut self.state);
         if index == 0 {
             state = State::default();
         }
-        let window = task.training.window(index, task.window, &device);
-        let mut next = State::default();
-        let loss = learner.step(|model| {
-            let (loss, state) = model.loss(&window, state, &criterion);
-            next = state.detach();
+        let window = task.training.window(index, task.window, &self.device);
+        let loss = self.learner.step(|model| {
+            let (loss, state) = model.loss(&window, state, &self.criterion);
+            self.state = state.detach();
             loss
         })?;
-        state = next;
-        run.step();
-        losses.push(f64::from(loss));
+        self.losses.push(f64::from(loss));
         if !loss.is_finite() {
-            run.skip(arguments.steps() - step);
-            outcome.diverged = true;
-            return Ok(outcome);
+            self.outcome.diverged = true;
+            return Ok(false);
         }
-        if step % arguments.interval() == 0 || step == arguments.steps() {
-            outcome.training.push(mean(&std::mem::take(&mut losses)).exp());
-            outcome.test.push(task.test(gpu, &learner.model().valid()));
+        if step.is_multiple_of(self.arguments.interval()) || step == self.arguments.steps() {
+            self.outcome.training.push(mean(&std::mem::take(&mut self.losses)).exp());
+            self.outcome.test.push(task.test(self.backend, &self.learner.model().valid()));
         }
+        Ok(true)
     }
-    Ok(outcome)
+
+    fn save(&mut self) -> anyhow::Result<(Checkpoint, LearnerState, Progress)> {
+        let (checkpoint, learner) = self.learner.save()?;
+        let (outcome, losses) = (self.outcome.clone(), self.losses.clone());
+        Ok((checkpoint, learner, Progress { outcome, losses, state: self.state.to_numbers() }))
+    }
+
+    fn finish(self) -> anyhow::Result<Outcome> {
+        Ok(self.outcome)
+    }
 }
 
 impl Cell<Outcome> {
@@ -230,52 +323,75 @@ impl Cell<Outcome> {
 }
 
 /// Trains everything, prints the tables and draws the pictures.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let rates = arguments.learning_rates();
     for method in rates.iter().flat_map(|&rate| arguments.methods(rate)) {
         method.hyperparameters.validate()?;
     }
-    let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
-    let mut report = arguments.common.report(&gpu, "language-model")?;
-    let text = match &arguments.text {
-        Some(path) => Text::read(path, arguments.test_lines, arguments.merges)?,
-        None => Text::number_words(arguments.lines, arguments.test_lines, arguments.merges)?,
-    };
+    let backend = arguments.common.backend()?;
+    let mut report = arguments.common.report(&backend, "language-model")?;
+    let text = arguments.read()?;
     let task = Task::new(&text, arguments)?;
     let seeds = arguments.common.seeds();
-    report.say(format!(
-        "{} training and {} test tokens, {} different; LSTM of {} layers of {} units, {} parameters; {seeds} seed(s), {} steps of \
+    let data = format!(
+        "{} training and {} {} tokens, {} different; LSTM of {} layers of {} units, {} parameters; {seeds} seed(s), {} steps of \
          {} x {} tokens, beta3 {}",
         text.training.len(),
         text.test.len(),
+        if arguments.validate { "validation" } else { "test" },
         text.vocabulary,
         task.sizes.layers,
         task.sizes.hidden,
-        LanguageModel::new(&task.sizes, &gpu.device()).num_params(),
+        LanguageModel::new(&task.sizes, &backend.device()).num_params(),
         arguments.steps(),
         arguments.batch,
         arguments.window,
         arguments.beta3
-    ))?;
+    );
+    report.say(&data)?;
 
-    let runs = Runs::new(2 * rates.len(), seeds, arguments.steps());
+    let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[1]);
+    let size = (2 * rates.len() + low_bits.len(), arguments.steps());
+    let fingerprint = fingerprint([&text.training, &text.test]);
+    let runs = arguments.common.runs("language-model", settings, &backend, &fingerprint, size)?;
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let cell = |method: &Method| match &saved {
         Some((training, test)) => Cell::saved(&method.description(), method, seeds, |run| {
             Ok(Outcome { training: training.series(run)?, test: test.series(run)?, diverged: false })
         }),
-        None => runs.of(&method.description(), method, |run| train(&gpu, &task, arguments, run)),
+        None => runs.of(&method.description(), method, |method, seed, saved| {
+            Modelling::start(&backend, &task, arguments, (method, seed), saved)
+        }),
     };
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
-    runs.finish();
-    report_perplexity(&mut report, arguments, &grid)?;
+    let low_bits = low_bits.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
+    if !arguments.common.close(&runs, &mut report)? {
+        return Ok(());
+    }
+    report_perplexity(&mut report, arguments, &grid, &low_bits)?;
+    let formats: Vec<_> = [&grid[rates.len() / 2][1]].into_iter().chain(&low_bits).collect();
+    let comparison = Comparison {
+        subject: format!("AdaMod at α = {}", rate_name(rates[rates.len() / 2])),
+        axes: &axes(arguments),
+        points: &|outcome: &Outcome| outcome.test.clone(),
+        rows: &[
+            ("test", |cell| cell.text(|outcome| &outcome.test)),
+            ("training", |cell| cell.text(|outcome| &outcome.training)),
+        ],
+    };
+    comparison.report(&mut report, &formats)?;
     if let Some(least) = text.least_perplexity {
         report.say(format!("No model can have a test perplexity below {least:.3} on average."))?;
     }
     report.finish()
+}
+
+fn axes(arguments: &Arguments) -> Axes {
+    let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
+    Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None }
 }
 
 /// Table 5 and Figure 7 at every learning rate.
@@ -283,6 +399,7 @@ fn report_perplexity(
     report: &mut Report,
     arguments: &Arguments,
     grid: &[Vec<Cell<Outcome>>],
+    low_bits: &[Cell<Outcome>],
 ) -> anyhow::Result<()> {
     type Of = fn(&Outcome) -> &Vec<f64>;
     let kinds: [(&str, Of); 2] =
@@ -302,6 +419,7 @@ fn report_perplexity(
         let runs = grid
             .iter()
             .flatten()
+            .chain(low_bits)
             .flat_map(|cell| cell.named(move |outcome| &of(outcome)[..]))
             .collect::<Vec<_>>();
         report.write_series(
@@ -321,10 +439,41 @@ fn report_perplexity(
                 Panel { title: name(&cells[0]), series: series.collect() }
             })
             .collect();
-        let (x_step, x_end) = (arguments.interval() as f64, arguments.steps() as f64);
-        let axes = Axes { x: "step", y: "perplexity", x_step, x_end, logarithmic: true, y_range: None };
         let title = format!("Perplexity of the LSTM in {kind}");
-        plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes, &panels)?;
+        plots::curves(&report.path(&format!("{kind}.svg")), &title, &axes(arguments), &panels)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::common::test_backends;
+    use crate::runs::assert_resumes;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn a_model_has_the_same_outcome_wherever_it_is_broken() {
+        let line =
+            "x --lines=6 --test-lines=2 --layers=2 --hidden=4 --embedding=4 --batch=2 --window=30 --steps=25";
+        let arguments = Line::parse_from(line.split(' ')).arguments;
+        let text = arguments.read().unwrap();
+        let task = Task::new(&text, &arguments).unwrap();
+        // The text begins again within a run, and the rate falls.
+        assert!((2..=20).contains(&task.training.windows(task.window)));
+        let [_, adamod] = arguments.methods(0.01);
+        let of = |backend: &Backend, steps| {
+            assert_resumes(steps, |saved| Modelling::start(backend, &task, &arguments, (&adamod, 1), saved));
+        };
+        let [cpu, gpu] = test_backends();
+        of(&cpu, 25);
+        of(&gpu, 4);
+    }
 }

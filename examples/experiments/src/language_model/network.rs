@@ -8,6 +8,8 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::activation::{sigmoid, tanh};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::{numbers, tensors};
+
 /// Sizes of a network.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
@@ -46,6 +48,35 @@ struct Memory {
 pub struct State(Vec<Memory>);
 
 impl State {
+    /// Cell and hidden units of each layer, as numbers.
+    pub fn to_numbers(&self) -> Vec<String> {
+        let both = self.0.iter().flat_map(|memory| [&memory.cell, &memory.hidden]);
+        both.map(|tensor| numbers::write(tensors::numbers(tensor.clone()))).collect()
+    }
+
+    /// The same state again.
+    ///
+    /// # Errors
+    /// If they are not the numbers of two tensors a layer with a row for each sequence.
+    pub fn of_numbers(texts: &[String], sequences: usize, device: &Device) -> Result<Self, String> {
+        let tensor = |text: &String| -> Result<Tensor<2>, String> {
+            let values: Vec<f32> = numbers::read(text)?;
+            if !values.len().is_multiple_of(sequences) {
+                return Err(format!(
+                    "{} numbers: expected a row for each of {sequences} sequences",
+                    values.len()
+                ));
+            }
+            let hidden = values.len() / sequences;
+            Ok(Tensor::from_data(TensorData::new(values, [sequences, hidden]), device))
+        };
+        let memory = |pair: &[String]| match pair {
+            [cell, hidden] => Ok(Memory { cell: tensor(cell)?, hidden: tensor(hidden)? }),
+            _ => Err("expected two tensors a layer".to_owned()),
+        };
+        Ok(Self(texts.chunks(2).map(memory).collect::<Result<_, _>>()?))
+    }
+
     /// The same values, through which no gradient flows: truncated backpropagation through time.
     pub fn detach(self) -> Self {
         let detach = |memory: Memory| Memory { cell: memory.cell.detach(), hidden: memory.hidden.detach() };
@@ -155,7 +186,7 @@ pub fn criterion(device: &Device) -> CrossEntropyLoss {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::test_gpu;
+    use crate::common::test_backends;
     use crate::weights;
 
     fn model(device: &Device) -> LanguageModel {
@@ -176,7 +207,7 @@ mod tests {
 
     #[test]
     fn every_token_but_the_first_of_a_sequence_is_predicted_once() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let text: Vec<u32> = (0..23).collect();
         let sequences = Sequences::new(&text, 2);
         // Two sequences of 11, so 10 predictions each: 3 windows of 3.
@@ -189,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_state_carries_over_to_the_next_window() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let model = model(&device);
         let text: Vec<u32> = (0..26).map(|i| (i * i) % 11).collect();
         let sequences = Sequences::new(&text, 2);
@@ -202,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_layer_computes_the_equations() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let layer = weights::draw(
             LstmLayer {
                 input: LinearConfig::new(1, 4).init(&device),

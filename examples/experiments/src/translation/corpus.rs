@@ -1,4 +1,4 @@
-//! Pairs of sentences, from two files or of number words.
+//! Pairs of sentences, from files or of number words.
 
 use std::path::Path;
 
@@ -65,8 +65,12 @@ impl Corpus {
             targets.len()
         );
         let pairs = sources.into_iter().zip(targets).map(|(source, target)| Pair { source, target });
-        let mut pairs: Vec<_> =
-            pairs.filter(|pair| !pair.source.is_empty() && !pair.target.is_empty()).collect();
+        let pairs = pairs.filter(|pair| !pair.source.is_empty() && !pair.target.is_empty()).collect();
+        Self::shuffled(pairs, held_out)
+    }
+
+    /// Pairs in an order that is always the same, split.
+    pub fn shuffled(mut pairs: Vec<Pair>, held_out: HeldOut) -> anyhow::Result<Self> {
         pairs.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(SPLIT_SEED));
         Self::split(pairs, held_out)
     }

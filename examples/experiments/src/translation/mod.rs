@@ -1,36 +1,44 @@
 //! Neural machine translation: the paper's Figures 1, 2, 3 and 9 and its Table 2.
 
 mod bleu;
+mod catalogues;
 mod corpus;
 mod network;
 
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
-use adamod::{AdaMod, Adam, Hyperparameters, RateHistograms, Rule, RuleKind, WeightDecay};
-use adamod_burn::Gpu;
+use adamod::{AdaMod, Adam, Checkpoint, Hyperparameters, RateHistograms, Rule, RuleKind, WeightDecay};
 use anyhow::ensure;
 use burn::module::Module;
-use burn::tensor::DeviceKind;
+use burn::nn::loss::CrossEntropyLoss;
+use burn::tensor::Device;
 use clap::Args;
 use plotters::style::RGBColor;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
 
-use crate::common::{Common, or_default};
-use crate::learner::Learner;
-use crate::method::{Method, Schedule, parse_beta};
-use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, Panel, SCALE, Series};
+use crate::backend::Backend;
+use crate::common::{Common, fingerprint, or_default};
+use crate::formats::{Comparison, FormatArguments};
+use crate::learner::{Learner, LearnerState, Windows};
+use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
+use crate::numbers;
+use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, PURPLE, Panel, SCALE, Series};
 use crate::rates::{distinct, parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::ridges::{Ridges, Window};
-use crate::runs::{Cell, Run, Runs};
+use crate::runs::{Cell, Training};
+use crate::settings::Settings;
 use crate::statistics::mean;
+use crate::store::Saved;
 use crate::summary::{smooth, summary};
 use crate::weights;
 
 use crate::tokenizer::{END, Tokenizer};
+use catalogues::Direction;
 use corpus::{Corpus, HeldOut, Pair};
 use network::{Batch, Example, Sizes, Translator};
 
@@ -50,6 +58,14 @@ pub struct Arguments {
     /// Their translations, one per line [default: English number words]
     #[arg(long, requires = "source")]
     target: Option<PathBuf>,
+
+    /// A folder with German message catalogues, de/LC_MESSAGES/*.mo, in it or below it: docs/experiments/data.md
+    #[arg(long, value_name = "FOLDER", conflicts_with = "source")]
+    catalogues: Option<PathBuf>,
+
+    /// The languages of the message catalogues
+    #[arg(long, value_enum, default_value_t = Direction::GermanEnglish, requires = "catalogues")]
+    direction: Direction,
 
     /// Pairs of number words, if no files are given
     #[arg(long, default_value_t = 12_000)]
@@ -114,6 +130,12 @@ pub struct Arguments {
     /// Other values of beta3, tried at the middle learning rate [default: 0.9,0.99,0.9999; with --quick 0.9]
     #[arg(long, value_delimiter = ',', value_parser = parse_beta)]
     other_beta3: Vec<f64>,
+
+    #[command(flatten)]
+    growth: GrowthArguments,
+
+    #[command(flatten)]
+    formats: FormatArguments,
 }
 
 impl Arguments {
@@ -150,8 +172,8 @@ impl Arguments {
         distinct(&[&others[..], &[self.beta3]].concat())
     }
 
-    /// Adam without warmup, Adam with it, AdaMod without.
-    fn methods(&self, learning_rate: f64) -> [Method; 3] {
+    /// Adam without warmup, Adam with it, AdaMod without, and with a beta3 that grows.
+    fn methods(&self, learning_rate: f64) -> [Method; 4] {
         // Betas and epsilon of Vaswani et al., weight decay of the paper.
         let adam = Adam::new().with_betas([0.9, 0.98]).with_epsilon(1e-9).into();
         let adamod = AdaMod::new().with_betas([0.9, 0.98, self.beta3]).with_epsilon(1e-9).into();
@@ -159,12 +181,15 @@ impl Arguments {
             let hyperparameters = Hyperparameters::from(rule)
                 .with_learning_rate(learning_rate)
                 .with_weight_decay(WeightDecay::Decoupled(1e-4));
-            Method { name, hyperparameters, schedule }
+            Method::new(name, hyperparameters, schedule)
         };
+        let adamod = method("AdaMod without warmup", adamod, Schedule::Constant);
+        let growing = self.growth.method(&adamod, "AdaMod, growing beta3");
         [
             method("Adam without warmup", adam, Schedule::Constant),
             method("Adam with warmup", adam, Schedule::Warmup(self.warmup())),
-            method("AdaMod without warmup", adamod, Schedule::Constant),
+            adamod,
+            growing,
         ]
     }
 
@@ -192,14 +217,22 @@ struct Task {
     test: Vec<Example>,
     /// Translations of the test sentences.
     references: Vec<String>,
+    /// What the message catalogues gave.
+    collected: Option<String>,
     sizes: Sizes,
 }
 
 impl Task {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
         let held_out = HeldOut { validation: arguments.validation_sentences, test: arguments.test_sentences };
-        let corpus = match (&arguments.source, &arguments.target) {
-            (Some(source), Some(target)) => Corpus::read(source, target, held_out)?,
+        let mut collected = None;
+        let corpus = match (&arguments.catalogues, &arguments.source, &arguments.target) {
+            (Some(folder), ..) => {
+                let found = catalogues::collect(folder, arguments.direction)?;
+                collected = Some(found.to_string());
+                Corpus::shuffled(found.pairs, held_out)?
+            }
+            (None, Some(source), Some(target)) => Corpus::read(source, target, held_out)?,
             _ => Corpus::number_words(arguments.sentences, held_out)?,
         };
         // Includes the validation pairs, so that their number does not change the tokens.
@@ -235,7 +268,13 @@ impl Task {
             feed_forward: arguments.feed_forward as usize,
             dropout: arguments.dropout,
         };
-        Ok(Self { tokenizer, training, validation, test, references, sizes })
+        Ok(Self { tokenizer, training, validation, test, references, collected, sizes })
+    }
+
+    /// What the sentences are, for the record of the runs.
+    fn fingerprint(&self) -> String {
+        let examples = [&self.training, &self.validation, &self.test].into_iter().flatten();
+        fingerprint(examples.flat_map(|example| [&example.source, &example.target]))
     }
 
     /// The training pairs in a new order, which hardly depends on how many pairs validation took out of them.
@@ -246,18 +285,31 @@ impl Task {
     }
 }
 
-/// The results of a run.
+/// The results of a run, or what there is of them before its end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Outcome {
     /// One for each step. A run ends after a loss that is not finite.
+    #[serde(with = "numbers")]
     losses: Vec<f32>,
     /// Losses of the validation set after equal numbers of steps, and at the end.
+    #[serde(with = "numbers")]
     validation: Vec<f32>,
-    /// BLEU of the test set; `None` if a loss was not finite.
-    bleu: Option<f64>,
-    windows: Vec<Window>,
+    /// BLEU of the test set, one number; none if a loss was not finite.
+    #[serde(with = "numbers")]
+    bleu: Vec<f64>,
+    /// Learning rates of the steps from the first to the last of each window.
+    rates: Windows,
 }
 
 impl Outcome {
+    fn bleu(&self) -> Option<f64> {
+        self.bleu.first().copied()
+    }
+
+    fn windows(&self) -> Vec<Window> {
+        self.rates.iter().filter_map(|(steps, counts)| counts.window(*steps)).collect()
+    }
+
     /// Mean training loss of the last tenth of the steps.
     fn final_loss(&self) -> f64 {
         let last = self.losses.len().saturating_sub(self.losses.len().div_ceil(10));
@@ -266,14 +318,14 @@ impl Outcome {
 
     /// `None` if a loss was not finite.
     fn final_validation(&self) -> Option<f64> {
-        let last = self.validation.last().filter(|loss| self.bleu.is_some() && loss.is_finite());
+        let last = self.validation.last().filter(|loss| self.bleu().is_some() && loss.is_finite());
         last.map(|&loss| f64::from(loss))
     }
 }
 
 impl Display for Outcome {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        match (self.bleu, self.final_validation()) {
+        match (self.bleu(), self.final_validation()) {
             (Some(bleu), Some(validation)) => {
                 let training = self.final_loss();
                 write!(f, "BLEU {bleu:.1}, training loss {training:.3}, validation loss {validation:.3}")
@@ -283,56 +335,104 @@ impl Display for Outcome {
     }
 }
 
-/// Trains with initial weights and minibatches that the seed determines.
-fn train(
-    gpu: &Gpu,
-    task: &Task,
-    arguments: &Arguments,
-    counts: bool,
-    run: &Run<'_>,
-) -> anyhow::Result<Outcome> {
-    let device = gpu.device().autodiff();
-    // Seeds dropout, which draws its numbers on the device.
-    device.seed(run.seed);
-    let model = weights::draw(Translator::new(&task.sizes, &device), run.seed);
-    let mut learner = if counts {
-        Learner::counting(model, run.method, gpu)?
-    } else {
-        Learner::new(model, run.method, gpu)?
-    };
-    let criterion = network::criterion(&device);
-    let mut rng = Xoshiro256PlusPlus::seed_from_u64(run.seed);
-    let mut order = Vec::new();
-    let mut outcome = Outcome { losses: Vec::new(), validation: Vec::new(), bleu: None, windows: Vec::new() };
-    for step in 1..=arguments.steps() {
-        if order.len() < arguments.batch as usize {
-            order = task.shuffled(&mut rng);
+/// A run in progress. The seed determines initial weights and minibatches.
+struct Translation<'a> {
+    backend: &'a Backend,
+    task: &'a Task,
+    arguments: &'a Arguments,
+    seed: u64,
+    device: Device,
+    learner: Learner<Translator>,
+    criterion: CrossEntropyLoss,
+    rng: Xoshiro256PlusPlus,
+    /// Pairs that are left of the current pass over the training set.
+    order: Vec<&'a Example>,
+    outcome: Outcome,
+}
+
+impl<'a> Translation<'a> {
+    fn start(
+        backend: &'a Backend,
+        task: &'a Task,
+        arguments: &'a Arguments,
+        (method, seed, counts): (&Method, u64, bool),
+        saved: Option<&Saved<Outcome>>,
+    ) -> anyhow::Result<Self> {
+        let device = backend.device().autodiff();
+        let model = weights::draw(Translator::new(&task.sizes, &device), seed);
+        let learner = match saved {
+            None => Learner::new(model, method, backend, counts)?,
+            Some(saved) => Learner::resume(model, method, backend, &saved.checkpoint, &saved.learner)?,
+        };
+        let mut run = Self {
+            backend,
+            task,
+            arguments,
+            seed,
+            criterion: network::criterion(&device),
+            device,
+            learner,
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            order: Vec::new(),
+            outcome: saved.map(|saved| saved.progress.clone()).unwrap_or_default(),
+        };
+        for _ in 0..saved.map_or(0, |saved| saved.step) {
+            run.next_examples();
         }
-        let examples = order.split_off(order.len() - arguments.batch as usize);
-        let batch = Batch::new(&examples, &device);
-        let loss = learner.step(|translator| translator.loss(&batch, &criterion))?;
-        outcome.losses.push(loss);
-        run.step();
-        if !loss.is_finite() {
-            run.skip(arguments.steps() - step);
-            outcome.windows = learner.into_windows()?;
-            return Ok(outcome);
-        }
-        if step % arguments.interval() == 0 || step == arguments.steps() {
-            outcome.validation.push(validate(gpu, &task.validation, &learner.model().valid()));
-        }
+        Ok(run)
     }
-    outcome.bleu = Some(test(gpu, task, &learner.model().valid()));
-    outcome.windows = learner.into_windows()?;
-    Ok(outcome)
+
+    fn next_examples(&mut self) -> Vec<&'a Example> {
+        let batch = self.arguments.batch as usize;
+        if self.order.len() < batch {
+            self.order = self.task.shuffled(&mut self.rng);
+        }
+        self.order.split_off(self.order.len() - batch)
+    }
+}
+
+impl Training for Translation<'_> {
+    type Outcome = Outcome;
+    type Progress = Outcome;
+
+    fn step(&mut self, step: u64) -> anyhow::Result<bool> {
+        let examples = self.next_examples();
+        if self.arguments.dropout > 0.0 {
+            // The device draws its numbers. A seed of its own for each step lets a run continue anywhere.
+            self.device.seed((self.seed << 32) + step);
+        }
+        let batch = Batch::new(&examples, &self.device);
+        let loss = self.learner.step(|translator| translator.loss(&batch, &self.criterion))?;
+        self.outcome.losses.push(loss);
+        if loss.is_finite()
+            && (step.is_multiple_of(self.arguments.interval()) || step == self.arguments.steps())
+        {
+            let translator = self.learner.model().valid();
+            self.outcome.validation.push(validate(self.backend, &self.task.validation, &translator));
+        }
+        Ok(loss.is_finite())
+    }
+
+    fn save(&mut self) -> anyhow::Result<(Checkpoint, LearnerState, Outcome)> {
+        let (checkpoint, learner) = self.learner.save()?;
+        Ok((checkpoint, learner, self.outcome.clone()))
+    }
+
+    fn finish(mut self) -> anyhow::Result<Outcome> {
+        if self.outcome.losses.iter().all(|loss| loss.is_finite()) {
+            self.outcome.bleu = vec![test(self.backend, self.task, &self.learner.model().valid())];
+        }
+        self.outcome.rates = self.learner.windows()?;
+        Ok(self.outcome)
+    }
 }
 
 /// Number of sentences that are evaluated at once.
 const SENTENCES: usize = 200;
 
 /// Mean loss per target token.
-fn validate(gpu: &Gpu, validation: &[Example], translator: &Translator) -> f32 {
-    let device = gpu.device();
+fn validate(backend: &Backend, validation: &[Example], translator: &Translator) -> f32 {
+    let device = backend.device();
     let criterion = network::criterion(&device);
     let (mut sum, mut tokens) = (0.0, 0);
     for examples in validation.chunks(SENTENCES) {
@@ -345,8 +445,8 @@ fn validate(gpu: &Gpu, validation: &[Example], translator: &Translator) -> f32 {
 }
 
 /// BLEU of the test set's translations.
-fn test(gpu: &Gpu, task: &Task, translator: &Translator) -> f64 {
-    let device = gpu.device();
+fn test(backend: &Backend, task: &Task, translator: &Translator) -> f64 {
+    let device = backend.device();
     let mut translations = Vec::new();
     for examples in task.test.chunks(SENTENCES) {
         let batch = Batch::new(&examples.iter().collect::<Vec<_>>(), &device);
@@ -358,15 +458,18 @@ fn test(gpu: &Gpu, task: &Task, translator: &Translator) -> f64 {
 }
 
 /// Trains everything, prints the tables and draws the pictures.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     arguments.check()?;
-    let gpu = Gpu::open(DeviceKind::DefaultDevice)?;
-    let mut report = arguments.common.report(&gpu, "translation")?;
+    let backend = arguments.common.backend()?;
+    let mut report = arguments.common.report(&backend, "translation")?;
     let task = Task::new(arguments)?;
+    if let Some(collected) = &task.collected {
+        report.say(collected)?;
+    }
     let rates = arguments.learning_rates();
     let middle = rates[rates.len() / 2];
     let seeds = arguments.common.seeds();
-    report.say(format!(
+    let data = format!(
         "{} training, {} validation and {} test pairs, {} tokens; Transformer of {}+{} layers, width {}, {} parameters; \
          {} seed(s), {} steps of {} sentences, warmup {} steps, beta3 {}",
         task.training.len(),
@@ -376,18 +479,22 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         task.sizes.layers,
         task.sizes.layers,
         task.sizes.width,
-        Translator::new(&task.sizes, &gpu.device()).num_params(),
+        Translator::new(&task.sizes, &backend.device()).num_params(),
         seeds,
         arguments.steps(),
         arguments.batch,
         arguments.warmup(),
         arguments.beta3
-    ))?;
+    );
+    report.say(&data)?;
 
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
-    let runs = Runs::new(3 * rates.len() + sweep.len(), seeds, arguments.steps());
-    let saved = arguments.common.saved(&["losses.csv", "beta3.csv"])?;
+    let low_bits = arguments.formats.methods(&arguments.methods(middle)[2]);
+    let size = (4 * rates.len() + sweep.len() + low_bits.len(), arguments.steps());
+    let runs = arguments.common.runs("translation", settings, &backend, &task.fingerprint(), size)?;
+    let files = ["losses.csv", "beta3.csv", "formats.csv"];
+    let saved = arguments.common.saved(if low_bits.is_empty() { &files[..2] } else { &files })?;
     let saved = saved.zip(arguments.common.saved(&["validation_losses.csv"])?);
     let cell = |method: &Method| {
         if let Some((losses, validation)) = &saved {
@@ -397,22 +504,25 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                     losses: numbers(losses.series(run)?),
                     // Those of the sweep over beta3 are not written.
                     validation: numbers(validation.series(run).unwrap_or_default()),
-                    bleu: None,
-                    windows: Vec::new(),
+                    ..Outcome::default()
                 })
             });
         }
         let at_middle = method.hyperparameters.learning_rate == middle;
-        runs.of(&method.description(), method, |run| {
-            train(&gpu, &task, arguments, at_middle && run.seed == 0, run)
+        runs.of(&method.description(), method, |method, seed, saved| {
+            let counts = at_middle && seed == 0;
+            Translation::start(&backend, &task, arguments, (method, seed, counts), saved)
         })
     };
     let mut grid = Vec::new();
     for &rate in &rates {
         grid.push(arguments.methods(rate).iter().map(&cell).collect::<anyhow::Result<Vec<_>>>()?);
     }
-    let mut sweep = sweep.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
-    runs.finish();
+    let sweep = sweep.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
+    let low_bits = low_bits.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
+    if !arguments.common.close(&runs, &mut report)? {
+        return Ok(());
+    }
 
     report_grid(&mut report, arguments, &rates, &grid)?;
     let cells = &grid[rates.len() / 2];
@@ -420,17 +530,18 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if saved.is_none() {
         report_rates(&mut report, cells, middle)?;
     }
-    sweep.push(Cell { method: cells[2].method.clone(), outcomes: Vec::new() });
+    let mut sweep: Vec<_> = sweep.iter().chain([&cells[2]]).collect();
     sweep.sort_by(|a, b| beta3(a).total_cmp(&beta3(b)));
-    let sweep: Vec<&Cell<Outcome>> =
-        sweep.iter().map(|cell| if cell.outcomes.is_empty() { &cells[2] } else { cell }).collect();
+    sweep.push(&cells[3]);
     report_beta3(&mut report, arguments, &sweep, &cells[0])?;
+    let formats: Vec<_> = [&cells[2]].into_iter().chain(&low_bits).collect();
+    report_formats(&mut report, arguments, &formats)?;
     report.finish()
 }
 
 impl Cell<Outcome> {
     fn bleu(&self) -> String {
-        self.summary(1, |outcome| outcome.bleu)
+        self.summary(1, Outcome::bleu)
     }
 
     fn final_loss(&self) -> String {
@@ -491,7 +602,7 @@ fn report_grid(
     let draw = |kind: &str, axes: &Axes, points: fn(&Arguments, &Outcome) -> Vec<f64>, file: &str| {
         let panel = |(cells, title): (&Vec<Cell<Outcome>>, &String)| Panel {
             title: title.clone(),
-            series: (cells.iter().zip([ORANGE, GREEN, BLUE]))
+            series: (cells.iter().zip([ORANGE, GREEN, BLUE, PURPLE]))
                 .map(|(cell, color)| {
                     cell.series(cell.method.name.into(), color, |outcome| points(arguments, outcome))
                 })
@@ -509,7 +620,10 @@ fn report_grid(
 fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyhow::Result<()> {
     /// The edge of a bin just above the paper's 10,000.
     const EXTREME: f64 = 16_384.0;
-    let windows = |cell: &Cell<Outcome>| cell.outcomes[0].windows.clone();
+    let windows = |cell: &Cell<Outcome>| -> Vec<Window> {
+        let all = cell.outcomes.iter().map(Outcome::windows);
+        all.into_iter().find(|windows| !windows.is_empty()).unwrap_or_default()
+    };
     let extreme = |window: &Window| {
         let bins = |counts: &[u64]| {
             let above = (0..counts.len()).filter(|&bin| RateHistograms::lower_edge(bin) >= EXTREME);
@@ -529,14 +643,15 @@ fn report_rates(report: &mut Report, cells: &[Cell<Outcome>], rate: f64) -> anyh
             .map(|cell| (cell.method.name.into(), windows(cell).iter().map(extreme).collect()))
             .collect(),
     })?;
-    let panels: Vec<_> = (cells.iter().zip([ORANGE, GREEN, BLUE]))
-        .map(|(cell, color)| Ridges {
+    let windows: Vec<_> = cells.iter().map(windows).collect();
+    let panels: Vec<_> = (cells.iter().zip(&windows).zip([ORANGE, GREEN, BLUE, PURPLE]))
+        .map(|((cell, windows), color)| Ridges {
             title: match cell.method.rule() {
-                RuleKind::AdaMod => "AdaMod: filled min(η, s), line η".into(),
+                RuleKind::AdaMod => format!("{}: filled min(η, s), line η", cell.method.name),
                 _ => format!("{}: η", cell.method.name),
             },
             color,
-            windows: &cell.outcomes[0].windows,
+            windows,
         })
         .collect();
     let title = format!("Learning rates of the single weights over the steps, α = {}", rate_name(rate));
@@ -558,7 +673,7 @@ fn report_beta3(
     let rate = adam.method.hyperparameters.learning_rate;
     report.say(Table {
         title: format!("AdaMod without warmup at α = {} with different beta3", rate_name(rate)),
-        columns: sweep.iter().map(|cell| format!("beta3 = {}", beta3(cell))).collect(),
+        columns: sweep.iter().map(|cell| cell.method.beta3_name()).collect(),
         rows: vec![
             ("BLEU".into(), sweep.iter().map(|cell| cell.bleu()).collect()),
             ("training loss".into(), sweep.iter().map(|cell| cell.final_loss()).collect()),
@@ -568,12 +683,40 @@ fn report_beta3(
     report.write_series("beta3.csv", "step", 1, arguments.steps(), &losses)?;
     let points = |outcome: &Outcome| training_curve(arguments, outcome);
     let mut series: Vec<_> = (sweep.iter().zip(SCALE.iter().cycle()))
-        .map(|(cell, color)| cell.series(format!("beta3 = {}", beta3(cell)), *color, points))
+        .map(|(cell, color)| {
+            let color = if cell.method.growth.is_some() { PURPLE } else { *color };
+            cell.series(cell.method.beta3_name(), color, points)
+        })
         .collect();
     series.push(adam.series("Adam without warmup".into(), ORANGE, points));
     let panels = [Panel { title: format!("α = {}", rate_name(rate)), series }];
     let axes = axes("training loss", arguments.smoothing(), arguments);
     plots::curves(&report.path("beta3.svg"), "Training loss with different beta3", &axes, &panels)
+}
+
+/// AdaMod with fewer bits.
+fn report_formats(
+    report: &mut Report,
+    arguments: &Arguments,
+    cells: &[&Cell<Outcome>],
+) -> anyhow::Result<()> {
+    let rate = rate_name(cells[0].method.hyperparameters.learning_rate);
+    let comparison = Comparison {
+        subject: format!("AdaMod without warmup at α = {rate}"),
+        axes: &axes("training loss", arguments.smoothing(), arguments),
+        points: &|outcome| training_curve(arguments, outcome),
+        rows: &[
+            ("BLEU", Cell::bleu),
+            ("training loss", Cell::final_loss),
+            ("validation loss", Cell::final_validation),
+        ],
+    };
+    comparison.report(report, cells)?;
+    let losses: Vec<_> = cells.iter().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
+    if cells.len() > 1 {
+        report.write_series("formats.csv", "step", 1, arguments.steps(), &losses)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -582,7 +725,8 @@ mod tests {
     use rand::RngExt;
 
     use super::*;
-    use crate::common::test_gpu;
+    use crate::common::test_backends;
+    use crate::runs::assert_resumes;
 
     #[derive(Parser)]
     struct Line {
@@ -620,11 +764,11 @@ mod tests {
 
     #[test]
     fn the_validation_loss_is_the_mean_of_all_tokens_without_dropout() {
-        let gpu = test_gpu();
+        let backend = &test_backends()[0];
         let sizes = "--layers=1 --width=8 --heads=2 --feed-forward=8 --dropout=0.5";
         let task = task(&format!("--sentences=600 --validation-sentences=203 {sizes}"));
-        let translator = weights::draw(Translator::new(&task.sizes, &gpu.device().autodiff()), 1).valid();
-        let loss = |examples: &[Example]| validate(gpu, examples, &translator);
+        let translator = weights::draw(Translator::new(&task.sizes, &backend.device().autodiff()), 1).valid();
+        let loss = |examples: &[Example]| validate(backend, examples, &translator);
         let tokens =
             |examples: &[Example]| examples.iter().map(|example| example.target.len()).sum::<usize>() as f32;
         let parts = task.validation.chunks(30).map(|part| tokens(part) * loss(part)).sum::<f32>();
@@ -651,14 +795,29 @@ mod tests {
 
     #[test]
     fn only_whole_runs_have_a_final_validation_loss() {
-        let outcome = |bleu, validation: &[f32]| Outcome {
+        let outcome = |bleu: Option<f64>, validation: &[f32]| Outcome {
             losses: vec![1.0; 3],
             validation: validation.to_vec(),
-            bleu,
-            windows: Vec::new(),
+            bleu: bleu.into_iter().collect(),
+            rates: Vec::new(),
         };
         assert_eq!(outcome(Some(1.0), &[3.0, 2.0]).final_validation(), Some(2.0));
         assert_eq!(outcome(Some(1.0), &[3.0, f32::NAN]).final_validation(), None);
         assert_eq!(outcome(None, &[3.0]).final_validation(), None);
+    }
+
+    #[test]
+    fn a_translation_has_the_same_outcome_wherever_it_is_broken() {
+        // Less than a pass over the training pairs, and more than one.
+        let sizes =
+            "--layers=1 --width=8 --heads=2 --feed-forward=8 --dropout=0.2 --merges=0 --batch=4 --steps=5";
+        let line = format!("--sentences=16 --test-sentences=3 --validation-sentences=2 {sizes}");
+        let (arguments, task) = (arguments(&line), task(&line));
+        for backend in &test_backends() {
+            let [_, _, adamod, _] = arguments.methods(0.01);
+            assert_resumes(5, |saved| {
+                Translation::start(backend, &task, &arguments, (&adamod, 1, true), saved)
+            });
+        }
     }
 }

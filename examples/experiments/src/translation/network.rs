@@ -175,7 +175,7 @@ fn rows(sentences: &[Vec<u32>], device: &Device) -> Tensor<2, Int> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::test_gpu;
+    use crate::common::test_backends;
     use crate::weights;
 
     fn translator(device: &Device) -> Translator {
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_padded_sentence_has_the_scores_it_has_alone() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let translator = translator(&device);
         let short = example(&[5, 6, END], &[7, END]);
         // Alone the source is filled up to 8 tokens, together to 16.
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn no_score_depends_on_later_tokens() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let translator = translator(&device);
         let of = |target: &[u32]| scores(&translator, &[&example(&[5, 6, END], target)], &device);
         // The last token of a target is only ever predicted.
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn padding_has_no_loss() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let translator = translator(&device);
         let criterion = criterion(&device);
         let loss = |examples: &[&Example]| {
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn translations_end_at_the_longest_length() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let translations = translator(&device).translate(rows(&[vec![5, 6, END], vec![7, END]], &device), 6);
         assert_eq!(translations.len(), 2);
         assert!(translations.iter().all(|translation| (1..6).contains(&translation.len())));
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_seed_decides_the_weights() {
-        let device = test_gpu().device();
+        let device = test_backends()[0].device();
         let example = example(&[5, 6, END], &[7, END]);
         let sizes = Sizes {
             vocabulary: 20,

@@ -70,7 +70,7 @@ struct Trainer {
 pub fn train(ranks: &Ranks, arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let digits = Digits::load()?;
     let mut trainer = Trainer::new(ranks, arguments, &digits)?;
-    let per_epoch = steps_per_epoch(arguments.batch as usize) as u64;
+    let per_epoch = steps_per_epoch(TRAINING_IMAGES, arguments.batch as usize) as u64;
     let steps = arguments.epochs * per_epoch;
     if ranks.rank() == 0 {
         println!(
@@ -130,7 +130,7 @@ impl Trainer {
         gpu.write(test.input(), &digits.test.pixels);
 
         // This rank's rows of every minibatch.
-        let order: Vec<u32> = minibatches(arguments.seed, arguments.epochs as usize, batch)
+        let order: Vec<u32> = minibatches(TRAINING_IMAGES, arguments.seed, arguments.epochs as usize, batch)
             .chunks(batch)
             .flat_map(|of| of[ranks.rank() * rows..][..rows].to_vec())
             .collect();

@@ -1,0 +1,184 @@
+//! How parameters and the optimizer's state are stored.
+
+use std::fmt::{Display, Formatter};
+use std::str::FromStr;
+
+use adamod::{DType, MasterWeights, Precision, StateFormat};
+use clap::Args;
+
+use crate::method::Method;
+use crate::plots::{self, Axes, BLUE, GREEN, GREY, ORANGE, Panel, SCALE, Series};
+use crate::report::{Report, Table};
+use crate::runs::Cell;
+
+/// Data type of the parameters, and their master weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    #[default]
+    F32,
+    /// bf16 without master weights, rounded stochastically.
+    Bf16,
+    /// bf16, and 8 more bits for the optimizer.
+    Split24,
+    /// bf16, and the other 16 bits of an f32 for the optimizer.
+    Split32,
+}
+
+/// Both formats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Formats {
+    pub state: StateFormat,
+    pub weights: Weights,
+}
+
+impl Formats {
+    /// Tensors with fewer elements keep f32 state: biases and norm weights. The networks are small, so this is below the library's 4,096.
+    const F32_STATE_BELOW: u64 = 256;
+
+    pub fn precision(self) -> Precision {
+        let master_weights = match self.weights {
+            Weights::F32 | Weights::Bf16 => MasterWeights::None,
+            Weights::Split24 => MasterWeights::Split24,
+            Weights::Split32 => MasterWeights::Split32,
+        };
+        Precision::new(self.state)
+            .with_master_weights(master_weights)
+            .with_f32_state_below(Self::F32_STATE_BELOW)
+    }
+
+    /// Data type of parameters and gradients.
+    pub fn dtype(self) -> DType {
+        if self.weights == Weights::F32 { DType::F32 } else { DType::Bf16 }
+    }
+}
+
+impl Weights {
+    const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Split24, Self::Split32];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Split24 => "split24",
+            Self::Split32 => "split32",
+        }
+    }
+}
+
+impl FromStr for Formats {
+    type Err = String;
+
+    /// The format of the state, and after a slash that of the weights: `q8/split24`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (state, weights) = text.trim().split_once('/').unwrap_or((text.trim(), "f32"));
+        let known = StateFormat::ALL.into_iter().find(|format| format.name() == state);
+        let weights = Weights::ALL.into_iter().find(|format| format.name() == weights);
+        match (known, weights) {
+            (Some(state), Some(weights)) => Ok(Self { state, weights }),
+            _ => {
+                Err("expected f32, bf16 or q8, and with a slash f32, bf16, split24 or split32: q8/split24"
+                    .into())
+            }
+        }
+    }
+}
+
+impl Display for Formats {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.state.name(), self.weights.name())
+    }
+}
+
+/// Which formats are compared.
+#[derive(Args, Clone, Debug)]
+pub struct FormatArguments {
+    /// Also train AdaMod at the middle learning rate with the state in these formats, comma-separated: f32, bf16 or q8; after a slash the
+    /// format of the weights: f32, bf16 (rounded stochastically), split24 or split32 (bf16 with master weights), as in q8/split24. Weights
+    /// other than f32 need --device cpu
+    #[arg(long, value_delimiter = ',')]
+    formats: Vec<Formats>,
+}
+
+impl FormatArguments {
+    /// The method in each format but f32, which is the method itself.
+    pub fn methods(&self, method: &Method) -> Vec<Method> {
+        let mut methods: Vec<Method> = Vec::new();
+        for &formats in self.formats.iter().filter(|formats| **formats != Formats::default()) {
+            let method = Method { formats, ..method.clone() };
+            if !methods.contains(&method) {
+                methods.push(method);
+            }
+        }
+        methods
+    }
+}
+
+/// Name of a row of a table, and its text of a cell.
+pub type Row<'a, O> = (&'a str, fn(&Cell<O>) -> String);
+
+/// What to report of runs in different formats.
+pub struct Comparison<'a, O> {
+    /// The network, the method and its learning rate.
+    pub subject: String,
+    pub axes: &'a Axes,
+    /// Values of a run over time.
+    pub points: &'a dyn Fn(&O) -> Vec<f64>,
+    /// Rows of the table.
+    pub rows: &'a [Row<'a, O>],
+}
+
+impl<O> Comparison<'_, O> {
+    /// A table, and a picture of the curves side by side: `formats.svg`.
+    pub fn report(&self, report: &mut Report, cells: &[&Cell<O>]) -> anyhow::Result<()> {
+        if cells.len() < 2 {
+            return Ok(());
+        }
+        report.say(Table {
+            title: format!("{}: formats of state and weights", self.subject),
+            columns: cells.iter().map(|cell| cell.method.formats.to_string()).collect(),
+            rows: (self.rows.iter())
+                .map(|(name, text)| ((*name).to_owned(), cells.iter().map(|cell| text(cell)).collect()))
+                .collect(),
+        })?;
+        let colors = [BLUE, ORANGE, GREEN, GREY].into_iter().chain(SCALE).cycle();
+        let series = cells.iter().zip(colors).map(|(cell, color)| Series {
+            name: cell.method.formats.to_string(),
+            color,
+            runs: cell.outcomes.iter().map(self.points).collect(),
+        });
+        let panels = [Panel { title: self.subject.clone(), series: series.collect() }];
+        plots::curves(&report.path("formats.svg"), "Formats of state and weights", self.axes, &panels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_have_names() {
+        for state in StateFormat::ALL {
+            for weights in Weights::ALL {
+                let formats = Formats { state, weights };
+                assert_eq!(formats.to_string().parse(), Ok(formats));
+            }
+        }
+        assert_eq!("bf16".parse(), Ok(Formats { state: StateFormat::Bf16, weights: Weights::F32 }));
+        assert!(["", "f16", "q8/", "q8/q8", "/f32"].iter().all(|text| text.parse::<Formats>().is_err()));
+    }
+
+    #[test]
+    fn each_format_is_a_method_of_its_own() {
+        let method = Method::new("AdaMod", adamod::AdaMod::new().into(), Default::default());
+        let formats = ["f32", "q8", "bf16/split24", "q8/f32"].map(|text| text.parse().unwrap()).to_vec();
+        let methods = FormatArguments { formats }.methods(&method);
+        let names: Vec<_> = methods.iter().map(|method| method.description()).collect();
+        assert_eq!(
+            names,
+            ["q8/f32", "bf16/split24"].map(|formats| format!("{}, {formats}", method.description()))
+        );
+        let group = methods[1].group();
+        assert_eq!(group.precision.master_weights, MasterWeights::Split24);
+        assert_eq!((group.precision.state, methods[1].formats.dtype()), (StateFormat::Bf16, DType::Bf16));
+    }
+}

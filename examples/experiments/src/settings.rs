@@ -1,0 +1,133 @@
+//! The arguments of an experiment as its runs record them, so that a run goes on only with the same ones. Arguments that choose which runs
+//! there are may differ: the folder then has more runs, or has some that the report leaves out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use clap::{ArgMatches, Command};
+use serde::{Deserialize, Serialize};
+
+use crate::store;
+
+/// Arguments that say how to train. They do not change any number.
+const OF_THE_CALL: [&str; 8] = ["output", "redraw", "device", "hours", "resume", "restart", "jobs", "worker"];
+/// Arguments that choose runs. What is different between two runs is in their names.
+const OF_THE_CHOICE: [&str; 9] = [
+    "seeds",
+    "networks",
+    "learning_rates",
+    "beta3",
+    "other_beta3",
+    "formats",
+    "growing_start",
+    "growing_fraction",
+    "growing_beta3",
+];
+const FILE: &str = "arguments.json";
+
+/// What determines the numbers of all runs, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings(BTreeMap<String, String>);
+
+impl Settings {
+    /// The arguments of a subcommand, defaults included.
+    pub fn new(command: &Command, matches: &ArgMatches) -> Self {
+        let value = |id: &str| {
+            let values = matches.try_get_raw(id).ok().flatten();
+            values.map(|values| values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","))
+        };
+        let is_free = |name: &str| OF_THE_CALL.contains(&name) || OF_THE_CHOICE.contains(&name);
+        let arguments = command.get_arguments().filter(|argument| !is_free(argument.get_id().as_str()));
+        let named = arguments.filter_map(|argument| {
+            let name = format!("--{}", argument.get_long()?);
+            Some((name, value(argument.get_id().as_str())?))
+        });
+        Self(named.collect())
+    }
+
+    /// Adds what else determines the numbers.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.0.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Records the settings in the folder of runs. If it has some, they have to be the same.
+    ///
+    /// # Errors
+    /// If they differ. The error names what differs.
+    pub fn record(&self, runs: &Path) -> anyhow::Result<()> {
+        let path = runs.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(runs)
+                    .with_context(|| format!("could not create {}", runs.display()))?;
+                return store::replace(&path, serde_json::to_string_pretty(self)?.as_bytes());
+            }
+            Err(error) => return Err(error).with_context(|| format!("could not read {}", path.display())),
+        };
+        let damaged = || format!("{} is not the record of an experiment's arguments", path.display());
+        let recorded: Self = serde_json::from_str(&text).with_context(damaged)?;
+        let names = self.0.keys().chain(recorded.0.keys().filter(|name| !self.0.contains_key(*name)));
+        let differences = names.filter_map(|name| {
+            let (found, expected) = (self.0.get(name), recorded.0.get(name));
+            let text =
+                |value: Option<&String>| value.map_or("the default".to_owned(), |value| format!("{value:?}"));
+            (found != expected).then(|| format!("{name} is {}, expected {}", text(found), text(expected)))
+        });
+        let differences: Vec<_> = differences.collect();
+        if !differences.is_empty() {
+            bail!("the runs in {} have other arguments: {}", runs.display(), differences.join("; "));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[arg(long, default_value_t = 3)]
+        layers: u64,
+        #[arg(long)]
+        steps: Option<u64>,
+        #[arg(long)]
+        quick: bool,
+        #[arg(long)]
+        output: Option<String>,
+    }
+
+    fn settings(line: &str) -> Settings {
+        let matches = Line::command().get_matches_from(["x"].into_iter().chain(line.split_whitespace()));
+        Settings::new(&Line::command(), &matches).with("data", "12 pairs")
+    }
+
+    #[test]
+    fn settings_that_differ_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = folder.path().join("deep/runs");
+        settings("--steps 5").record(&runs).unwrap();
+        settings("--steps 5 --layers 3 --output x").record(&runs).unwrap();
+        let error = |settings: Settings| settings.record(&runs).unwrap_err().to_string();
+        let found = error(settings("--steps 6 --layers 2"));
+        assert!(found.contains("--steps is \"6\", expected \"5\""), "{found}");
+        assert!(found.contains("--layers is \"2\", expected \"3\""), "{found}");
+        let found = error(settings(""));
+        assert!(
+            found.contains("--steps is the default, expected \"5\"") && !found.contains("--layers"),
+            "{found}"
+        );
+        let found = error(settings("--steps 5").with("data", "13 pairs"));
+        assert!(found.contains("data is \"13 pairs\""), "{found}");
+        assert!(error(settings("--steps 5 --quick")).contains("--quick"));
+        std::fs::write(runs.join(FILE), "x").unwrap();
+        assert!(error(settings("")).contains("is not the record"));
+    }
+}
