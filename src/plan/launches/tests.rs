@@ -211,6 +211,48 @@ const F32_STATE: BlockLayout =
     BlockLayout { states: &STATES, state: StateFormat::F32, master_weights: MasterWeights::None };
 
 #[test]
+fn tuning_changes_the_kernel_of_a_launch() {
+    let kernel = |state, lanes, tuning| {
+        let limits = PlanLimits { lanes, tuning, ..limits(1 << 20, 1 << 20) };
+        let layout = BlockLayout { state, ..F32_STATE };
+        let (extents, _) = allocate(&[(layout, 2048)], &limits);
+        let at = |buffer| Location { buffer, offset: 0, dtype: DType::F32 };
+        let tensor = Tensor {
+            values: at(0),
+            gradients: at(1),
+            shadow: None,
+            extents: &extents[0],
+            layout,
+            key: [0; 2],
+            first_quad: 0,
+            form: RuleKind::AdaMod.default_form(),
+            has_factors: false,
+            row_mask: None,
+        };
+        let plan = Plan::new(&[tensor], &[8192; 2], false, &limits);
+        let [launch] = plan.launches.as_slice() else { panic!("one launch") };
+        (launch.access, launch.state_access, launch.quantized, launch.is_whole)
+    };
+    let f32 = |lanes, tuning| kernel(StateFormat::F32, lanes, tuning);
+    let default = Tuning::default();
+    assert_eq!(f32(256, default), (Access::Vec4, StateAccess::Words4, Quantized::Off, true));
+    let masks = Tuning { constant_masks: false, ..default };
+    assert_eq!(f32(256, masks), (Access::Vec4, StateAccess::Words4, Quantized::Off, false));
+    let two_quads = Tuning { two_quads: true, ..default };
+    assert_eq!(f32(256, two_quads), (Access::Vec4, StateAccess::Words4, Quantized::Shared, true));
+    // Too few threads for all pairs of quads.
+    assert_eq!(f32(64, two_quads), f32(64, default));
+    for (most_word_bytes, access, state) in
+        [(8, Access::Vec2, StateAccess::Words2), (4, Access::Scalar, StateAccess::Words1)]
+    {
+        assert_eq!(f32(256, Tuning { most_word_bytes, ..default }), (access, state, Quantized::Off, true));
+    }
+    let q8 = |lanes| kernel(StateFormat::Q8, lanes, default);
+    assert_eq!(q8(256), (Access::Vec4, StateAccess::Words2, Quantized::Shared, true));
+    assert_eq!(q8(32), (Access::Vec4, StateAccess::Words1, Quantized::Whole, true));
+}
+
+#[test]
 fn the_first_buffer_is_as_large_as_its_tensors() {
     let (_, buffers) = allocate(&[1000, 24, 5].map(|length| (F32_STATE, length)), &limits(1 << 20, 1 << 20));
     assert_eq!(buffers, [3 * (1000 + 24 + 8)]);

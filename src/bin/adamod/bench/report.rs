@@ -17,9 +17,9 @@ pub struct Report {
     pub timing: &'static str,
     /// `cold` (flushed before every pass) or `warm` (as the previous pass left them).
     pub cache: &'static str,
-    pub results: Vec<Measurement>,
     /// What was left out, and why.
     pub left_out: Vec<String>,
+    pub results: Vec<Measurement>,
 }
 
 /// One case in one mode. Bytes per second count what the algorithm reads and writes; a gigabyte is 10^9 bytes.
