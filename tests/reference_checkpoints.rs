@@ -84,11 +84,11 @@ fn through_a_file(checkpoint: &Checkpoint) -> Checkpoint {
     read
 }
 
-fn reference(labels: &[&str], len: usize, storage: Storage<'_>) -> Reference<f32> {
+fn reference<'a>(labels: &[&'a str], len: usize, storage: Storage<'a>) -> Reference<f32> {
     let mut reference = Reference::new();
     let group = reference.add_group(AdaMod::new());
     for label in labels {
-        reference.add_stored_parameter(group, vec![0.5; len], Storage { label, ..storage });
+        reference.add_stored_parameter(group, vec![0.5; len], storage.with_label(label));
     }
     reference
 }
