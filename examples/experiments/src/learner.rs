@@ -98,8 +98,10 @@ impl<M: Module> Learner<M> {
                 "tensor {path:?}: expected {expected} saved numbers, got {found:?}"
             );
         }
-        let model = tensors::replace(model, |path| values.remove(path));
+        // Formats of weights round the new model, and not what was saved.
         let mut learner = Self::new(model, method, backend, state.rates.is_some())?;
+        let model = learner.model.take().context("a model")?;
+        learner.model = Some(tensors::replace(model, |path| values.remove(path)));
         match &mut learner.optimizer {
             Optimizer::Fused(optimizer, _) => {
                 optimizer.restore(checkpoint, learner.model.as_ref().context("a model")?)?;

@@ -287,7 +287,9 @@ impl Runs {
                 Found::Busy => None,
                 Found::Open(folder, saved) => {
                     self.find(&name, saved.as_ref().map_or(0, |saved| saved.step), false);
-                    if self.duty.get() == Duty::Look || self.is_over() {
+                    // Every call takes a step, however little time it has.
+                    let is_late = self.display.taken.get() > 0 && self.is_over();
+                    if self.duty.get() == Duty::Look || is_late {
                         None
                     } else {
                         self.train(&name, folder, saved, start)?
@@ -503,7 +505,7 @@ pub fn assert_resumes<T: Training>(
     steps: u64,
     start: impl Fn(Option<&Saved<T::Progress>>) -> anyhow::Result<T>,
 ) where
-    T::Outcome: std::fmt::Debug + PartialEq,
+    T::Outcome: std::fmt::Debug,
 {
     let method = Method::new("", adamod::Adam::new().into(), Default::default());
     let run = |folder: &std::path::Path, most: u64| {
@@ -511,15 +513,18 @@ pub fn assert_resumes<T: Training>(
         runs.of("run", &method, |_, _, saved| start(saved)).unwrap().outcomes.pop()
     };
     let folder = || tempfile::tempdir().unwrap();
-    let whole = run(folder().path(), u64::MAX).unwrap();
+    // As text, in which NaN equals NaN.
+    let text = |outcome: Option<T::Outcome>| outcome.map(|outcome| serde_json::to_string(&outcome).unwrap());
+    let whole = text(run(folder().path(), u64::MAX));
+    assert!(whole.is_some());
     for broken in 1..steps {
         let folder = folder();
-        assert_eq!(run(folder.path(), broken), None);
-        assert_eq!(run(folder.path(), u64::MAX).as_ref(), Some(&whole), "broken after step {broken}");
+        assert_eq!(text(run(folder.path(), broken)), None);
+        assert_eq!(text(run(folder.path(), u64::MAX)), whole, "broken after step {broken}");
     }
     let folder = folder();
     let outcome = (0..steps).find_map(|_| run(folder.path(), 1));
-    assert_eq!(outcome.as_ref(), Some(&whole), "broken after every step");
+    assert_eq!(text(outcome), whole, "broken after every step");
 }
 
 #[cfg(test)]
@@ -597,6 +602,7 @@ mod tests {
         let name = |seed| format!("{}, seed {seed}", method().description());
         assert_eq!(of(3), (vec![], String::new(), 2));
         assert_eq!(of(2), (vec![10.0], name(0), 1));
+        // Every call takes a step.
         assert_eq!(of(0), (vec![10.0], name(0), 1));
         assert_eq!(of(9), (vec![10.0, 110.0], format!("{}; {}", name(0), name(1)), 0));
     }

@@ -1,0 +1,117 @@
+//! The command as a whole: runs that are broken, spread over processes and resumed.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs of a tiny Transformer with dropout.
+const TRANSLATION: &str = "translation --device=cpu --steps=4 --seeds=2 --sentences=30 --test-sentences=3 --validation-sentences=2 \
+    --layers=1 --width=8 --heads=2 --feed-forward=8 --dropout=0.2 --merges=0 --batch=4 --learning-rates=0.01 --other-beta3=0.9 \
+    --formats=q8/split24";
+
+fn experiments(arguments: &str, output: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adamod-experiments"));
+    command.args(arguments.split_whitespace()).arg("--output").arg(output).output().unwrap()
+}
+
+fn succeeds(arguments: &str, output: &Path) -> String {
+    let result = experiments(arguments, output);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    String::from_utf8(result.stdout).unwrap()
+}
+
+fn fails(arguments: &str, output: &Path) -> String {
+    let result = experiments(arguments, output);
+    assert!(!result.status.success(), "{arguments}");
+    String::from_utf8(result.stderr).unwrap()
+}
+
+fn assert_same(one: &Path, other: &Path) {
+    for file in [
+        "losses.csv",
+        "validation_losses.csv",
+        "beta3.csv",
+        "formats.csv",
+        "learning_rates.svg",
+        "formats.svg",
+    ] {
+        let read = |folder: &Path| std::fs::read_to_string(folder.join(file)).unwrap();
+        assert!(read(one) == read(other), "{file}");
+    }
+}
+
+#[test]
+fn broken_runs_in_several_processes_have_the_numbers_of_whole_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let report = succeeds(TRANSLATION, &whole);
+    assert!(!report.contains("not finished") && report.contains("Took"), "{report}");
+
+    // Each call takes one step, and each of its processes.
+    let report = succeeds(&format!("{TRANSLATION} --hours=0"), &broken);
+    assert!(report.contains("**12 of 12 runs are not finished**") && !report.contains("BLEU"), "{report}");
+    succeeds(&format!("{TRANSLATION} --hours=0 --resume"), &broken);
+    succeeds(&format!("{TRANSLATION} --hours=0 --resume --jobs=3"), &broken);
+    let report = succeeds(&format!("{TRANSLATION} --resume --jobs=2"), &broken);
+    assert!(!report.contains("not finished") && report.contains("BLEU"), "{report}");
+    assert_same(&whole, &broken);
+
+    // A report of what is finished, and of more runs later.
+    let report =
+        succeeds(&format!("{TRANSLATION} --resume --seeds=3 --hours=0").replace("--seeds=2 ", ""), &broken);
+    assert!(report.contains("**6 of 18 runs are not finished**") && report.contains("BLEU"), "{report}");
+    succeeds(&format!("{TRANSLATION} --resume"), &broken);
+    assert_same(&whole, &broken);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = TRANSLATION.replace("--seeds=2", "--seeds=1");
+    succeeds(&format!("{small} --hours=0 --resume"), folder.path());
+    let error = fails(&small, folder.path());
+    assert!(error.contains("--resume goes on with them, --restart deletes them"), "{error}");
+    let error = fails(&format!("{small} --resume").replace("--width=8", "--width=16"), folder.path());
+    assert!(error.contains("--width is \"16\", expected \"8\""), "{error}");
+    let error =
+        fails(&format!("{small} --resume").replace("--sentences=30", "--sentences=31"), folder.path());
+    assert!(error.contains("--sentences is \"31\", expected \"30\""), "{error}");
+    let error = fails(&format!("{small} --resume").replace("--device=cpu", "--device=gpu"), folder.path());
+    assert!(error.contains("device is \"gpu\", expected \"cpu\""), "{error}");
+
+    // A damaged run fails in every process.
+    let runs = folder.path().join("runs");
+    let damaged = |entry: &std::path::PathBuf| entry.join("run.json").exists();
+    let run = std::fs::read_dir(&runs).unwrap().map(|entry| entry.unwrap().path()).find(damaged).unwrap();
+    std::fs::write(run.join("run.json"), "{}").unwrap();
+    for jobs in ["", " --jobs=2"] {
+        let error = fails(&format!("{small} --resume{jobs}"), folder.path());
+        assert!(error.contains("run.json is damaged"), "{error}");
+    }
+    assert!(error_of_no_hours().contains("hours"));
+    let report = succeeds(&format!("{small} --restart"), folder.path());
+    assert!(!report.contains("not finished"), "{report}");
+}
+
+fn error_of_no_hours() -> String {
+    fails(&format!("{TRANSLATION} --hours=-1"), Path::new("unused"))
+}
+
+/// One short run by the kernels in each experiment.
+#[test]
+fn experiments_train_on_wgpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = TRANSLATION
+        .split_once("--steps=4")
+        .unwrap()
+        .1
+        .replace("--formats=q8/split24", "--formats=q8")
+        .replace("--seeds=2", "--seeds=1");
+    let output = |name: &str| folder.path().join(name);
+    succeeds(&format!("translation --device=gpu --steps=1 {sizes}"), &output("translation"));
+    succeeds(
+        "language-model --device=gpu --steps=1 --seeds=1 --lines=50 --layers=1 --learning-rates=0.003",
+        &output("language-model"),
+    );
+    let error = fails(&format!("translation --device=gpu --steps=1 {sizes}/bf16"), &output("narrow"));
+    assert!(error.contains("--device cpu"), "{error}");
+}
