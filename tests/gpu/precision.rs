@@ -187,8 +187,9 @@ fn every_combination_agrees_with_the_twin_in_one_dispatch() {
         ]
         .into_iter()
         .enumerate()
-        // AdaMod has every layout with both workgroups, and the other rules take turns.
-        .filter_map(|(number, of)| (index == 0 || number == index % 6).then_some(of))
+        // AdaMod has every layout with both workgroups, and the other rules take turns with those of a GPU: on a CPU every format has a
+        // kernel of its own, which takes seconds to compile.
+        .filter_map(|(number, of)| (index == 0 || number == [0, 3, 4][index % 3]).then_some(of))
         {
             let options = options().with_workgroups(workgroups);
             let mut pair = Pair::new(gpu(), options, hyperparameters, &kinds, layout);
