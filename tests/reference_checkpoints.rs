@@ -3,9 +3,11 @@
 mod common;
 
 use adamod::reference::{Reference, Storage};
-use adamod::{AdaMod, Adam, Checkpoint, Control, DType, DeviceControl, Options, Precision, StateFormat};
+use adamod::{
+    AdaMod, Adam, Checkpoint, Control, DType, DeviceControl, Options, Precision, Rule, RuleKind, StateFormat,
+};
 
-use common::{Engine, Layout, Model, all, gpu, rules_and_kinds};
+use common::{Engine, Kind, Layout, Model, all, gpu, rules_and_kinds};
 
 const LENGTHS: [usize; 3] = [1, 33, 1030];
 const SEED: u64 = 5;
@@ -33,9 +35,19 @@ fn of_reference(model: &Model, reference: &mut Reference<f32>) -> Vec<Vec<u32>> 
     })
 }
 
+/// AdaMod in every format of bf16 and f32 parameters, and every other rule in f32.
+fn pairs() -> Vec<(Rule, Kind)> {
+    let all = rules_and_kinds().into_iter().filter(|(_, kind)| {
+        kind.gradients == kind.values && kind.shadow.is_none() && kind.values != DType::F16
+    });
+    let adamod = all.filter(|(rule, _)| *rule == Rule::from(AdaMod::new()));
+    let others = RuleKind::ALL.iter().filter(|kind| **kind != RuleKind::AdaMod);
+    adamod.chain(others.map(|kind| (kind.with_defaults(), Kind::f32()))).collect()
+}
+
 #[test]
 fn a_run_goes_from_the_reference_to_an_optimizer_and_back() {
-    for (rule, kind) in rules_and_kinds() {
+    for (rule, kind) in pairs() {
         let model = Model::of_kinds(rule, &LENGTHS.map(|len| (kind, len)));
         let model = model.with_options(Options::new().with_seed(SEED));
         let (mut engine, mut twin) = (Engine::new(gpu(), &model, Layout::OnePool(4)), model.twin::<f32>());

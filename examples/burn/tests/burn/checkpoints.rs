@@ -83,3 +83,26 @@ fn continue_in(folder: &Path) {
     let module = train(&mut optimizer, module, 3..6);
     module.into_record().save(folder.join("after.bpk")).expect("saved");
 }
+
+#[test]
+fn one_file_has_values_and_state() {
+    let mut first = optimizer(options(), group());
+    let module = train(&mut first, Ranks::new(&device()), 0..3);
+    let checkpoint = first.checkpoint_with_values(&module).expect("a checkpoint");
+    let checkpoint = Checkpoint::from_bytes(&checkpoint.to_bytes().expect("bytes")).expect("a checkpoint");
+    for (label, expected) in values(&module) {
+        assert_eq!(checkpoint.values(&label).expect("values"), expected, "{label}");
+    }
+    // Its values are left alone by a restore.
+    let mut second = optimizer(options(), group());
+    let other = Ranks::new(&device());
+    second.restore(&checkpoint, &other).expect("the same parameters");
+    second.restore(&checkpoint, &module).expect("the same parameters");
+    let found = train(&mut second, module.clone(), 3..6);
+    let expected = train(&mut first, module, 3..6);
+    assert_same(&values(&found), &values(&expected), "restored");
+
+    let other = burn::nn::LinearConfig::new(2, 3).init(&device());
+    let error = first.checkpoint_with_values(&other).expect_err("another module").to_string();
+    assert!(error.contains("the module has no parameter"), "{error}");
+}
