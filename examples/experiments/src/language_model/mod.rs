@@ -59,7 +59,7 @@ pub struct Arguments {
     #[arg(long)]
     validate: bool,
 
-    /// Tokens are words, at most so many different ones with <eos> and <unk> [default for the Penn Treebank: all, otherwise no words]
+    /// Tokens are words, at most so many different ones with `<eos>` and `<unk>` [default for the Penn Treebank: all, otherwise no words]
     #[arg(long, conflicts_with_all = ["merges", "lines"], value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
     words: Option<u64>,
 
