@@ -146,7 +146,7 @@ async fn mixed(gpu: &Gpu, form: RuleForm, source: Source) -> Tested {
     const LENGTHS: [usize; 7] = [1, 2, 5, 33, 255, 1024, 1030];
     let tensors: Vec<_> =
         Kind::of(form).into_iter().enumerate().map(|(i, kind)| (kind, LENGTHS[i % LENGTHS.len()])).collect();
-    train(gpu, form, source, &tensors, 4, Workgroups::Auto).await
+    train(gpu, form, source, &tensors, 4, Workgroups::Gpu).await
 }
 
 /// Tensors of one kind, whose kernel knows it.
