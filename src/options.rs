@@ -125,7 +125,7 @@ pub struct Tuning {
     pub two_quads: bool,
     /// Masks of elements are constants in launches in which no tensor ends within the elements of a thread.
     pub constant_masks: bool,
-    /// What is rarely needed is behind a branch.
+    /// Whether a branch skips what only infinities, NaN and zeros need.
     pub rare_paths_apart: bool,
     /// The most bytes of a word in which tensors and state are read and written: 16, 8 or 4.
     pub most_word_bytes: u64,

@@ -59,7 +59,7 @@ pub enum Found<O, P> {
     Finished { outcome: O, milliseconds: u64 },
     /// Another process has it.
     Busy,
-    /// It can be started or continued by who has the folder.
+    /// The run can be started or resumed. The caller holds the lock of its folder.
     Open(Folder, Option<Box<Saved<P>>>),
 }
 

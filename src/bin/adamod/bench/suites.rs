@@ -233,7 +233,7 @@ pub fn roofline(elements: u64, most_buffer_bytes: u64) -> Group {
     Group { suite: Suite::Roofline, variants: vec![case] }
 }
 
-/// What is tried once a size has no room on the device, so that the last case fills its memory: the largest first, all above half of it.
+/// Sizes to try after one that did not fit on the device, so that the last case fills its memory: the largest first, all above half of it.
 pub fn sizes_below(elements: u64) -> [u64; 3] {
     [7, 6, 5].map(|eighths| elements / 8 * eighths)
 }
