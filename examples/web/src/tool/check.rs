@@ -24,22 +24,22 @@ struct Findings {
     outcomes: Vec<Outcome>,
     /// Errors besides those of the outcomes.
     errors: Vec<String>,
+    seconds: f64,
 }
 
 /// Runs the check and prints a verdict.
 pub fn run(folder: &Path, all: bool) -> anyhow::Result<ExitCode> {
     let extent = if all { Extent::All } else { Extent::Sample };
-    let start = Instant::now();
-    let here = pollster::block_on(here(extent)).map_err(|error| anyhow!("{error}"))?;
-    println!("On {} in {:.0} s: {}", here.adapter, start.elapsed().as_secs_f64(), count(&here.outcomes));
-    let start = Instant::now();
-    let there = browser(folder, all)?;
-    println!(
-        "In Chromium on {} in {:.0} s: {}",
-        there.adapter,
-        start.elapsed().as_secs_f64(),
-        count(&there.outcomes)
-    );
+    // Both mostly compile kernels, each in one thread.
+    let (here, there) = std::thread::scope(|scope| {
+        let here = scope.spawn(|| here(extent));
+        let there = browser(folder, all);
+        (here.join(), there)
+    });
+    let here = here.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let there = there?;
+    println!("On {} in {:.0} s: {}", here.adapter, here.seconds, count(&here.outcomes));
+    println!("In Chromium on {} in {:.0} s: {}", there.adapter, there.seconds, count(&there.outcomes));
     let failures = failures(&here, &there);
     for failure in &failures {
         println!("failed: {failure}");
@@ -62,11 +62,18 @@ fn count(outcomes: &[Outcome]) -> String {
 }
 
 /// The tests on this machine's adapter.
-async fn here(extent: Extent) -> Result<Findings, Box<dyn std::error::Error>> {
-    let gpu = Gpu::open().await?;
-    let mut findings = Findings { adapter: gpu.adapter.name.clone(), ..Findings::default() };
-    Demo::short_races(&gpu, |numbers| findings.numbers.push(numbers)).await?;
-    suite::run(&gpu, extent, |outcome| findings.outcomes.push(outcome)).await;
+fn here(extent: Extent) -> anyhow::Result<Findings> {
+    let start = Instant::now();
+    let mut findings = Findings::default();
+    let tested = async {
+        let gpu = Gpu::open().await?;
+        findings.adapter.clone_from(&gpu.adapter.name);
+        Demo::short_races(&gpu, |numbers| findings.numbers.push(numbers)).await?;
+        suite::run(&gpu, extent, |outcome| findings.outcomes.push(outcome)).await;
+        Ok(())
+    };
+    pollster::block_on(tested).map_err(|error: Box<dyn std::error::Error>| anyhow!("{error}"))?;
+    findings.seconds = start.elapsed().as_secs_f64();
     Ok(findings)
 }
 
@@ -82,8 +89,9 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
         })
     });
     let mut browser = Browser::open(&address)?;
+    let start = Instant::now();
     let mut findings = Findings::default();
-    let mut silent_since = Instant::now();
+    let mut silent_since = start;
     loop {
         let (kind, json) = match posts.recv_timeout(Duration::from_secs(1)) {
             Ok(post) => post,
@@ -104,13 +112,15 @@ fn browser(folder: &Path, all: bool) -> anyhow::Result<Findings> {
             "outcome" => findings.outcomes.push(serde_json::from_str(&json).with_context(context)?),
             "uncaught" => findings.errors = serde_json::from_str(&json).with_context(context)?,
             "progress" | "page" => {}
-            "done" => return Ok(findings),
+            "done" => break,
             _ => {
                 findings.errors.push(json);
-                return Ok(findings);
+                break;
             }
         }
     }
+    findings.seconds = start.elapsed().as_secs_f64();
+    Ok(findings)
 }
 
 /// What is wrong with either side, and where they differ.
