@@ -35,7 +35,10 @@ pub struct Reference<T> {
 }
 
 #[derive(Clone, Debug)]
-#[cfg_attr(not(feature = "checkpoint"), expect(dead_code, reason = "only checkpoints read the label and the seed"))]
+#[cfg_attr(
+    not(feature = "checkpoint"),
+    expect(dead_code, reason = "only checkpoints read the label and the seed")
+)]
 pub(crate) struct Parameter<T> {
     pub label: String,
     pub seed: u64,
