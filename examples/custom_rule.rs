@@ -28,7 +28,7 @@ fn adopt_step(general: General, c: AdoptCoefficients, e: Elements) -> Stepped {
     let m = ema(e.state[0], clipped, c.exp_avg_weight);
     let v = ema(e.state[1], g * g, c.exp_avg_sq_weight);
     let rate = vec4(c.step_size);
-    return Stepped(apply_step(general, e.theta, g, rate * m), State(m, v, e.state[2]), rate, rate);
+    return Stepped(apply_step(general, e.theta, g, rate, m), State(m, v, e.state[2]), rate, rate);
 }
 ";
 
@@ -52,7 +52,7 @@ impl CpuStep for Adopt {
             normed
         };
         let (m, v) = (ema(m, clipped, b1), ema(v, g * g, b2));
-        Stepped { theta: apply_step(general, e.theta, g, rate * m), state: [m, v, unused] }
+        Stepped { theta: apply_step(general, e.theta, g, rate, m), state: [m, v, unused] }
     }
 }
 

@@ -408,7 +408,7 @@ fn heavy_step(general: General, c: HeavyCoefficients, e: Elements) -> Stepped {
     let g = scaled_gradient(general, e);
     let m = c.momentum * e.state[0] + SCALE * g;
     let rate = vec4(c.step_size);
-    return Stepped(apply_step(general, e.theta, g, rate * m), State(m, e.state[1], e.state[2]), rate, rate);
+    return Stepped(apply_step(general, e.theta, g, rate, m), State(m, e.state[1], e.state[2]), rate, rate);
 }
 ";
     let definition = RuleDefinition::new("heavy", wgsl.replace("SCALE", scale))

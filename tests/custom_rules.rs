@@ -18,7 +18,7 @@ fn signum_step(general: General, c: SignumCoefficients, e: Elements) -> Stepped 
     let g = limited_gradient(general, e);
     let m = ema(e.state[0], g, c.exp_avg_weight);
     let rate = vec4(c.step_size);
-    let theta = apply_step(general, e.theta, g, rate * signum(m));
+    let theta = apply_step(general, e.theta, g, rate, signum(m));
     return Stepped(theta, State(m, e.state[1], e.state[2]), rate, rate);
 }
 ";

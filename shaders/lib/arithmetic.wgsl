@@ -54,20 +54,26 @@ fn signum(x: vec4<f32>) -> vec4<f32> {
     return select(x, sign(x), (bitcast<vec4<u32>>(x) & MAGNITUDE) < INFINITY);
 }
 
-// Decoupled weight decay of the old theta, then Algorithm 1, line 9, or Algorithm 2, line 11. The step is subtracted. `gradient` is what
-// the rule sees of it. A NaN is neither left out nor of any sign.
-fn apply_step(general: General, theta: vec4<f32>, gradient: vec4<f32>, step: vec4<f32>) -> vec4<f32> {
+// Decoupled weight decay of the old theta, then Algorithm 1, line 9, or Algorithm 2, line 11: the step, which is rate * direction, is
+// subtracted. `gradient` is what the rule sees of it.
+fn apply_step(general: General, theta: vec4<f32>, gradient: vec4<f32>, rate: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
+    // Uniform, and rarely true. Each side has products of its own, so that a compiler can contract those of the other.
+    if general.options != 0u {
+        return apply_cautious_step(general, theta, gradient, rate * direction);
+    }
+    return (theta - general.decoupled_decay * theta) - rate * direction;
+}
+
+// The same with caution. A NaN is neither left out nor of any sign.
+fn apply_cautious_step(general: General, theta: vec4<f32>, gradient: vec4<f32>, step: vec4<f32>) -> vec4<f32> {
     let zero = vec4(0.0);
     var decay = general.decoupled_decay * theta;
     var taken = step;
-    // Uniform, and rarely true.
-    if general.options != 0u {
-        if (general.options & CAUTIOUS_DECAY) != 0u {
-            decay = select(decay, zero, ((step > zero) & (theta < zero)) | ((step < zero) & (theta > zero)));
-        }
-        if (general.options & CAUTIOUS) != 0u {
-            taken = select(step, zero, ((step >= zero) & (gradient <= zero)) | ((step <= zero) & (gradient >= zero)));
-        }
+    if (general.options & CAUTIOUS_DECAY) != 0u {
+        decay = select(decay, zero, ((step > zero) & (theta < zero)) | ((step < zero) & (theta > zero)));
+    }
+    if (general.options & CAUTIOUS) != 0u {
+        taken = select(step, zero, ((step >= zero) & (gradient <= zero)) | ((step <= zero) & (gradient >= zero)));
     }
     return (theta - decay) - taken;
 }

@@ -47,6 +47,6 @@ fn adabound_step(general: General, c: AdaBoundCoefficients, e: Elements) -> Step
     let eta = eta_of(c.step_size, second, 1.0, c.epsilon);
     let below = select(eta, vec4(c.upper_bound), eta > vec4(c.upper_bound));
     let bounded = select(below, vec4(c.lower_bound), below < vec4(c.lower_bound));
-    let theta = apply_step(general, e.theta, g, bounded * m);
+    let theta = apply_step(general, e.theta, g, bounded, m);
     return Stepped(theta, State(m, v, largest), eta, bounded);
 }

@@ -24,6 +24,6 @@ fn adadelta_step(general: General, c: AdaDeltaCoefficients, e: Elements) -> Step
     let delta = ratio * g;
     let acc_delta = ema(e.state[1], delta * delta, c.weight);
     let rate = c.step_size * ratio;
-    let theta = apply_step(general, e.theta, g, c.step_size * delta);
+    let theta = apply_step(general, e.theta, g, vec4(c.step_size), delta);
     return Stepped(theta, State(square_avg, acc_delta, e.state[2]), rate, rate);
 }

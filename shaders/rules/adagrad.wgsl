@@ -31,6 +31,6 @@ fn adagrad_step(general: General, c: AdaGradCoefficients, e: Elements) -> Steppe
     let is_limited = (bits > vec4(bitcast<u32>(ADAGRAD_SUM_LIMIT))) & (bits < vec4(INFINITY));
     let sum = select(grown, vec4(ADAGRAD_SUM_LIMIT), is_limited);
     let eta = eta_of(c.step_size, sum, 1.0, c.epsilon);
-    let theta = apply_step(general, e.theta, g, eta * g);
+    let theta = apply_step(general, e.theta, g, eta, g);
     return Stepped(theta, State(sum, e.state[1], e.state[2]), eta, eta);
 }

@@ -40,6 +40,6 @@ fn adam_step(general: General, c: AdamCoefficients, e: Elements) -> Stepped {
         second = largest;
     }
     let eta = eta_of(c.step_size, second, c.exp_avg_sq_correction, c.epsilon);
-    let theta = apply_step(general, e.theta, g, eta * (m * c.exp_avg_correction));
+    let theta = apply_step(general, e.theta, g, eta, m * c.exp_avg_correction);
     return Stepped(theta, State(m, v, largest), eta, eta);
 }

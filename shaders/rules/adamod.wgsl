@@ -61,6 +61,6 @@ fn adamod_step(general: General, coefficients: AdaModCoefficients, e: Elements) 
     let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
     let s = ema(e.state[2], eta, c.exp_avg_lr_weight);
     let bounded = min(eta, s * c.debiased_lr_scale);
-    let theta = apply_step(general, e.theta, g, bounded * (m * c.exp_avg_correction));
+    let theta = apply_step(general, e.theta, g, bounded, m * c.exp_avg_correction);
     return Stepped(theta, State(m, v, s), eta, bounded);
 }

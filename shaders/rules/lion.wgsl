@@ -21,6 +21,6 @@ fn lion_step(general: General, c: LionCoefficients, e: Elements) -> Stepped {
     let direction = signum(ema(e.state[0], g, c.direction_weight));
     let m = ema(e.state[0], g, c.exp_avg_weight);
     let rate = vec4(c.step_size);
-    let theta = apply_step(general, e.theta, g, rate * direction);
+    let theta = apply_step(general, e.theta, g, rate, direction);
     return Stepped(theta, State(m, e.state[1], e.state[2]), rate, rate);
 }

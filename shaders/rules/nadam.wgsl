@@ -69,6 +69,6 @@ fn nadam_step(general: General, c: NAdamCoefficients, e: Elements) -> Stepped {
     let v = ema(e.state[1], g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
     let direction = c.exp_avg_factor * m + c.gradient_factor * g;
-    let theta = apply_step(general, e.theta, g, eta * direction);
+    let theta = apply_step(general, e.theta, g, eta, direction);
     return Stepped(theta, State(m, v, e.state[2]), eta, eta);
 }

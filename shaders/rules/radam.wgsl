@@ -71,6 +71,6 @@ fn radam_step(general: General, c: RAdamCoefficients, e: Elements) -> Stepped {
     let m = ema(e.state[0], g, c.exp_avg_weight);
     let v = ema(e.state[1], g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c.step_size, v, c.exp_avg_sq_factor, c.epsilon);
-    let theta = apply_step(general, e.theta, g, eta * (m * c.exp_avg_correction));
+    let theta = apply_step(general, e.theta, g, eta, m * c.exp_avg_correction);
     return Stepped(theta, State(m, v, e.state[2]), eta, eta);
 }

@@ -38,10 +38,12 @@ fn rmsprop_step(general: General, c: RmsPropCoefficients, e: Elements) -> Steppe
         second = select(variance, vec4(0.0), variance < vec4(0.0));
     }
     let eta = eta_of(c.step_size, second, 1.0, c.epsilon);
-    var step = eta * g;
+    var rate = eta;
+    var direction = g;
     if (FORM & RMSPROP_MOMENTUM) != 0u {
         state[1] = c.momentum * state[1] + eta_of(1.0, second, 1.0, c.epsilon) * g;
-        step = c.step_size * state[1];
+        rate = vec4(c.step_size);
+        direction = state[1];
     }
-    return Stepped(apply_step(general, e.theta, g, step), state, eta, eta);
+    return Stepped(apply_step(general, e.theta, g, rate, direction), state, eta, eta);
 }

@@ -37,6 +37,6 @@ fn sgd_step(general: General, c: SgdCoefficients, e: Elements) -> Stepped {
         }
     }
     let rate = vec4(c.step_size);
-    let theta = apply_step(general, e.theta, g, rate * direction);
+    let theta = apply_step(general, e.theta, g, rate, direction);
     return Stepped(theta, State(buffer, e.state[1], e.state[2]), rate, rate);
 }

@@ -24,7 +24,7 @@
 //!     let g = limited_gradient(general, e);
 //!     let m = ema(e.state[0], g, c.exp_avg_weight);
 //!     let rate = vec4(c.step_size);
-//!     let theta = apply_step(general, e.theta, g, rate * signum(m));
+//!     let theta = apply_step(general, e.theta, g, rate, signum(m));
 //!     return Stepped(theta, State(m, e.state[1], e.state[2]), rate, rate);
 //! }
 //! ```
@@ -46,7 +46,7 @@
 //! | `eta_of(step_size, v, correction, epsilon)` | `step_size / (sqrt(v correction) + epsilon)` |
 //! | `larger(old, latest)` | the larger number; `latest` if it is NaN |
 //! | `signum(x)` | 1, 0, -1; infinity and NaN as they are |
-//! | `apply_step(general, theta, g, step)` | subtracts decoupled decay and the step, both cautiously if the group is |
+//! | `apply_step(general, theta, g, rate, direction)` | subtracts decoupled decay and the step, `rate * direction`, both cautiously if the group is |
 //! | `exp_of`, `log_of` and others of `shaders/lib/elementary.wgsl` | for coefficients |
 //!
 //! # Why the coefficients are there twice
@@ -117,7 +117,7 @@ pub trait CpuStep: 'static {
 ///     let g = limited_gradient(general, e);
 ///     let m = ema(e.state[0], g, c.exp_avg_weight);
 ///     let rate = vec4(c.step_size);
-///     let theta = apply_step(general, e.theta, g, rate * signum(m));
+///     let theta = apply_step(general, e.theta, g, rate, signum(m));
 ///     return Stepped(theta, State(m, e.state[1], e.state[2]), rate, rate);
 /// }
 /// ";

@@ -184,7 +184,7 @@ impl UpdateRule for AdaBound {
         let eta = eta_of(c.step_size, second, T::from_f64(1.0), c.epsilon);
         let below = if eta > c.upper_bound { c.upper_bound } else { eta };
         let bounded = if below < c.lower_bound { c.lower_bound } else { below };
-        let theta = apply_step(general, element.theta, g, bounded * m);
+        let theta = apply_step(general, element.theta, g, bounded, m);
         Stepped { theta, state: [m, v, largest] }
     }
 }

@@ -89,7 +89,7 @@ impl UpdateRule for AdaDelta {
         let ratio = (acc_delta + c.epsilon).sqrt() / (square_avg + c.epsilon).sqrt();
         let delta = ratio * g;
         let acc_delta = ema(acc_delta, delta * delta, c.weight);
-        let theta = apply_step(general, element.theta, g, c.step_size * delta);
+        let theta = apply_step(general, element.theta, g, c.step_size, delta);
         Stepped { theta, state: [square_avg, acc_delta, unused] }
     }
 }

@@ -126,7 +126,7 @@ impl UpdateRule for AdaGrad {
         let limit = T::from_f64(SUM_LIMIT);
         let sum = if sum > limit && sum.is_finite() { limit } else { sum };
         let eta = eta_of(c.step_size, sum, T::from_f64(1.0), c.epsilon);
-        let theta = apply_step(general, element.theta, g, eta * g);
+        let theta = apply_step(general, element.theta, g, eta, g);
         Stepped { theta, state: [sum, unused1, unused2] }
     }
 }

@@ -144,7 +144,7 @@ impl UpdateRule for Adam {
         let largest = if self.amsgrad { larger(largest, v) } else { largest };
         let second = if self.amsgrad { largest } else { v };
         let eta = eta_of(c.step_size, second, c.exp_avg_sq_correction, c.epsilon);
-        let theta = apply_step(general, element.theta, g, eta * (m * c.exp_avg_correction));
+        let theta = apply_step(general, element.theta, g, eta, m * c.exp_avg_correction);
         Stepped { theta, state: [m, v, largest] }
     }
 }

@@ -195,7 +195,7 @@ impl UpdateRule for AdaMod {
         let s = ema(s, eta, c.exp_avg_lr_weight);
         let bound = s * c.debiased_lr_scale;
         let bounded = if bound < eta { bound } else { eta };
-        let theta = apply_step(general, element.theta, g, bounded * (m * c.exp_avg_correction));
+        let theta = apply_step(general, element.theta, g, bounded, m * c.exp_avg_correction);
         Stepped { theta, state: [m, v, s] }
     }
 }

@@ -94,9 +94,11 @@ pub fn signum<T: Real>(x: T) -> T {
     }
 }
 
-/// The new parameter: decoupled weight decay of the old one, then the step, which is subtracted. `gradient` is what the rule sees of it.
-pub fn apply_step<T: Real>(general: &General<T>, theta: T, gradient: T, step: T) -> T {
+/// The new parameter: decoupled weight decay of the old one, then the step, `rate * direction`, which is subtracted. `gradient` is what the
+/// rule sees of it.
+pub fn apply_step<T: Real>(general: &General<T>, theta: T, gradient: T, rate: T, direction: T) -> T {
     let zero = T::from_f64(0.0);
+    let step = rate * direction;
     let mut decay = general.decoupled_decay * theta;
     let mut taken = step;
     if general.has_cautious_decay && (step > zero && theta < zero || step < zero && theta > zero) {

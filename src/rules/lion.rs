@@ -81,7 +81,7 @@ impl UpdateRule for Lion {
         let g = limited_gradient(general, &element);
         let direction = signum(ema(m, g, c.direction_weight));
         let m = ema(m, g, c.exp_avg_weight);
-        let theta = apply_step(general, element.theta, g, c.step_size * direction);
+        let theta = apply_step(general, element.theta, g, c.step_size, direction);
         Stepped { theta, state: [m, unused1, unused2] }
     }
 }

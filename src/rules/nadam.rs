@@ -171,7 +171,7 @@ impl UpdateRule for NAdam {
         let v = ema(v, g * g, c.exp_avg_sq_weight);
         let eta = eta_of(c.step_size, v, c.exp_avg_sq_correction, c.epsilon);
         let direction = c.exp_avg_factor * m + c.gradient_factor * g;
-        let theta = apply_step(general, element.theta, g, eta * direction);
+        let theta = apply_step(general, element.theta, g, eta, direction);
         Stepped { theta, state: [m, v, unused] }
     }
 }

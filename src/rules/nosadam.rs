@@ -138,7 +138,7 @@ impl UpdateRule for NosAdam {
         let m = ema(m, g, c.exp_avg_weight);
         let v = ema(v, g * g, c.exp_avg_sq_weight);
         let eta = eta_of(c.step_size, v, T::from_f64(1.0), c.epsilon);
-        let theta = apply_step(general, element.theta, g, eta * (m * c.exp_avg_correction));
+        let theta = apply_step(general, element.theta, g, eta, m * c.exp_avg_correction);
         Stepped { theta, state: [m, v, unused] }
     }
 }

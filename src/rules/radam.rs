@@ -147,7 +147,7 @@ impl UpdateRule for RAdam {
         let m = ema(m, g, c.exp_avg_weight);
         let v = ema(v, g * g, c.exp_avg_sq_weight);
         let eta = eta_of(c.step_size, v, c.exp_avg_sq_factor, c.epsilon);
-        let theta = apply_step(general, element.theta, g, eta * (m * c.exp_avg_correction));
+        let theta = apply_step(general, element.theta, g, eta, m * c.exp_avg_correction);
         Stepped { theta, state: [m, v, unused] }
     }
 }

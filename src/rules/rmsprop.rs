@@ -156,11 +156,13 @@ impl UpdateRule for RmsProp {
             let variance = second - state[mean] * state[mean];
             second = if variance < zero { zero } else { variance };
         }
-        let mut step = eta_of(c.step_size, second, one, c.epsilon) * g;
+        let mut rate = eta_of(c.step_size, second, one, c.epsilon);
+        let mut direction = g;
         if has_momentum {
             state[1] = c.momentum * state[1] + eta_of(one, second, one, c.epsilon) * g;
-            step = c.step_size * state[1];
+            rate = c.step_size;
+            direction = state[1];
         }
-        Stepped { theta: apply_step(general, element.theta, g, step), state }
+        Stepped { theta: apply_step(general, element.theta, g, rate, direction), state }
     }
 }

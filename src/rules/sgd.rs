@@ -122,7 +122,7 @@ impl UpdateRule for Sgd {
             buffer = c.momentum * buffer + c.gradient_weight * g;
             direction = if c.nesterov != T::from_f64(0.0) { g + c.momentum * buffer } else { buffer };
         }
-        let theta = apply_step(general, element.theta, g, c.step_size * direction);
+        let theta = apply_step(general, element.theta, g, c.step_size, direction);
         Stepped { theta, state: [buffer, unused1, unused2] }
     }
 }

@@ -44,7 +44,7 @@ fn scaled_step(general: General, c: ScaledCoefficients, e: Elements) -> Stepped 
     let g = limited_gradient(general, e);
     let v = ema(e.state[0], g * g, c.exp_avg_sq_weight);
     let eta = eta_of(c.step_size, v, c.correction, c.epsilon);
-    let theta = apply_step(general, e.theta, g, eta * g);
+    let theta = apply_step(general, e.theta, g, eta, g);
     return Stepped(theta, State(v, e.state[1], e.state[2]), eta, eta);
 }
 ";
@@ -60,7 +60,7 @@ impl CpuStep for Scaled {
         let g = limited_gradient(general, &e);
         let v = ema(e.state[0], g * g, weight);
         let eta = step_size / ((v * correction).sqrt() + epsilon);
-        Stepped { theta: apply_step(general, e.theta, g, eta * g), state: [v, e.state[1], e.state[2]] }
+        Stepped { theta: apply_step(general, e.theta, g, eta, g), state: [v, e.state[1], e.state[2]] }
     }
 }
 
@@ -137,7 +137,7 @@ fn the_harness_finds_broken_contracts() {
     impl CpuStep for Signed {
         fn step<T: Real>(general: &General<T>, c: &[T; 9], e: Element<T>) -> Stepped<T> {
             let g = limited_gradient(general, &e);
-            Stepped { theta: apply_step(general, e.theta, g, c[3] * g), state: [g, e.state[1], e.state[2]] }
+            Stepped { theta: apply_step(general, e.theta, g, c[3], g), state: [g, e.state[1], e.state[2]] }
         }
     }
     let signed = WGSL
@@ -240,7 +240,7 @@ fn own_adamod() -> Rule {
             let eta = eta_of(step_size, v, correction2, epsilon);
             let s = ema(s, eta, w3);
             let bounded = if s * scale < eta { s * scale } else { eta };
-            Stepped { theta: apply_step(general, e.theta, g, bounded * (m * correction1)), state: [m, v, s] }
+            Stepped { theta: apply_step(general, e.theta, g, bounded, m * correction1), state: [m, v, s] }
         }
     }
     let wgsl = include_str!("../../shaders/rules/adamod.wgsl");
