@@ -25,6 +25,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use adamod::RuleForm;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -52,6 +53,9 @@ pub struct Arguments {
     /// Design choices of the suite `variants`; repeatable, and implies the suite [default: all].
     #[arg(long = "variant", value_name = "NAME", value_parser = variant_names())]
     variants: Vec<String>,
+    /// Rules of the suite `modes`; repeatable, and implies the suite [default: all].
+    #[arg(long = "rule", value_name = "NAME", value_parser = rule)]
+    rules: Vec<RuleForm>,
     /// Largest case of `roofline`, `modes`, `variants` and `large`, in elements [default: 2^23 on a software adapter, 2^20 for `variants`;
     /// on a GPU 2^26 for `modes`, 2^25 for `variants`, more than 2^31 for `large`, and as many as it holds for `roofline`].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
@@ -89,18 +93,38 @@ fn variant_names() -> PossibleValuesParser {
 
 const ALL_VARIANTS: &str = "all";
 
+fn rule(text: &str) -> Result<RuleForm, String> {
+    RuleForm::all().find(|form| form.to_string() == text).ok_or_else(|| {
+        let names: Vec<_> = RuleForm::all().map(|form| form.to_string()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
 impl Arguments {
     /// The suites that are named, or implied.
     fn suites(&self) -> impl Iterator<Item = Suite> {
-        let implies_variants = !self.variants.is_empty();
-        let is_quick = self.suites.is_empty() && !implies_variants;
-        Suite::ALL.into_iter().filter(move |suite| {
-            is_quick || self.suites.contains(suite) || implies_variants && *suite == Suite::Variants
-        })
+        let is_quick = self.is_quick();
+        let is_implied = |suite| match suite {
+            Suite::Variants => !self.variants.is_empty(),
+            Suite::Modes => !self.rules.is_empty(),
+            _ => false,
+        };
+        Suite::ALL
+            .into_iter()
+            .filter(move |suite| is_quick || self.suites.contains(suite) || is_implied(*suite))
     }
 
-    /// Leaves out design choices that were not asked for.
+    /// A selection of all suites, because none is named or implied.
+    fn is_quick(&self) -> bool {
+        self.suites.is_empty() && self.variants.is_empty() && self.rules.is_empty()
+    }
+
+    /// Leaves out design choices and rules that were not asked for.
     fn select(&self, mut group: Group) -> Option<Group> {
+        if group.suite == Suite::Modes && !self.rules.is_empty() {
+            group.variants.retain(|variant| self.rules.contains(&variant.mode.form));
+            return (!group.variants.is_empty()).then_some(group);
+        }
         if group.suite != Suite::Variants {
             return Some(group);
         }
@@ -137,7 +161,7 @@ const FLUSH_BYTES: u64 = 512 << 20;
 
 /// Runs the suites on an adapter and prints the report.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let quick = arguments.suites.is_empty() && arguments.variants.is_empty();
+    let quick = arguments.is_quick();
     if arguments.plot.is_some() && !arguments.suites().any(|suite| suite == Suite::Roofline) {
         return Err(BenchError::NothingToPlot.into());
     }
