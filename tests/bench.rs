@@ -237,8 +237,8 @@ fn a_plot_shows_every_mode_and_both_ceilings_of_the_roofline() {
     let report = report(&[
         "--suite",
         "roofline",
-        "--suite",
-        "modes",
+        "--rule",
+        "sgd",
         "--max-elements",
         "4096",
         "--rounds",
