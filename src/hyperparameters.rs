@@ -153,6 +153,11 @@ impl Hyperparameters {
         Self { cautious, ..self }
     }
 
+    /// Whether steps or weight decay are cautious.
+    pub(crate) const fn has_caution(&self) -> bool {
+        self.cautious || self.cautious_weight_decay
+    }
+
     /// Sets [`Hyperparameters::cautious_weight_decay`].
     pub fn with_cautious_weight_decay(self, cautious_weight_decay: bool) -> Self {
         Self { cautious_weight_decay, ..self }

@@ -54,11 +54,14 @@ fn signum(x: vec4<f32>) -> vec4<f32> {
     return select(x, sign(x), (bitcast<vec4<u32>>(x) & MAGNITUDE) < INFINITY);
 }
 
+// Whether any group of a launch steps or decays cautiously.
+override CAUTION: bool = true;
+
 // Decoupled weight decay of the old theta, then Algorithm 1, line 9, or Algorithm 2, line 11: the step, which is rate * direction, is
 // subtracted. `gradient` is what the rule sees of it.
 fn apply_step(general: General, theta: vec4<f32>, gradient: vec4<f32>, rate: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
-    // Uniform, and rarely true. Each side has products of its own, so that a compiler can contract those of the other.
-    if general.options != 0u {
+    // Uniform. Each side has products of its own, so that a compiler can contract those of the other.
+    if CAUTION && general.options != 0u {
         return apply_cautious_step(general, theta, gradient, rate * direction);
     }
     return (theta - general.decoupled_decay * theta) - rate * direction;

@@ -31,6 +31,8 @@ pub enum Kernel {
         format: Option<u32>,
         /// No tensor ends within the quads of a lane.
         is_whole: bool,
+        /// A group steps or decays cautiously.
+        is_cautious: bool,
         /// Some rows rest.
         has_masks: bool,
     },
@@ -349,10 +351,11 @@ impl Pipelines {
 
     fn constants(&self, kernel: Kernel) -> Vec<(&'static str, f64)> {
         let mut constants = match kernel {
-            Kernel::Update { variant, is_whole, has_masks, .. } => {
+            Kernel::Update { variant, is_whole, is_cautious, has_masks, .. } => {
                 let mut constants = vec![
                     ("ZERO_GRADIENTS", self.zero_gradients.into()),
                     ("WHOLE", is_whole.into()),
+                    ("CAUTION", is_cautious.into()),
                     ("RARE_PATHS_APART", self.rare_paths_apart.into()),
                 ];
                 if variant.rows == RowFeatures::On {

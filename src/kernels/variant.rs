@@ -158,7 +158,7 @@ pub enum RowFeatures {
 
 const ROWS: &str = include_str!("../../shaders/lib/rows.wgsl");
 
-/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE`, `ZERO_GRADIENTS` and `RARE_PATHS_APART`
+/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE`, `CAUTION`, `ZERO_GRADIENTS` and `RARE_PATHS_APART`
 /// vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {

@@ -29,7 +29,7 @@ use crate::storage::state::StateFormat;
 pub struct Revisions {
     /// Parameters were added or removed.
     pub parameters: u64,
-    /// Registered views were added, removed or moved.
+    /// Registered views were added, removed or moved, or need other kernels.
     pub views: u64,
     /// Groups were added, or hyperparameters changed.
     pub groups: u64,
@@ -236,11 +236,13 @@ impl Registry {
         hyperparameters: Hyperparameters,
     ) -> Result<(), Error> {
         self.check_hyperparameters(id, &hyperparameters)?;
-        if self.group(id)?.hyperparameters != hyperparameters
+        let before = self.group(id)?.hyperparameters;
+        if before != hyperparameters
             && let Some(record) = self.groups.get_mut(id.key)
         {
             record.group.hyperparameters = hyperparameters;
             self.revisions.groups += 1;
+            self.revisions.views += u64::from(before.has_caution() != hyperparameters.has_caution());
         }
         Ok(())
     }
@@ -438,12 +440,15 @@ impl Registry {
         let to = self.group(group).map_err(of)?;
         same_form(to.hyperparameters.rule, self.group_of(record).hyperparameters.rule).map_err(of)?;
         check_factors(record, &to.hyperparameters)?;
+        let changes_kernels =
+            self.group_of(record).hyperparameters.has_caution() != to.hyperparameters.has_caution();
         if let Some(record) = self.parameters.get_mut(id.key) {
             record.group = group;
         }
         self.cohorts.set_group(id.key.index(), group.key.index() as u32);
         // The device's rows name the group of each parameter.
         self.revisions.parameters += 1;
+        self.revisions.views += u64::from(changes_kernels);
         self.revisions.cohorts += 1;
         self.revisions.counts += 1;
         Ok(())

@@ -60,6 +60,7 @@ impl Tables {
             .iter()
             .filter_map(|&(index, places)| {
                 let record = of.registry.at(index)?;
+                let hyperparameters = of.registry.group_of(record).hyperparameters;
                 Some(Tensor {
                     values: places.values,
                     gradients: places.gradients,
@@ -68,7 +69,8 @@ impl Tables {
                     layout: record.layout,
                     key: record.random_key,
                     first_quad: record.shard.first / u64::from(QUAD_ELEMENTS),
-                    form: of.registry.group_of(record).hyperparameters.rule.form(),
+                    form: hyperparameters.rule.form(),
+                    is_cautious: hyperparameters.has_caution(),
                     has_factors: record.column_factors.is_some(),
                     row_mask: places.row_mask,
                 })

@@ -52,6 +52,8 @@ pub struct Tensor<'a> {
     pub first_quad: u64,
     /// Its update rule and states.
     pub form: RuleForm,
+    /// Whether its group steps or decays cautiously.
+    pub is_cautious: bool,
     /// Whether its columns have factors.
     pub has_factors: bool,
     /// The mask of its rows, and the elements of a row.
@@ -123,6 +125,8 @@ pub struct Launch {
     pub format: Option<u32>,
     /// Whether no tensor ends within the quads of a lane.
     pub is_whole: bool,
+    /// Whether the group of any tensor steps or decays cautiously.
+    pub is_cautious: bool,
     /// What a thread works on.
     pub quantized: Quantized,
     /// Number of the state buffer.
@@ -152,7 +156,8 @@ impl Launch {
             rows: if self.rows.is_some() { RowFeatures::On } else { RowFeatures::Off },
         };
         let has_masks = self.rows.flatten().is_some();
-        Kernel::Update { variant, format: self.format, is_whole: self.is_whole, has_masks }
+        let Self { format, is_whole, is_cautious, .. } = *self;
+        Kernel::Update { variant, format, is_whole, is_cautious, has_masks }
     }
 
     /// The kernel of the norm of its gradients.
@@ -439,6 +444,7 @@ impl Plan {
             format: formats().all(|format| format == first_format).then_some(first_format),
             is_whole: constant_masks
                 && pieces.iter().all(|piece| piece.elements.is_multiple_of(quantized.lane_elements().into())),
+            is_cautious: pieces.iter().any(|piece| tensor_of(piece).is_cautious),
             quantized,
             state_buffer: pieces[0].state_buffer,
             first_chunk,

@@ -2,8 +2,8 @@
 
 use adamod::reference::Reference;
 use adamod::{
-    AdaMod, Formula, Group, Hyperparameters, Objective, Options, RuleForm, Sign, Step, WeightDecay,
-    Workgroups,
+    AdaMod, Control, DeviceControl, Formula, Group, Hyperparameters, Objective, Options, RuleForm, Sign,
+    Step, WeightDecay, Workgroups,
 };
 use proptest::prelude::*;
 
@@ -103,6 +103,47 @@ fn every_rule_formula_decay_and_objective_agrees_with_the_twins() {
                 let model = Model::new(hyperparameters, &LENGTHS);
                 let mut engine = Engine::new(gpu(), &model, Layout::TwoPools(256));
                 steps_against(&mut Twins::new(&model), &mut engine, &model, 12);
+            }
+        }
+    }
+}
+
+/// The kernels of a launch without caution have no code for it, so groups that become cautious, and parameters that join such a group, take
+/// others. In the second optimizer one more group is cautious all the time.
+#[test]
+fn caution_may_come_and_go() {
+    for control in [Control::Host, Control::Device(DeviceControl::new())] {
+        let plain = Hyperparameters::from(AdaMod::new()).with_weight_decay(WeightDecay::Decoupled(0.5));
+        let cautious = plain.with_cautious(true).with_cautious_weight_decay(true);
+        let mut model = Model::new(plain, &[300, 40]);
+        model.add_group(cautious, &[]);
+        model.options = Options::new().with_control(control);
+        let mut beside = model.clone();
+        beside.add_group(cautious, &[8]);
+        let mut engines = [&model, &beside].map(|model| Engine::new(gpu(), model, Layout::TwoPools(256)));
+        let mut never = Engine::new(gpu(), &model, Layout::TwoPools(256));
+        for step in 0..8 {
+            let gradients = beside.gradients(step);
+            for (engine, tensors) in engines.iter_mut().zip([2, 3]) {
+                let Engine { optimizer, groups, ids, .. } = engine;
+                match step {
+                    2 => optimizer.set_hyperparameters(groups[0], cautious).unwrap(),
+                    4 => optimizer.set_hyperparameters(groups[0], plain).unwrap(),
+                    5 => optimizer.set_group(ids[1], groups[1]).unwrap(),
+                    7 => optimizer.set_group(ids[1], groups[0]).unwrap(),
+                    _ => {}
+                }
+                engine.step(&all(&gradients[..tensors]));
+            }
+            never.step(&all(&gradients[..2]));
+            for tensor in 0..2 {
+                let [found, expected] = engines.each_ref().map(|engine| float_bits(&engine.values(tensor)));
+                assert_eq!(found, expected, "step {step}, tensor {tensor}");
+                assert_eq!(
+                    found != float_bits(&never.values(tensor)),
+                    step >= 2,
+                    "step {step}, tensor {tensor}"
+                );
             }
         }
     }

@@ -40,6 +40,7 @@ pub fn kernel(mode: Mode) -> Kernel {
         ("LANES", lanes.into()),
         ("FORMAT", format.bits().into()),
         ("WHOLE", 1.0),
+        ("CAUTION", 0.0),
     ];
     Kernel { source: variant.source(), constants, elements_per_lane }
 }

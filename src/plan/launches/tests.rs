@@ -121,7 +121,7 @@ proptest! {
             .zip(&extents)
             .map(|(&Placed { values, gradients, shadow, layout, .. }, extents)| {
                 Tensor { values, gradients, shadow, extents, layout, key: [0; 2],
-                first_quad: 0, form: RuleKind::AdaMod.default_form(), has_factors: false, row_mask: None }
+                first_quad: 0, form: RuleKind::AdaMod.default_form(), is_cautious: false, has_factors: false, row_mask: None }
             })
             .collect();
         let plan = Plan::new(&tensors, &scene.sizes, zeroes_gradients, &limits);
@@ -226,6 +226,7 @@ fn tuning_changes_the_kernel_of_a_launch() {
             key: [0; 2],
             first_quad: 0,
             form: RuleKind::AdaMod.default_form(),
+            is_cautious: false,
             has_factors: false,
             row_mask: None,
         };
@@ -344,6 +345,7 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
                 key: [0; 2],
                 first_quad: 0,
                 form: RuleKind::AdaMod.default_form(),
+                is_cautious: false,
                 has_factors: false,
                 row_mask: None,
             })
@@ -372,6 +374,7 @@ fn tensors_past_a_window_are_cut_where_windows_end() {
         key: [0; 2],
         first_quad: 0,
         form: RuleKind::AdaMod.default_form(),
+        is_cautious: false,
         has_factors: false,
         row_mask: None,
     };
@@ -399,6 +402,7 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
             key: [0; 2],
             first_quad: 0,
             form: RuleKind::AdaMod.default_form(),
+            is_cautious: false,
             has_factors: false,
             row_mask: None,
         };
@@ -424,6 +428,7 @@ fn partial_sums_are_few_however_many_chunks_there_are() {
         key: [0; 2],
         first_quad: 0,
         form: RuleKind::AdaMod.default_form(),
+        is_cautious: false,
         has_factors: false,
         row_mask: None,
     };
