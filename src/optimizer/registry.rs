@@ -440,15 +440,12 @@ impl Registry {
         let to = self.group(group).map_err(of)?;
         same_form(to.hyperparameters.rule, self.group_of(record).hyperparameters.rule).map_err(of)?;
         check_factors(record, &to.hyperparameters)?;
-        let changes_kernels =
-            self.group_of(record).hyperparameters.has_caution() != to.hyperparameters.has_caution();
         if let Some(record) = self.parameters.get_mut(id.key) {
             record.group = group;
         }
         self.cohorts.set_group(id.key.index(), group.key.index() as u32);
-        // The device's rows name the group of each parameter.
+        // The device's rows name the group of each parameter, and kernels depend on it.
         self.revisions.parameters += 1;
-        self.revisions.views += u64::from(changes_kernels);
         self.revisions.cohorts += 1;
         self.revisions.counts += 1;
         Ok(())
