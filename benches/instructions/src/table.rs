@@ -36,10 +36,22 @@ pub fn row(name: &str, kernel: &Kernel, compiled: &Compiled) -> String {
             instructions.push(Instruction { name, line });
         }
     }
-    let usual = usual_path(&instructions, &labels);
+    // What a branch skips if no lane needs it, or if the launch has no use for it, and that touches no memory, is a rare path. A branch
+    // that ends with a jump has another side.
+    let mut is_usual = vec![true; instructions.len()];
+    for (index, instruction) in instructions.iter().enumerate() {
+        let target = instruction.line.split_whitespace().nth(1).and_then(|label| labels.get(label));
+        if let ("s_cbranch_execz" | "s_cbranch_scc0", Some(&end)) = (instruction.name, target)
+            && index < end
+            && !instructions[index..end].iter().any(Instruction::is_memory)
+            && (instruction.name == "s_cbranch_execz" || instructions[end - 1].name != "s_branch")
+        {
+            is_usual[index + 1..end].fill(false);
+        }
+    }
     let count = |start: &str| instructions.iter().filter(|i| i.name.starts_with(start)).count();
     let vector = count("v_");
-    let usual = instructions.iter().zip(&usual).filter(|(i, usual)| i.is_vector() && **usual).count();
+    let usual = instructions.iter().zip(&is_usual).filter(|(i, usual)| i.is_vector() && **usual).count();
     let widths = |kind: &str| {
         let mut widths = BTreeMap::new();
         for instruction in &instructions {
@@ -70,33 +82,4 @@ pub fn row(name: &str, kernel: &Kernel, compiled: &Compiled) -> String {
         (spills + compiled.statistic("Scratch size")).to_string(),
     ]
     .join("\t")
-}
-
-/// Which instructions are on the usual path: not what a branch skips if no lane needs it, or if the launch has no use for it, and that
-/// touches no memory. If all lanes take one of two sides, the shorter one is the usual one.
-fn usual_path(instructions: &[Instruction<'_>], labels: &BTreeMap<&str, usize>) -> Vec<bool> {
-    let mut is_usual = vec![true; instructions.len()];
-    let target = |instruction: &Instruction<'_>| {
-        instruction.line.split_whitespace().nth(1).and_then(|label| labels.get(label)).copied()
-    };
-    for (index, instruction) in instructions.iter().enumerate() {
-        let Some(end) = target(instruction).filter(|&end| index < end) else {
-            continue;
-        };
-        let skipped = index + 1..end;
-        let jump = instructions.get(end - 1).filter(|last| last.name == "s_branch");
-        let rare = match (instruction.name, jump.and_then(target)) {
-            ("s_cbranch_execz", _) | ("s_cbranch_scc0", None) => skipped,
-            ("s_cbranch_scc0", Some(join)) if end < join => {
-                let vector = |side: &[Instruction<'_>]| side.iter().filter(|i| i.is_vector()).count();
-                let is_longer = vector(&instructions[skipped.clone()]) > vector(&instructions[end..join]);
-                if is_longer { skipped } else { end..join }
-            }
-            _ => continue,
-        };
-        if !instructions[index + 1..rare.end].iter().any(Instruction::is_memory) {
-            is_usual[rare].fill(false);
-        }
-    }
-    is_usual
 }
