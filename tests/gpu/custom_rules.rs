@@ -103,7 +103,7 @@ fn rules_of_the_library_pass_the_harness() {
 #[test]
 fn the_harness_names_the_first_difference() {
     // Off by 0.1%.
-    let found = difference(check(changed("eta * g);", "eta * g * 1.001);")));
+    let found = difference(check(changed("eta, g);", "eta, g * 1.001);")));
     assert_eq!((found.what.as_str(), found.step, found.state), ("values", 1, StateFormat::F32));
     let text = found.to_string();
     assert!(text.contains("step 1, values of values in f32") && text.contains("Control::Host"), "{text}");
@@ -211,7 +211,7 @@ fn custom_rules_come_and_go() {
     engine.step(&all(&gradients));
     assert_ne!(engine.values(0), before);
     // Another version declares the same names.
-    let other = changed("eta * g);", "eta * g * 2.0);");
+    let other = changed("eta, g);", "eta, g * 2.0);");
     let error = engine.optimizer.add_group(other).unwrap_err();
     let ErrorKind::CommonDeclaration { name: "ScaledCoefficients", found, other: of_group } = error.kind()
     else {

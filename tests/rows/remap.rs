@@ -2,9 +2,9 @@
 
 use adamod::reference::Reference;
 use adamod::{
-    Control, DType, DeviceControl, ErrorKind, FreshRows, Group, Hyperparameters, MasterWeights, Optimizer,
-    Options, Parameter, ParameterId, Remap, Role, Rule, Sgd, Shard, State, StateFormat, Step, View,
-    ViewError, Views,
+    Control, DType, DeviceControl, Error, ErrorKind, FreshRows, Group, Hyperparameters, MasterWeights,
+    Optimizer, Options, Parameter, ParameterId, Remap, Role, Rule, Sgd, Shard, State, StateFormat, Step,
+    View, ViewError, Views,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -476,7 +476,8 @@ fn neighbours_stay_and_memory_is_given_back() {
 fn state_in_several_buffers_moves_too() {
     let small =
         Gpu::with_limits(|limits| wgpu::Limits { max_storage_buffer_binding_size: 48 << 10, ..limits });
-    let many = small.device.limits().max_storage_buffers_per_shader_stage > 12;
+    // What a kernel can read besides the buffer that it writes and four tables.
+    let most = small.device.limits().max_storage_buffers_per_shader_stage as usize - 5;
     for state in [StateFormat::F32, StateFormat::Q8] {
         let len = if state == StateFormat::F32 { 59 * 300 } else { 59 * 1000 };
         let (values, gradients) = (small.buffer(4 * len), small.buffer(4 * len));
@@ -495,11 +496,13 @@ fn state_in_several_buffers_moves_too() {
         let mut encoder = small.encoder();
         let remap = Remap::new(59, rows.into(), View::new(&source, 0)).with_fresh(FreshRows::Zero);
         let moved = optimizer.remap(&mut encoder, id, &remap);
-        if !many {
-            assert!(moved.is_err_and(|error| matches!(error.kind(), ErrorKind::RemapBuffers { .. })));
-            continue;
-        }
-        moved.unwrap();
+        match moved.as_ref().map_err(Error::kind) {
+            Err(&ErrorKind::RemapBuffers { found, most: of_error }) => {
+                assert!(most < 8 && found > of_error && of_error == most, "{found}, {of_error}");
+                continue;
+            }
+            moved => moved.unwrap(),
+        };
         small.submit(encoder);
         let after = optimizer.read_state(id).wait().unwrap();
         for ((name, before), (_, after)) in before.tensors.iter().zip(&after.tensors) {
@@ -612,7 +615,7 @@ fn refused_remaps_change_nothing() {
         let error = refused(id, &Remap::resize(3, rows));
         assert!(matches!(error.kind(), ErrorKind::RemapLength { .. }), "{error}");
     }
-    let view = |error: &adamod::Error| match error.kind() {
+    let view = |error: &Error| match error.kind() {
         ErrorKind::View { role, .. } => *role,
         _ => panic!("{error}"),
     };
