@@ -110,18 +110,22 @@ pub fn check_rule(
     }
     let plain = Hyperparameters::from(rule);
     let fully = WeightDecay::FullyDecoupled { lambda: 0.01, max_learning_rate: 2.0 * plain.learning_rate };
-    // Options are numbers of one kernel, so not every one needs both controls.
+    // Options are numbers of two kernels, with caution and without, so not every one needs both controls and both sizes of workgroups.
+    let (cpu, gpu) = (Workgroups::Cpu, Workgroups::Gpu);
     let cases = [
-        (plain, false),
-        (plain, true),
-        (plain.with_weight_decay(WeightDecay::Decoupled(0.1)).with_objective(Objective::Maximize), false),
-        (plain.with_weight_decay(WeightDecay::Coupled(0.1)).with_cautious(true), true),
-        (plain.with_weight_decay(fully).with_cautious_weight_decay(true), false),
+        (plain, false, cpu),
+        (plain, true, gpu),
+        (
+            plain.with_weight_decay(WeightDecay::Decoupled(0.1)).with_objective(Objective::Maximize),
+            false,
+            cpu,
+        ),
+        (plain.with_weight_decay(WeightDecay::Coupled(0.1)).with_cautious(true), true, gpu),
+        (plain.with_weight_decay(fully).with_cautious_weight_decay(true), false, gpu),
     ];
     let kinds = Kind::all(rule);
     let kernels = &Kernels::new();
-    for (number, (hyperparameters, is_on_device)) in cases.into_iter().enumerate() {
-        let workgroups = if number % 2 == 0 { Workgroups::Cpu } else { Workgroups::Gpu };
+    for (hyperparameters, is_on_device, workgroups) in cases {
         Run { device, queue, kernels, hyperparameters, is_on_device, workgroups }.check_formats(&kinds)?;
     }
     let run = Run {
