@@ -81,16 +81,7 @@ pub fn open<O: DeserializeOwned, P: DeserializeOwned>(
 ) -> anyhow::Result<Found<O, P>> {
     let path = runs.join(slug(name));
     std::fs::create_dir_all(&path).with_context(|| format!("could not create {}", path.display()))?;
-    let lock = path.join("lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
-    let file = file.with_context(|| format!("could not open {}", lock.display()))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Found::Busy),
-        Err(TryLockError::Error(error)) => {
-            return Err(error).with_context(|| format!("could not lock {}", lock.display()));
-        }
-    }
+    let Some(file) = locked(&path.join("lock"))? else { return Ok(Found::Busy) };
     let Some(Record { step, milliseconds, stage, .. }) = read_record(&path, name)? else {
         return Ok(Found::Open(Folder { path, name: name.to_owned(), milliseconds: 0, _lock: file }, None));
     };
@@ -107,6 +98,41 @@ pub fn open<O: DeserializeOwned, P: DeserializeOwned>(
             let checkpoint = read.with_context(|| format!("could not read {}", file_name.display()))?;
             let folder = Folder { path, name: name.to_owned(), milliseconds, _lock: file };
             Ok(Found::Open(folder, Some(Box::new(Saved { step, checkpoint, learner, progress }))))
+        }
+    }
+}
+
+/// Deletes the folder with the folders of all runs, if there is one.
+///
+/// # Errors
+/// If another process has one of the runs. Then nothing is deleted.
+pub fn delete(runs: &Path) -> anyhow::Result<()> {
+    if !runs.exists() {
+        return Ok(());
+    }
+    let reading = || format!("could not read {}", runs.display());
+    let mut locks = Vec::new();
+    for entry in std::fs::read_dir(runs).with_context(reading)? {
+        let lock = entry.with_context(reading)?.path().join("lock");
+        if lock.exists() {
+            let file = locked(&lock)?;
+            locks.push(file.with_context(|| format!("{} is in use by another process", runs.display()))?);
+        }
+    }
+    // Not every system deletes files that are open.
+    drop(locks);
+    std::fs::remove_dir_all(runs).with_context(|| format!("could not delete {}", runs.display()))
+}
+
+/// Locks a file, and creates it if it is missing. `None` if another process has locked it.
+fn locked(path: &Path) -> anyhow::Result<Option<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file.with_context(|| format!("could not open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("could not lock {}", path.display()))
         }
     }
 }

@@ -368,7 +368,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
     }
     let backend = arguments.common.backend()?;
-    let mut report = arguments.common.report(&backend, "classification")?;
+    let mut report = arguments.common.report("classification", settings, &backend, &dataset.fingerprint())?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {
         let parameters = architecture.build(arguments.sizes(&dataset), &backend.device()).num_params();
@@ -393,8 +393,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[2]);
     let methods = 3 * arguments.networks.len() * rates.len() + betas.len() + 1 + low_bits.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
-    let size = (methods, arguments.steps());
-    let runs = arguments.common.runs("classification", settings, &backend, &dataset.fingerprint(), size)?;
+    let runs = arguments.common.runs("classification", &backend, methods, arguments.steps())?;
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
         match &saved {

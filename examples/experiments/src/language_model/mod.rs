@@ -328,10 +328,11 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     for method in rates.iter().flat_map(|&rate| arguments.methods(rate)) {
         method.hyperparameters.validate()?;
     }
-    let backend = arguments.common.backend()?;
-    let mut report = arguments.common.report(&backend, "language-model")?;
     let text = arguments.read()?;
     let task = Task::new(&text, arguments)?;
+    let backend = arguments.common.backend()?;
+    let fingerprint = fingerprint([&text.training, &text.test]);
+    let mut report = arguments.common.report("language-model", settings, &backend, &fingerprint)?;
     let seeds = arguments.common.seeds();
     let data = format!(
         "{} training and {} {} tokens, {} different; LSTM of {} layers of {} units, {} parameters; {seeds} seed(s), {} steps of \
@@ -351,9 +352,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     report.say(&data)?;
 
     let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[1]);
-    let size = (2 * rates.len() + low_bits.len(), arguments.steps());
-    let fingerprint = fingerprint([&text.training, &text.test]);
-    let runs = arguments.common.runs("language-model", settings, &backend, &fingerprint, size)?;
+    let methods = 2 * rates.len() + low_bits.len();
+    let runs = arguments.common.runs("language-model", &backend, methods, arguments.steps())?;
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let cell = |method: &Method| match &saved {
         Some((training, test)) => Cell::saved(&method.description(), method, seeds, |run| {

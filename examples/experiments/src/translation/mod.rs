@@ -460,9 +460,9 @@ fn test(backend: &Backend, task: &Task, translator: &Translator) -> f64 {
 /// Trains everything, prints the tables and draws the pictures.
 pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     arguments.check()?;
-    let backend = arguments.common.backend()?;
-    let mut report = arguments.common.report(&backend, "translation")?;
     let task = Task::new(arguments)?;
+    let backend = arguments.common.backend()?;
+    let mut report = arguments.common.report("translation", settings, &backend, &task.fingerprint())?;
     if let Some(collected) = &task.collected {
         report.say(collected)?;
     }
@@ -491,8 +491,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
     let low_bits = arguments.formats.methods(&arguments.methods(middle)[2]);
-    let size = (4 * rates.len() + sweep.len() + low_bits.len(), arguments.steps());
-    let runs = arguments.common.runs("translation", settings, &backend, &task.fingerprint(), size)?;
+    let methods = 4 * rates.len() + sweep.len() + low_bits.len();
+    let runs = arguments.common.runs("translation", &backend, methods, arguments.steps())?;
     let files = ["losses.csv", "beta3.csv", "formats.csv"];
     let saved = arguments.common.saved(if low_bits.is_empty() { &files[..2] } else { &files })?;
     let saved = saved.zip(arguments.common.saved(&["validation_losses.csv"])?);
