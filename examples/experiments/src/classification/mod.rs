@@ -3,6 +3,7 @@
 mod dataset;
 mod network;
 
+use std::collections::BTreeSet;
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
@@ -187,6 +188,14 @@ impl Arguments {
             method("Adam", Adam::new().into(), WeightDecay::Decoupled(WEIGHT_DECAY)),
             method("AdaMod", adamod.into(), WeightDecay::Decoupled(WEIGHT_DECAY)),
         ]
+    }
+
+    /// AdaMod with different beta3.
+    fn sweep(&self) -> Vec<Method> {
+        let [.., adamod] = self.methods(BETA3_LEARNING_RATE);
+        let growing = self.growth.method(&adamod, "AdaMod, growing beta3");
+        let others = self.other_beta3().into_iter().map(|beta3| adamod.with_beta3(beta3));
+        others.chain([growing]).collect()
     }
 }
 
@@ -389,9 +398,13 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     );
     report.say(&data)?;
 
-    let betas = arguments.other_beta3();
+    let sweep = arguments.sweep();
     let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[2]);
-    let methods = 3 * arguments.networks.len() * rates.len() + betas.len() + 1 + low_bits.len();
+    // The sweep may repeat methods of the grid.
+    let grid = rates.iter().flat_map(|&rate| arguments.methods(rate));
+    let of_grid: BTreeSet<_> = grid.map(|method| method.description()).collect();
+    let new = sweep.iter().filter(|method| !of_grid.contains(&method.description())).count();
+    let methods = arguments.networks.len() * of_grid.len() + new + low_bits.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let runs = arguments.common.runs("classification", &backend, methods, arguments.steps())?;
     let cell = |architecture: Architecture, method: &Method| {
@@ -405,27 +418,22 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
             }),
         }
     };
-    let mut grids = Vec::new();
-    for &architecture in &arguments.networks {
-        let mut columns = Vec::new();
-        for &rate in &rates {
-            let [sgd, adam, adamod] = arguments.methods(rate);
-            columns.push([
-                cell(architecture, &sgd)?,
-                cell(architecture, &adam)?,
-                cell(architecture, &adamod)?,
-            ]);
-        }
-        grids.push(Grid { architecture, columns });
-    }
-    let [.., adamod] = arguments.methods(BETA3_LEARNING_RATE);
-    let growing = arguments.growth.method(&adamod, "AdaMod, growing beta3");
-    let sweep = (betas.iter().map(|&beta3| adamod.with_beta3(beta3)).chain([growing]))
-        .map(|method| cell(arguments.networks[0], &method))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let low_bits = (low_bits.iter())
-        .map(|method| cell(arguments.networks[0], method))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let column = |architecture: Architecture, rate: f64| {
+        let [sgd, adam, adamod] = arguments.methods(rate);
+        Ok([cell(architecture, &sgd)?, cell(architecture, &adam)?, cell(architecture, &adamod)?])
+    };
+    let grid = |&architecture: &Architecture| {
+        let columns = rates.iter().map(|&rate| column(architecture, rate));
+        Ok(Grid { architecture, columns: columns.collect::<anyhow::Result<_>>()? })
+    };
+    let others = |methods: &[Method]| {
+        let cells = methods.iter().map(|method| cell(arguments.networks[0], method));
+        cells.collect::<anyhow::Result<Vec<_>>>()
+    };
+    let (grids, sweep, low_bits) = runs.all(|| {
+        let grids = arguments.networks.iter().map(grid);
+        Ok((grids.collect::<anyhow::Result<Vec<_>>>()?, others(&sweep)?, others(&low_bits)?))
+    })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }

@@ -514,12 +514,11 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
             Translation::start(&backend, &task, arguments, (method, seed, counts), saved)
         })
     };
-    let mut grid = Vec::new();
-    for &rate in &rates {
-        grid.push(arguments.methods(rate).iter().map(&cell).collect::<anyhow::Result<Vec<_>>>()?);
-    }
-    let sweep = sweep.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
-    let low_bits = low_bits.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
+    let cells = |methods: &[Method]| methods.iter().map(&cell).collect::<anyhow::Result<Vec<_>>>();
+    let (grid, sweep, low_bits) = runs.all(|| {
+        let grid = rates.iter().map(|&rate| cells(&arguments.methods(rate)));
+        Ok((grid.collect::<anyhow::Result<Vec<_>>>()?, cells(&sweep)?, cells(&low_bits)?))
+    })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }
