@@ -377,6 +377,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
     }
     let backend = arguments.common.backend()?;
+    arguments.formats.check(&backend)?;
     let mut report = arguments.common.report("classification", settings, &backend, &dataset.fingerprint())?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {

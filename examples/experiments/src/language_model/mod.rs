@@ -331,6 +331,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let text = arguments.read()?;
     let task = Task::new(&text, arguments)?;
     let backend = arguments.common.backend()?;
+    arguments.formats.check(&backend)?;
     let fingerprint = fingerprint([&text.training, &text.test]);
     let mut report = arguments.common.report("language-model", settings, &backend, &fingerprint)?;
     let seeds = arguments.common.seeds();

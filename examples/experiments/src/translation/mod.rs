@@ -462,6 +462,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     arguments.check()?;
     let task = Task::new(arguments)?;
     let backend = arguments.common.backend()?;
+    arguments.formats.check(&backend)?;
     let mut report = arguments.common.report("translation", settings, &backend, &task.fingerprint())?;
     if let Some(collected) = &task.collected {
         report.say(collected)?;
