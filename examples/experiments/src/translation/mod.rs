@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::common::{Common, fingerprint, or_default};
-use crate::formats::{Comparison, FormatArguments};
+use crate::formats::{Comparison, FormatArguments, Formats};
 use crate::learner::{Learner, LearnerState, Windows};
 use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::numbers;
@@ -509,9 +509,9 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
                 })
             });
         }
-        let at_middle = method.hyperparameters.learning_rate == middle;
         runs.of(&method.description(), method, |method, seed, saved| {
-            let counts = at_middle && seed == 0;
+            // At every learning rate, as another call may report another one. Other formats store rounded or debiased averages.
+            let counts = seed == 0 && method.formats == Formats::default();
             Translation::start(&backend, &task, arguments, (method, seed, counts), saved)
         })
     };
