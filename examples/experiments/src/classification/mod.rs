@@ -493,6 +493,12 @@ fn report_best(report: &mut Report, arguments: &Arguments, grids: &[Grid]) -> an
     plots::curves(&report.path("best.svg"), title, &axes(arguments, "accuracy in %", 85.0), &panels)
 }
 
+/// The best less the worst mean; rates without a finished run have none.
+fn spread(means: impl Iterator<Item = f64>) -> String {
+    let (worst, best) = extent(means.filter(|mean| !mean.is_nan()));
+    if best >= worst { format!("{:.2}", best - worst) } else { "/".to_owned() }
+}
+
 /// Figure 6.
 fn report_rates(
     report: &mut Report,
@@ -505,9 +511,8 @@ fn report_rates(
     columns.push("spread".into());
     let row = |method: usize| {
         let cells = || grid.columns.iter().map(|cells| &cells[method]);
-        let (worst, best) = extent(cells().map(|cell| mean(&cell.accuracies())));
         let mut texts: Vec<_> = cells().map(Cell::text).collect();
-        texts.push(format!("{:.2}", best - worst));
+        texts.push(spread(cells().map(|cell| mean(&cell.accuracies()))));
         (grid.columns[0][method].method.name.into(), texts)
     };
     report.say(Table {
@@ -611,6 +616,12 @@ mod tests {
     struct Line {
         #[command(flatten)]
         arguments: Arguments,
+    }
+
+    #[test]
+    fn the_spread_is_that_of_the_rates_with_finished_runs() {
+        assert_eq!(spread([97.5, f64::NAN, 98.75].into_iter()), "1.25");
+        assert_eq!(spread([f64::NAN; 2].into_iter()), "/");
     }
 
     #[test]
