@@ -134,6 +134,11 @@ fn experiments_train_on_wgpu() {
         "language-model --device=gpu --steps=1 --seeds=1 --lines=50 --layers=1 --learning-rates=0.003",
         &output("language-model"),
     );
+    succeeds(
+        "classification --device=gpu --seeds=1 --epochs=1 --batch=700 --networks=resnet --channels=2 --learning-rates=0.01 \
+         --other-beta3=0.9",
+        &output("classification"),
+    );
     let error = fails(&format!("translation --device=gpu --steps=1 {sizes}/bf16"), &output("narrow"));
     assert!(error.contains("--device cpu") && !output("narrow").exists(), "{error}");
 }
