@@ -61,7 +61,7 @@ pub struct Arguments {
     /// many as it holds for `roofline`]. `modes` and `variants` are never larger than that.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
     max_elements: Option<u64>,
-    /// Buffers have at most so many bytes; a larger tensor is cut into several [default: the device's limit].
+    /// Limit buffers to N bytes; larger tensors are split across several [default: the device's limit].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(LEAST_BUFFER_BYTES..))]
     max_buffer_bytes: Option<u64>,
     /// Measure models at their own width on a software adapter, too.

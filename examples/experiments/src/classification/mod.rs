@@ -52,8 +52,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     images: Option<PathBuf>,
 
-    /// So many of the folder's training images, the first ones [default: all]
-    #[arg(long, requires = "images", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    /// Train on the first N images of the folder [default: all]
+    #[arg(long, value_name = "N", requires = "images", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     training_images: Option<u64>,
 
     /// Channels after the first convolution of a network; the ResNet's last stage has four times as many

@@ -59,8 +59,8 @@ pub struct Arguments {
     #[arg(long)]
     validate: bool,
 
-    /// Tokens are words, at most so many different ones with `<eos>` and `<unk>` [default for the Penn Treebank: all, otherwise no words]
-    #[arg(long, conflicts_with_all = ["merges", "lines"], value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
+    /// Use words as tokens, with a vocabulary of at most N including `<eos>` and `<unk>` [default for the Penn Treebank: all, otherwise no words]
+    #[arg(long, value_name = "N", conflicts_with_all = ["merges", "lines"], value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
     words: Option<u64>,
 
     /// Merges of the byte-pair encoding; with 0, tokens are characters
