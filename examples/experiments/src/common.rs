@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 
 use crate::backend::{Backend, DeviceChoice};
@@ -11,6 +11,7 @@ use crate::rates::distinct;
 use crate::report::{Report, Saved};
 use crate::runs::Runs;
 use crate::settings::Settings;
+use crate::store;
 
 /// Arguments of every experiment.
 #[derive(Args, Clone, Debug)]
@@ -76,47 +77,53 @@ impl Common {
         Backend::open(if self.redraw.is_some() { DeviceChoice::Cpu } else { self.device })
     }
 
-    /// Opens the output folder and reports the command and the device.
-    pub fn report(&self, backend: &Backend, experiment: &str) -> anyhow::Result<Report> {
+    /// Opens the output folder, and reports the command and the device. Deletes runs with `--restart`, and refuses those of other arguments:
+    /// called once it is known that the arguments are valid. `data` describes what the arguments do not.
+    pub fn report(
+        &self,
+        experiment: &str,
+        settings: &Settings,
+        backend: &Backend,
+        data: &str,
+    ) -> anyhow::Result<Report> {
         if let Some(folder) = &self.redraw {
             return Ok(Report::pictures(folder));
         }
         let folder = self.folder(experiment);
-        if self.worker {
-            return Ok(Report::pictures(&folder));
-        }
         let runs = folder.join("runs");
-        if self.restart && runs.exists() {
-            std::fs::remove_dir_all(&runs).with_context(|| format!("could not delete {}", runs.display()))?;
+        if self.restart && !self.worker {
+            store::delete(&runs)?;
         }
         ensure!(
-            self.resume || !runs.exists(),
+            self.resume || self.worker || !runs.exists(),
             "{} has runs of an earlier call: --resume goes on with them, --restart deletes them, --output takes another folder",
             folder.display()
         );
+        let settings = settings.clone().with("experiment", experiment).with("device", backend.name());
+        settings.with("data", data).record(&runs)?;
+        if self.worker {
+            return Ok(Report::pictures(&folder));
+        }
         let mut report = Report::create(&folder)?;
         let command: Vec<_> = std::env::args().skip(1).collect();
         report.say(format!("`experiments {}` on {}", command.join(" "), backend.description()))?;
         Ok(report)
     }
 
-    /// Opens the folder of all runs, and trains in other processes if there are to be several. `data` describes what the arguments do not.
+    /// All runs in the output folder. Trains in other processes if there are to be several.
     pub fn runs(
         &self,
         experiment: &str,
-        settings: &Settings,
         backend: &Backend,
-        data: &str,
-        (methods, steps): (usize, u64),
+        methods: usize,
+        steps: u64,
     ) -> anyhow::Result<Runs> {
         let folder = self.folder(experiment).join("runs");
         let compiles = matches!(backend, Backend::Gpu(_));
-        let runs = Runs::new(folder.clone(), methods, self.seeds(), steps, compiles);
+        let runs = Runs::new(folder, methods, self.seeds(), steps, compiles);
         if self.redraw.is_some() {
             return Ok(runs);
         }
-        let settings = settings.clone().with("experiment", experiment).with("device", backend.name());
-        settings.with("data", data).record(&folder)?;
         let end = self.hours.map(|hours| Instant::now() + Duration::from_secs_f64(3600.0 * hours));
         let runs = runs.until(move |_| end.is_some_and(|end| Instant::now() >= end));
         if self.worker {

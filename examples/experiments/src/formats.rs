@@ -4,8 +4,10 @@ use std::fmt::{Display, Formatter};
 use std::str::FromStr;
 
 use adamod::{DType, MasterWeights, Precision, StateFormat};
+use anyhow::bail;
 use clap::Args;
 
+use crate::backend::Backend;
 use crate::method::Method;
 use crate::plots::{self, Axes, BLUE, GREEN, GREY, ORANGE, Panel, SCALE, Series};
 use crate::report::{Report, Table};
@@ -44,6 +46,14 @@ impl Formats {
         Precision::new(self.state)
             .with_master_weights(master_weights)
             .with_f32_state_below(Self::F32_STATE_BELOW)
+    }
+
+    /// Refuses formats that do not train on the backend.
+    pub fn check(self, backend: &Backend) -> anyhow::Result<()> {
+        match (self.dtype(), backend) {
+            (DType::F32, _) | (_, Backend::Cpu) => Ok(()),
+            (dtype, Backend::Gpu(_)) => bail!("weights in {dtype} need --device cpu, got gpu"),
+        }
     }
 
     /// Data type of parameters and gradients.
@@ -100,6 +110,11 @@ pub struct FormatArguments {
 }
 
 impl FormatArguments {
+    /// Refuses formats that do not train on the backend.
+    pub fn check(&self, backend: &Backend) -> anyhow::Result<()> {
+        self.formats.iter().try_for_each(|formats| formats.check(backend))
+    }
+
     /// The method in each format but f32, which is the method itself.
     pub fn methods(&self, method: &Method) -> Vec<Method> {
         let mut methods: Vec<Method> = Vec::new();

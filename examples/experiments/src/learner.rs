@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use adamod::{Checkpoint, DType, Diagnostics, GroupId, Options};
 use adamod_burn::FusedOptimizer;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
@@ -55,6 +55,7 @@ pub struct LearnerState {
 impl<M: Module> Learner<M> {
     /// Trains all parameters with the method. Also counts learning rates if asked to, over step 1, steps 2 to 3, 4 to 7 and so on.
     pub fn new(model: M, method: &Method, backend: &Backend, counts: bool) -> anyhow::Result<Self> {
+        method.formats.check(backend)?;
         let optimizer = match backend {
             Backend::Gpu(gpu) => {
                 let diagnostics = if counts { Diagnostics::RateHistograms } else { Diagnostics::Off };
@@ -67,10 +68,9 @@ impl<M: Module> Learner<M> {
             }
         };
         let rates = counts.then(Rates::default);
-        let model = match (method.formats.dtype(), backend) {
-            (DType::F32, _) => model,
-            (dtype, Backend::Cpu) => tensors::rounded(model, dtype),
-            (dtype, Backend::Gpu(_)) => bail!("weights in {dtype} need --device cpu, got gpu"),
+        let model = match method.formats.dtype() {
+            DType::F32 => model,
+            dtype => tensors::rounded(model, dtype),
         };
         Ok(Self { model: Some(model), optimizer, method: method.clone(), step: 0, rates })
     }

@@ -29,8 +29,8 @@ impl From<RateHistograms> for RateCounts {
 }
 
 impl RateCounts {
-    /// Counts the rates of a step of AdaMod or Adam, given the state after it. They are the bits of the kernels where the state is in f32;
-    /// otherwise they follow from the state as it is stored.
+    /// Counts the rates of a step of AdaMod or Adam, given the state after it: the bits of the kernels. The state has to be in f32; in other
+    /// formats the averages are stored without their bias.
     pub fn add(&mut self, hyperparameters: &Hyperparameters, step: u64, state: &[Vec<f32>]) {
         let (beta2, epsilon) = match hyperparameters.rule {
             Rule::AdaMod(rule) => (rule.betas[1], rule.epsilon),

@@ -1,7 +1,8 @@
 //! All runs of an experiment: one after the other, or spread over processes. Each has a folder, in which it goes on.
 
 use std::cell::Cell as Counter;
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -114,9 +115,10 @@ pub struct Runs {
     /// Whether no more steps are to be taken, given the number of steps that were.
     is_over: Box<dyn Fn(u64) -> bool>,
     display: RunsDisplay,
-    /// Runs that are not finished.
-    unfinished: Counter<u64>,
-    milliseconds: Counter<u64>,
+    /// The time in milliseconds that each run took, by its name; `None` if it is not finished.
+    known: RefCell<BTreeMap<String, Option<u64>>>,
+    /// Whether another process had one of the runs.
+    met_others: Counter<bool>,
 }
 
 /// How runs go.
@@ -168,8 +170,8 @@ impl Runs {
             duty: Counter::new(Duty::Train),
             is_over: Box::new(|_| false),
             display,
-            unfinished: Counter::new(0),
-            milliseconds: Counter::new(0),
+            known: RefCell::new(BTreeMap::new()),
+            met_others: Counter::new(false),
         }
     }
 
@@ -195,7 +197,7 @@ impl Runs {
 
     /// Runs that are not finished.
     pub fn unfinished(&self) -> u64 {
-        self.unfinished.get()
+        self.known.borrow().values().filter(|time| time.is_none()).count() as u64
     }
 
     pub fn count(&self) -> u64 {
@@ -204,7 +206,7 @@ impl Runs {
 
     /// Time that all finished runs have taken, in every process and call.
     pub fn time(&self) -> Duration {
-        Duration::from_millis(self.milliseconds.get())
+        Duration::from_millis(self.known.borrow().values().flatten().sum())
     }
 
     /// Spreads all runs over this many processes, with the arguments of this one, and shows how they go until they have ended. After that
@@ -278,38 +280,53 @@ impl Runs {
             let start = |saved: Option<&Saved<T::Progress>>| {
                 start(method, seed, saved).with_context(|| format!("could not start {name}"))
             };
-            let outcome = match store::open::<T::Outcome, T::Progress>(&self.folder, &name)? {
-                Found::Finished { outcome, milliseconds } => {
-                    self.milliseconds.update(|all| all + milliseconds);
+            // Every call takes a step, however little time it has.
+            let is_late = self.display.taken.get() > 0 && self.is_over();
+            let result = if self.duty.get() == Duty::Look || is_late {
+                let finished = store::finished::<T::Outcome>(&self.folder, &name)?;
+                if finished.is_some() {
                     self.find(&name, self.steps, true);
-                    Some(outcome)
                 }
-                Found::Busy => None,
-                Found::Open(folder, saved) => {
-                    self.find(&name, saved.as_ref().map_or(0, |saved| saved.step), false);
-                    // Every call takes a step, however little time it has.
-                    let is_late = self.display.taken.get() > 0 && self.is_over();
-                    if self.duty.get() == Duty::Look || is_late {
+                finished
+            } else {
+                match store::open::<T::Outcome, T::Progress>(&self.folder, &name)? {
+                    Found::Finished { outcome, milliseconds } => {
+                        self.find(&name, self.steps, true);
+                        Some((outcome, milliseconds))
+                    }
+                    Found::Busy => {
+                        self.met_others.set(true);
                         None
-                    } else {
+                    }
+                    Found::Open(folder, saved) => {
+                        self.find(&name, saved.as_ref().map_or(0, |saved| saved.step), false);
                         self.train(&name, folder, saved, start)?
                     }
                 }
             };
-            match outcome {
-                Some(outcome) => {
-                    cell.outcomes.push(outcome);
-                    cell.seeds.push(seed);
-                }
-                None => self.unfinished.update(|unfinished| unfinished + 1),
+            let (outcome, milliseconds) = result.unzip();
+            self.known.borrow_mut().insert(name, milliseconds);
+            if let Some(outcome) = outcome {
+                cell.outcomes.push(outcome);
+                cell.seeds.push(seed);
             }
         }
         Ok(cell)
     }
 
-    /// Shows what was found, unless other processes have told it.
+    /// Trains all cells. If other processes had some of the runs, these are looked at once more after that: they may be finished now.
+    pub fn all<C>(&self, cells: impl Fn() -> anyhow::Result<C>) -> anyhow::Result<C> {
+        let found = cells()?;
+        if self.display.is_worker || !self.met_others.get() {
+            return Ok(found);
+        }
+        self.duty.set(Duty::Look);
+        cells()
+    }
+
+    /// Shows what was found of a run, once, and unless other processes have told it.
     fn find(&self, name: &str, steps: u64, is_finished: bool) {
-        if self.duty.get() != Duty::Look {
+        if self.duty.get() != Duty::Look && !self.known.borrow().contains_key(name) {
             self.display.find(name, steps, is_finished);
         }
     }
@@ -318,22 +335,23 @@ impl Runs {
         self.display.is_orphan.get() || (self.is_over)(self.display.taken.get())
     }
 
-    /// Trains a run to its end, or saves it where it has to stop. Returns the results if it is finished.
+    /// Trains a run to its end, or saves it where it has to stop. Returns the results if it is finished, and the time in milliseconds.
     fn train<T: Training>(
         &self,
         name: &str,
         mut folder: Folder,
         saved: Option<Box<Saved<T::Progress>>>,
         start: impl Fn(Option<&Saved<T::Progress>>) -> anyhow::Result<T>,
-    ) -> anyhow::Result<Option<T::Outcome>> {
+    ) -> anyhow::Result<Option<(T::Outcome, u64)>> {
         self.display.begin(self.count, self.steps);
         self.display.bar.set_message(name.to_owned());
         let mut since = Instant::now();
         let mut training = start(saved.as_deref())?;
         let first = saved.map_or(0, |saved| saved.step);
+        let at = |step: u64| move || format!("{name}, step {step}");
         let mut taken = first;
         for step in first + 1..=self.steps {
-            let goes_on = training.step(step)?;
+            let goes_on = training.step(step).with_context(at(step))?;
             self.display.take(1);
             taken = step;
             if !goes_on {
@@ -342,21 +360,21 @@ impl Runs {
             }
             let stops = step < self.steps && self.is_over();
             if stops || since.elapsed() >= SAVE_INTERVAL {
-                let (checkpoint, learner, progress) = training.save()?;
+                let (checkpoint, learner, progress) = training.save().with_context(at(step))?;
                 let milliseconds = since.elapsed().as_millis() as u64;
-                folder.save(&Saved { step, checkpoint, learner, progress }, milliseconds)?;
+                let saved = Saved { step, checkpoint, learner, progress };
+                folder.save(&saved, milliseconds).with_context(at(step))?;
                 since = Instant::now();
             }
             if stops {
                 return Ok(None);
             }
         }
-        let outcome = training.finish()?;
+        let outcome = training.finish().with_context(at(taken))?;
         let milliseconds = folder.milliseconds() + since.elapsed().as_millis() as u64;
-        self.milliseconds.update(|all| all + milliseconds);
-        folder.finish(taken, &outcome, since.elapsed().as_millis() as u64)?;
+        folder.finish(taken, &outcome, since.elapsed().as_millis() as u64).with_context(at(taken))?;
         self.display.finish_run(name, milliseconds as f64 / 1e3, &outcome.to_string());
-        Ok(Some(outcome))
+        Ok(Some((outcome, milliseconds)))
     }
 
     pub fn finish(&self) {
@@ -585,7 +603,7 @@ mod tests {
         assert_eq!(runs().of("Adam", &method(), never).unwrap().outcomes, cell.outcomes);
         let lost = |_: &Method, _: u64, _: Option<&Saved<f64>>| Ok(Sum { sum: 0.0, fails_at: Some(2) });
         let error = runs().of("SGD", &method(), lost).err().unwrap();
-        assert!(error.to_string().contains("lost at step 2"), "{error}");
+        assert_eq!(format!("{error:#}"), "SGD, seed 0, step 2: lost at step 2");
     }
 
     #[test]
@@ -619,6 +637,50 @@ mod tests {
         let runs = Runs::new(folder.path().into(), 1, 2, 1, false);
         assert_eq!(runs.of("Adam", &method(), start).unwrap().outcomes, [1.0, 101.0]);
         assert!(runs.time() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn runs_that_another_process_finishes_meanwhile_are_in_the_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = store::open::<f64, f64>(folder.path(), "Adam, seed 0").unwrap();
+        let Found::Open(held, None) = held else { panic!("a new run") };
+        let held = RefCell::new(Some(held));
+        let runs = Runs::new(folder.path().into(), 1, 2, 1, false);
+        let cells = || {
+            let cell = runs.of("Adam", &method(), start)?;
+            if let Some(folder) = held.take() {
+                assert_eq!((&cell.outcomes[..], runs.unfinished()), (&[101.0][..], 1));
+                folder.finish(1, &7.0, 5_000)?;
+            }
+            Ok(cell)
+        };
+        assert_eq!(runs.all(cells).unwrap().outcomes, [7.0, 101.0]);
+        assert_eq!(runs.unfinished(), 0);
+        assert!(runs.time() >= Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_run_that_is_used_twice_is_counted_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |most: u64| {
+            let runs = Runs::new(folder.path().into(), 1, 2, 4, false).until(move |taken| taken >= most);
+            let [one, other] = [(); 2].map(|()| runs.of("Adam", &method(), start).unwrap());
+            assert_eq!(one.outcomes, other.outcomes);
+            (runs.unfinished(), runs.display.bar.position())
+        };
+        assert_eq!(of(3).0, 2);
+        assert_eq!(of(9), (0, 8));
+        // Its time, too.
+        let Found::Open(added, None) = store::open::<f64, f64>(folder.path(), "Adam, seed 2").unwrap() else {
+            panic!("a new run")
+        };
+        added.finish(4, &210.0, 5_000).unwrap();
+        let runs = Runs::new(folder.path().into(), 1, 3, 4, false);
+        for _ in 0..2 {
+            runs.of("Adam", &method(), start).unwrap();
+        }
+        assert_eq!((runs.unfinished(), runs.display.bar.position()), (0, 12));
+        assert!((5..10).contains(&runs.time().as_secs()), "{:?}", runs.time());
     }
 
     #[test]

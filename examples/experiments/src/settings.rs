@@ -2,6 +2,7 @@
 //! there are may differ: the folder then has more runs, or has some that the report leaves out.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::store;
 
-/// Arguments that say how to train. They do not change any number.
+/// Arguments that do not change any number, and the device, which [`Common::report`](crate::common::Common::report) records.
 const OF_THE_CALL: [&str; 8] = ["output", "redraw", "device", "hours", "resume", "restart", "jobs", "worker"];
 /// Arguments that choose runs. What is different between two runs is in their names.
 const OF_THE_CHOICE: [&str; 9] = [
@@ -25,6 +26,7 @@ const OF_THE_CHOICE: [&str; 9] = [
     "growing_beta3",
 ];
 const FILE: &str = "arguments.json";
+const LOCK: &str = "arguments.lock";
 
 /// What determines the numbers of all runs, by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,11 +61,14 @@ impl Settings {
     /// If they differ. The error names what differs.
     pub fn record(&self, runs: &Path) -> anyhow::Result<()> {
         let path = runs.join(FILE);
+        let could_not = || format!("could not create {}", runs.display());
+        std::fs::create_dir_all(runs).with_context(could_not)?;
+        // Of several processes that start at once, one records.
+        let lock = File::create(runs.join(LOCK)).with_context(could_not)?;
+        lock.lock().with_context(|| format!("could not lock {}", runs.join(LOCK).display()))?;
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(runs)
-                    .with_context(|| format!("could not create {}", runs.display()))?;
                 return store::replace(&path, serde_json::to_string_pretty(self)?.as_bytes());
             }
             Err(error) => return Err(error).with_context(|| format!("could not read {}", path.display())),
@@ -127,6 +132,13 @@ mod tests {
         let found = error(settings("--steps 5").with("data", "13 pairs"));
         assert!(found.contains("data is \"13 pairs\""), "{found}");
         assert!(error(settings("--steps 5 --quick")).contains("--quick"));
+        // Threads instead of processes.
+        let others = folder.path().join("others");
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| settings("--steps 5").record(&others))).collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+        });
         std::fs::write(runs.join(FILE), "x").unwrap();
         assert!(error(settings("")).contains("is not the record"));
     }

@@ -71,6 +71,26 @@ pub struct Folder {
     _lock: File,
 }
 
+/// The results of a run and the time that it took in milliseconds, if it is finished. Other processes may have the run meanwhile.
+///
+/// # Errors
+/// If what the folder has is damaged or of another run.
+pub fn finished<O: DeserializeOwned>(runs: &Path, name: &str) -> anyhow::Result<Option<(O, u64)>> {
+    let path = runs.join(slug(name));
+    match read_record(&path, name)? {
+        Some(Record { stage: Stage::Finished(outcome), milliseconds, .. }) => {
+            Ok(Some((read_value(outcome, &path)?, milliseconds)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What a record has of the experiment.
+fn read_value<T: DeserializeOwned>(value: Value, folder: &Path) -> anyhow::Result<T> {
+    let damaged = || format!("{} is not what this experiment writes", folder.join(FILE).display());
+    serde_json::from_value(value).with_context(damaged)
+}
+
 /// Opens the folder of a run, and creates it if it is missing.
 ///
 /// # Errors
@@ -79,34 +99,61 @@ pub fn open<O: DeserializeOwned, P: DeserializeOwned>(
     runs: &Path,
     name: &str,
 ) -> anyhow::Result<Found<O, P>> {
+    if let Some((outcome, milliseconds)) = finished(runs, name)? {
+        return Ok(Found::Finished { outcome, milliseconds });
+    }
     let path = runs.join(slug(name));
     std::fs::create_dir_all(&path).with_context(|| format!("could not create {}", path.display()))?;
-    let lock = path.join("lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
-    let file = file.with_context(|| format!("could not open {}", lock.display()))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Found::Busy),
-        Err(TryLockError::Error(error)) => {
-            return Err(error).with_context(|| format!("could not lock {}", lock.display()));
-        }
-    }
+    let Some(file) = locked(&path.join("lock"))? else { return Ok(Found::Busy) };
     let Some(Record { step, milliseconds, stage, .. }) = read_record(&path, name)? else {
         return Ok(Found::Open(Folder { path, name: name.to_owned(), milliseconds: 0, _lock: file }, None));
     };
-    let damaged = || format!("{} is not what this experiment writes", path.join(FILE).display());
     match stage {
         Stage::Finished(outcome) => {
-            let outcome = serde_json::from_value(outcome).with_context(damaged)?;
-            Ok(Found::Finished { outcome, milliseconds })
+            Ok(Found::Finished { outcome: read_value(outcome, &path)?, milliseconds })
         }
         Stage::Training { checkpoint, learner, progress } => {
-            let progress = serde_json::from_value(progress).with_context(damaged)?;
+            let progress = read_value(progress, &path)?;
             let file_name = path.join(checkpoint);
             let read = Checkpoint::load(&file_name);
             let checkpoint = read.with_context(|| format!("could not read {}", file_name.display()))?;
             let folder = Folder { path, name: name.to_owned(), milliseconds, _lock: file };
             Ok(Found::Open(folder, Some(Box::new(Saved { step, checkpoint, learner, progress }))))
+        }
+    }
+}
+
+/// Deletes the folder with the folders of all runs, if there is one.
+///
+/// # Errors
+/// If another process has one of the runs. Then nothing is deleted.
+pub fn delete(runs: &Path) -> anyhow::Result<()> {
+    if !runs.exists() {
+        return Ok(());
+    }
+    let reading = || format!("could not read {}", runs.display());
+    let mut locks = Vec::new();
+    for entry in std::fs::read_dir(runs).with_context(reading)? {
+        let lock = entry.with_context(reading)?.path().join("lock");
+        if lock.exists() {
+            let file = locked(&lock)?;
+            locks.push(file.with_context(|| format!("{} is in use by another process", runs.display()))?);
+        }
+    }
+    // Not every system deletes files that are open.
+    drop(locks);
+    std::fs::remove_dir_all(runs).with_context(|| format!("could not delete {}", runs.display()))
+}
+
+/// Locks a file, and creates it if it is missing. `None` if another process has locked it.
+fn locked(path: &Path) -> anyhow::Result<Option<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file.with_context(|| format!("could not open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("could not lock {}", path.display()))
         }
     }
 }
@@ -150,7 +197,11 @@ impl Folder {
     }
 
     fn remove_checkpoints(&self, but: Option<&str>) -> anyhow::Result<()> {
-        let old = |name: &str| name.ends_with(".safetensors") && Some(name) != but;
+        let is_checkpoint = |name: &str| name.ends_with(".safetensors") && Some(name) != but;
+        // What saves leave that were killed before their end. No other process saves this run.
+        let is_unfinished =
+            |name: &str| name.ends_with(".new") || name.contains(".safetensors.") && name.ends_with(".tmp");
+        let old = |name: &str| is_checkpoint(name) || is_unfinished(name);
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_name().to_str().is_some_and(old) {
@@ -163,7 +214,7 @@ impl Folder {
 
 /// Replaces a file as a whole.
 pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let new = path.with_extension("new");
+    let new = path.with_extension(format!("{}.new", std::process::id()));
     let write = || {
         let mut file = File::create(&new)?;
         file.write_all(bytes)?;
@@ -237,16 +288,24 @@ mod tests {
         let path = runs.path().join("adam-alpha-0.1-seed-0");
         assert!(!path.join("3.safetensors").exists() && path.join("5.safetensors").exists());
         // A save that was killed before its end changes nothing.
-        std::fs::write(path.join("run.new"), "{").unwrap();
-        std::fs::write(path.join("7.safetensors"), "x").unwrap();
+        let left = ["run.17.new", "7.safetensors", ".8.safetensors.17.0.tmp"].map(|name| path.join(name));
+        left.iter().for_each(|file| std::fs::write(file, "{").unwrap());
         let Found::Open(folder, Some(saved)) = opened(runs.path()).unwrap() else { panic!("a saved run") };
         assert_eq!((saved.step, saved.progress, folder.milliseconds()), (5, 0.5, 30));
         folder.finish(6, &1.5, 30).unwrap();
-        assert!(!path.join("5.safetensors").exists() && !path.join("7.safetensors").exists());
+        assert!(!path.join("5.safetensors").exists() && !left.iter().any(|file| file.exists()));
         let Found::Finished { outcome, milliseconds } = opened(runs.path()).unwrap() else {
             panic!("its results")
         };
         assert_eq!((outcome, milliseconds), (1.5, 60));
+        // Also while another process has the lock, and without anything that is new.
+        let lock = locked(&path.join("lock")).unwrap().expect("nobody has it");
+        assert!(matches!(opened(runs.path()).unwrap(), Found::Finished { .. }));
+        drop(lock);
+        let name = "Adam, alpha 0.1, seed 0";
+        assert_eq!(finished::<f64>(runs.path(), name).unwrap(), Some((1.5, 60)));
+        assert_eq!(finished::<f64>(runs.path(), "SGD, seed 0").unwrap(), None);
+        assert_eq!(std::fs::read_dir(runs.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The command as a whole: runs that are broken, spread over processes and resumed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Runs of a tiny Transformer with dropout.
@@ -25,6 +25,18 @@ fn fails(arguments: &str, output: &Path) -> String {
     String::from_utf8(result.stderr).unwrap()
 }
 
+fn read(folder: &Path, file: &str) -> String {
+    std::fs::read_to_string(folder.join(file)).unwrap()
+}
+
+/// Folders of runs.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = all.filter(|path| path.is_dir()).collect();
+    folders.sort();
+    folders
+}
+
 fn assert_same(one: &Path, other: &Path) {
     for file in [
         "losses.csv",
@@ -34,8 +46,7 @@ fn assert_same(one: &Path, other: &Path) {
         "learning_rates.svg",
         "formats.svg",
     ] {
-        let read = |folder: &Path| std::fs::read_to_string(folder.join(file)).unwrap();
-        assert!(read(one) == read(other), "{file}");
+        assert!(read(one, file) == read(other, file), "{file}");
     }
 }
 
@@ -68,6 +79,8 @@ fn what_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let small = TRANSLATION.replace("--seeds=2", "--seeds=1");
     succeeds(&format!("{small} --hours=0 --resume"), folder.path());
+    let runs = folder.path().join("runs");
+    let (report, all_runs) = (read(folder.path(), "report.md"), entries(&runs));
     let error = fails(&small, folder.path());
     assert!(error.contains("--resume goes on with them, --restart deletes them"), "{error}");
     let error = fails(&format!("{small} --resume").replace("--width=8", "--width=16"), folder.path());
@@ -77,11 +90,20 @@ fn what_does_not_fit_is_refused() {
     assert!(error.contains("--sentences is \"31\", expected \"30\""), "{error}");
     let error = fails(&format!("{small} --resume").replace("--device=cpu", "--device=gpu"), folder.path());
     assert!(error.contains("device is \"gpu\", expected \"cpu\""), "{error}");
+    // A refused call leaves the report and the runs as they are.
+    assert!(read(folder.path(), "report.md") == report && entries(&runs) == all_runs);
+    let error = fails(&format!("{small} --restart").replace("--batch=4", "--batch=40"), folder.path());
+    assert!(error.contains("expected at least 40 for training"), "{error}");
+    assert!(entries(&runs) == all_runs);
+    let lock = std::fs::File::open(all_runs[0].join("lock")).unwrap();
+    lock.lock().unwrap();
+    let error = fails(&format!("{small} --restart"), folder.path());
+    assert!(error.contains("is in use by another process") && entries(&runs) == all_runs, "{error}");
+    drop(lock);
 
     // A damaged run fails in every process.
-    let runs = folder.path().join("runs");
-    let damaged = |entry: &std::path::PathBuf| entry.join("run.json").exists();
-    let run = std::fs::read_dir(&runs).unwrap().map(|entry| entry.unwrap().path()).find(damaged).unwrap();
+    let has_record = |entry: &PathBuf| entry.join("run.json").exists();
+    let run = all_runs.into_iter().find(has_record).unwrap();
     std::fs::write(run.join("run.json"), "{}").unwrap();
     for jobs in ["", " --jobs=2"] {
         let error = fails(&format!("{small} --resume{jobs}"), folder.path());
@@ -112,6 +134,11 @@ fn experiments_train_on_wgpu() {
         "language-model --device=gpu --steps=1 --seeds=1 --lines=50 --layers=1 --learning-rates=0.003",
         &output("language-model"),
     );
+    succeeds(
+        "classification --device=gpu --seeds=1 --epochs=1 --batch=700 --networks=resnet --channels=2 --learning-rates=0.01 \
+         --other-beta3=0.9",
+        &output("classification"),
+    );
     let error = fails(&format!("translation --device=gpu --steps=1 {sizes}/bf16"), &output("narrow"));
-    assert!(error.contains("--device cpu"), "{error}");
+    assert!(error.contains("--device cpu") && !output("narrow").exists(), "{error}");
 }

@@ -56,11 +56,12 @@ pub struct Arguments {
     /// Rules of the suite `modes`; repeatable, and implies the suite [default: all].
     #[arg(long = "rule", value_name = "NAME", value_parser = rule)]
     rules: Vec<RuleForm>,
-    /// Largest case of `roofline`, `modes`, `variants` and `large`, in elements [default: 2^23 on a software adapter, 2^20 for `variants`;
-    /// on a GPU 2^26 for `modes`, 2^25 for `variants`, more than 2^31 for `large`, and as many as it holds for `roofline`].
+    /// Largest case of `roofline`, `modes`, `variants` and `large`, in elements [default: on a software adapter 2^23 for `roofline` and
+    /// `large`, 2^22 for `modes` and 2^20 for `variants`; on a GPU 2^26 for `modes`, 2^25 for `variants`, more than 2^31 for `large`, and as
+    /// many as it holds for `roofline`]. `modes` and `variants` are never larger than that.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(1_024..=MOST_ELEMENTS))]
     max_elements: Option<u64>,
-    /// Buffers have at most so many bytes; a larger tensor is cut into several [default: the device's limit].
+    /// Limit buffers to N bytes; larger tensors are split across several [default: the device's limit].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u64>::new().range(LEAST_BUFFER_BYTES..))]
     max_buffer_bytes: Option<u64>,
     /// Measure models at their own width on a software adapter, too.

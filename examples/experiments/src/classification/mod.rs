@@ -3,6 +3,7 @@
 mod dataset;
 mod network;
 
+use std::collections::BTreeSet;
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 
@@ -51,8 +52,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     images: Option<PathBuf>,
 
-    /// So many of the folder's training images, the first ones [default: all]
-    #[arg(long, requires = "images", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    /// Train on the first N images of the folder [default: all]
+    #[arg(long, value_name = "N", requires = "images", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     training_images: Option<u64>,
 
     /// Channels after the first convolution of a network; the ResNet's last stage has four times as many
@@ -187,6 +188,14 @@ impl Arguments {
             method("Adam", Adam::new().into(), WeightDecay::Decoupled(WEIGHT_DECAY)),
             method("AdaMod", adamod.into(), WeightDecay::Decoupled(WEIGHT_DECAY)),
         ]
+    }
+
+    /// AdaMod with different beta3.
+    fn sweep(&self) -> Vec<Method> {
+        let [.., adamod] = self.methods(BETA3_LEARNING_RATE);
+        let growing = self.growth.method(&adamod, "AdaMod, growing beta3");
+        let others = self.other_beta3().into_iter().map(|beta3| adamod.with_beta3(beta3));
+        others.chain([growing]).collect()
     }
 }
 
@@ -368,7 +377,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
     }
     let backend = arguments.common.backend()?;
-    let mut report = arguments.common.report(&backend, "classification")?;
+    arguments.formats.check(&backend)?;
+    let mut report = arguments.common.report("classification", settings, &backend, &dataset.fingerprint())?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {
         let parameters = architecture.build(arguments.sizes(&dataset), &backend.device()).num_params();
@@ -389,12 +399,15 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     );
     report.say(&data)?;
 
-    let betas = arguments.other_beta3();
+    let sweep = arguments.sweep();
     let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[2]);
-    let methods = 3 * arguments.networks.len() * rates.len() + betas.len() + 1 + low_bits.len();
+    // The sweep may repeat methods of the grid.
+    let grid = rates.iter().flat_map(|&rate| arguments.methods(rate));
+    let of_grid: BTreeSet<_> = grid.map(|method| method.description()).collect();
+    let new = sweep.iter().filter(|method| !of_grid.contains(&method.description())).count();
+    let methods = arguments.networks.len() * of_grid.len() + new + low_bits.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
-    let size = (methods, arguments.steps());
-    let runs = arguments.common.runs("classification", settings, &backend, &dataset.fingerprint(), size)?;
+    let runs = arguments.common.runs("classification", &backend, methods, arguments.steps())?;
     let cell = |architecture: Architecture, method: &Method| {
         let name = format!("{}, {}", architecture.name(), method.description());
         match &saved {
@@ -406,27 +419,22 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
             }),
         }
     };
-    let mut grids = Vec::new();
-    for &architecture in &arguments.networks {
-        let mut columns = Vec::new();
-        for &rate in &rates {
-            let [sgd, adam, adamod] = arguments.methods(rate);
-            columns.push([
-                cell(architecture, &sgd)?,
-                cell(architecture, &adam)?,
-                cell(architecture, &adamod)?,
-            ]);
-        }
-        grids.push(Grid { architecture, columns });
-    }
-    let [.., adamod] = arguments.methods(BETA3_LEARNING_RATE);
-    let growing = arguments.growth.method(&adamod, "AdaMod, growing beta3");
-    let sweep = (betas.iter().map(|&beta3| adamod.with_beta3(beta3)).chain([growing]))
-        .map(|method| cell(arguments.networks[0], &method))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let low_bits = (low_bits.iter())
-        .map(|method| cell(arguments.networks[0], method))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let column = |architecture: Architecture, rate: f64| {
+        let [sgd, adam, adamod] = arguments.methods(rate);
+        Ok([cell(architecture, &sgd)?, cell(architecture, &adam)?, cell(architecture, &adamod)?])
+    };
+    let grid = |&architecture: &Architecture| {
+        let columns = rates.iter().map(|&rate| column(architecture, rate));
+        Ok(Grid { architecture, columns: columns.collect::<anyhow::Result<_>>()? })
+    };
+    let others = |methods: &[Method]| {
+        let cells = methods.iter().map(|method| cell(arguments.networks[0], method));
+        cells.collect::<anyhow::Result<Vec<_>>>()
+    };
+    let (grids, sweep, low_bits) = runs.all(|| {
+        let grids = arguments.networks.iter().map(grid);
+        Ok((grids.collect::<anyhow::Result<Vec<_>>>()?, others(&sweep)?, others(&low_bits)?))
+    })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }
@@ -485,6 +493,12 @@ fn report_best(report: &mut Report, arguments: &Arguments, grids: &[Grid]) -> an
     plots::curves(&report.path("best.svg"), title, &axes(arguments, "accuracy in %", 85.0), &panels)
 }
 
+/// The best less the worst mean; rates without a finished run have none.
+fn spread(means: impl Iterator<Item = f64>) -> String {
+    let (worst, best) = extent(means.filter(|mean| !mean.is_nan()));
+    if best >= worst { format!("{:.2}", best - worst) } else { "/".to_owned() }
+}
+
 /// Figure 6.
 fn report_rates(
     report: &mut Report,
@@ -497,9 +511,8 @@ fn report_rates(
     columns.push("spread".into());
     let row = |method: usize| {
         let cells = || grid.columns.iter().map(|cells| &cells[method]);
-        let (worst, best) = extent(cells().map(|cell| mean(&cell.accuracies())));
         let mut texts: Vec<_> = cells().map(Cell::text).collect();
-        texts.push(format!("{:.2}", best - worst));
+        texts.push(spread(cells().map(|cell| mean(&cell.accuracies()))));
         (grid.columns[0][method].method.name.into(), texts)
     };
     report.say(Table {
@@ -603,6 +616,12 @@ mod tests {
     struct Line {
         #[command(flatten)]
         arguments: Arguments,
+    }
+
+    #[test]
+    fn the_spread_is_that_of_the_rates_with_finished_runs() {
+        assert_eq!(spread([97.5, f64::NAN, 98.75].into_iter()), "1.25");
+        assert_eq!(spread([f64::NAN; 2].into_iter()), "/");
     }
 
     #[test]

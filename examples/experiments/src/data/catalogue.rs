@@ -119,7 +119,7 @@ impl<'a> File<'a> {
         Ok(file)
     }
 
-    /// So many bytes from there, if the file has them.
+    /// `length` bytes from `start`, if the file has them.
     fn range(&self, start: usize, length: usize) -> Option<Range<usize>> {
         let end = start.checked_add(length)?;
         (end <= self.bytes.len()).then_some(start..end)

@@ -95,7 +95,7 @@ const CIFAR_SHAPE: Shape = Shape { channels: 3, height: 32, width: 32 };
 impl ImageSet {
     /// Reads the one set that a folder holds. Files may end with `.gz`.
     pub fn read(folder: &Path) -> anyhow::Result<Self> {
-        ensure!(folder.is_dir(), "{} is no folder", folder.display());
+        ensure!(folder.is_dir(), "{} is not a folder", folder.display());
         let mut sets = FORMATS.iter().filter(|format| locate(folder, format.training[0]).is_some());
         let Some(format) = sets.next() else {
             let expected: Vec<_> =
@@ -222,11 +222,11 @@ fn check_label(label: u8, image: usize, classes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The sizes in the head of an IDX file of bytes with so many dimensions.
+/// The sizes in the header of an IDX file of bytes with `DIMENSIONS` dimensions.
 fn idx_sizes<const DIMENSIONS: usize>(input: &mut dyn Read) -> anyhow::Result<[usize; DIMENSIONS]> {
     let mut word = || -> anyhow::Result<u32> {
         let mut bytes = [0; 4];
-        input.read_exact(&mut bytes).context("the file ends in its head")?;
+        input.read_exact(&mut bytes).context("the file ends in its header")?;
         Ok(u32::from_be_bytes(bytes))
     };
     // Two zeros, the type "unsigned byte", the number of dimensions.
@@ -244,7 +244,7 @@ fn idx_sizes<const DIMENSIONS: usize>(input: &mut dyn Read) -> anyhow::Result<[u
     Ok(sizes)
 }
 
-/// Exactly so many bytes. Allocates no more than there are.
+/// Exactly `count` bytes. Allocates no more than there are.
 fn exactly(input: &mut dyn Read, count: usize, what: &str) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     input.take(count as u64).read_to_end(&mut bytes)?;
@@ -282,7 +282,7 @@ pub mod testing {
         words.flat_map(u32::to_be_bytes).chain(data.iter().copied()).collect()
     }
 
-    /// So many images of 5 x 4 pixels for each set, with labels from 0 up.
+    /// `training` and `test` images of 5 x 4 pixels, with labels from 0 up.
     pub fn write_idx(folder: &Path, training: usize, test: usize) {
         for (name, count) in [("train", training), ("t10k", test)] {
             let pixels: Vec<u8> = (0..count * 20).map(|i| (i * 7 % 256) as u8).collect();
@@ -420,8 +420,8 @@ mod tests {
         assert!(ImageSet::read(folder(&mnist("", Vec::new())).path()).is_ok());
         let (images, labels) = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte");
         for (file, bytes, expected) in [
-            (images, Vec::new(), "the file ends in its head"),
-            (images, idx(&[1, 4, 4], &[1; 16])[..9].to_vec(), "the file ends in its head"),
+            (images, Vec::new(), "the file ends in its header"),
+            (images, idx(&[1, 4, 4], &[1; 16])[..9].to_vec(), "the file ends in its header"),
             (images, idx(&[1], &[1; 16]), "magic number 0x00000801: expected 0x00000803"),
             (images, gzip(&idx(&[1, 4, 4], &[1; 16])), "magic number 0x1f8b08"),
             (images, idx(&[0, 4, 4], &[]), "there are no records"),
@@ -452,7 +452,7 @@ mod tests {
         assert!(error_of(&both).contains("has images of CIFAR-100 and of MNIST"));
         assert!(
             format!("{:#}", ImageSet::read(Path::new("/nowhere")).unwrap_err())
-                .contains("/nowhere is no folder")
+                .contains("/nowhere is not a folder")
         );
     }
 

@@ -59,8 +59,8 @@ pub struct Arguments {
     #[arg(long)]
     validate: bool,
 
-    /// Tokens are words, at most so many different ones with `<eos>` and `<unk>` [default for the Penn Treebank: all, otherwise no words]
-    #[arg(long, conflicts_with_all = ["merges", "lines"], value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
+    /// Use words as tokens, with a vocabulary of at most N including `<eos>` and `<unk>` [default for the Penn Treebank: all, otherwise no words]
+    #[arg(long, value_name = "N", conflicts_with_all = ["merges", "lines"], value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
     words: Option<u64>,
 
     /// Merges of the byte-pair encoding; with 0, tokens are characters
@@ -328,10 +328,12 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     for method in rates.iter().flat_map(|&rate| arguments.methods(rate)) {
         method.hyperparameters.validate()?;
     }
-    let backend = arguments.common.backend()?;
-    let mut report = arguments.common.report(&backend, "language-model")?;
     let text = arguments.read()?;
     let task = Task::new(&text, arguments)?;
+    let backend = arguments.common.backend()?;
+    arguments.formats.check(&backend)?;
+    let fingerprint = fingerprint([&text.training, &text.test]);
+    let mut report = arguments.common.report("language-model", settings, &backend, &fingerprint)?;
     let seeds = arguments.common.seeds();
     let data = format!(
         "{} training and {} {} tokens, {} different; LSTM of {} layers of {} units, {} parameters; {seeds} seed(s), {} steps of \
@@ -351,9 +353,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     report.say(&data)?;
 
     let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[1]);
-    let size = (2 * rates.len() + low_bits.len(), arguments.steps());
-    let fingerprint = fingerprint([&text.training, &text.test]);
-    let runs = arguments.common.runs("language-model", settings, &backend, &fingerprint, size)?;
+    let methods = 2 * rates.len() + low_bits.len();
+    let runs = arguments.common.runs("language-model", &backend, methods, arguments.steps())?;
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let cell = |method: &Method| match &saved {
         Some((training, test)) => Cell::saved(&method.description(), method, seeds, |run| {
@@ -363,11 +364,11 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
             Modelling::start(&backend, &task, arguments, (method, seed), saved)
         }),
     };
-    let mut grid = Vec::new();
-    for &rate in &rates {
-        grid.push(arguments.methods(rate).iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?);
-    }
-    let low_bits = low_bits.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
+    let cells = |methods: &[Method]| methods.iter().map(cell).collect::<anyhow::Result<Vec<_>>>();
+    let (grid, low_bits) = runs.all(|| {
+        let grid = rates.iter().map(|&rate| cells(&arguments.methods(rate)));
+        Ok((grid.collect::<anyhow::Result<Vec<_>>>()?, cells(&low_bits)?))
+    })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }

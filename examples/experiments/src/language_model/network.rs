@@ -165,7 +165,7 @@ impl Sequences {
         Self { tokens: tokens.collect(), count }
     }
 
-    /// Windows of so many steps, one after the other; the last step of a sequence is only predicted.
+    /// The number of windows of `steps` steps, one after the other; the last step of a sequence is only predicted.
     pub fn windows(&self, steps: usize) -> usize {
         (self.tokens.len() / self.count).saturating_sub(1) / steps
     }

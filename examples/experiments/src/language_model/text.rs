@@ -24,9 +24,9 @@ pub struct Text {
 /// What a token is.
 #[derive(Clone, Copy, Debug)]
 pub enum Units {
-    /// A character, or what so many merges of the byte-pair encoding make of several.
+    /// A character, or what this many merges of the byte-pair encoding make of several.
     Pieces { merges: usize },
-    /// A word; at most so many different ones.
+    /// A word, of a vocabulary of at most this size.
     Words { limit: usize },
 }
 

@@ -107,7 +107,7 @@ pub fn collect(folder: &Path, direction: Direction) -> anyhow::Result<Collected>
     for path in &paths {
         let bytes = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
         let read = catalogue::parse(&bytes);
-        messages.extend(read.with_context(|| format!("{} is no message catalogue", path.display()))?);
+        messages.extend(read.with_context(|| format!("{} is not a message catalogue", path.display()))?);
     }
     let mut collected = pairs_of(&messages, direction);
     collected.catalogues = paths.len();
@@ -469,7 +469,7 @@ mod tests {
             assert_eq!(collected.catalogues, if path.is_empty() { 2 } else { 1 });
         }
         write("c/de/LC_MESSAGES/broken.mo", b"\xde\x12\x04\x95");
-        assert!(error(folder.path()).contains("broken.mo is no message catalogue: 4 bytes"));
+        assert!(error(folder.path()).contains("broken.mo is not a message catalogue: 4 bytes"));
         assert!(error(&folder.path().join("c")).contains("broken.mo"));
         write("d/de/LC_MESSAGES/same.mo", &testing::utf_8(&[("Name", "Name")]));
         assert!(error(&folder.path().join("d")).contains("has no pairs: 0 pairs of 1 texts in 1 catalogues"));

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::common::{Common, fingerprint, or_default};
-use crate::formats::{Comparison, FormatArguments};
+use crate::formats::{Comparison, FormatArguments, Formats};
 use crate::learner::{Learner, LearnerState, Windows};
 use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::numbers;
@@ -460,9 +460,10 @@ fn test(backend: &Backend, task: &Task, translator: &Translator) -> f64 {
 /// Trains everything, prints the tables and draws the pictures.
 pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     arguments.check()?;
-    let backend = arguments.common.backend()?;
-    let mut report = arguments.common.report(&backend, "translation")?;
     let task = Task::new(arguments)?;
+    let backend = arguments.common.backend()?;
+    arguments.formats.check(&backend)?;
+    let mut report = arguments.common.report("translation", settings, &backend, &task.fingerprint())?;
     if let Some(collected) = &task.collected {
         report.say(collected)?;
     }
@@ -491,8 +492,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
     let low_bits = arguments.formats.methods(&arguments.methods(middle)[2]);
-    let size = (4 * rates.len() + sweep.len() + low_bits.len(), arguments.steps());
-    let runs = arguments.common.runs("translation", settings, &backend, &task.fingerprint(), size)?;
+    let methods = 4 * rates.len() + sweep.len() + low_bits.len();
+    let runs = arguments.common.runs("translation", &backend, methods, arguments.steps())?;
     let files = ["losses.csv", "beta3.csv", "formats.csv"];
     let saved = arguments.common.saved(if low_bits.is_empty() { &files[..2] } else { &files })?;
     let saved = saved.zip(arguments.common.saved(&["validation_losses.csv"])?);
@@ -508,18 +509,17 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
                 })
             });
         }
-        let at_middle = method.hyperparameters.learning_rate == middle;
         runs.of(&method.description(), method, |method, seed, saved| {
-            let counts = at_middle && seed == 0;
+            // At every learning rate, as another call may report another one. Other formats store rounded or debiased averages.
+            let counts = seed == 0 && method.formats == Formats::default();
             Translation::start(&backend, &task, arguments, (method, seed, counts), saved)
         })
     };
-    let mut grid = Vec::new();
-    for &rate in &rates {
-        grid.push(arguments.methods(rate).iter().map(&cell).collect::<anyhow::Result<Vec<_>>>()?);
-    }
-    let sweep = sweep.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
-    let low_bits = low_bits.iter().map(cell).collect::<anyhow::Result<Vec<_>>>()?;
+    let cells = |methods: &[Method]| methods.iter().map(&cell).collect::<anyhow::Result<Vec<_>>>();
+    let (grid, sweep, low_bits) = runs.all(|| {
+        let grid = rates.iter().map(|&rate| cells(&arguments.methods(rate)));
+        Ok((grid.collect::<anyhow::Result<Vec<_>>>()?, cells(&sweep)?, cells(&low_bits)?))
+    })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }

@@ -35,8 +35,8 @@ pub struct Engine {
     mode: Mode,
     placement: Placement,
     buffers: Vec<wgpu::Buffer>,
-    /// The shadow copies of all tensors, if the mode has them.
-    shadows: Option<wgpu::Buffer>,
+    /// Buffers of the shadow copies; none if the mode has no copies.
+    shadows: Vec<wgpu::Buffer>,
     tensors: Vec<Tensor>,
     /// Recorded steps. Their number decides where moving gradients lie.
     recorded: usize,
@@ -49,8 +49,8 @@ struct Tensor {
     values: Place,
     /// Where the gradient lies in even and in odd steps; the two places differ only if it moves.
     gradients: [Place; 2],
-    /// Byte offset of its shadow copy.
-    shadow: u64,
+    /// Where its shadow copy lies, in buffers of its own.
+    shadow: Option<Place>,
     /// Elements of the tensors before it.
     first: u64,
 }
@@ -61,10 +61,11 @@ impl Engine {
         let &Variant { mode, placement, ref lengths, design, .. } = variant;
         let Machine { device, queue, .. } = machine;
         let (places, sizes) = place(placement, lengths, mode.values.bytes());
-        let shadow_bytes = |len: u64| (DType::Bf16.bytes() * len).next_multiple_of(ALIGNMENT_BYTES);
+        let (shadow_places, shadow_sizes) =
+            if mode.shadow { place_shadows(placement, lengths) } else { (Vec::new(), Vec::new()) };
         let create = |size| buffer(device, "adamod.bench.tensors", size);
         let (buffers, shadows) = machine.catch("tensors", || {
-            let shadows = mode.shadow.then(|| create(lengths.iter().copied().map(shadow_bytes).sum()));
+            let shadows: Vec<_> = shadow_sizes.iter().copied().map(create).collect();
             let buffers: Vec<_> = sizes.iter().copied().map(create).collect();
             fill(machine, mode.values, &buffers, &places, lengths);
             Ok((buffers, shadows))
@@ -88,20 +89,20 @@ impl Engine {
         let group = Group::from(mode.form.with_defaults()).with_precision(precision);
         let group = optimizer.add_group(group)?;
         let mut tensors = Vec::with_capacity(lengths.len());
-        let (mut shadow, mut first) = (0, 0);
+        let mut first = 0;
         for (index, (&len, &(values, gradients))) in lengths.iter().zip(&places).enumerate() {
             let label = format!("tensor.{index}");
+            let shadow = shadow_places.get(index).copied();
             let mut parameter = Parameter::new(&label, len).with_dtype(mode.values);
             if placement != Placement::Moving {
                 let mut views = views(&buffers, values, gradients[0]);
-                if let Some(shadows) = &shadows {
-                    views = views.with_shadow(View::new(shadows, shadow).with_dtype(DType::Bf16));
+                if let Some((buffer, offset)) = shadow {
+                    views = views.with_shadow(View::new(&shadows[buffer], offset).with_dtype(DType::Bf16));
                 }
                 parameter = parameter.with_views(views);
             }
             let id = optimizer.add_parameter(group, parameter)?;
             tensors.push(Tensor { id, len, values, gradients, shadow, first });
-            shadow += shadow_bytes(len);
             first += len;
         }
         Ok(Self { optimizer, mode, placement, buffers, shadows, tensors, recorded: 0 })
@@ -161,9 +162,10 @@ impl Engine {
                     halves.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)).collect()
                 }
             };
-            if let Some(shadows) = &self.shadows {
+            if let Some((buffer, offset)) = shadow {
                 let bytes = DType::Bf16.bytes();
-                let range = (shadows, shadow + bytes * start, (bytes * elements).next_multiple_of(4));
+                let range =
+                    (&self.shadows[buffer], offset + bytes * start, (bytes * elements).next_multiple_of(4));
                 let words = machine.read(&[range]).map_err(|error| error.to_string())?;
                 let halves: &[u16] = bytemuck::cast_slice(&words);
                 let expected = rounded(DType::Bf16, &got);
@@ -298,6 +300,20 @@ fn place(placement: Placement, lengths: &[u64], element_bytes: u64) -> (Vec<(Pla
     (places, sizes)
 }
 
+/// Where shadow copies lie, and the sizes of their buffers: one for each tensor that has buffers of its own, otherwise one for all.
+fn place_shadows(placement: Placement, lengths: &[u64]) -> (Vec<Place>, Vec<u64>) {
+    let mut sizes: Vec<u64> = Vec::new();
+    let places = lengths.iter().map(|&len| {
+        if sizes.is_empty() || placement == Placement::OwnBuffers {
+            sizes.push(0);
+        }
+        let place = (sizes.len() - 1, sizes[sizes.len() - 1]);
+        sizes[place.0] += (DType::Bf16.bytes() * len).next_multiple_of(ALIGNMENT_BYTES);
+        place
+    });
+    (places.collect(), sizes)
+}
+
 /// The powers of two from 2^12 among these elements of a run of tensors, counted from the first tensor.
 fn powers_in(first: u64, len: u64) -> impl Iterator<Item = u64> {
     (12..u64::BITS).map(|power| 1 << power).filter(move |power| (first..first + len).contains(power))
@@ -379,6 +395,19 @@ impl Tolerance {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shadow_copies_of_tensors_with_their_own_buffers_have_their_own_too() {
+        let lengths = [5, 1_024, 3];
+        assert_eq!(
+            place_shadows(Placement::OwnBuffers, &lengths),
+            (vec![(0, 0), (1, 0), (2, 0)], vec![16, 2_048, 16])
+        );
+        assert_eq!(
+            place_shadows(Placement::TwoPools, &lengths),
+            (vec![(0, 0), (0, 16), (0, 2_064)], vec![2_080])
+        );
+    }
 
     #[test]
     fn tensors_never_overlap() {

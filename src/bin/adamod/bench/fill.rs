@@ -128,7 +128,7 @@ fn pcg(seed: u32) -> u32 {
 mod tests {
     use super::*;
 
-    /// A filled buffer, on a device whose bindings have at most so many bytes.
+    /// A filled buffer, on a device whose bindings have at most `binding_bytes` bytes.
     fn filled(binding_bytes: u64, bytes: u64, content: Content, runs: &[Run]) -> Vec<u32> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()));

@@ -25,7 +25,7 @@ pub fn split(total: u64, piece: u64) -> impl Iterator<Item = u64> {
     (0..total.div_ceil(piece)).map(move |index| piece.min(total - index * piece))
 }
 
-/// A grid of at least so many workgroups.
+/// A grid of at least `workgroups` workgroups.
 pub fn grid(device: &wgpu::Device, workgroups: u64) -> (u32, u32) {
     let rows = workgroups.div_ceil(u64::from(device.limits().max_compute_workgroups_per_dimension)).max(1);
     (workgroups.div_ceil(rows) as u32, rows as u32)
