@@ -158,8 +158,8 @@ pub enum RowFeatures {
 
 const ROWS: &str = include_str!("../../shaders/lib/rows.wgsl");
 
-/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE`, `CAUTION`, `ZERO_GRADIENTS` and `RARE_PATHS_APART`
-/// vary besides.
+/// What the text of the update kernel depends on. The overrides `LANES`, `FORMAT`, `WHOLE`, `CAUTION`, `ZERO_GRADIENTS` and
+/// `RARE_PATHS_APART` vary besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// The update rule and its states.

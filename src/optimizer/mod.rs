@@ -213,7 +213,8 @@ impl Optimizer {
         self.registry.groups_in_order().into_iter()
     }
 
-    /// Replaces a group's hyperparameters from the next recorded step on. The rule stays.
+    /// Replaces a group's hyperparameters from the next recorded step on. The rule stays. Caution that comes or goes changes kernels, so the
+    /// next step may compile.
     ///
     /// # Errors
     /// If a hyperparameter is refused or the rule is another one. The old hyperparameters stay.
