@@ -674,13 +674,13 @@ mod tests {
         let Found::Open(added, None) = store::open::<f64, f64>(folder.path(), "Adam, seed 2").unwrap() else {
             panic!("a new run")
         };
-        added.finish(4, &210.0, 5_000).unwrap();
+        added.finish(4, &210.0, 5_000_000).unwrap();
         let runs = Runs::new(folder.path().into(), 1, 3, 4, false);
         for _ in 0..2 {
             runs.of("Adam", &method(), start).unwrap();
         }
         assert_eq!((runs.unfinished(), runs.display.bar.position()), (0, 12));
-        assert!((5..10).contains(&runs.time().as_secs()), "{:?}", runs.time());
+        assert!((5_000..10_000).contains(&runs.time().as_secs()), "{:?}", runs.time());
     }
 
     #[test]
