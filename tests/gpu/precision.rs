@@ -540,11 +540,12 @@ fn values_of_tensors_that_move_are_read_and_written_where_they_lie() {
     }
 }
 
-/// Every choice that `adamod bench --variant` measures, in launches of one kind of tensors that end within no thread's elements, and of all
-/// kinds together with ragged ends.
+/// Every choice of the step's kernels that `adamod bench --variant` measures, in launches of one kind of tensors that end within no thread's
+/// elements, and of all kinds together with ragged ends. Partial sums belong to the norm, which these steps do not have.
 #[test]
 fn every_tuning_gives_the_bits_of_the_twin() {
-    for (name, tuning) in Tuning::CHOICES.into_iter().chain([("default", Tuning::default())]) {
+    let choices = Tuning::CHOICES.into_iter().filter(|(_, tuning)| tuning.most_partials.is_none());
+    for (name, tuning) in choices.chain([("default", Tuning::default())]) {
         let options = || options().with_workgroups(Workgroups::Gpu).with_tuning(tuning);
         let mixed: Vec<_> =
             Kind::all().into_iter().zip([1, 7, 1024, 1757, 31, 2052].into_iter().cycle()).collect();
