@@ -15,7 +15,7 @@ use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionRuntime};
 
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::shared::{Groups, Job, Shared};
+use crate::shared::{Job, Shared, StepGroup};
 
 /// A float tensor of Burn's wgpu backend.
 pub(crate) type Primitive = <Wgpu as BackendTypes>::FloatTensorPrimitive;
@@ -23,7 +23,7 @@ pub(crate) type Primitive = <Wgpu as BackendTypes>::FloatTensorPrimitive;
 /// Runs a step. Returns the values after it, or those before it if it failed.
 pub(crate) fn run(
     shared: &Arc<Shared>,
-    groups: Groups,
+    groups: Vec<StepGroup>,
     jobs: Vec<Job<Primitive>>,
 ) -> (Vec<Primitive>, Result<(), Error>) {
     <Wgpu as StepBackend>::run(shared, groups, jobs)
@@ -44,7 +44,7 @@ pub(crate) fn integers(tensor: Tensor<1, Int>) -> Result<CubeTensor, Error> {
 trait StepBackend: Backend {
     fn run(
         shared: &Arc<Shared>,
-        groups: Groups,
+        groups: Vec<StepGroup>,
         jobs: Vec<Job<Self::FloatTensorPrimitive>>,
     ) -> (Vec<Self::FloatTensorPrimitive>, Result<(), Error>);
 
@@ -57,7 +57,7 @@ trait StepBackend: Backend {
 impl StepBackend for CubeBackend {
     fn run(
         shared: &Arc<Shared>,
-        groups: Groups,
+        groups: Vec<StepGroup>,
         jobs: Vec<Job<CubeTensor>>,
     ) -> (Vec<CubeTensor>, Result<(), Error>) {
         shared.update(groups, jobs)
@@ -80,7 +80,7 @@ where
 {
     fn run(
         shared: &Arc<Shared>,
-        groups: Groups,
+        groups: Vec<StepGroup>,
         jobs: Vec<Job<Self::FloatTensorPrimitive>>,
     ) -> (Vec<Self::FloatTensorPrimitive>, Result<(), Error>) {
         let Some(first) = jobs.first() else { return (Vec::new(), Ok(())) };
@@ -122,7 +122,7 @@ struct QueuedJob {
 
 struct QueuedStep<B> {
     shared: Arc<Shared>,
-    groups: Groups,
+    groups: Vec<StepGroup>,
     jobs: Vec<QueuedJob>,
     backend: std::marker::PhantomData<B>,
 }

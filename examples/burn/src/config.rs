@@ -23,6 +23,10 @@ pub struct FusedGroup {
     pub group: Group,
     /// Clipping of the gradient of each tensor by itself. [`adamod::DeviceControl::max_norm`] clips all gradients of a step together.
     pub clipping: Option<GradientClipping>,
+    /// Rounds `1 - learning_rate * lambda` of decoupled weight decay to f32 at each step, as Burn's AdamW and Lion do.
+    ///
+    /// At the rate 1e-3 and AdamW's default decay of 1e-4 the rounded decay is 19 % stronger than the product says.
+    pub rounds_decay: bool,
 }
 
 /// A configuration of an optimizer that the core has a kernel for: Burn's `AdamConfig`, `AdamWConfig`, `SgdConfig`, `RmsPropConfig`,
@@ -62,7 +66,7 @@ macro_rules! of_the_core {
     ($($kind:ty),+) => {
         $(impl FusedConfig for $kind {
             fn fused_group(&self) -> Result<FusedGroup, Error> {
-                Ok(FusedGroup { group: (*self).into(), clipping: None })
+                Ok(FusedGroup { group: (*self).into(), clipping: None, rounds_decay: false })
             }
         })+
     };
@@ -188,7 +192,11 @@ fn momentum(of: Option<MomentumConfig>) -> Result<Sgd, Error> {
 
 fn group(rule: impl Into<Rule>, decay: WeightDecay, clipping: Option<GradientClippingConfig>) -> FusedGroup {
     let hyperparameters = Hyperparameters::from(rule).with_weight_decay(decay);
-    FusedGroup { group: hyperparameters.into(), clipping: clipping.map(|clipping| clipping.init()) }
+    FusedGroup {
+        group: hyperparameters.into(),
+        clipping: clipping.map(|clipping| clipping.init()),
+        rounds_decay: false,
+    }
 }
 
 impl FusedConfig for AdamConfig {
@@ -205,6 +213,8 @@ impl FusedConfig for AdamWConfig {
         let rule = adam(fields.beta_1, fields.beta_2, fields.epsilon).with_amsgrad(fields.amsgrad);
         let mut group = group(rule, WeightDecay::Decoupled(fields.weight_decay.into()), fields.grad_clipping);
         group.group.hyperparameters.cautious_weight_decay = fields.cautious_weight_decay;
+        // Burn subtracts cautious decay, which does not round it.
+        group.rounds_decay = !fields.cautious_weight_decay;
         Ok(group)
     }
 }
@@ -240,6 +250,7 @@ impl FusedConfig for LionConfig {
     fn fused_group(&self) -> Result<FusedGroup, Error> {
         let fields: LionFields = fields("LionConfig", self)?;
         let rule = Lion::new().with_betas([fields.beta_1, fields.beta_2].map(f64::from));
-        Ok(group(rule, WeightDecay::Decoupled(fields.weight_decay.into()), fields.grad_clipping))
+        let group = group(rule, WeightDecay::Decoupled(fields.weight_decay.into()), fields.grad_clipping);
+        Ok(FusedGroup { rounds_decay: true, ..group })
     }
 }

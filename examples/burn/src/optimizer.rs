@@ -19,7 +19,7 @@ use crate::error::{Error, StepError};
 use crate::gpu::Gpu;
 use crate::parameters::{ColumnFactors, KnownParameters, Register, Registry, Return, Take, values_of};
 use crate::records::{self, Restored};
-use crate::shared::Shared;
+use crate::shared::{Shared, StepGroup};
 
 /// The optimizer step of a Burn module, in place on Burn's own buffers.
 ///
@@ -40,7 +40,14 @@ pub(crate) struct ModuleGroup {
     pub id: GroupId,
     pub group: Group,
     pub clipping: Option<GradientClipping>,
+    pub rounds_decay: bool,
     pub members: Members,
+}
+
+impl ModuleGroup {
+    fn at_step(&self) -> StepGroup {
+        StepGroup { id: self.id, group: self.group, rounds_decay: self.rounds_decay }
+    }
 }
 
 /// The parameters that a group takes.
@@ -97,7 +104,7 @@ impl FusedOptimizer {
         let group = group.into();
         let id = self.shared.core().add_group(group)?;
         let members = Members::Paths(Box::new(takes));
-        self.groups.push(ModuleGroup { id, group, clipping: None, members });
+        self.groups.push(ModuleGroup { id, group, clipping: None, rounds_decay: false, members });
         Ok(id)
     }
 
@@ -112,7 +119,7 @@ impl FusedOptimizer {
         members: ParamGroup,
         config: &(impl FusedConfig + ?Sized),
     ) -> Result<Self, Error> {
-        let FusedGroup { group, clipping } = config.fused_group()?;
+        let FusedGroup { group, clipping, rounds_decay } = config.fused_group()?;
         self.check_clipping(clipping.as_ref())?;
         let is_member = |(path, known): (&String, &crate::parameters::Known)| {
             members.matches(&known.id, Some(path)).then(|| path.clone())
@@ -122,7 +129,8 @@ impl FusedOptimizer {
         for path in moved {
             self.forget(&path)?;
         }
-        self.groups.insert(0, ModuleGroup { id, group, clipping, members: Members::Burn(members) });
+        self.groups
+            .insert(0, ModuleGroup { id, group, clipping, rounds_decay, members: Members::Burn(members) });
         Ok(self)
     }
 
@@ -258,7 +266,7 @@ impl FusedOptimizer {
                         group.group.hyperparameters.learning_rate = first.learning_rate;
                     }
                 }
-                let groups = self.groups.iter().map(|group| (group.id, group.group)).collect();
+                let groups = self.groups.iter().map(ModuleGroup::at_step).collect();
                 backend::run(&self.shared, groups, jobs)
             }
         };

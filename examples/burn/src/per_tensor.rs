@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::parameters::{Autodiff, primitive};
 use crate::records;
-use crate::shared::{Job, Shared};
+use crate::shared::{Job, Shared, StepGroup};
 
 /// The core as a [`burn::optim::Optimizer`]: for `ModuleOptimizer::from(per_tensor)`, and for Burn's `Learner`, groups, clipping and
 /// records.
@@ -103,12 +103,15 @@ impl PerTensor {
             GradAdaptor::Multi(gradients) => optimizer.step_multi(learning_rate, module, gradients),
         };
         let jobs = step.end();
-        let groups = vec![(self.id, self.group)];
-        let (values, outcome) = backend::run(&self.shared, groups, jobs);
+        let (values, outcome) = backend::run(&self.shared, vec![self.at_step()], jobs);
         if let Err(error) = outcome {
             self.shared.fail(error);
         }
         module.map(&mut Fill { values: values.into_iter(), empty: empty.0 })
+    }
+
+    fn at_step(&self) -> StepGroup {
+        StepGroup { id: self.id, group: self.group, rounds_decay: false }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -266,7 +269,7 @@ impl Optimizer for PerTensor {
         }
         // Dropped before the step, so that a tensor to which nothing else refers is updated in place.
         drop(tensor);
-        let (mut values, outcome) = backend::run(&self.shared, vec![(self.id, self.group)], vec![job]);
+        let (mut values, outcome) = backend::run(&self.shared, vec![self.at_step()], vec![job]);
         if let Err(error) = outcome {
             self.shared.fail(error);
         }

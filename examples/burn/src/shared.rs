@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use adamod::{FreshRows, Group, GroupId, Optimizer, Options, ParameterId, Remap, Step, Update, View, Views};
+use adamod::{
+    FreshRows, Group, GroupId, Hyperparameters, Optimizer, Options, ParameterId, Remap, Step, Update, View,
+    Views, WeightDecay,
+};
 use burn::backend::StreamId;
 use burn::backend::wgpu::{AutoCompiler, CubeTensor, into_contiguous};
 use burn::tensor::DType;
@@ -22,16 +25,45 @@ pub(crate) struct Job<T> {
     pub gradient: T,
 }
 
-/// Each group as it is in one step.
-pub(crate) type Groups = Vec<(GroupId, Group)>;
+/// A group as it is in one step.
+#[derive(Clone, Copy)]
+pub(crate) struct StepGroup {
+    pub id: GroupId,
+    pub group: Group,
+    pub rounds_decay: bool,
+}
+
+impl StepGroup {
+    /// Its hyperparameters at a learning rate.
+    fn hyperparameters_at(&self, learning_rate: f64) -> Hyperparameters {
+        let hyperparameters = self.group.hyperparameters.with_learning_rate(learning_rate);
+        match hyperparameters.weight_decay {
+            WeightDecay::Decoupled(lambda) if self.rounds_decay && learning_rate > 0.0 => {
+                let kept = (1.0 - learning_rate * lambda) as f32;
+                let rounded = (1.0 - f64::from(kept)) / learning_rate;
+                hyperparameters.with_weight_decay(WeightDecay::Decoupled(rounded))
+            }
+            _ => hyperparameters,
+        }
+    }
+}
+
+/// The core's groups for one group whose parameters may have several learning rates.
+#[derive(Debug)]
+struct SplitGroup {
+    /// Of the last step, with the first of its rates and without rounding.
+    hyperparameters: Hyperparameters,
+    /// One for each rate but the first.
+    stand_ins: Vec<GroupId>,
+}
 
 /// What outlives a call, because with fusion a step runs when Burn's queue reaches it.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub gpu: Gpu,
     core: Mutex<Optimizer>,
-    /// Groups of the core that stand in for a group whose parameters have several learning rates: one for each rate but the first.
-    stand_ins: Mutex<HashMap<GroupId, Vec<GroupId>>>,
+    /// Groups as the last step left them in the core.
+    split: Mutex<HashMap<GroupId, SplitGroup>>,
     /// The first error of a step that ran later. Its values are unchanged.
     failure: Mutex<Option<Error>>,
     /// Streams of Burn that may hold steps.
@@ -47,7 +79,7 @@ impl Shared {
         Ok(Self {
             gpu: gpu.clone(),
             core: Mutex::new(core),
-            stand_ins: Mutex::default(),
+            split: Mutex::default(),
             failure: Mutex::default(),
             streams: Mutex::default(),
         })
@@ -87,7 +119,11 @@ impl Shared {
     }
 
     /// Runs a step. Returns the values after it, or those before it if it failed.
-    pub fn update(&self, groups: Groups, jobs: Vec<Job<CubeTensor>>) -> (Vec<CubeTensor>, Result<(), Error>) {
+    pub fn update(
+        &self,
+        groups: Vec<StepGroup>,
+        jobs: Vec<Job<CubeTensor>>,
+    ) -> (Vec<CubeTensor>, Result<(), Error>) {
         let jobs: Vec<_> = jobs
             .into_iter()
             .map(|job| Job { value: unshared(job.value), gradient: into_contiguous(job.gradient), ..job })
@@ -105,7 +141,7 @@ impl Shared {
         (jobs.into_iter().map(|job| job.value).collect(), outcome)
     }
 
-    fn record(&self, groups: &[(GroupId, Group)], jobs: &[Job<CubeTensor>]) -> Result<(), Error> {
+    fn record(&self, groups: &[StepGroup], jobs: &[Job<CubeTensor>]) -> Result<(), Error> {
         let client = &jobs[0].value.client;
         let mut streams = vec![StreamId::current()];
         let mut resource = |tensor: &CubeTensor| {
@@ -133,8 +169,8 @@ impl Shared {
             })
             .collect::<Vec<_>>();
         let mut core = self.core();
-        for &(id, group) in groups {
-            self.set_rates(&mut core, id, group, jobs)?;
+        for group in groups {
+            self.set_rates(&mut core, group, jobs)?;
         }
         core.submit(&Step::at(&updates))?;
         Ok(())
@@ -169,33 +205,32 @@ impl Shared {
 
     /// Gives the parameters of a group their learning rates. In the core a group has one rate, so that each further rate is a group of its
     /// own. The order of rates is that of the parameters, which therefore move only when rates split or join.
-    fn set_rates(
-        &self,
-        core: &mut Optimizer,
-        id: GroupId,
-        group: Group,
-        jobs: &[Job<CubeTensor>],
-    ) -> Result<(), Error> {
-        let at = |rate: f64| group.hyperparameters.with_learning_rate(rate);
-        let mut stand_ins = lock(&self.stand_ins);
-        let stand_ins = stand_ins.entry(id).or_default();
+    fn set_rates(&self, core: &mut Optimizer, of: &StepGroup, jobs: &[Job<CubeTensor>]) -> Result<(), Error> {
+        let &StepGroup { id, group, .. } = of;
+        let mut split = lock(&self.split);
+        let SplitGroup { hyperparameters, stand_ins } = split
+            .entry(id)
+            .or_insert(SplitGroup { hyperparameters: group.hyperparameters, stand_ins: Vec::new() });
         let mut rates: Vec<(u64, GroupId)> = Vec::new();
         for job in jobs.iter().filter(|job| job.group == id) {
             let bits = job.learning_rate.to_bits();
             let of_rate = match rates.iter().find(|(of, _)| *of == bits) {
                 Some(&(_, of_rate)) => of_rate,
                 None => {
-                    let hyperparameters = at(job.learning_rate);
+                    let at_rate = of.hyperparameters_at(job.learning_rate);
                     let of_rate = match rates.len().checked_sub(1) {
-                        None => id,
+                        None => {
+                            *hyperparameters = group.hyperparameters.with_learning_rate(job.learning_rate);
+                            id
+                        }
                         Some(index) if index < stand_ins.len() => stand_ins[index],
                         Some(_) => {
-                            let new = Group::new(hyperparameters).with_precision(group.precision);
+                            let new = Group::new(at_rate).with_precision(group.precision);
                             stand_ins.push(core.add_group(new)?);
                             stand_ins[stand_ins.len() - 1]
                         }
                     };
-                    core.set_hyperparameters(of_rate, hyperparameters)?;
+                    core.set_hyperparameters(of_rate, at_rate)?;
                     rates.push((bits, of_rate));
                     of_rate
                 }
@@ -205,16 +240,18 @@ impl Shared {
             }
         }
         if rates.is_empty() {
+            *hyperparameters = group.hyperparameters;
             core.set_hyperparameters(id, group.hyperparameters)?;
         }
         Ok(())
     }
 
-    /// The core with each parameter in the group that it was added to, as a checkpoint lists them, once every queued step is submitted.
+    /// The core with each parameter in the group that it was added to and with unrounded hyperparameters, as a checkpoint lists them, once
+    /// every queued step is submitted.
     pub fn settled(&self) -> Result<MutexGuard<'_, Optimizer>, Error> {
         self.drain()?;
         let mut core = self.core();
-        for (id, stand_ins) in std::mem::take(&mut *lock(&self.stand_ins)) {
+        for (id, SplitGroup { hyperparameters, stand_ins }) in std::mem::take(&mut *lock(&self.split)) {
             let is_in =
                 |parameter: &ParameterId| core.group_of(*parameter).is_some_and(|of| stand_ins.contains(&of));
             let moved: Vec<_> = core.parameters().filter(is_in).collect();
@@ -224,6 +261,7 @@ impl Shared {
             for stand_in in stand_ins {
                 core.remove_group(stand_in)?;
             }
+            core.set_hyperparameters(id, hyperparameters)?;
         }
         Ok(core)
     }
