@@ -121,8 +121,8 @@ pub mod low_level {
     pub use crate::kernels::bindings;
     pub use crate::kernels::rows::{GroupTable, coefficient_row};
     pub use crate::kernels::variant::{
-        Quantized, RowFeatures, Shadow, Variant, joint_source, norm_source, partials_source, prepare_source,
-        remap_source, schedule_source,
+        Buffers, Quantized, RowFeatures, Shadow, Variant, joint_source, norm_source, partials_source,
+        prepare_source, remap_source, schedule_source,
     };
     pub use crate::options::Tuning;
     pub use crate::storage::block::{

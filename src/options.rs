@@ -131,6 +131,8 @@ pub struct Tuning {
     pub most_word_bytes: u64,
     /// The most partial sums of the norm. By default as suits the device.
     pub most_partials: Option<u32>,
+    /// Tensors with buffers of their own share dispatches where the device has [`Optimizer::BINDING_ARRAYS`](crate::Optimizer::BINDING_ARRAYS).
+    pub binding_arrays: bool,
 }
 
 impl Tuning {
@@ -141,6 +143,7 @@ impl Tuning {
         rare_paths_apart: true,
         most_word_bytes: 16,
         most_partials: None,
+        binding_arrays: true,
     };
 
     /// Every other choice by itself, with a name.

@@ -10,7 +10,7 @@ use adamod::low_level::abi::{
     Segment, SegmentRows,
 };
 use adamod::low_level::{
-    MAX_STATES, RowFeatures, Shadow, StateAccess, Variant, bindings, joint_source, norm_source,
+    Buffers, MAX_STATES, RowFeatures, Shadow, StateAccess, Variant, bindings, joint_source, norm_source,
     partials_source, prepare_source, remap_source, schedule_source,
 };
 use adamod::{Access, Diagnostics, GradientBinding, RuleForm, RuleKind};
@@ -68,17 +68,43 @@ fn every_variant_is_valid_with_the_capabilities_that_webgpu_always_has() {
 }
 
 fn validated(source: &str) -> naga::Module {
+    validated_with(source, Capabilities::empty())
+}
+
+fn validated_with(source: &str, capabilities: Capabilities) -> naga::Module {
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|error| panic!("{}", error.emit_to_string(source)));
-    Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap();
+    Validator::new(ValidationFlags::all(), capabilities).validate(&module).unwrap();
     module
+}
+
+#[test]
+fn every_variant_with_binding_arrays_is_valid_with_what_optimizers_ask_for() {
+    let capabilities = Capabilities::STORAGE_BUFFER_BINDING_ARRAY
+        | Capabilities::STORAGE_BUFFER_BINDING_ARRAY_NON_UNIFORM_INDEXING;
+    let sources = Variant::with_arrays().into_iter().map(|variant| variant.source());
+    let norms = Access::ALL.into_iter().flat_map(|access| {
+        [GradientBinding::Read, GradientBinding::ReadWrite]
+            .map(|binding| norm_source(access, binding, Buffers::Array))
+    });
+    for source in sources.chain(norms) {
+        let module = validated_with(&source, capabilities);
+        let is_array = |variable: &naga::GlobalVariable| {
+            matches!(module.types[variable.ty].inner, naga::TypeInner::BindingArray { .. })
+        };
+        // Dynamic offsets and binding arrays may not share a bind group.
+        for (_, variable) in module.global_variables.iter() {
+            let Some(binding) = &variable.binding else { continue };
+            assert_eq!(binding.group, u32::from(is_array(variable)), "{:?}", variable.name);
+        }
+    }
 }
 
 #[test]
 fn kernels_that_prepare_steps_are_valid_too() {
     for access in Access::ALL {
         for binding in GradientBinding::ALL {
-            let module = validated(&norm_source(access, binding));
+            let module = validated(&norm_source(access, binding, Buffers::One));
             let entry_points: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
             assert_eq!(entry_points, ["norm_of_chunks", "norm_and_prepare"]);
             assert_same_layout!(&module, Partial { low, top, high });
@@ -327,7 +353,7 @@ fn coefficients_of_rules_have_the_same_members_in_the_same_order_in_rust_and_in_
 }
 
 /// Folders of which exactly one file is linked into a kernel.
-const AXES: [&str; 6] = ["access", "gradients", "state", "quantized", "shadow", "diagnostics"];
+const AXES: [&str; 7] = ["access", "buffers", "gradients", "state", "quantized", "shadow", "diagnostics"];
 
 /// The text of each file of a folder of `shaders/`.
 fn files(folder: &str) -> BTreeMap<String, String> {
@@ -417,12 +443,12 @@ fn one_file_of_each_axis_is_linked_and_every_file_in_some_kernel() {
             linked.insert(of_source[0].0.clone());
         }
     };
-    for variant in Variant::all() {
+    for variant in Variant::all().into_iter().chain(Variant::with_arrays()) {
         check(&variant.name(), &variant.source(), &AXES);
     }
     for access in Access::ALL {
         for binding in GradientBinding::ALL {
-            check("norm", &norm_source(access, binding), &["access", "gradients"]);
+            check("norm", &norm_source(access, binding, Buffers::One), &["access", "buffers", "gradients"]);
         }
     }
     let all: BTreeSet<_> = AXES.iter().flat_map(|axis| files(axis).into_keys()).collect();

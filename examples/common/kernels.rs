@@ -1,7 +1,7 @@
 //! Every kernel of the library, as text with its entry point and overrides.
 
 use adamod::low_level::{
-    MAX_STATES, RowFeatures, StateAccess, Variant, abi, joint_source, norm_source, partials_source,
+    Buffers, MAX_STATES, RowFeatures, StateAccess, Variant, abi, joint_source, norm_source, partials_source,
     prepare_source, remap_source, schedule_source,
 };
 use adamod::{Access, GradientBinding};
@@ -42,7 +42,7 @@ pub fn all() -> Vec<Kernel> {
     }
     for access in Access::ALL {
         for gradients in GradientBinding::ALL {
-            add(&format!("{access:?}.{gradients:?}"), norm_source(access, gradients), &control);
+            add(&format!("{access:?}.{gradients:?}"), norm_source(access, gradients, Buffers::One), &control);
         }
     }
     for source in [partials_source(), prepare_source(), schedule_source(), joint_source()] {

@@ -3,36 +3,34 @@
 
 alias Word = vec2<u32>;
 
-@group(0) @binding(PARAMETERS_BINDING) var<storage, read_write> parameters: array<Word>;
-
 fn load_parameters(at: Place) -> vec4<u32> {
     let i = at.parameters / 2u + at.quad * (quad_words(values_dtype(at.format)) / 2u);
     if values_dtype(at.format) == F32 {
-        return vec4(parameters[i], parameters[i + 1u]);
+        return vec4(parameter_word(at.segment, i), parameter_word(at.segment, i + 1u));
     }
-    return vec4(parameters[i], 0u, 0u);
+    return vec4(parameter_word(at.segment, i), 0u, 0u);
 }
 
 fn store_parameters(at: Place, raw: vec4<u32>) {
     let i = at.parameters / 2u + at.quad * (quad_words(values_dtype(at.format)) / 2u);
-    parameters[i] = raw.xy;
+    set_parameter_word(at.segment, i, raw.xy);
     if values_dtype(at.format) == F32 {
-        parameters[i + 1u] = raw.zw;
+        set_parameter_word(at.segment, i + 1u, raw.zw);
     }
 }
 
 fn load_gradients(at: Place) -> vec4<u32> {
     let i = at.gradients / 2u + at.quad * (quad_words(gradients_dtype(at.format)) / 2u);
     if gradients_dtype(at.format) == F32 {
-        return vec4(gradient_word(i), gradient_word(i + 1u));
+        return vec4(gradient_word(at.segment, i), gradient_word(at.segment, i + 1u));
     }
-    return vec4(gradient_word(i), 0u, 0u);
+    return vec4(gradient_word(at.segment, i), 0u, 0u);
 }
 
 fn store_gradients(at: Place, raw: vec4<u32>) {
     let i = at.gradients / 2u + at.quad * (quad_words(gradients_dtype(at.format)) / 2u);
-    set_gradient_word(i, raw.xy);
+    set_gradient_word(at.segment, i, raw.xy);
     if gradients_dtype(at.format) == F32 {
-        set_gradient_word(i + 1u, raw.zw);
+        set_gradient_word(at.segment, i + 1u, raw.zw);
     }
 }

@@ -3,20 +3,18 @@
 
 alias Word = vec4<u32>;
 
-@group(0) @binding(PARAMETERS_BINDING) var<storage, read_write> parameters: array<Word>;
-
 fn load_parameters(at: Place) -> vec4<u32> {
-    return parameters[at.parameters / 4u + at.quad];
+    return parameter_word(at.segment, at.parameters / 4u + at.quad);
 }
 
 fn store_parameters(at: Place, raw: vec4<u32>) {
-    parameters[at.parameters / 4u + at.quad] = raw;
+    set_parameter_word(at.segment, at.parameters / 4u + at.quad, raw);
 }
 
 fn load_gradients(at: Place) -> vec4<u32> {
-    return gradient_word(at.gradients / 4u + at.quad);
+    return gradient_word(at.segment, at.gradients / 4u + at.quad);
 }
 
 fn store_gradients(at: Place, raw: vec4<u32>) {
-    set_gradient_word(at.gradients / 4u + at.quad, raw);
+    set_gradient_word(at.segment, at.gradients / 4u + at.quad, raw);
 }

@@ -2,9 +2,9 @@
 
 @group(0) @binding(GRADIENTS_BINDING) var<storage, read> gradients: array<Word>;
 
-fn gradient_word(index: u32) -> Word {
+fn gradient_word(segment: u32, index: u32) -> Word {
     return gradients[index];
 }
 
-fn set_gradient_word(index: u32, word: Word) {
+fn set_gradient_word(segment: u32, index: u32, word: Word) {
 }

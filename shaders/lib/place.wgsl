@@ -3,6 +3,8 @@ override WHOLE: bool = false;
 
 // Where a quad, four elements of a chunk, lies.
 struct Place {
+    // The chunk's segment.
+    segment: u32,
     // Where the chunk starts, in words of 32 bits of each array; of the state, its block. All lanes have the same, so compilers can compute
     // it once.
     parameters: u32,
@@ -30,6 +32,7 @@ fn quads_of(chunk: Chunk) -> u32 {
 fn place(segment: Segment, chunk: Chunk, quad: u32, is_extra: bool) -> Place {
     let format = format_of(segment);
     return Place(
+        chunk.segment,
         segment.parameters + chunk.first / 4u * quad_words(values_dtype(format)),
         segment.gradients + chunk.first / 4u * quad_words(gradients_dtype(format)),
         chunk.state,

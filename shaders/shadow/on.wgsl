@@ -1,27 +1,13 @@
-// A 16-bit shadow copy of f32 parameters, for the next forward pass.
+// The shadow copies of all segments of a launch lie in one binding.
+
+const HAS_SHADOW = true;
 
 @group(0) @binding(SHADOW_BINDING) var<storage, read_write> shadow: array<u32>;
 
-fn store_shadow(at: Place, theta: vec4<u32>) {
-    let dtype = shadow_dtype(at.format);
-    if dtype == F32 {
-        return;
-    }
-    let halves = narrow(dtype, theta);
-    let words = pack_halves(halves);
-    let first = at.shadow + 2u * at.quad;
-    if at.mask.w {
-        shadow[first] = words.x;
-        shadow[first + 1u] = words.y;
-        return;
-    }
-    // The tensor's last quad: a half word past its end stays as it is.
-    if at.mask.y {
-        shadow[first] = words.x;
-    } else {
-        shadow[first] = halves.x | (shadow[first] & 0xffff0000u);
-    }
-    if at.mask.z {
-        shadow[first + 1u] = halves.z | (shadow[first + 1u] & 0xffff0000u);
-    }
+fn shadow_word(segment: u32, index: u32) -> u32 {
+    return shadow[index];
+}
+
+fn set_shadow_word(segment: u32, index: u32, word: u32) {
+    shadow[index] = word;
 }

@@ -12,8 +12,8 @@ use naga::{Function, Handle, Module, ScalarKind, Span, Type, TypeInner};
 use super::declarations::Declaration;
 use super::error::CustomRuleError;
 use crate::kernels::variant::{
-    Access, GradientBinding, Quantized, RowFeatures, Shadow, Variant, norm_source_with, partials_source_with,
-    prepare_source_with, rule_source,
+    Access, Buffers, GradientBinding, Quantized, RowFeatures, Shadow, Variant, norm_source_with,
+    partials_source_with, prepare_source_with, rule_source,
 };
 use crate::options::Diagnostics;
 use crate::rules::RuleForm;
@@ -114,7 +114,8 @@ pub fn check_kernels(form: RuleForm) -> Result<(), CustomRuleError> {
     let rule = form.rule();
     let rates = if rule.has_element_rates() { Diagnostics::RateHistograms } else { Diagnostics::Off };
     let variant = |access, gradients, state, quantized, shadow, diagnostics, rows| {
-        Variant { form, access, gradients, state, quantized, shadow, diagnostics, rows }.source()
+        let buffers = Buffers::One;
+        Variant { form, access, gradients, buffers, state, quantized, shadow, diagnostics, rows }.source()
     };
     let custom = [rule];
     let (off, shadow) = (Diagnostics::Off, Shadow::On);
@@ -135,7 +136,7 @@ pub fn check_kernels(form: RuleForm) -> Result<(), CustomRuleError> {
         variant(Access::Vec4, read, words4, Quantized::Off, Shadow::Off, off, RowFeatures::On),
         prepare_source_with(&custom),
         partials_source_with(&custom),
-        norm_source_with(Access::Vec4, read, &custom),
+        norm_source_with(Access::Vec4, read, Buffers::One, &custom),
     ];
     sources.into_iter().try_for_each(|source| Joined::new(source, rule.wgsl()).validated().map(drop))
 }

@@ -86,9 +86,10 @@ impl Gpu {
 
 /// The binding of a range of a buffer.
 pub fn binding(buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> wgpu::BindingResource<'_> {
-    wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-        buffer,
-        offset,
-        size: std::num::NonZeroU64::new(bytes),
-    })
+    wgpu::BindingResource::Buffer(range(buffer, offset, bytes))
+}
+
+/// A range of a buffer, for a binding or an element of a binding array.
+pub fn range(buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> wgpu::BufferBinding<'_> {
+    wgpu::BufferBinding { buffer, offset, size: std::num::NonZeroU64::new(bytes) }
 }

@@ -4,5 +4,7 @@ pub mod abi;
 pub mod bindings;
 pub mod lanes;
 pub mod pipeline;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod reach;
 pub mod rows;
 pub mod variant;

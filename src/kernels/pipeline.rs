@@ -1,7 +1,7 @@
 //! Pipelines and bind groups of all kernels.
 
 use std::collections::HashMap;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::abi::{
@@ -9,9 +9,11 @@ use super::abi::{
     SegmentRows,
 };
 use super::bindings;
+#[cfg(not(target_arch = "wasm32"))]
+use super::reach::Reach;
 use super::variant::{
-    Access, GradientBinding, RowFeatures, Shadow, Variant, joint_source, norm_source_with,
-    partials_source_with, prepare_source_with, remap_source, schedule_source,
+    Access, Buffers, GradientBinding, RowFeatures, Shadow, Variant, joint_source, norm_source_with,
+    partials_source_with, prepare_source_with, reach_source, remap_source, schedule_source,
 };
 use crate::device::error_scope::DeviceError;
 use crate::device::gpu::Gpu;
@@ -19,6 +21,9 @@ use crate::options::Diagnostics;
 use crate::rules::RuleKind;
 use crate::storage::block::StateAccess;
 use crate::storage::state::StateTensor;
+
+/// Elements of the binding arrays of [`Kernel::Reach`].
+pub const REACH_ELEMENTS: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
 /// A kernel with all its variants and overrides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +38,8 @@ pub enum Kernel {
         is_whole: bool,
         /// A group steps or decays cautiously.
         is_cautious: bool,
+        /// The length of binding arrays, if each tensor has buffers of its own.
+        array_len: Option<NonZeroU32>,
         /// Some rows rest.
         has_masks: bool,
     },
@@ -42,6 +49,8 @@ pub enum Kernel {
         access: Access,
         /// How they are bound.
         gradients: GradientBinding,
+        /// The length of binding arrays, if each tensor has buffers of its own.
+        array_len: Option<NonZeroU32>,
         /// The format of all tensors, if they have the same one.
         format: Option<u32>,
         /// What comes after it.
@@ -64,6 +73,9 @@ pub enum Kernel {
     Join,
     /// Gives the control of the first optimizer of a joint step to another one.
     Follow,
+    /// Tries binding arrays.
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "browsers have no binding arrays"))]
+    Reach,
     /// Moves rows.
     Remap {
         /// What it does of that.
@@ -103,10 +115,35 @@ pub enum NormEnd {
     Norm,
 }
 
+/// The bind groups of a launch.
+#[derive(Clone, Debug)]
+pub struct BindGroups {
+    own: wgpu::BindGroup,
+    arrays: Option<wgpu::BindGroup>,
+}
+
+impl BindGroups {
+    /// Sets them, with the dynamic offsets of the first one.
+    pub fn set(&self, pass: &mut wgpu::ComputePass<'_>, offsets: &[u32]) {
+        pass.set_bind_group(0, &self.own, offsets);
+        if let Some(arrays) = &self.arrays {
+            pass.set_bind_group(1, arrays, &[]);
+        }
+    }
+}
+
+impl From<wgpu::BindGroup> for BindGroups {
+    fn from(own: wgpu::BindGroup) -> Self {
+        Self { own, arrays: None }
+    }
+}
+
 /// A compiled kernel.
 #[derive(Clone, Debug)]
 pub struct Pipeline {
     layout: wgpu::BindGroupLayout,
+    /// Of the binding arrays, if there are any.
+    arrays: Option<wgpu::BindGroupLayout>,
     pipeline: wgpu::ComputePipeline,
 }
 
@@ -130,7 +167,15 @@ pub struct Pipeline {
 /// # Ok::<(), adamod::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Kernels(Arc<Mutex<HashMap<Compilation, Pipeline>>>);
+pub struct Kernels(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    compiled: Mutex<HashMap<Compilation, Pipeline>>,
+    /// How far kernels reach into binding arrays, of each device on which it was tried.
+    #[cfg(not(target_arch = "wasm32"))]
+    reach: Mutex<HashMap<wgpu::Device, Option<Reach>>>,
+}
 
 /// All that the code of a pipeline depends on.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -160,9 +205,13 @@ impl Kernels {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Compilation, Pipeline>> {
-        // A map is whole between two of its methods, whatever panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.compiled)
     }
+}
+
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A map is whole between two of its methods, whatever panicked.
+    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All pipelines of an optimizer. They are kept for its life, because some drivers leak dropped ones.
@@ -299,6 +348,48 @@ impl Pipelines {
         })
     }
 
+    /// Bind groups for a kernel of a launch. `tensors` has the windows of the launch at each binding. Binding arrays that are longer are
+    /// filled with the first window.
+    pub fn bind_groups<'a>(
+        &self,
+        kernel: &Kernel,
+        mut entries: Vec<(u32, wgpu::BindingResource<'a>)>,
+        tensors: Vec<(u32, Vec<wgpu::BufferBinding<'a>>)>,
+    ) -> Result<BindGroups, DeviceError> {
+        let Some(len) = kernel.array_len() else {
+            let first = |(binding, of): &(u32, Vec<wgpu::BufferBinding<'a>>)| {
+                Some((*binding, wgpu::BindingResource::Buffer(of.first()?.clone())))
+            };
+            entries.extend(tensors.iter().filter_map(first));
+            return Ok(BindGroups { own: self.bind_group(kernel, entries)?, arrays: None });
+        };
+        let own = self.bind_group(kernel, entries)?;
+        let padded: Vec<_> = tensors
+            .into_iter()
+            .filter_map(|(binding, mut of)| {
+                of.resize(len.get() as usize, of.first()?.clone());
+                Some((binding, of))
+            })
+            .collect();
+        let entries: Vec<_> = padded
+            .iter()
+            .map(|(binding, of)| wgpu::BindGroupEntry {
+                binding: *binding,
+                resource: wgpu::BindingResource::BufferArray(of),
+            })
+            .collect();
+        let label = self.gpu.name(kernel.name());
+        let arrays = self.gpu.catch(|| {
+            let layout = self.made[&self.key(*kernel)].arrays.as_ref()?;
+            Some(self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&label),
+                layout,
+                entries: &entries,
+            }))
+        })?;
+        Ok(BindGroups { own, arrays })
+    }
+
     fn compile(&self, kernel: Kernel) -> Pipeline {
         let device = &self.gpu.device;
         let label = match kernel {
@@ -309,9 +400,17 @@ impl Pipelines {
             label: Some(&label),
             entries: &kernel.layout_entries(self.control_bytes),
         });
+        let array_entries = kernel.array_entries();
+        let arrays = (!array_entries.is_empty()).then(|| {
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(&label),
+                entries: &array_entries,
+            })
+        });
+        let layouts: Vec<_> = [Some(&layout)].into_iter().chain(arrays.iter().map(Some)).collect();
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
-            bind_group_layouts: &[Some(&layout)],
+            bind_group_layouts: &layouts,
             immediate_size: 0,
         });
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -331,7 +430,25 @@ impl Pipelines {
             },
             cache: self.cache.as_ref(),
         });
-        Pipeline { layout, pipeline }
+        Pipeline { layout, arrays, pipeline }
+    }
+
+    /// How far kernels reach into binding arrays: what was found on this device before, or else what `attempt` finds.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn reach_or(&mut self, attempt: impl FnOnce(&mut Self) -> Option<Reach>) -> Option<Reach> {
+        let device = self.gpu.device.clone();
+        if let Some(known) = lock(&self.kernels.0.reach).get(&device) {
+            return *known;
+        }
+        let found = attempt(self);
+        lock(&self.kernels.0.reach).insert(device, found);
+        found
+    }
+
+    /// The device that they are for.
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "browsers have no binding arrays"))]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
     }
 
     /// Threads of the workgroups of kernels that have no chunks.
@@ -368,6 +485,7 @@ impl Pipelines {
                 let signs = signs.map(|(name, state)| (name, f64::from(state.sign as u32)));
                 signs.chain([("STATES", states.len() as f64)]).collect()
             }
+            Kernel::Reach => Vec::new(),
             _ => self.control.clone(),
         };
         constants.push(("LANES", self.lanes_of(kernel).into()));
@@ -397,6 +515,7 @@ impl Kernel {
             Self::Schedule => "schedule",
             Self::Join => "join",
             Self::Follow => "follow",
+            Self::Reach => "reach",
             Self::Remap { part: RemapPart::Bands, .. } => "rates_of_bands",
             Self::Remap { part: RemapPart::Means, .. } => "mean_rates",
             Self::Remap { part: RemapPart::Rows, .. } => "remap",
@@ -417,7 +536,12 @@ impl Kernel {
             Self::Norm { .. } | Self::Partials { .. } | Self::Prepare | Self::PrepareJoint | Self::NoNorm => {
                 true
             }
-            Self::Update { .. } | Self::Schedule | Self::Join | Self::Follow | Self::Remap { .. } => false,
+            Self::Update { .. }
+            | Self::Schedule
+            | Self::Join
+            | Self::Follow
+            | Self::Reach
+            | Self::Remap { .. } => false,
         }
     }
 
@@ -425,38 +549,84 @@ impl Kernel {
     fn source(&self, custom: &[RuleKind]) -> String {
         match self {
             Self::Update { variant, .. } => variant.source(),
-            Self::Norm { access, gradients, .. } => norm_source_with(*access, *gradients, custom),
+            Self::Norm { access, gradients, array_len, .. } => {
+                let buffers = if array_len.is_some() { Buffers::Array } else { Buffers::One };
+                norm_source_with(*access, *gradients, buffers, custom)
+            }
             Self::Partials { .. } => partials_source_with(custom),
             Self::Prepare | Self::PrepareJoint | Self::NoNorm => prepare_source_with(custom),
             Self::Schedule => schedule_source(),
             Self::Join | Self::Follow => joint_source(),
+            Self::Reach => reach_source(),
             Self::Remap { old_buffers, access, .. } => remap_source(*old_buffers, *access),
         }
     }
 
+    /// The length of its binding arrays, if it has any.
+    const fn array_len(&self) -> Option<NonZeroU32> {
+        match self {
+            Self::Update { array_len, .. } | Self::Norm { array_len, .. } => *array_len,
+            Self::Reach => Some(REACH_ELEMENTS),
+            _ => None,
+        }
+    }
+
+    /// Parameters, gradients and shadow copies.
+    fn tensor_entries(&self) -> Vec<wgpu::BindGroupLayoutEntry> {
+        let gradients_of = |gradients: GradientBinding, access: Access| match gradients {
+            GradientBinding::Read => Some(read(bindings::GRADIENTS, access.word_bytes())),
+            GradientBinding::ReadWrite => Some(read_write(bindings::GRADIENTS, access.word_bytes())),
+            GradientBinding::Shared => None,
+        };
+        match *self {
+            Self::Update { variant, .. } => {
+                let mut entries = vec![read_write(bindings::PARAMETERS, variant.access.word_bytes())];
+                entries.extend(gradients_of(variant.gradients, variant.access));
+                if variant.shadow == Shadow::On {
+                    entries.push(read_write(bindings::SHADOW, 4));
+                }
+                entries
+            }
+            Self::Norm { access, gradients, .. } => {
+                let shared = read_write(bindings::PARAMETERS, access.word_bytes());
+                vec![gradients_of(gradients, access).unwrap_or(shared)]
+            }
+            Self::Reach => vec![read(bindings::GRADIENTS, 4), read_write(bindings::PARAMETERS, 4)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The entries of the bind group of binding arrays.
+    fn array_entries(&self) -> Vec<wgpu::BindGroupLayoutEntry> {
+        let Some(len) = self.array_len() else { return Vec::new() };
+        self.tensor_entries()
+            .into_iter()
+            .map(|entry| wgpu::BindGroupLayoutEntry { count: Some(len), ..entry })
+            .collect()
+    }
+
     fn layout_entries(&self, control_bytes: u64) -> Vec<wgpu::BindGroupLayoutEntry> {
+        let mut entries = self.table_entries(control_bytes);
+        if self.array_len().is_none() {
+            entries.extend(self.tensor_entries());
+        }
+        entries
+    }
+
+    /// Everything but the tensors.
+    fn table_entries(&self, control_bytes: u64) -> Vec<wgpu::BindGroupLayoutEntry> {
         let segments = dynamic(bindings::SEGMENTS, size_of::<Segment>());
         let chunks = read(bindings::CHUNKS, size_of::<Chunk>() as u64);
         match self {
             Self::Update { variant, .. } => {
-                let word_bytes = variant.access.word_bytes();
                 let mut entries = vec![
                     dynamic(bindings::COEFFICIENTS, size_of::<Coefficients>()),
                     segments,
                     chunks,
-                    read_write(bindings::PARAMETERS, word_bytes),
                     read_write(bindings::STATE, variant.state.word_bytes()),
                 ];
-                match variant.gradients {
-                    GradientBinding::Read => entries.push(read(bindings::GRADIENTS, word_bytes)),
-                    GradientBinding::ReadWrite => entries.push(read_write(bindings::GRADIENTS, word_bytes)),
-                    GradientBinding::Shared => {}
-                }
                 if variant.diagnostics == Diagnostics::RateHistograms {
                     entries.push(read_write(bindings::HISTOGRAM, HISTOGRAM_BYTES));
-                }
-                if variant.shadow == Shadow::On {
-                    entries.push(read_write(bindings::SHADOW, 4));
                 }
                 if variant.rows == RowFeatures::On {
                     entries.push(dynamic(bindings::ROW_TABLE, size_of::<SegmentRows>()));
@@ -464,18 +634,9 @@ impl Kernel {
                 }
                 entries
             }
-            Self::Norm { access, gradients, end, .. } => {
-                let word_bytes = access.word_bytes();
-                let mut entries = vec![
-                    segments,
-                    chunks,
-                    match gradients {
-                        GradientBinding::Read => read(bindings::GRADIENTS, word_bytes),
-                        GradientBinding::ReadWrite => read_write(bindings::GRADIENTS, word_bytes),
-                        GradientBinding::Shared => read_write(bindings::PARAMETERS, word_bytes),
-                    },
-                    read_write(bindings::PARTIALS, size_of::<Partial>() as u64),
-                ];
+            Self::Norm { end, .. } => {
+                let mut entries =
+                    vec![segments, chunks, read_write(bindings::PARTIALS, size_of::<Partial>() as u64)];
                 match end {
                     NormEnd::Launch => entries.push(dynamic(bindings::ROWS, size_of::<Row>())),
                     NormEnd::Prepare | NormEnd::Norm => entries.extend(prepare_entries(control_bytes)),
@@ -493,6 +654,7 @@ impl Kernel {
                 read_write(bindings::CONTROL, control_bytes),
                 read_write(bindings::OTHER_CONTROL, control_bytes),
             ],
+            Self::Reach => Vec::new(),
             Self::Remap { old_buffers, .. } => {
                 let mut entries = vec![
                     read(bindings::REMAP, size_of::<Remap>() as u64 + 8),

@@ -79,11 +79,49 @@ impl GradientBinding {
         }
     }
 
-    const fn wgsl(self) -> &'static str {
+    /// Arrays have no shared binding.
+    const fn wgsl(self, buffers: Buffers) -> &'static str {
+        match (self, buffers) {
+            (GradientBinding::Read, Buffers::One) => include_str!("../../shaders/gradients/read.wgsl"),
+            (GradientBinding::Read, Buffers::Array) => {
+                include_str!("../../shaders/gradients/read_array.wgsl")
+            }
+            (GradientBinding::ReadWrite, Buffers::One) => {
+                include_str!("../../shaders/gradients/read_write.wgsl")
+            }
+            (GradientBinding::ReadWrite, Buffers::Array) => {
+                include_str!("../../shaders/gradients/read_write_array.wgsl")
+            }
+            (GradientBinding::Shared, _) => include_str!("../../shaders/gradients/shared.wgsl"),
+        }
+    }
+}
+
+/// Whether the tensors of a launch lie in the same buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Buffers {
+    /// Parameters lie in one binding, and so do gradients and shadow copies.
+    One,
+    /// Each tensor has bindings of its own, as elements of binding arrays. Gradients lie in other buffers than parameters.
+    Array,
+}
+
+impl Buffers {
+    const fn wgsl(self) -> [&'static str; 2] {
         match self {
-            GradientBinding::Read => include_str!("../../shaders/gradients/read.wgsl"),
-            GradientBinding::ReadWrite => include_str!("../../shaders/gradients/read_write.wgsl"),
-            GradientBinding::Shared => include_str!("../../shaders/gradients/shared.wgsl"),
+            Self::One => ["", include_str!("../../shaders/buffers/one.wgsl")],
+            Self::Array => [
+                include_str!("../../shaders/lib/arrays.wgsl"),
+                include_str!("../../shaders/buffers/array.wgsl"),
+            ],
+        }
+    }
+
+    /// What the text of a kernel begins with.
+    const fn directives(self) -> &'static str {
+        match self {
+            Self::One => "",
+            Self::Array => "enable wgpu_binding_array;\n\n",
         }
     }
 }
@@ -168,6 +206,8 @@ pub struct Variant {
     pub access: Access,
     /// How gradients are bound.
     pub gradients: GradientBinding,
+    /// Whether tensors lie in the same buffers.
+    pub buffers: Buffers,
     /// How state is read and written.
     pub state: StateAccess,
     /// What a thread works on.
@@ -182,7 +222,7 @@ pub struct Variant {
 
 impl Variant {
     /// Every variant that can be built; those with rates by column or masked rows only with one binding of gradients, and without
-    /// shadow copies.
+    /// shadow copies. Those with binding arrays are [`Variant::with_arrays`].
     pub fn all() -> Vec<Self> {
         let states = [
             (StateAccess::Words4, Quantized::Off),
@@ -205,6 +245,7 @@ impl Variant {
                                         form,
                                         access,
                                         gradients,
+                                        buffers: Buffers::One,
                                         state,
                                         quantized,
                                         shadow,
@@ -229,6 +270,14 @@ impl Variant {
         all
     }
 
+    /// Every variant with binding arrays.
+    pub fn with_arrays() -> Vec<Self> {
+        let is_one =
+            |variant: &Self| variant.gradients != GradientBinding::Shared && variant.rows == RowFeatures::Off;
+        let arrays = Self::all().into_iter().filter(is_one);
+        arrays.map(|variant| Self { buffers: Buffers::Array, ..variant }).collect()
+    }
+
     /// The variant's name, for labels: `adamod.vec4.read.words4`.
     pub fn name(&self) -> String {
         let shadow = match self.shadow {
@@ -243,9 +292,14 @@ impl Variant {
             RowFeatures::Off => "",
             RowFeatures::On => ".rows",
         };
+        let buffers = match self.buffers {
+            Buffers::One => "",
+            Buffers::Array => ".array",
+        };
         let quantized = self.quantized.name();
         let (form, access, gradients) = (self.form, self.access.name(), self.gradients.name());
-        format!("{form}.{access}.{gradients}.{}{quantized}{shadow}{diagnostics}{rows}", self.state.name())
+        let state = self.state.name();
+        format!("{form}.{access}.{gradients}{buffers}.{state}{quantized}{shadow}{diagnostics}{rows}")
     }
 
     /// The WGSL of the update kernel; its entry point is `update`.
@@ -256,7 +310,7 @@ impl Variant {
             StateAccess::Words1 => include_str!("../../shaders/state/words1.wgsl"),
         };
         let [codes, quantized] = self.quantized.wgsl();
-        let tensors = tensor_files(self.access, self.gradients);
+        let tensors = tensor_files(self.access, self.gradients, self.buffers);
         let rule = [
             include_str!("../../shaders/lib/step.wgsl"),
             include_str!("../../shaders/lib/arithmetic.wgsl"),
@@ -272,10 +326,12 @@ impl Variant {
             include_str!("../../shaders/lib/master.wgsl"),
         ];
         let kernel = [
-            match self.shadow {
-                Shadow::Off => include_str!("../../shaders/shadow/off.wgsl"),
-                Shadow::On => include_str!("../../shaders/shadow/on.wgsl"),
+            match (self.shadow, self.buffers) {
+                (Shadow::Off, _) => include_str!("../../shaders/shadow/off.wgsl"),
+                (Shadow::On, Buffers::One) => include_str!("../../shaders/shadow/on.wgsl"),
+                (Shadow::On, Buffers::Array) => include_str!("../../shaders/shadow/array.wgsl"),
             },
+            include_str!("../../shaders/lib/shadow.wgsl"),
             match self.diagnostics {
                 Diagnostics::Off => include_str!("../../shaders/diagnostics/off.wgsl"),
                 Diagnostics::RateHistograms => include_str!("../../shaders/diagnostics/rate_histograms.wgsl"),
@@ -291,19 +347,22 @@ impl Variant {
             include_str!("../../shaders/kernels/update.wgsl"),
         ];
         let files = tensors.iter().chain(&rule).chain(&state).chain(&kernel);
-        linked(files.copied(), &update_glue(self.form, self.rows))
+        self.buffers.directives().to_owned() + &linked(files.copied(), &update_glue(self.form, self.rows))
     }
 }
 
 /// The files that read and write parameters and gradients.
-fn tensor_files(access: Access, gradients: GradientBinding) -> [&'static str; 7] {
+fn tensor_files(access: Access, gradients: GradientBinding, buffers: Buffers) -> [&'static str; 9] {
+    let [arrays, parameters] = buffers.wgsl();
     [
         include_str!("../../shaders/lib/abi.wgsl"),
         include_str!("../../shaders/lib/format.wgsl"),
         include_str!("../../shaders/lib/rounding.wgsl"),
         include_str!("../../shaders/lib/place.wgsl"),
         access.wgsl(),
-        gradients.wgsl(),
+        arrays,
+        parameters,
+        gradients.wgsl(buffers),
         include_str!("../../shaders/lib/gradient.wgsl"),
     ]
 }
@@ -323,19 +382,24 @@ fn control_files(custom: &[RuleKind]) -> Vec<&'static str> {
 
 /// The WGSL of the kernels that sum the squares of gradients. Their entry points are `norm_of_chunks` and, for a last launch that also
 /// prepares the step, `norm_and_prepare`.
-pub fn norm_source(access: Access, gradients: GradientBinding) -> String {
-    norm_source_with(access, gradients, &[])
+pub fn norm_source(access: Access, gradients: GradientBinding, buffers: Buffers) -> String {
+    norm_source_with(access, gradients, buffers, &[])
 }
 
 /// The same for an optimizer that has these rules besides those of the library.
-pub(crate) fn norm_source_with(access: Access, gradients: GradientBinding, custom: &[RuleKind]) -> String {
-    let mut files = tensor_files(access, gradients).to_vec();
+pub(crate) fn norm_source_with(
+    access: Access,
+    gradients: GradientBinding,
+    buffers: Buffers,
+    custom: &[RuleKind],
+) -> String {
+    let mut files = tensor_files(access, gradients, buffers).to_vec();
     files.push(include_str!("../../shaders/lib/sums.wgsl"));
     files.extend(control_files(custom));
     files.push(include_str!("../../shaders/lib/norm.wgsl"));
     files.push(include_str!("../../shaders/lib/partials.wgsl"));
     files.push(include_str!("../../shaders/kernels/norm.wgsl"));
-    linked(files.into_iter(), &control_glue(custom))
+    buffers.directives().to_owned() + &linked(files.into_iter(), &control_glue(custom))
 }
 
 /// The WGSL of the kernel that computes the norm from the partial sums of all launches. Its entry point is `norm_of_partials`.
@@ -421,6 +485,16 @@ fn old_at(any_buffer: u32, index: u32) -> {word} {{
 "
     );
     linked(files.into_iter(), &glue)
+}
+
+/// Words of an element of the binding arrays of [`reach_source`].
+pub(crate) const REACH_WORDS: u32 = 64;
+
+/// The WGSL of the kernel that tries binding arrays. Its entry point is `reach`.
+pub fn reach_source() -> String {
+    let glue = format!("const REACH_WORDS = {REACH_WORDS}u;\n");
+    Buffers::Array.directives().to_owned()
+        + &linked([include_str!("../../shaders/kernels/reach.wgsl")].into_iter(), &glue)
 }
 
 /// The WGSL of the kernels of joint steps. Their entry points are `join` and `follow`.

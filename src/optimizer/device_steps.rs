@@ -11,7 +11,7 @@ use crate::device::gpu::{Gpu, binding};
 use crate::device::ring::{Lease, Ring};
 use crate::kernels::abi::{self, Partial, Row};
 use crate::kernels::bindings;
-use crate::kernels::pipeline::{Kernel, LEAST_GROUP_TABLE_BYTES, NormEnd, Pipelines};
+use crate::kernels::pipeline::{BindGroups, Kernel, LEAST_GROUP_TABLE_BYTES, NormEnd, Pipelines};
 use crate::kernels::rows::GroupTable;
 use crate::kernels::variant::GradientBinding;
 use crate::options::{DeviceControl, LossScale, Options};
@@ -307,7 +307,7 @@ type Generations = ([u64; 3], u64, usize);
 #[derive(Debug)]
 struct Dispatch {
     kernel: Kernel,
-    bind_group: wgpu::BindGroup,
+    bind_groups: BindGroups,
     workgroups: u32,
     /// Which of the slots of segments, rows and groups it binds.
     slots: Range<usize>,
@@ -317,7 +317,8 @@ struct Dispatch {
 pub struct LaunchBindings<'a> {
     pub segments: wgpu::BindingResource<'a>,
     pub chunks: wgpu::BindingResource<'a>,
-    pub gradients: wgpu::BindingResource<'a>,
+    /// One for each window.
+    pub gradients: Vec<wgpu::BufferBinding<'a>>,
 }
 
 impl Preparation {
@@ -359,14 +360,13 @@ impl Preparation {
                 // The last launch binds the partial sums of all launches.
                 let first = if end == NormEnd::Launch { partials.start } else { 0 };
                 let LaunchBindings { segments, chunks, gradients } = bindings_of(launch);
-                let gradients_binding = match launch.binding {
+                let at = match launch.binding {
                     GradientBinding::Shared => bindings::PARAMETERS,
                     GradientBinding::Read | GradientBinding::ReadWrite => bindings::GRADIENTS,
                 };
                 let mut entries = vec![
                     (bindings::SEGMENTS, segments),
                     (bindings::CHUNKS, chunks),
-                    (gradients_binding, gradients),
                     (
                         bindings::PARTIALS,
                         binding(
@@ -386,17 +386,17 @@ impl Preparation {
                         0..3
                     }
                 };
-                let bind_group = pipelines.bind_group(&kernel, entries)?;
+                let bind_groups = pipelines.bind_groups(&kernel, entries, vec![(at, gradients)])?;
                 let workgroups = (partials.end - partials.start) as u32;
-                dispatches.push(Dispatch { kernel, bind_group, workgroups, slots });
+                dispatches.push(Dispatch { kernel, bind_groups, workgroups, slots });
             }
             if !steps.norm_is_fused {
                 let kernel = Kernel::Partials { norm_only: part == Part::Norm };
                 pipelines.make(kernel)?;
                 let partials = [(bindings::PARTIALS, self.partials.as_entire_binding())];
-                let bind_group =
-                    pipelines.bind_group(&kernel, partials.into_iter().chain(steps.bindings()))?;
-                dispatches.push(Dispatch { kernel, bind_group, workgroups: 1, slots: 1..3 });
+                let entries = partials.into_iter().chain(steps.bindings());
+                let bind_groups = pipelines.bind_group(&kernel, entries)?.into();
+                dispatches.push(Dispatch { kernel, bind_groups, workgroups: 1, slots: 1..3 });
             }
         } else {
             let no_norm = looks_at_gradients.then_some(Kernel::NoNorm);
@@ -407,8 +407,8 @@ impl Preparation {
             };
             for kernel in no_norm.into_iter().chain(prepare) {
                 pipelines.make(kernel)?;
-                let bind_group = pipelines.bind_group(&kernel, steps.bindings())?;
-                dispatches.push(Dispatch { kernel, bind_group, workgroups: 1, slots: 1..3 });
+                let bind_groups = pipelines.bind_group(&kernel, steps.bindings())?.into();
+                dispatches.push(Dispatch { kernel, bind_groups, workgroups: 1, slots: 1..3 });
             }
         }
         self.parts[part as usize] = Some((dispatches, generations));
@@ -437,7 +437,7 @@ impl Preparation {
         let offsets = [segments.offset, rows.offset, groups.offset];
         for dispatch in dispatches {
             pass.set_pipeline(pipelines.get(&dispatch.kernel));
-            pass.set_bind_group(0, &dispatch.bind_group, &offsets[dispatch.slots.clone()]);
+            dispatch.bind_groups.set(pass, &offsets[dispatch.slots.clone()]);
             pass.dispatch_workgroups(dispatch.workgroups, 1, 1);
         }
         let segments = segments.clone();

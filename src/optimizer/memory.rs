@@ -11,6 +11,7 @@ use crate::device::readback::Source;
 use crate::device::staged_write::Write;
 use crate::kernels::abi::HISTOGRAM_BYTES;
 use crate::plan::allocator::{Allocator, Extent};
+use crate::plan::launches::MOST_SHARED_ELEMENTS;
 use crate::plan::limits::PlanLimits;
 use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, WORD_BYTES, state_words};
 
@@ -18,6 +19,8 @@ use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, WORD_BYTES, state_words
 #[derive(Debug)]
 pub struct Memory {
     allocator: Allocator,
+    /// Whether tensors with buffers of their own may share a dispatch.
+    has_arrays: bool,
     /// By number. Vacant numbers have none.
     buffers: BTreeMap<u32, wgpu::Buffer>,
     /// By index of the parameter.
@@ -78,10 +81,14 @@ const USAGES: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 impl Memory {
+    /// The pool of tensors with buffers of their own.
+    const OWN_BUFFERS: u32 = u32::MAX;
+
     pub fn new(gpu: &Gpu, limits: &PlanLimits, has_histogram: bool) -> Result<Self, DeviceError> {
         let histogram = has_histogram.then(|| gpu.catch(|| gpu.buffer("histogram", HISTOGRAM_BYTES, USAGES)));
         Ok(Self {
             allocator: Allocator::new(limits),
+            has_arrays: limits.windows > 1,
             buffers: BTreeMap::new(),
             placements: Vec::new(),
             histogram: histogram.transpose()?,
@@ -120,7 +127,8 @@ impl Memory {
         if self.seen == Some(registry.revisions().parameters) {
             return Ok(());
         }
-        // A pool for each buffer of values. Pool 0 is for values without a registered buffer.
+        // A pool for each buffer of values, but one for all tensors that may share a dispatch though each has a buffer of its own. Pool 0
+        // is for values without a registered buffer.
         #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by identity")]
         let mut pools: HashMap<wgpu::Buffer, u32> = HashMap::new();
         let buffer_of =
@@ -129,10 +137,20 @@ impl Memory {
             self.placements.get(id.key.index()).and_then(Option::as_ref).filter(|of| of.key == id.key)
         };
         let mut count = 0;
+        #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by identity")]
+        let mut tensors_in: HashMap<wgpu::Buffer, u32> = HashMap::new();
         for (id, record) in registry.parameters() {
+            let buffer = buffer_of(record);
+            if self.has_arrays
+                && let Some(buffer) = buffer.clone()
+            {
+                *tensors_in.entry(buffer).or_default() += 1;
+            }
             if let Some(placement) = placed(id) {
-                count = count.max(placement.pool);
-                if let Some(buffer) = buffer_of(record) {
+                if placement.pool != Self::OWN_BUFFERS {
+                    count = count.max(placement.pool);
+                }
+                if let Some(buffer) = buffer {
                     pools.entry(buffer).or_insert(placement.pool);
                 }
             }
@@ -141,7 +159,11 @@ impl Memory {
         let mut tensors = Vec::new();
         for (id, record) in registry.parameters().filter(|&(id, _)| placed(id).is_none()) {
             let pool = buffer_of(record).map_or(0, |buffer| {
+                let may_share = tensors_in.get(&buffer) == Some(&1) && record.len <= MOST_SHARED_ELEMENTS;
                 *pools.entry(buffer).or_insert_with(|| {
+                    if may_share {
+                        return Self::OWN_BUFFERS;
+                    }
                     count += 1;
                     count
                 })

@@ -93,6 +93,27 @@ impl Optimizer {
     /// Byte offset of the norm of the gradients in [`Optimizer::control_buffer`], an f32.
     pub const NORM_OFFSET: u64 = std::mem::offset_of!(abi::Control, norm) as u64;
 
+    /// Features of a device on which tensors that have buffers of their own share dispatches. Without them each has a dispatch, which costs
+    /// the host time: an engine with a buffer for each tensor should ask for them where the adapter has them, as on Vulkan and Metal.
+    ///
+    /// The limit `max_binding_array_elements_per_shader_stage` is 0 by default and has to be raised, too: three elements for each tensor,
+    /// rounded up to a power of two, let all share one dispatch. Tensors of more than 2^20 elements, and those with factors of columns or
+    /// masks of rows, keep their own.
+    ///
+    /// ```
+    /// # async fn of(adapter: &wgpu::Adapter) -> Result<(), wgpu::RequestDeviceError> {
+    /// let (device, queue) = adapter
+    ///     .request_device(&wgpu::DeviceDescriptor {
+    ///         required_features: adapter.features() & adamod::Optimizer::BINDING_ARRAYS,
+    ///         required_limits: adapter.limits(),
+    ///         ..Default::default()
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub const BINDING_ARRAYS: wgpu::Features = PlanLimits::BINDING_ARRAYS;
+
     /// The most bytes of a parameter: larger than any device's memory, and far from overflow when words of state are counted. A device
     /// may have no limit of its own.
     const MOST_BYTES: u64 = 1 << 40;
@@ -150,7 +171,8 @@ impl Optimizer {
             control_bytes: DeviceSteps::CONTROL_BYTES,
             cache: options.pipeline_cache.clone(),
         };
-        let pipelines = Pipelines::new(&gpu, kernels, pipelines);
+        let mut pipelines = Pipelines::new(&gpu, kernels, pipelines);
+        let plan_limits = with_arrays(plan_limits, &mut pipelines, &options);
         let settings = Settings {
             seed: options.seed,
             most_bytes: limits.max_buffer_size.min(Self::MOST_BYTES),
@@ -626,6 +648,25 @@ impl Optimizer {
 
 fn begin_pass<'a>(encoder: &'a mut wgpu::CommandEncoder, label: &str) -> wgpu::ComputePass<'a> {
     encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None })
+}
+
+/// Plans binding arrays, if the device has them and they work.
+#[cfg(not(target_arch = "wasm32"))]
+fn with_arrays(limits: PlanLimits, pipelines: &mut Pipelines, options: &Options) -> PlanLimits {
+    let windows = PlanLimits::most_windows(&pipelines.gpu().device);
+    if windows == 1 || !options.tuning.binding_arrays {
+        return limits;
+    }
+    match pipelines.array_reach(options.device_timeout) {
+        Some(reach) => limits.with_arrays(windows, reach),
+        None => limits,
+    }
+}
+
+/// Browsers have no binding arrays.
+#[cfg(target_arch = "wasm32")]
+fn with_arrays(limits: PlanLimits, _: &mut Pipelines, _: &Options) -> PlanLimits {
+    limits
 }
 
 fn check_limits(limits: &wgpu::Limits, options: &Options) -> Result<(), Error> {

@@ -6,14 +6,14 @@ use super::registry::{Located, Registry};
 use super::source::CoefficientSource;
 use super::step::Part;
 use crate::device::error_scope::DeviceError;
-use crate::device::gpu::{Gpu, binding};
+use crate::device::gpu::{Gpu, binding, range};
 use crate::device::ring::{Lease, Ring};
 use crate::kernels::abi::{Chunk, QUAD_ELEMENTS};
 use crate::kernels::bindings;
-use crate::kernels::pipeline::{Kernel, Pipelines};
+use crate::kernels::pipeline::{BindGroups, Kernel, Pipelines};
 use crate::kernels::variant::GradientBinding;
 use crate::options::Diagnostics;
-use crate::plan::launches::{Launch, Plan, RowsOfTensor, Tensor, Window};
+use crate::plan::launches::{Launch, Plan, RowsOfTensor, Tensor, Window, Windows};
 use crate::plan::limits::{PlanLimits, grid};
 
 /// The plan of a step and everything that it needs on the device.
@@ -34,7 +34,7 @@ pub struct Tables {
     rows: Option<Ring>,
     /// The slot that holds that table, and the revision of the factors that it has.
     rows_written: Option<(Lease, u64)>,
-    bind_groups: Vec<wgpu::BindGroup>,
+    bind_groups: Vec<BindGroups>,
     /// Generations of the coefficients and of the rings of segments and of rows that the bind groups name.
     bound: Option<(u64, u64, u64)>,
     preparation: Option<Preparation>,
@@ -166,7 +166,7 @@ impl Tables {
                 |launch| LaunchBindings {
                     segments: self.segments.binding(),
                     chunks: self.chunks_of(launch),
-                    gradients: self.window(&launch.gradients),
+                    gradients: self.windows(launch, |windows| Some(windows.gradients)),
                 },
             );
             self.preparation = Some(preparation);
@@ -212,22 +212,23 @@ impl Tables {
                 (bindings::COEFFICIENTS, source.binding()),
                 (bindings::SEGMENTS, self.segments.binding()),
                 (bindings::CHUNKS, self.chunks_of(launch)),
-                (bindings::PARAMETERS, self.window(&launch.values)),
                 (bindings::STATE, of.memory.buffer(launch.state_buffer).as_entire_binding()),
             ];
-            if launch.binding != GradientBinding::Shared {
-                entries.push((bindings::GRADIENTS, self.window(&launch.gradients)));
-            }
             let histogram = of.memory.histogram().filter(|_| launch.form.rule().has_element_rates());
             entries.extend(histogram.map(|of| (bindings::HISTOGRAM, of.as_entire_binding())));
-            entries.extend(launch.shadow.as_ref().map(|of| (bindings::SHADOW, self.window(of))));
             if let (Some(masks), Some(rows)) = (launch.rows, &self.rows) {
                 // Without masks anything may be bound there.
-                let masks = masks.as_ref().map(|masks| self.window(masks));
+                let masks = masks.map(|masks| wgpu::BindingResource::Buffer(self.window(masks)));
                 entries.push((bindings::ROW_TABLE, rows.binding()));
                 entries.push((bindings::ROW_MASKS, masks.unwrap_or_else(|| self.chunks_of(launch))));
             }
-            self.bind_groups.push(pipelines.bind_group(kernel, entries)?);
+            let mut tensors =
+                vec![(bindings::PARAMETERS, self.windows(launch, |windows| Some(windows.values)))];
+            if launch.binding != GradientBinding::Shared {
+                tensors.push((bindings::GRADIENTS, self.windows(launch, |windows| Some(windows.gradients))));
+            }
+            tensors.push((bindings::SHADOW, self.windows(launch, |windows| windows.shadow)));
+            self.bind_groups.push(pipelines.bind_groups(kernel, entries, tensors)?);
         }
         Ok(())
     }
@@ -238,8 +239,16 @@ impl Tables {
         binding(&self.chunks, first * entry_bytes, count * entry_bytes)
     }
 
-    fn window(&self, window: &Window) -> wgpu::BindingResource<'_> {
-        binding(&self.buffers[window.buffer as usize], window.offset, window.bytes)
+    fn window(&self, window: Window) -> wgpu::BufferBinding<'_> {
+        range(&self.buffers[window.buffer as usize], window.offset, window.bytes)
+    }
+
+    fn windows(
+        &self,
+        launch: &Launch,
+        of: impl Fn(&Windows) -> Option<Window>,
+    ) -> Vec<wgpu::BufferBinding<'_>> {
+        launch.windows.iter().filter_map(of).map(|window| self.window(window)).collect()
     }
 
     /// Records a part of a step that [`Tables::update`] was called for.
@@ -265,11 +274,11 @@ impl Tables {
             segments.offset,
             rows.as_ref().map_or(0, |lease| lease.offset),
         ];
-        for ((launch, kernel), bind_group) in
+        for ((launch, kernel), bind_groups) in
             self.plan.launches.iter().zip(&self.kernels).zip(&self.bind_groups)
         {
             pass.set_pipeline(pipelines.get(kernel));
-            pass.set_bind_group(0, bind_group, &offsets[..if launch.rows.is_some() { 3 } else { 2 }]);
+            bind_groups.set(pass, &offsets[..if launch.rows.is_some() { 3 } else { 2 }]);
             let (x, y) = grid(launch.chunks, workgroups_per_dimension);
             pass.dispatch_workgroups(x, y, 1);
         }

@@ -8,14 +8,16 @@
 //! The chunk table depends on which tensors share a launch, not on where they lie. An engine whose tensors move within their pools
 //! rewrites only the segments.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::num::NonZeroU32;
 use std::ops::Range;
 
 use super::allocator::Extent;
 use super::limits::PlanLimits;
 use crate::kernels::abi::{Chunk, Partial, QUAD_ELEMENTS, Segment, SegmentRows};
 use crate::kernels::pipeline::{Kernel, NormEnd};
-use crate::kernels::variant::{Access, GradientBinding, Quantized, RowFeatures, Shadow, Variant};
+use crate::kernels::variant::{Access, Buffers, GradientBinding, Quantized, RowFeatures, Shadow, Variant};
 use crate::options::{Diagnostics, Tuning};
 use crate::rules::RuleForm;
 use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, StateAccess, WORD_BYTES};
@@ -104,17 +106,27 @@ impl Window {
     }
 }
 
+/// The bound ranges of a launch, or of one of its segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Of values.
+    pub values: Window,
+    /// Of gradients; the same as that of values with [`GradientBinding::Shared`].
+    pub gradients: Window,
+    /// Of shadow copies, if there are any.
+    pub shadow: Option<Window>,
+}
+
 /// One dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// The update rule and its states.
     pub form: RuleForm,
-    /// The window of values.
-    pub values: Window,
-    /// The window of gradients; the same as that of values with [`GradientBinding::Shared`].
-    pub gradients: Window,
-    /// The window of shadow copies, if there are any.
-    pub shadow: Option<Window>,
+    /// Those of all segments, or one for each segment.
+    pub windows: Vec<Windows>,
+    /// The length of its binding arrays, if each segment has windows of its own. As a power of two it takes few values, because each has
+    /// a pipeline of its own.
+    pub array_len: Option<NonZeroU32>,
     /// How gradients are bound.
     pub binding: GradientBinding,
     /// How tensors are read and written.
@@ -149,6 +161,7 @@ impl Launch {
             form: self.form,
             access: self.access,
             gradients: self.binding,
+            buffers: if self.array_len.is_some() { Buffers::Array } else { Buffers::One },
             state: self.state_access,
             quantized: self.quantized,
             shadow: self.shadow_variant(),
@@ -156,17 +169,18 @@ impl Launch {
             rows: if self.rows.is_some() { RowFeatures::On } else { RowFeatures::Off },
         };
         let has_masks = self.rows.flatten().is_some();
-        let Self { format, is_whole, is_cautious, .. } = *self;
-        Kernel::Update { variant, format, is_whole, is_cautious, has_masks }
+        let Self { format, is_whole, is_cautious, array_len, .. } = *self;
+        Kernel::Update { variant, format, is_whole, is_cautious, array_len, has_masks }
     }
 
     /// The kernel of the norm of its gradients.
     pub fn norm_kernel(&self, end: NormEnd) -> Kernel {
-        Kernel::Norm { access: self.access, gradients: self.binding, format: self.format, end }
+        let Self { access, binding: gradients, array_len, format, .. } = *self;
+        Kernel::Norm { access, gradients, array_len, format, end }
     }
 
     fn shadow_variant(&self) -> Shadow {
-        if self.shadow.is_some() { Shadow::On } else { Shadow::Off }
+        if self.windows.iter().any(|windows| windows.shadow.is_some()) { Shadow::On } else { Shadow::Off }
     }
 }
 
@@ -298,99 +312,210 @@ impl Bounds {
     }
 }
 
-impl Plan {
-    /// Plans a step over `tensors`. `sizes` are the bytes of the buffers that their locations name.
-    pub fn new(tensors: &[Tensor<'_>], sizes: &[u64], zeroes_gradients: bool, limits: &PlanLimits) -> Self {
-        let mut plan = Self::default();
-        for mut group in groups(tensors, limits) {
-            let everything = group
-                .iter()
-                .map(|piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits))
-                .reduce(Bounds::union);
-            if let Some(bounds) = everything
-                && let Some(binding) = bounds.binding(limits, zeroes_gradients)
-            {
-                plan.push(&group, bounds, binding, tensors, sizes, limits);
-                continue;
+/// Elements of a tensor above which a dispatch of its own costs nothing next to the bytes that it moves.
+pub const MOST_SHARED_ELEMENTS: u64 = 1 << 20;
+
+/// A launch before it is joined with others: its pieces lie in the same windows.
+struct Draft {
+    pieces: Vec<Piece>,
+    bounds: Bounds,
+    binding: GradientBinding,
+}
+
+impl Draft {
+    fn windows(&self) -> Windows {
+        let Bounds { values, gradients, shadow, .. } = self.bounds;
+        match self.binding {
+            GradientBinding::Shared => {
+                let both = values.union(gradients);
+                Windows { values: both, gradients: both, shadow }
             }
-            // Too large for one window: cut, and fill windows in the order of addresses. Values and gradients that meet within the alignment
-            // of an offset, and are too large for a window together, are cut in half. Then a half lies between them.
-            let alone = |piece: &Piece| Bounds::of(piece, &tensors[piece.tensor as usize], sizes, limits);
-            let mut cut = Vec::with_capacity(group.len());
-            while let Some(mut piece) = group.pop() {
-                let (chunks, most) = (piece.chunks(), limits.window_chunks());
-                let meets = chunks <= most && alone(&piece).binding(limits, zeroes_gradients).is_none();
-                match piece.split(if meets { chunks.div_ceil(2) } else { most }) {
-                    Some(rest) => group.extend([rest, piece]),
-                    None => cut.push(piece),
-                }
-            }
-            cut.sort_by_key(|piece| piece.span(tensors[piece.tensor as usize].values).0);
-            let mut open: Option<(Vec<Piece>, Bounds, GradientBinding)> = None;
-            for piece in cut {
-                let alone = alone(&piece);
-                match &mut open {
-                    Some((pieces, bounds, binding))
-                        if bounds.union(alone).binding(limits, zeroes_gradients).is_some() =>
-                    {
-                        *bounds = bounds.union(alone);
-                        *binding = bounds.binding(limits, zeroes_gradients).unwrap_or(*binding);
-                        pieces.push(piece);
-                    }
-                    _ => {
-                        if let Some((pieces, bounds, binding)) = open.take() {
-                            plan.push(&pieces, bounds, binding, tensors, sizes, limits);
-                        }
-                        // A piece that was cut has a binding.
-                        let binding =
-                            alone.binding(limits, zeroes_gradients).unwrap_or(GradientBinding::ReadWrite);
-                        open = Some((vec![piece], alone, binding));
-                    }
-                }
-            }
-            if let Some((pieces, bounds, binding)) = open {
-                plan.push(&pieces, bounds, binding, tensors, sizes, limits);
-            }
+            GradientBinding::Read | GradientBinding::ReadWrite => Windows { values, gradients, shadow },
         }
-        plan
     }
 
-    fn push(
-        &mut self,
-        pieces: &[Piece],
-        bounds: Bounds,
-        binding: GradientBinding,
-        tensors: &[Tensor<'_>],
-        sizes: &[u64],
-        limits: &PlanLimits,
-    ) {
-        let (values, gradients) = match binding {
-            GradientBinding::Shared => {
-                let both = bounds.values.union(bounds.gradients);
-                (both, both)
-            }
-            GradientBinding::Read | GradientBinding::ReadWrite => (bounds.values, bounds.gradients),
-        };
-        let tensor_of = |piece: &Piece| &tensors[piece.tensor as usize];
-        // Whether the launch can read and write all its tensors in words of `bytes` bytes, four elements at a time.
+    /// The buffers of its values and its shadow copy.
+    fn written(&self) -> impl Iterator<Item = u32> {
+        let Bounds { values, shadow, .. } = self.bounds;
+        [Some(values), shadow].into_iter().flatten().map(|window| window.buffer)
+    }
+
+    /// What drafts that may share a dispatch have in common; `None` for those that keep their own.
+    fn key(&self, scene: &Scene<'_>) -> Option<impl Eq + Hash + use<>> {
+        let [piece] = self.pieces.as_slice() else { return None };
+        let tensor = scene.tensor_of(piece);
+        let may_share = self.binding != GradientBinding::Shared
+            && tensor.rows().is_none()
+            && piece.elements <= MOST_SHARED_ELEMENTS;
+        let format = tensor.format().bits();
+        let access = scene.access(&self.pieces);
+        let Bounds { values, gradients, shadow, .. } = self.bounds;
+        let reaches = |window: Window, word_bytes| window.bytes / word_bytes <= scene.limits.array_words;
+        let may_share = may_share
+            && [values, gradients].into_iter().all(|window| reaches(window, access.word_bytes()))
+            && shadow.is_none_or(|window| reaches(window, WORD_BYTES));
+        may_share.then_some((tensor.form, format, access, self.binding, piece.state_buffer))
+    }
+}
+
+/// What a step is planned from.
+struct Scene<'a> {
+    tensors: &'a [Tensor<'a>],
+    /// Bytes of the buffers that locations name.
+    sizes: &'a [u64],
+    zeroes_gradients: bool,
+    limits: &'a PlanLimits,
+}
+
+impl Scene<'_> {
+    fn tensor_of(&self, piece: &Piece) -> &Tensor<'_> {
+        &self.tensors[piece.tensor as usize]
+    }
+
+    fn bounds(&self, piece: &Piece) -> Bounds {
+        Bounds::of(piece, self.tensor_of(piece), self.sizes, self.limits)
+    }
+
+    fn binding(&self, bounds: &Bounds) -> Option<GradientBinding> {
+        bounds.binding(self.limits, self.zeroes_gradients)
+    }
+
+    /// The widest words in which a launch can read and write all its tensors.
+    fn access(&self, pieces: &[Piece]) -> Access {
         let holds_words = |bytes: u64| {
             pieces.iter().all(|piece| {
-                let tensor = tensor_of(piece);
+                let tensor = self.tensor_of(piece);
                 [tensor.values, tensor.gradients].into_iter().all(|view| {
                     let (start, _) = piece.span(view);
                     let end = start + piece.elements.next_multiple_of(4) * view.dtype.bytes();
                     start.is_multiple_of(bytes)
                         && 4 * view.dtype.bytes() >= bytes
-                        && end <= sizes[view.buffer as usize]
+                        && end <= self.sizes[view.buffer as usize]
                 })
             })
         };
+        match self.limits.tuning.most_word_bytes {
+            16.. if holds_words(16) => Access::Vec4,
+            8.. if holds_words(8) => Access::Vec2,
+            _ => Access::Scalar,
+        }
+    }
+
+    /// The launches of pieces that may share one: all of them, or as many as windows and the grid hold.
+    fn drafts(&self, mut group: Vec<Piece>) -> Vec<Draft> {
+        let everything = group.iter().map(|piece| self.bounds(piece)).reduce(Bounds::union);
+        if let Some(bounds) = everything
+            && let Some(binding) = self.binding(&bounds)
+        {
+            return vec![Draft { pieces: group, bounds, binding }];
+        }
+        // Too large for one window: cut, and fill windows in the order of addresses. Values and gradients that meet within the alignment
+        // of an offset, and are too large for a window together, are cut in half. Then a half lies between them.
+        let mut cut = Vec::with_capacity(group.len());
+        while let Some(mut piece) = group.pop() {
+            let (chunks, most) = (piece.chunks(), self.limits.window_chunks());
+            let meets = chunks <= most && self.binding(&self.bounds(&piece)).is_none();
+            match piece.split(if meets { chunks.div_ceil(2) } else { most }) {
+                Some(rest) => group.extend([rest, piece]),
+                None => cut.push(piece),
+            }
+        }
+        cut.sort_by_key(|piece| piece.span(self.tensor_of(piece).values).0);
+        let mut drafts: Vec<Draft> = Vec::new();
+        for piece in cut {
+            let alone = self.bounds(&piece);
+            if let Some(open) = drafts.last_mut()
+                && let Some(binding) = self.binding(&open.bounds.union(alone))
+            {
+                open.bounds = open.bounds.union(alone);
+                open.binding = binding;
+                open.pieces.push(piece);
+            } else {
+                // A piece that was cut has a binding.
+                let binding = self.binding(&alone).unwrap_or(GradientBinding::ReadWrite);
+                drafts.push(Draft { pieces: vec![piece], bounds: alone, binding });
+            }
+        }
+        drafts
+    }
+
+    /// Drafts that share a dispatch, in order of first appearance: those with a tensor in buffers of its own, where the device has
+    /// binding arrays.
+    fn shared(&self, drafts: Vec<Draft>) -> Vec<Vec<Draft>> {
+        let mut shared = Vec::new();
+        let mut open: HashMap<_, SharedDrafts> = HashMap::new();
+        for draft in drafts {
+            match draft.key(self).filter(|_| self.limits.windows > 1) {
+                None => shared.push(vec![draft]),
+                Some(key) => {
+                    let of_key = open.entry(key).or_insert_with(|| {
+                        shared.push(Vec::new());
+                        SharedDrafts::new(shared.len() - 1)
+                    });
+                    if !of_key.takes(&draft, self.limits) {
+                        shared.push(Vec::new());
+                        *of_key = SharedDrafts::new(shared.len() - 1);
+                    }
+                    of_key.add(&draft);
+                    shared[of_key.index].push(draft);
+                }
+            }
+        }
+        shared
+    }
+}
+
+/// A launch that further drafts may share.
+struct SharedDrafts {
+    index: usize,
+    windows: u32,
+    chunks: u64,
+    /// Buffers of values and shadow copies.
+    written: HashSet<u32>,
+    /// Buffers of gradients. wgpu refuses a buffer that a dispatch both writes and reads through other bindings.
+    read: HashSet<u32>,
+}
+
+impl SharedDrafts {
+    fn new(index: usize) -> Self {
+        Self { index, windows: 0, chunks: 0, written: HashSet::new(), read: HashSet::new() }
+    }
+
+    fn takes(&self, draft: &Draft, limits: &PlanLimits) -> bool {
+        self.windows < limits.windows
+            && self.chunks + draft.bounds.chunks <= limits.launch_chunks
+            && !draft.written().any(|buffer| self.read.contains(&buffer))
+            && !self.written.contains(&draft.bounds.gradients.buffer)
+    }
+
+    fn add(&mut self, draft: &Draft) {
+        self.windows += 1;
+        self.chunks += draft.bounds.chunks;
+        self.written.extend(draft.written());
+        self.read.insert(draft.bounds.gradients.buffer);
+    }
+}
+
+impl Plan {
+    /// Plans a step over `tensors`. `sizes` are the bytes of the buffers that their locations name.
+    pub fn new(tensors: &[Tensor<'_>], sizes: &[u64], zeroes_gradients: bool, limits: &PlanLimits) -> Self {
+        let scene = Scene { tensors, sizes, zeroes_gradients, limits };
+        let drafts = groups(tensors, limits).into_iter().flat_map(|group| scene.drafts(group)).collect();
+        let mut plan = Self::default();
+        for drafts in scene.shared(drafts) {
+            plan.push(&scene, &drafts);
+        }
+        plan
+    }
+
+    /// Adds a launch.
+    fn push(&mut self, scene: &Scene<'_>, drafts: &[Draft]) {
+        let limits = scene.limits;
+        let pieces: Vec<_> = drafts.iter().flat_map(|draft| &draft.pieces).copied().collect();
+        let windows: Vec<_> = drafts.iter().map(Draft::windows).collect();
+        let tensor_of = |piece: &Piece| scene.tensor_of(piece);
         let Tuning { two_quads, constant_masks, most_word_bytes, .. } = limits.tuning;
-        let access = match () {
-            () if most_word_bytes >= 16 && holds_words(16) => Access::Vec4,
-            () if most_word_bytes >= 8 && holds_words(8) => Access::Vec2,
-            () => Access::Scalar,
-        };
+        let access = scene.access(&pieces);
         let is_quantized = pieces.iter().any(|piece| piece.layout.state == StateFormat::Q8);
         let quantized = match Quantized::for_lanes(limits.lanes) {
             quantized if is_quantized => quantized,
@@ -406,30 +531,35 @@ impl Plan {
             .map_or(0, |launch| (launch.first_chunk + launch.chunks).next_multiple_of(entries_per_alignment));
         let first_segment = self.segments.len() as u32;
         let word_in = |window: &Window, (start, _)| ((start - window.offset) / WORD_BYTES) as u32;
-        self.segments.extend(pieces.iter().map(|piece| {
+        let placed = drafts
+            .iter()
+            .zip(&windows)
+            .flat_map(|(draft, windows)| draft.pieces.iter().map(move |piece| (piece, windows)));
+        self.segments.extend(placed.map(|(piece, Windows { values, gradients, shadow })| {
             let tensor = tensor_of(piece);
             Segment {
-                parameters: word_in(&values, piece.span(tensor.values)),
-                gradients: word_in(&gradients, piece.span(tensor.gradients)),
+                parameters: word_in(values, piece.span(tensor.values)),
+                gradients: word_in(gradients, piece.span(tensor.gradients)),
                 coefficients: 0,
                 format: tensor.format().bits(),
                 key: tensor.key,
                 first_quad: (tensor.first_quad
                     + piece.first_chunk * u64::from(CHUNK_ELEMENTS / QUAD_ELEMENTS))
                     as u32,
-                shadow: bounds
-                    .shadow
+                shadow: shadow
                     .zip(tensor.shadow)
                     .map_or(0, |(window, view)| word_in(&window, piece.span(view))),
             }
         }));
-        self.pieces.extend_from_slice(pieces);
+        self.pieces.extend_from_slice(&pieces);
         self.launches.push(Launch {
             form: tensor_of(&pieces[0]).form,
-            values,
-            gradients,
-            binding,
-            shadow: bounds.shadow,
+            array_len: match windows.len() as u32 {
+                0 | 1 => None,
+                len => NonZeroU32::new(len.next_power_of_two().max(limits.least_array_len)),
+            },
+            windows,
+            binding: drafts[0].binding,
             access,
             state_access: match quantized {
                 // Pairs of words are no faster on a CPU.
@@ -450,7 +580,7 @@ impl Plan {
             first_chunk,
             chunks: pieces.iter().map(|piece| piece.chunks() as u32).sum(),
             segments: first_segment..self.segments.len() as u32,
-            rows: tensor_of(&pieces[0]).rows().map(|_| bounds.masks),
+            rows: tensor_of(&pieces[0]).rows().map(|_| drafts[0].bounds.masks),
         });
     }
 

@@ -1,12 +1,23 @@
 //! The device's limits, as far as they shape launches.
 
 use crate::kernels::abi::Chunk;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::kernels::reach::Reach;
 use crate::options::Tuning;
 use crate::storage::block::{CHUNK_ELEMENTS, WORD_BYTES};
 use crate::storage::dtype::DType;
 
 /// Bytes of the widest access.
 const WIDEST_ACCESS_BYTES: u64 = 16;
+
+/// Binding arrays of a launch: parameters, gradients and shadow copies. Their lengths are powers of two.
+#[cfg(not(target_arch = "wasm32"))]
+const MOST_ARRAYS: u32 = 3;
+
+/// Length of binding arrays where kernels reach no further into their elements: many enough for the small tensors of a model, few enough
+/// to be filled.
+#[cfg(not(target_arch = "wasm32"))]
+const SHORT_ARRAY_LEN: u32 = 1024;
 
 /// The limits of a device that shape launches.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +29,12 @@ pub struct PlanLimits {
     /// The most chunks of a launch: a grid of two dimensions (`max_compute_workgroups_per_dimension` squared) and a chunk table within
     /// one binding.
     pub launch_chunks: u64,
+    /// The most windows of a launch; 1 without binding arrays.
+    pub windows: u32,
+    /// The least length of binding arrays.
+    pub least_array_len: u32,
+    /// The most words of a window in a binding array, whatever their size.
+    pub array_words: u64,
     /// Threads per workgroup.
     pub lanes: u32,
     /// Choices that a benchmark may change.
@@ -28,7 +45,12 @@ impl PlanLimits {
     /// The smallest binding with which every tensor can be cut into launches: one chunk, and the alignment of an offset at each end.
     pub const LEAST_BINDING_BYTES: u64 = 16 * 1024;
 
-    /// Takes what matters from a device's limits.
+    /// Features of devices that can bind the buffers of many tensors at once.
+    pub const BINDING_ARRAYS: wgpu::Features = wgpu::Features::BUFFER_BINDING_ARRAY
+        .union(wgpu::Features::STORAGE_RESOURCE_BINDING_ARRAY)
+        .union(wgpu::Features::SAMPLED_TEXTURE_AND_STORAGE_BUFFER_ARRAY_NON_UNIFORM_INDEXING);
+
+    /// Takes what matters from a device's limits. Launches have no binding arrays.
     pub fn new(limits: &wgpu::Limits, lanes: u32, tuning: Tuning) -> Self {
         // Elements are addressed in u32 from a window's start, so windows stay below 2^32 bytes whatever the device says.
         let bytes =
@@ -39,8 +61,32 @@ impl PlanLimits {
             launch_chunks: u64::from(limits.max_compute_workgroups_per_dimension)
                 .pow(2)
                 .min(bytes / size_of::<Chunk>() as u64),
+            windows: 1,
+            least_array_len: 1,
+            array_words: 0,
             lanes,
             tuning,
+        }
+    }
+
+    /// The most windows of a launch on this device, if its binding arrays work.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn most_windows(device: &wgpu::Device) -> u32 {
+        match device.limits().max_binding_array_elements_per_shader_stage / MOST_ARRAYS {
+            most if most > 1 && device.features().contains(Self::BINDING_ARRAYS) => 1 << most.ilog2(),
+            _ => 1,
+        }
+    }
+
+    /// With binding arrays whose kernels reach that far.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn with_arrays(self, windows: u32, reach: Reach) -> Self {
+        match reach {
+            Reach::Whole => Self { windows, array_words: u64::MAX, ..self },
+            Reach::ArrayLength => {
+                let len = windows.min(SHORT_ARRAY_LEN);
+                Self { windows, least_array_len: len, array_words: len.into(), ..self }
+            }
         }
     }
 

@@ -40,8 +40,11 @@ impl Gpu {
     }
 
     fn of(adapter: wgpu::Adapter, limits: impl FnOnce(wgpu::Limits) -> wgpu::Limits) -> Self {
-        let descriptor =
-            wgpu::DeviceDescriptor { required_limits: limits(adapter.limits()), ..Default::default() };
+        let descriptor = wgpu::DeviceDescriptor {
+            required_features: adapter.features() & Optimizer::BINDING_ARRAYS,
+            required_limits: limits(adapter.limits()),
+            ..Default::default()
+        };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .expect("a device within the adapter's limits");
         Self { device, queue, kernels: Kernels::new(), adapter }
@@ -113,8 +116,10 @@ pub enum Layout {
     TwoPools(u64),
     /// Values and gradients in turn in one buffer.
     OnePool(u64),
-    /// A buffer for every tensor's values and one for its gradients.
+    /// A buffer for every tensor's values, one for its gradients and one for its shadow copy.
     OwnBuffers,
+    /// The same with tensors at multiples of 16 bytes.
+    AlignedOwnBuffers,
     /// First tensor in one pool with its gradients, the others each in own buffers but for gradients in a third.
     Mixed,
 }
@@ -166,7 +171,8 @@ pub fn lay_out(lengths: &[usize], layout: Layout) -> (Vec<Location>, Vec<u64>) {
     lay_out_kinds(&tensors, layout)
 }
 
-/// Lays tensors out, and gives the size of each buffer. Shadow copies have a pool of their own, the last buffer.
+/// Lays tensors out, and gives the size of each buffer. Shadow copies come last, in a pool of their own or in
+/// a buffer each.
 pub fn lay_out_kinds(tensors: &[(Kind, usize)], layout: Layout) -> (Vec<Location>, Vec<u64>) {
     let mut sizes: Vec<u64> = Vec::new();
     let mut place = |buffer: usize, dtype: DType, len: usize, alignment: u64| {
@@ -185,6 +191,7 @@ pub fn lay_out_kinds(tensors: &[(Kind, usize)], layout: Layout) -> (Vec<Location
                 Layout::TwoPools(alignment) => (0, 1, alignment),
                 Layout::OnePool(alignment) => (0, 0, alignment),
                 Layout::OwnBuffers => (2 * index, 2 * index + 1, 4),
+                Layout::AlignedOwnBuffers => (2 * index, 2 * index + 1, 16),
                 Layout::Mixed if index == 0 => (0, 0, 16),
                 Layout::Mixed => (index + 1, 1, 4),
             };
@@ -196,8 +203,10 @@ pub fn lay_out_kinds(tensors: &[(Kind, usize)], layout: Layout) -> (Vec<Location
     let locations = places
         .into_iter()
         .zip(tensors)
-        .map(|((values, gradients, alignment), &(kind, len))| {
-            let buffer = pool_of_shadows.unwrap_or(0);
+        .enumerate()
+        .map(|(index, ((values, gradients, alignment), &(kind, len)))| {
+            let has_own = matches!(layout, Layout::OwnBuffers | Layout::AlignedOwnBuffers);
+            let buffer = pool_of_shadows.unwrap_or(0) + if has_own { index } else { 0 };
             let shadow = kind.shadow.map(|dtype| place(buffer, dtype, len, alignment));
             Location { values, gradients, shadow }
         })

@@ -13,6 +13,7 @@ mod laws;
 mod limits;
 mod mixed_rules;
 mod nan;
+mod own_buffers;
 mod precision;
 mod recording;
 mod registration;

@@ -20,8 +20,8 @@ fn options() -> Options {
 }
 
 /// An engine with tensors of many kinds, with the twin beside it.
-struct Pair<'g> {
-    engine: Engine<'g>,
+pub struct Pair<'g> {
+    pub engine: Engine<'g>,
     twin: Reference<f32>,
     model: Model,
     /// What was last written.
@@ -32,7 +32,7 @@ struct Pair<'g> {
 }
 
 impl<'g> Pair<'g> {
-    fn new(
+    pub fn new(
         gpu: &'g Gpu,
         options: Options,
         hyperparameters: impl Into<Hyperparameters>,
@@ -46,7 +46,7 @@ impl<'g> Pair<'g> {
     }
 
     /// Takes a step with gradients of this size.
-    fn step(&mut self, seed: u64, scale: f32) {
+    pub fn step(&mut self, seed: u64, scale: f32) {
         self.gradients = self.model.scaled_gradients(seed, scale);
         self.engine.step(&all(&self.gradients));
         self.twin.step(&all(&self.gradients));
@@ -55,7 +55,7 @@ impl<'g> Pair<'g> {
 
     /// Values in their type, state and master values are the twin's, and nothing else has changed. Where the device's arithmetic is
     /// not the twin's, numbers of few bits may be neighbours where rounding was close; most are the same.
-    fn check(&self) {
+    pub fn check(&self) {
         let flushed = FLUSHES_PER_STEP * self.steps as f64 * f64::from(f32::MIN_POSITIVE);
         let mut comparison = Comparison { is_exact: self.is_exact, flushed, near: 0, all: 0 };
         for index in 0..self.model.tensors.len() {

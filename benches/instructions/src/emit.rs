@@ -25,6 +25,7 @@ pub fn kernel(mode: Mode) -> Kernel {
         form,
         access: if values == DType::F32 { Access::Vec4 } else { Access::Vec2 },
         gradients: GradientBinding::Read,
+        buffers: Buffers::One,
         state: layout.access(abi::CHUNK_ELEMENTS.into()),
         quantized: if layout.state == StateFormat::Q8 { Quantized::Shared } else { Quantized::Off },
         shadow: if shadow { Shadow::On } else { Shadow::Off },

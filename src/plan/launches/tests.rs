@@ -73,7 +73,17 @@ fn scene() -> impl Strategy<Value = Scene> {
 }
 
 fn limits(binding_bytes: u64, launch_chunks: u64) -> PlanLimits {
-    PlanLimits { binding_bytes, offset_alignment: 256, launch_chunks, lanes: 256, tuning: Tuning::default() }
+    let tuning = Tuning::default();
+    PlanLimits {
+        binding_bytes,
+        offset_alignment: 256,
+        launch_chunks,
+        windows: 1,
+        least_array_len: 1,
+        array_words: u64::MAX,
+        lanes: 256,
+        tuning,
+    }
 }
 
 /// Extents of all tensors, and words of each buffer.
@@ -110,9 +120,11 @@ proptest! {
         launch_chunks in prop::sample::select(vec![9_u64, 100, 1 << 20]),
         lanes in prop::sample::select(vec![8_u32, 64, 256]),
         two_quads in any::<bool>(),
+        windows in prop::sample::select(vec![1_u32, 2, 64]),
+        array_words in prop::sample::select(vec![8_u64, 1024, u64::MAX]),
     ) {
         let tuning = Tuning { two_quads, ..Tuning::default() };
-        let limits = PlanLimits { lanes, tuning, ..limits(binding_bytes, launch_chunks) };
+        let limits = PlanLimits { windows, array_words, lanes, tuning, ..limits(binding_bytes, launch_chunks) };
         let sizes: Vec<_> = scene.tensors.iter().map(|tensor| (tensor.layout, tensor.length)).collect();
         let (extents, buffers) = allocate(&sizes, &limits);
         let tensors: Vec<_> = scene
@@ -130,23 +142,37 @@ proptest! {
         let mut taken: Vec<_> = scene.sizes.iter().map(|&size| vec![false; size as usize / 2]).collect();
         let mut state: Vec<_> = buffers.iter().map(|&words| vec![false; words as usize]).collect();
         for launch in &plan.launches {
-            for window in [Some(&launch.values), Some(&launch.gradients), launch.shadow.as_ref()].into_iter().flatten() {
-                prop_assert_eq!(window.offset % limits.offset_alignment, 0);
-                prop_assert!(window.bytes <= limits.binding_bytes && window.bytes > 0);
-                prop_assert!(window.end() <= scene.sizes[window.buffer as usize]);
+            prop_assert!(launch.windows.len() <= windows as usize);
+            let is_array = launch.windows.len() > 1;
+            prop_assert!(!is_array || launch.windows.len() == launch.segments.len());
+            for Windows { values, gradients, shadow } in &launch.windows {
+                for window in [Some(values), Some(gradients), shadow.as_ref()].into_iter().flatten() {
+                    prop_assert_eq!(window.offset % limits.offset_alignment, 0);
+                    prop_assert!(window.bytes <= limits.binding_bytes && window.bytes > 0);
+                    prop_assert!(window.end() <= scene.sizes[window.buffer as usize]);
+                }
+                let words = |window: &Window, bytes| if is_array { window.bytes / bytes } else { 0 };
+                let access = launch.access.word_bytes();
+                prop_assert!(words(values, access).max(words(gradients, access)) <= array_words);
+                prop_assert!(shadow.as_ref().is_none_or(|shadow| words(shadow, WORD_BYTES) <= array_words));
+                // wgpu refuses a buffer that a dispatch both reads and writes.
+                let is_read = |buffer: u32| launch.windows.iter().any(|of| of.gradients.buffer == buffer);
+                prop_assert!(!is_array || !is_read(values.buffer) && shadow.is_none_or(|of| !is_read(of.buffer)));
             }
             prop_assert!(u64::from(launch.chunks) <= launch_chunks);
             prop_assert_eq!(u64::from(launch.first_chunk) * 16 % limits.offset_alignment, 0);
-            match launch.binding {
-                GradientBinding::Read => {
-                    prop_assert_ne!(launch.values.buffer, launch.gradients.buffer);
-                    prop_assert_eq!(zeroes_gradients, false);
-                }
-                GradientBinding::Shared => prop_assert_eq!(launch.values, launch.gradients),
-                GradientBinding::ReadWrite => {
-                    prop_assert!(launch.values.buffer == launch.gradients.buffer || zeroes_gradients);
-                    // Browsers refuse two writable bindings that overlap.
-                    prop_assert!(!launch.values.overlaps(&launch.gradients));
+            for Windows { values, gradients, .. } in &launch.windows {
+                match launch.binding {
+                    GradientBinding::Read => {
+                        prop_assert_ne!(values.buffer, gradients.buffer);
+                        prop_assert_eq!(zeroes_gradients, false);
+                    }
+                    GradientBinding::Shared => prop_assert!(values == gradients && !is_array),
+                    GradientBinding::ReadWrite => {
+                        prop_assert!(values.buffer == gradients.buffer || zeroes_gradients);
+                        // Browsers refuse two writable bindings that overlap.
+                        prop_assert!(!values.overlaps(gradients));
+                    }
                 }
             }
             let first = launch.first_chunk as usize;
@@ -167,11 +193,13 @@ proptest! {
                 );
                 prop_assert!(tensor.layout.state != StateFormat::Q8 || launch.quantized == Quantized::for_lanes(lanes));
                 prop_assert!(launch.quantized != Quantized::Whole || launch.format.is_some());
-                let shadow = launch.shadow.as_ref().zip(tensor.shadow);
+                let window = if is_array { chunk.segment - launch.segments.start } else { 0 };
+                let windows = &launch.windows[window as usize];
+                let shadow = windows.shadow.as_ref().zip(tensor.shadow);
                 prop_assert_eq!(shadow.is_some(), tensor.shadow.is_some());
                 for (window, start, view, is_in_words) in [
-                    Some((&launch.values, segment.parameters, tensor.values, true)),
-                    Some((&launch.gradients, segment.gradients, tensor.gradients, true)),
+                    Some((&windows.values, segment.parameters, tensor.values, true)),
+                    Some((&windows.gradients, segment.gradients, tensor.gradients, true)),
                     shadow.map(|(window, view)| (window, segment.shadow, view, false)),
                 ]
                 .into_iter()
@@ -356,6 +384,40 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
     assert_ne!(plan([0, 20_000]).segments, plan([16_000, 512]).segments);
 }
 
+/// Without binding arrays each tensor with buffers of its own has a launch, with them those with the same kernel share one.
+#[test]
+fn tensors_with_buffers_of_their_own_share_launches_through_binding_arrays() {
+    let lengths = [1000, 24, 2048, 10, 1 << 21, 36];
+    let launches = |windows| {
+        let limits = PlanLimits { windows, ..limits(1 << 26, 1 << 20) };
+        let (extents, _) = allocate(&lengths.map(|length| (F32_STATE, length)), &limits);
+        let at = |buffer| Location { buffer, offset: 0, dtype: DType::F32 };
+        let tensor = |(index, extents): (u32, _)| Tensor {
+            values: at(2 * index),
+            // The last one has its gradient where the first one has its values.
+            gradients: at(if index == 5 { 0 } else { 2 * index + 1 }),
+            shadow: None,
+            extents,
+            layout: F32_STATE,
+            key: [0; 2],
+            first_quad: 0,
+            form: RuleKind::AdaMod.default_form(),
+            is_cautious: false,
+            has_factors: false,
+            row_mask: None,
+        };
+        let tensors: Vec<_> = (0..).zip(extents.iter().map(Vec::as_slice)).map(tensor).collect();
+        let sizes: Vec<_> = lengths.into_iter().flat_map(|length| [4 * length; 2]).collect();
+        let plan = Plan::new(&tensors, &sizes, false, &limits);
+        plan.launches.iter().map(|launch| (launch.windows.len(), launch.access)).collect::<Vec<_>>()
+    };
+    assert_eq!(launches(1).len(), 6);
+    // One that reads words of 4 bytes, because its buffer ends within a quad, one that is large, and one that reads what another writes.
+    let (wide, narrow) = (Access::Vec4, Access::Scalar);
+    assert_eq!(launches(64), [(3, wide), (1, narrow), (1, wide), (1, wide)]);
+    assert_eq!(launches(2), [(2, wide), (2, wide), (1, narrow), (1, wide)]);
+}
+
 /// A window's worth at a time: more pieces would be more segments, or more launches.
 #[test]
 fn tensors_past_a_window_are_cut_where_windows_end() {
@@ -410,7 +472,8 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
         assert_eq!(plan.launches.len(), 2, "{length}");
         for launch in plan.launches {
             let is_shared = launch.binding == GradientBinding::Shared;
-            assert!(is_shared || !launch.values.overlaps(&launch.gradients), "{length}");
+            let [Windows { values, gradients, .. }] = &launch.windows[..] else { panic!("one window") };
+            assert!(is_shared || !values.overlaps(gradients), "{length}");
         }
     }
 }
