@@ -146,7 +146,10 @@ impl Tuning {
         binding_arrays: true,
     };
 
-    /// Every other choice by itself, with a name.
+    /// Without binding arrays.
+    pub const SINGLE_BINDINGS: Self = Self { binding_arrays: false, ..Self::DEFAULT };
+
+    /// Every other choice that makes other kernels, by itself and with a name.
     pub const CHOICES: [(&'static str, Self); 10] = [
         ("rare-paths-inline", Self { rare_paths_apart: false, ..Self::DEFAULT }),
         ("computed-masks", Self { constant_masks: false, ..Self::DEFAULT }),

@@ -81,8 +81,7 @@ fn binding_arrays_change_no_bit() {
         let histograms = engine.optimizer.take_rate_histograms().wait().unwrap();
         (engine.bits(), format!("{histograms:?}"))
     };
-    let mut alone = Tuning::default();
-    alone.binding_arrays = false;
+    let alone = Tuning::SINGLE_BINDINGS;
     for control in [Control::Host, Control::Device(DeviceControl::new().with_max_norm(0.5))] {
         assert!(step(control, Tuning::default()) == step(control, alone), "{control:?}");
     }

@@ -172,7 +172,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut outputs = Output::open_all(&[], &files)?.into_iter();
     let plot_file = plot_file.and_then(|_| outputs.next());
     let mut json_file = json_file.and_then(|_| outputs.next());
-    let (adapter, device, queue) = arguments.adapter.open(wgpu::Features::TIMESTAMP_QUERY, |limits| {
+    let features = wgpu::Features::TIMESTAMP_QUERY | adamod::Optimizer::BINDING_ARRAYS;
+    let (adapter, device, queue) = arguments.adapter.open(features, |limits| {
         let most = arguments.max_buffer_bytes.unwrap_or(u64::MAX);
         wgpu::Limits {
             max_buffer_size: limits.max_buffer_size.min(most),
@@ -406,7 +407,7 @@ fn measure(machine: &Machine, group: &Group, effort: Effort) -> Result<Vec<Measu
             host_us_median: 1e6 * Summary::of(&host.submit).median,
             host_record_us_median: 1e6 * Summary::of(&host.record).median,
             host_allocations: (group.suite == Suite::Host).then(|| Summary::of(&host.allocations).median),
-            time_of_default: variant.design.map(|_| {
+            time_of_default: variant.design.filter(|_| group.suite == Suite::Variants).map(|_| {
                 // The default is the first of its group.
                 series.time_of(Series { bytes: series.bytes, seconds: &seconds_of_steps[0] })
             }),

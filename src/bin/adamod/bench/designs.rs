@@ -26,6 +26,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     Tuning::CHOICES.into_iter().map(|(name, _)| name).chain([SEPARATE_NORM, TRAFFIC])
 }
 
+/// A dispatch for each tensor with buffers of its own. The suite `host` measures it.
+pub const SINGLE_BINDINGS: Design =
+    Design { name: "single bindings", tuning: Tuning::SINGLE_BINDINGS, norm_dispatch: NormDispatch::Fused };
+
 impl Design {
     /// What users get.
     pub fn default_design() -> Self {

@@ -3,7 +3,7 @@
 use adamod::low_level::CHUNK_ELEMENTS;
 use adamod::{DType, Diagnostics, MasterWeights, RuleForm, RuleKind, StateFormat};
 
-use super::designs::{Design, designs};
+use super::designs::{Design, SINGLE_BINDINGS, designs};
 use super::mode::{Gradients, Mode, Placement};
 use super::models::{GPT2_WIDTH, gpt2_small, resnet50};
 
@@ -125,6 +125,17 @@ pub fn groups(suite: Suite, sizes: Sizes) -> Vec<Group> {
                 };
                 let mut variants = vec![fixed];
                 if tensors > 1 {
+                    let own = Variant {
+                        case: format!("{tensors} x 256, own buffers"),
+                        placement: Placement::OwnBuffers,
+                        ..variants[0].clone()
+                    };
+                    let alone = Variant {
+                        case: format!("{}, {}", own.case, SINGLE_BINDINGS.name),
+                        design: Some(SINGLE_BINDINGS),
+                        ..own.clone()
+                    };
+                    variants.extend([own, alone]);
                     let case = format!("{tensors} x 256 flat");
                     variants.push(flat(case, Mode::ADAMOD, 256 * tensors as u64, sizes.most_buffer_bytes));
                 }
