@@ -1,6 +1,6 @@
 //! From a mode of the bench to the SPIR-V that wgpu hands to Vulkan drivers.
 
-use adamod::low_level::{BlockLayout, Format, Quantized, RowFeatures, Shadow, Variant, abi};
+use adamod::low_level::{BlockLayout, Buffers, Format, Quantized, RowFeatures, Shadow, Variant, abi};
 use adamod::{Access, DType, GradientBinding, StateFormat};
 use anyhow::{Context as _, anyhow};
 use naga::back::spv;

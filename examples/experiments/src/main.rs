@@ -79,6 +79,11 @@ fn run() -> anyhow::Result<()> {
     }
 }
 
+/// Burn's CPU backend allocates a tensor for each operation. Training takes three quarters of the time that it takes with the allocator of
+/// glibc.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
