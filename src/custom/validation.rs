@@ -115,13 +115,13 @@ pub fn check_kernels(form: RuleForm) -> Result<(), CustomRuleError> {
     let rates = if rule.has_element_rates() { Diagnostics::RateHistograms } else { Diagnostics::Off };
     let variant = |access, gradients, state, quantized, shadow, diagnostics, rows| {
         let buffers = Buffers::One;
-        Variant { form, access, gradients, buffers, state, quantized, shadow, diagnostics, rows }.source()
+        Variant { form, access, gradients, buffers, state, quantized, shadow, diagnostics, rows }
     };
     let custom = [rule];
     let (off, shadow) = (Diagnostics::Off, Shadow::On);
     let (read, read_write) = (GradientBinding::Read, GradientBinding::ReadWrite);
     let (words4, words2, words1) = (StateAccess::Words4, StateAccess::Words2, StateAccess::Words1);
-    let sources = [
+    let variants = [
         variant(Access::Vec4, read, words4, Quantized::Off, shadow, rates, RowFeatures::Off),
         variant(Access::Vec2, read_write, words2, Quantized::Shared, Shadow::Off, off, RowFeatures::Off),
         variant(
@@ -134,11 +134,23 @@ pub fn check_kernels(form: RuleForm) -> Result<(), CustomRuleError> {
             RowFeatures::Off,
         ),
         variant(Access::Vec4, read, words4, Quantized::Off, Shadow::Off, off, RowFeatures::On),
+        Variant {
+            buffers: Buffers::Array,
+            ..variant(Access::Vec4, read, words4, Quantized::Off, shadow, rates, RowFeatures::Off)
+        },
+        Variant {
+            buffers: Buffers::Array,
+            ..variant(Access::Scalar, read_write, words1, Quantized::Shared, shadow, off, RowFeatures::Off)
+        },
+    ];
+    let others = [
         prepare_source_with(&custom),
         partials_source_with(&custom),
         norm_source_with(Access::Vec4, read, Buffers::One, &custom),
+        norm_source_with(Access::Vec4, read, Buffers::Array, &custom),
     ];
-    sources.into_iter().try_for_each(|source| Joined::new(source, rule.wgsl()).validated().map(drop))
+    let variants = variants.iter().map(Variant::source);
+    variants.chain(others).try_for_each(|source| Joined::new(source, rule.wgsl()).validated().map(drop))
 }
 
 /// A declaration that a rule has to have.
@@ -216,7 +228,10 @@ impl<'a> Joined<'a> {
             let labels: Vec<_> = error.labels().collect();
             self.error(error.message(), labels.iter().map(|(span, label)| (*span, *label)))
         })?;
-        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+        // Of the binding arrays of tensors. Rules declare no variables.
+        let arrays = Capabilities::STORAGE_BUFFER_BINDING_ARRAY
+            | Capabilities::STORAGE_BUFFER_BINDING_ARRAY_NON_UNIFORM_INDEXING;
+        let mut validator = Validator::new(ValidationFlags::all(), arrays);
         match validator.validate(&module) {
             Ok(info) => Ok((module, info)),
             Err(error) => {
