@@ -5,7 +5,7 @@ struct Words {
     words: array<Word>,
 }
 
-// The element of a segment. Those of a launch follow each other, and its first chunk is in the first one.
+// The element of a segment. The segments of a launch have consecutive numbers, and its first chunk is in the first of them.
 fn element_of(segment: u32) -> u32 {
     return segment - chunks[0].segment;
 }

@@ -228,7 +228,7 @@ impl<'a> Joined<'a> {
             let labels: Vec<_> = error.labels().collect();
             self.error(error.message(), labels.iter().map(|(span, label)| (*span, *label)))
         })?;
-        // Of the binding arrays of tensors. Rules declare no variables.
+        // Some kernels have binding arrays. Rules declare no variables.
         let arrays = Capabilities::STORAGE_BUFFER_BINDING_ARRAY
             | Capabilities::STORAGE_BUFFER_BINDING_ARRAY_NON_UNIFORM_INDEXING;
         let mut validator = Validator::new(ValidationFlags::all(), arrays);

@@ -435,14 +435,17 @@ impl Pipelines {
 
     /// How far kernels reach into binding arrays: what was found on this device before, or else what `attempt` finds.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn reach_or(&mut self, attempt: impl FnOnce(&mut Self) -> Option<Reach>) -> Option<Reach> {
+    pub fn reach_or<E>(
+        &mut self,
+        attempt: impl FnOnce(&mut Self) -> Result<Option<Reach>, E>,
+    ) -> Result<Option<Reach>, E> {
         let device = self.gpu.device.clone();
         if let Some(known) = lock(&self.kernels.0.reach).get(&device) {
-            return *known;
+            return Ok(*known);
         }
-        let found = attempt(self);
+        let found = attempt(self)?;
         lock(&self.kernels.0.reach).insert(device, found);
-        found
+        Ok(found)
     }
 
     /// The device that they are for.

@@ -25,13 +25,13 @@ const ELEMENTS: u32 = REACH_ELEMENTS.get();
 const WORDS: u32 = REACH_WORDS;
 
 impl Pipelines {
-    /// Tries it on the device, once. `None` if its binding arrays do not work.
-    pub fn array_reach(&mut self, timeout: Duration) -> Option<Reach> {
+    /// Tries it on the device, once for all optimizers with the same [`Kernels`](crate::Kernels). `None` if its binding arrays do not work.
+    pub fn array_reach(&mut self, timeout: Duration) -> Result<Option<Reach>, SnapshotError> {
         self.reach_or(|pipelines| pipelines.try_arrays(timeout))
     }
 
-    fn try_arrays(&mut self, timeout: Duration) -> Option<Reach> {
-        let copied = self.copy_elements(timeout).ok()?;
+    fn try_arrays(&mut self, timeout: Duration) -> Result<Option<Reach>, SnapshotError> {
+        let copied = self.copy_elements(timeout)?;
         let words =
             |element: u32| copied.get(element as usize).map(|bytes| bytemuck::pod_collect_to_vec(bytes));
         let arrives = |most: u32| {
@@ -41,7 +41,8 @@ impl Pipelines {
                 })
             })
         };
-        if arrives(WORDS) { Some(Reach::Whole) } else { arrives(ELEMENTS).then_some(Reach::ArrayLength) }
+        let short = || arrives(ELEMENTS).then_some(Reach::ArrayLength);
+        Ok(if arrives(WORDS) { Some(Reach::Whole) } else { short() })
     }
 
     /// The elements of an array after a kernel has copied those of another one to it.

@@ -19,8 +19,8 @@ use crate::storage::block::{BlockLayout, CHUNK_ELEMENTS, WORD_BYTES, state_words
 #[derive(Debug)]
 pub struct Memory {
     allocator: Allocator,
-    /// Whether tensors with buffers of their own may share a dispatch.
-    has_arrays: bool,
+    /// The most elements of a tensor with buffers of its own that may share a dispatch with others; 0 without binding arrays.
+    shared_elements: u64,
     /// By number. Vacant numbers have none.
     buffers: BTreeMap<u32, wgpu::Buffer>,
     /// By index of the parameter.
@@ -88,7 +88,11 @@ impl Memory {
         let histogram = has_histogram.then(|| gpu.catch(|| gpu.buffer("histogram", HISTOGRAM_BYTES, USAGES)));
         Ok(Self {
             allocator: Allocator::new(limits),
-            has_arrays: limits.windows > 1,
+            shared_elements: if limits.windows > 1 {
+                MOST_SHARED_ELEMENTS.min(limits.array_words.saturating_mul(4))
+            } else {
+                0
+            },
             buffers: BTreeMap::new(),
             placements: Vec::new(),
             histogram: histogram.transpose()?,
@@ -141,7 +145,7 @@ impl Memory {
         let mut tensors_in: HashMap<wgpu::Buffer, u32> = HashMap::new();
         for (id, record) in registry.parameters() {
             let buffer = buffer_of(record);
-            if self.has_arrays
+            if self.shared_elements > 0
                 && let Some(buffer) = buffer.clone()
             {
                 *tensors_in.entry(buffer).or_default() += 1;
@@ -159,7 +163,9 @@ impl Memory {
         let mut tensors = Vec::new();
         for (id, record) in registry.parameters().filter(|&(id, _)| placed(id).is_none()) {
             let pool = buffer_of(record).map_or(0, |buffer| {
-                let may_share = tensors_in.get(&buffer) == Some(&1) && record.len <= MOST_SHARED_ELEMENTS;
+                let may_share = tensors_in.get(&buffer) == Some(&1)
+                    && record.len <= self.shared_elements
+                    && may_share_dispatch(record);
                 *pools.entry(buffer).or_insert_with(|| {
                     if may_share {
                         return Self::OWN_BUFFERS;
@@ -322,4 +328,13 @@ impl Memory {
         }
         writes
     }
+}
+
+/// Whether a tensor with buffers of its own can be an element of binding arrays.
+fn may_share_dispatch(record: &Record) -> bool {
+    record.column_factors.is_none()
+        && record.views.as_ref().is_some_and(|views| {
+            let views = views.borrow();
+            views.row_mask.is_none() && views.values.buffer != views.gradients.buffer
+        })
 }

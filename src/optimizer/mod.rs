@@ -96,9 +96,12 @@ impl Optimizer {
     /// Features of a device on which tensors that have buffers of their own share dispatches. Without them each has a dispatch, which costs
     /// the host time: an engine with a buffer for each tensor should ask for them where the adapter has them, as on Vulkan and Metal.
     ///
-    /// The limit `max_binding_array_elements_per_shader_stage` is 0 by default and has to be raised, too: three elements for each tensor,
-    /// rounded up to a power of two, let all share one dispatch. Tensors of more than 2^20 elements, and those with factors of columns or
-    /// masks of rows, keep their own.
+    /// The limit `max_binding_array_elements_per_shader_stage` is 0 by default and has to be raised, too. All tensors can share one dispatch
+    /// if it is three times the number of tensors, rounded up to a power of two. Metal has at most 256 tensors in a dispatch. Tensors of more
+    /// than 2^20 elements, those with factors of columns or masks of rows, and those with values and gradients in one buffer keep their own.
+    ///
+    /// On a device with these features [`Optimizer::new`] tries them with a small kernel, and waits for it for at most
+    /// [`Options::device_timeout`]. Optimizers with the same [`Kernels`] try them once.
     ///
     /// ```
     /// # async fn of(adapter: &wgpu::Adapter) -> Result<(), wgpu::RequestDeviceError> {
@@ -657,9 +660,10 @@ fn with_arrays(limits: PlanLimits, pipelines: &mut Pipelines, options: &Options)
     if windows == 1 || !options.tuning.binding_arrays {
         return limits;
     }
+    // If the device was busy, has no memory or is lost, steps go without arrays or have the error.
     match pipelines.array_reach(options.device_timeout) {
-        Some(reach) => limits.with_arrays(windows, reach),
-        None => limits,
+        Ok(Some(reach)) => limits.with_arrays(windows, reach),
+        Ok(None) | Err(_) => limits,
     }
 }
 

@@ -8,7 +8,7 @@
 //! The chunk table depends on which tensors share a launch, not on where they lie. An engine whose tensors move within their pools
 //! rewrites only the segments.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -334,17 +334,19 @@ impl Draft {
         }
     }
 
-    /// The buffers of its values and its shadow copy.
-    fn written(&self) -> impl Iterator<Item = u32> {
-        let Bounds { values, shadow, .. } = self.bounds;
-        [Some(values), shadow].into_iter().flatten().map(|window| window.buffer)
+    /// Its buffers, with what they hold.
+    fn buffers(&self) -> impl Iterator<Item = (u32, Holds)> {
+        let Bounds { values, gradients, shadow, .. } = self.bounds;
+        let windows =
+            [(Some(values), Holds::Values), (Some(gradients), Holds::Gradients), (shadow, Holds::Shadow)];
+        windows.into_iter().filter_map(|(window, holds)| Some((window?.buffer, holds)))
     }
 
     /// What drafts that may share a dispatch have in common; `None` for those that keep their own.
     fn key(&self, scene: &Scene<'_>) -> Option<impl Eq + Hash + use<>> {
         let [piece] = self.pieces.as_slice() else { return None };
         let tensor = scene.tensor_of(piece);
-        let may_share = self.binding != GradientBinding::Shared
+        let may_share = self.bounds.values.buffer != self.bounds.gradients.buffer
             && tensor.rows().is_none()
             && piece.elements <= MOST_SHARED_ELEMENTS;
         let format = tensor.format().bits();
@@ -470,29 +472,34 @@ struct SharedDrafts {
     index: usize,
     windows: u32,
     chunks: u64,
-    /// Buffers of values and shadow copies.
-    written: HashSet<u32>,
-    /// Buffers of gradients. wgpu refuses a buffer that a dispatch both writes and reads through other bindings.
-    read: HashSet<u32>,
+    /// A buffer holds one thing only. wgpu refuses one that a dispatch both writes and reads through other bindings, and the last quad of a
+    /// tensor may write back what lies after it.
+    buffers: HashMap<u32, Holds>,
+}
+
+/// What a buffer holds of the tensors of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    Values,
+    Gradients,
+    Shadow,
 }
 
 impl SharedDrafts {
     fn new(index: usize) -> Self {
-        Self { index, windows: 0, chunks: 0, written: HashSet::new(), read: HashSet::new() }
+        Self { index, windows: 0, chunks: 0, buffers: HashMap::new() }
     }
 
     fn takes(&self, draft: &Draft, limits: &PlanLimits) -> bool {
         self.windows < limits.windows
             && self.chunks + draft.bounds.chunks <= limits.launch_chunks
-            && !draft.written().any(|buffer| self.read.contains(&buffer))
-            && !self.written.contains(&draft.bounds.gradients.buffer)
+            && draft.buffers().all(|(buffer, holds)| self.buffers.get(&buffer).is_none_or(|of| *of == holds))
     }
 
     fn add(&mut self, draft: &Draft) {
         self.windows += 1;
         self.chunks += draft.bounds.chunks;
-        self.written.extend(draft.written());
-        self.read.insert(draft.bounds.gradients.buffer);
+        self.buffers.extend(draft.buffers());
     }
 }
 

@@ -14,8 +14,8 @@ const WIDEST_ACCESS_BYTES: u64 = 16;
 #[cfg(not(target_arch = "wasm32"))]
 const MOST_ARRAYS: u32 = 3;
 
-/// Length of binding arrays where kernels reach no further into their elements: many enough for the small tensors of a model, few enough
-/// to be filled.
+/// The least length of binding arrays where kernels access only as many words of an element. Longer arrays hold larger tensors, but take
+/// longer to bind.
 #[cfg(not(target_arch = "wasm32"))]
 const SHORT_ARRAY_LEN: u32 = 1024;
 
@@ -33,7 +33,7 @@ pub struct PlanLimits {
     pub windows: u32,
     /// The least length of binding arrays.
     pub least_array_len: u32,
-    /// The most words of a window in a binding array, whatever their size.
+    /// The most words of a window in a binding array. A word has the width of the launch's accesses.
     pub array_words: u64,
     /// Threads per workgroup.
     pub lanes: u32,
@@ -72,9 +72,14 @@ impl PlanLimits {
     /// The most windows of a launch on this device, if its binding arrays work.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn most_windows(device: &wgpu::Device) -> u32 {
+        if !device.features().contains(Self::BINDING_ARRAYS) {
+            return 1;
+        }
+        // wgpu 30 gives Metal the sizes of all elements at once, for which Metal has 4 KiB.
+        let most = if device.adapter_info().backend == wgpu::Backend::Metal { 256 } else { u32::MAX };
         match device.limits().max_binding_array_elements_per_shader_stage / MOST_ARRAYS {
-            most if most > 1 && device.features().contains(Self::BINDING_ARRAYS) => 1 << most.ilog2(),
-            _ => 1,
+            0 => 1,
+            elements => most.min(1 << elements.ilog2()),
         }
     }
 
@@ -106,4 +111,21 @@ impl PlanLimits {
 pub fn grid(workgroups: u32, workgroups_per_dimension: u32) -> (u32, u32) {
     let rows = workgroups.div_ceil(workgroups_per_dimension).max(1);
     (workgroups.div_ceil(rows), rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_hold_what_kernels_reach() {
+        let limits = PlanLimits::new(&wgpu::Limits::default(), 256, Tuning::default());
+        assert_eq!(limits.windows, 1);
+        let whole = limits.with_arrays(4096, Reach::Whole);
+        assert_eq!((whole.windows, whole.least_array_len, whole.array_words), (4096, 1, u64::MAX));
+        let short = limits.with_arrays(4096, Reach::ArrayLength);
+        assert_eq!((short.windows, short.least_array_len, short.array_words), (4096, 1024, 1024));
+        let few = limits.with_arrays(64, Reach::ArrayLength);
+        assert_eq!((few.windows, few.least_array_len, few.array_words), (64, 64, 64));
+    }
 }

@@ -38,7 +38,7 @@ fn assert_shared(engine: &Engine<'_>, tuning: &Tuning, tensors: usize) {
     assert_eq!(segments as usize, tensors);
     if has_arrays(tuning) {
         let formats: BTreeSet<_> = engine.tensors.iter().map(|tensor| format!("{:?}", tensor.kind)).collect();
-        // Those that end within a quad have words of 4 bytes.
+        // Tensors of one format may have two widths of access.
         assert!((formats.len()..=2 * formats.len()).contains(&launches.len()), "{}", launches.len());
     } else {
         assert_eq!(launches.len(), tensors);
