@@ -69,6 +69,8 @@ fn nan_of_any_payload_shows_in_its_parameter_and_leaves_its_neighbours_alone() {
                 let learning_rate = model.groups[0].hyperparameters.learning_rate as f32;
                 let mut engine = Engine::new(gpu(), &model, layout);
                 let mut twin = model.twin::<f32>();
+                // How far each value has come, there and back.
+                let mut paths: Vec<Vec<f32>> = vec![vec![0.0; LEN]; model.tensors.len()];
                 for step in 0..3 {
                     let mut gradients = model.gradients(step);
                     for (index, gradient) in gradients.iter_mut().enumerate() {
@@ -83,19 +85,27 @@ fn nan_of_any_payload_shows_in_its_parameter_and_leaves_its_neighbours_alone() {
                     }
                     engine.record(&adamod::Step::all());
                     let gradients: Vec<_> = gradients.iter().map(|g| Some(g.as_slice())).collect();
+                    let before: Vec<_> = (0..paths.len()).map(|index| twin.values(index).to_vec()).collect();
                     twin.step(&gradients);
+                    for (index, path) in paths.iter_mut().enumerate() {
+                        for ((path, before), after) in
+                            path.iter_mut().zip(&before[index]).zip(twin.values(index))
+                        {
+                            *path += (after - before).abs();
+                        }
+                    }
                     for (index, tensor) in model.tensors.iter().enumerate() {
                         let what = format!("{rule:?}, {:?}, step {step}", tensor.kind);
                         let is_exact = engine.gpu.is_exact() && control == Control::Host;
                         let movement = (step + 1) as f32 * learning_rate;
                         let farthest = |element: usize, expected: f32| {
-                            // As `precision.rs` has it, where a device rounds otherwise.
-                            let moved = (expected - tensor.values[element]).abs();
+                            // Where a device rounds otherwise, a number of few bits may be its neighbour.
+                            let path = paths[index][element];
                             let of_values =
                                 if tensor.kind.values == DType::Bf16 { 2_f32.powi(-6) } else { 1e-5 };
                             let of_state = match tensor.kind.state {
                                 StateFormat::F32 => 1e-6,
-                                _ => movement + 0.3 * moved,
+                                _ => movement + 0.3 * path,
                             };
                             if is_exact { 0.0 } else { of_state + of_values * expected.abs() }
                         };

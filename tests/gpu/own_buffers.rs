@@ -136,3 +136,29 @@ fn a_buffer_with_values_of_one_tensor_and_the_gradient_of_another_is_bound_once(
     };
     assert_eq!(buffers.iter().map(halves).collect::<Vec<_>>(), [[-9.0, 1.0], [10.0, -90.0], [100.0, 99.0]]);
 }
+
+/// Steps at views of their own, and after a tensor has gone, have the bits of tensors in pools.
+#[test]
+fn steps_at_views_and_removals_change_no_bit() {
+    let control = Control::Device(DeviceControl::new().with_max_norm(0.5));
+    let model = Model::new(AdaMod::new(), &LENGTHS).with_options(Options::new().with_control(control));
+    let run = |layout| {
+        let mut engine = Engine::new(gpu(), &model, layout);
+        let mut rest = model.clone();
+        for step in 0..4 {
+            if step == 2 {
+                engine.remove_tensor(1);
+                rest.tensors.swap_remove(1);
+            }
+            engine.write_gradients(&all(&rest.gradients(step)));
+            let buffers = engine.buffers.clone();
+            let updates = engine.updates(&buffers);
+            engine.record(&if step % 2 == 0 { Step::at(&updates) } else { Step::all() });
+            if layout == Layout::AlignedOwnBuffers {
+                assert_shared(&engine, &Tuning::default(), rest.tensors.len());
+            }
+        }
+        engine.bits()
+    };
+    assert!(run(Layout::AlignedOwnBuffers) == run(Layout::TwoPools(16)));
+}
