@@ -123,7 +123,7 @@ pub struct BindGroups {
 }
 
 impl BindGroups {
-    /// Sets them, with the dynamic offsets of the first one.
+    /// Sets them. The offsets are the dynamic ones of the first group.
     pub fn set(&self, pass: &mut wgpu::ComputePass<'_>, offsets: &[u32]) {
         pass.set_bind_group(0, &self.own, offsets);
         if let Some(arrays) = &self.arrays {
@@ -172,7 +172,7 @@ pub struct Kernels(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     compiled: Mutex<HashMap<Compilation, Pipeline>>,
-    /// How far kernels reach into binding arrays, of each device on which it was tried.
+    /// How far kernels reach into binding arrays, for each device on which that is known.
     #[cfg(not(target_arch = "wasm32"))]
     reach: Mutex<HashMap<wgpu::Device, Option<Reach>>>,
 }

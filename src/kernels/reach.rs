@@ -12,10 +12,10 @@ use crate::storage::block::WORD_BYTES;
 /// How many words of an element a kernel can access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// As many as the array has elements. wgpu 30 takes the one length for the other where it checks indices itself, which it does on
-    /// drivers without `robustBufferAccess2`.
+    /// As many as the array has elements. wgpu 30 confuses the two lengths where it checks indices itself, as it does on drivers without
+    /// `robustBufferAccess2`.
     ArrayLength,
-    /// All.
+    /// Every word.
     Whole,
 }
 
@@ -25,7 +25,7 @@ const ELEMENTS: u32 = REACH_ELEMENTS.get();
 const WORDS: u32 = REACH_WORDS;
 
 impl Pipelines {
-    /// Tries it on the device, once for all optimizers with the same [`Kernels`](crate::Kernels). `None` if its binding arrays do not work.
+    /// Finds out on the device, once for all optimizers with the same [`Kernels`](crate::Kernels). `None` if binding arrays do not work there.
     pub fn array_reach(&mut self, timeout: Duration) -> Result<Option<Reach>, SnapshotError> {
         self.reach_or(|pipelines| pipelines.try_arrays(timeout))
     }
@@ -78,7 +78,7 @@ impl Pipelines {
     }
 }
 
-/// A number of each word of each element.
+/// A different number for each word of each element.
 fn number(element: u32, word: u32) -> u32 {
     1000 * (element + 1) + word
 }

@@ -660,7 +660,7 @@ fn with_arrays(limits: PlanLimits, pipelines: &mut Pipelines, options: &Options)
     if windows == 1 || !options.tuning.binding_arrays {
         return limits;
     }
-    // If the device was busy, has no memory or is lost, steps go without arrays or have the error.
+    // A device that is busy or out of memory steps without arrays. A lost one has errors of its own.
     match pipelines.array_reach(options.device_timeout) {
         Ok(Some(reach)) => limits.with_arrays(windows, reach),
         Ok(None) | Err(_) => limits,

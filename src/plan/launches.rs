@@ -342,7 +342,7 @@ impl Draft {
         windows.into_iter().filter_map(|(window, holds)| Some((window?.buffer, holds)))
     }
 
-    /// What drafts that may share a dispatch have in common; `None` for those that keep their own.
+    /// What drafts that may share a dispatch have in common; `None` for a draft that keeps a dispatch of its own.
     fn key(&self, scene: &Scene<'_>) -> Option<impl Eq + Hash + use<>> {
         let [piece] = self.pieces.as_slice() else { return None };
         let tensor = scene.tensor_of(piece);

@@ -387,7 +387,7 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
     assert_ne!(plan([0, 20_000]).segments, plan([16_000, 512]).segments);
 }
 
-/// Without binding arrays each tensor with buffers of its own has a launch, with them those with the same kernel share one.
+/// Without binding arrays each tensor with buffers of its own has a launch. With them, tensors with the same kernel share one.
 #[test]
 fn tensors_with_buffers_of_their_own_share_launches_through_binding_arrays() {
     let lengths = [1000, 24, 2048, 10, 1 << 21, 36];

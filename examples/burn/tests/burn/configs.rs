@@ -116,7 +116,7 @@ impl Formula {
             let direction = self.update.direction(t, g + f64::from(self.coupled) * *theta, state);
             let decays = !self.cautious_decay || direction * *theta >= 0.0;
             let decay = LEARNING_RATE * f64::from(self.decoupled);
-            // Burn rounds what is kept of a value, but not decay that is cautious.
+            // Burn rounds the factor `1 - decay`, except with cautious decay.
             let decay = if self.cautious_decay { decay } else { 1.0 - f64::from((1.0 - decay) as f32) };
             *theta -= if decays { decay * *theta } else { 0.0 } + LEARNING_RATE * direction;
         }
