@@ -9,8 +9,6 @@ use super::abi::{
     SegmentRows,
 };
 use super::bindings;
-#[cfg(not(target_arch = "wasm32"))]
-use super::reach::Reach;
 use super::variant::{
     Access, Buffers, GradientBinding, RowFeatures, Shadow, Variant, joint_source, norm_source_with,
     partials_source_with, prepare_source_with, reach_source, remap_source, schedule_source,
@@ -136,6 +134,17 @@ impl From<wgpu::BindGroup> for BindGroups {
     fn from(own: wgpu::BindGroup) -> Self {
         Self { own, arrays: None }
     }
+}
+
+/// How many words of an element a kernel can access.
+#[cfg(not(target_arch = "wasm32"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// As many as the array has elements. wgpu 30 confuses the two lengths where it checks indices itself, as it does on drivers without
+    /// `robustBufferAccess2`.
+    ArrayLength,
+    /// Every word.
+    Whole,
 }
 
 /// A compiled kernel.

@@ -3,21 +3,11 @@
 use std::time::Duration;
 
 use super::bindings;
-use super::pipeline::{Kernel, Pipelines, REACH_ELEMENTS};
+use super::pipeline::{Kernel, Pipelines, REACH_ELEMENTS, Reach};
 use super::variant::REACH_WORDS;
 use crate::device::gpu::range;
 use crate::device::readback::{Snapshot, SnapshotError, Source};
 use crate::storage::block::WORD_BYTES;
-
-/// How many words of an element a kernel can access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// As many as the array has elements. wgpu 30 confuses the two lengths where it checks indices itself, as it does on drivers without
-    /// `robustBufferAccess2`.
-    ArrayLength,
-    /// Every word.
-    Whole,
-}
 
 /// Elements of the arrays that are tried.
 const ELEMENTS: u32 = REACH_ELEMENTS.get();

@@ -2,7 +2,7 @@
 
 use crate::kernels::abi::Chunk;
 #[cfg(not(target_arch = "wasm32"))]
-use crate::kernels::reach::Reach;
+use crate::kernels::pipeline::Reach;
 use crate::options::Tuning;
 use crate::storage::block::{CHUNK_ELEMENTS, WORD_BYTES};
 use crate::storage::dtype::DType;
