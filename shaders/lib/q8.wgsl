@@ -159,15 +159,29 @@ struct Extremes {
     smallest: u32,
 }
 
+// One after the other, because GPUs have an instruction for the maximum of three.
+fn largest_of_pair(a: vec4<u32>, b: vec4<u32>) -> u32 {
+    return max(max(max(max(max(max(max(a.x, a.y), a.z), a.w), b.x), b.y), b.z), b.w);
+}
+
+fn smallest_of_pair(a: vec4<u32>, b: vec4<u32>) -> u32 {
+    return min(min(min(min(min(min(min(a.x, a.y), a.z), a.w), b.x), b.y), b.z), b.w);
+}
+
 // The extremes if no number is zero, infinite or NaN.
 fn usual_extremes(sign: u32, value: Pair) -> Extremes {
-    if sign == SIGNED {
-        let sizes = max(abs(value.a), abs(value.b));
-        return Extremes(bitcast<u32>(max(max(sizes.x, sizes.y), max(sizes.z, sizes.w))), 1u);
-    }
     let a = bitcast<vec4<u32>>(value.a);
     let b = bitcast<vec4<u32>>(value.b);
-    return Extremes(largest_of(max(a, b)), smallest_of(min(a, b)));
+    let largest = largest_of_pair(a, b);
+    if sign == SIGNED {
+        // As integers: NaN may take the place of the other number in a maximum of floats, and be lost itself in the next one. The largest
+        // signed integer is the largest positive number, and the largest unsigned one the largest negative number, if there is one.
+        let p = bitcast<vec4<i32>>(value.a);
+        let q = bitcast<vec4<i32>>(value.b);
+        let positive = max(max(max(max(max(max(max(p.x, p.y), p.z), p.w), q.x), q.y), q.z), q.w);
+        return Extremes(u32(max(positive, i32(largest & MAGNITUDE.x))), 1u);
+    }
+    return Extremes(largest, smallest_of_pair(a, b));
 }
 
 fn is_usual(extremes: Extremes) -> bool {
