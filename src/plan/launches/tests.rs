@@ -86,6 +86,23 @@ fn limits(binding_bytes: u64, launch_chunks: u64) -> PlanLimits {
     }
 }
 
+/// A tensor of AdaMod without anything that is rare.
+fn tensor_of(values: Location, gradients: Location, extents: &[Extent], layout: BlockLayout) -> Tensor<'_> {
+    Tensor {
+        values,
+        gradients,
+        shadow: None,
+        extents,
+        layout,
+        key: [0; 2],
+        first_quad: 0,
+        form: RuleKind::AdaMod.default_form(),
+        is_cautious: false,
+        has_factors: false,
+        row_mask: None,
+    }
+}
+
 /// Extents of all tensors, and words of each buffer.
 fn allocate(tensors: &[(BlockLayout, u64)], limits: &PlanLimits) -> (Vec<Vec<Extent>>, Vec<u64>) {
     let mut allocator = Allocator::new(limits);
@@ -248,19 +265,7 @@ fn tuning_changes_the_kernel_of_a_launch() {
         let layout = BlockLayout { state, ..F32_STATE };
         let (extents, _) = allocate(&[(layout, 2048)], &limits);
         let at = |buffer| Location { buffer, offset: 0, dtype: DType::F32 };
-        let tensor = Tensor {
-            values: at(0),
-            gradients: at(1),
-            shadow: None,
-            extents: &extents[0],
-            layout,
-            key: [0; 2],
-            first_quad: 0,
-            form: RuleKind::AdaMod.default_form(),
-            is_cautious: false,
-            has_factors: false,
-            row_mask: None,
-        };
+        let tensor = tensor_of(at(0), at(1), &extents[0], layout);
         let plan = Plan::new(&[tensor], &[8192; 2], false, &limits);
         let [launch] = plan.launches.as_slice() else { panic!("one launch") };
         (launch.access, launch.state_access, launch.quantized, launch.is_whole)
@@ -367,18 +372,13 @@ fn tensors_that_move_within_their_buffers_keep_the_chunk_table() {
         let tensors: Vec<_> = extents
             .iter()
             .zip(offsets)
-            .map(|(extents, offset)| Tensor {
-                values: Location { buffer: 0, offset, dtype: DType::F32 },
-                gradients: Location { buffer: 1, offset: 0, dtype: DType::F32 },
-                shadow: None,
-                extents,
-                layout: F32_STATE,
-                key: [0; 2],
-                first_quad: 0,
-                form: RuleKind::AdaMod.default_form(),
-                is_cautious: false,
-                has_factors: false,
-                row_mask: None,
+            .map(|(extents, offset)| {
+                tensor_of(
+                    Location { buffer: 0, offset, dtype: DType::F32 },
+                    Location { buffer: 1, offset: 0, dtype: DType::F32 },
+                    extents,
+                    F32_STATE,
+                )
             })
             .collect();
         Plan::new(&tensors, &[40_000, 40_000], false, &limits)
@@ -395,19 +395,14 @@ fn tensors_with_buffers_of_their_own_share_launches_through_binding_arrays() {
         let limits = PlanLimits { windows, ..limits(1 << 26, 1 << 20) };
         let (extents, _) = allocate(&lengths.map(|length| (F32_STATE, length)), &limits);
         let at = |buffer| Location { buffer, offset: 0, dtype: DType::F32 };
-        let tensor = |(index, extents): (u32, _)| Tensor {
-            values: at(2 * index),
-            // The last one has its gradient where the first one has its values.
-            gradients: at(if index == 5 { 0 } else { 2 * index + 1 }),
-            shadow: None,
-            extents,
-            layout: F32_STATE,
-            key: [0; 2],
-            first_quad: 0,
-            form: RuleKind::AdaMod.default_form(),
-            is_cautious: false,
-            has_factors: false,
-            row_mask: None,
+        let tensor = |(index, extents): (u32, _)| {
+            tensor_of(
+                at(2 * index),
+                // The last one has its gradient where the first one has its values.
+                at(if index == 5 { 0 } else { 2 * index + 1 }),
+                extents,
+                F32_STATE,
+            )
         };
         let tensors: Vec<_> = (0..).zip(extents.iter().map(Vec::as_slice)).map(tensor).collect();
         let sizes: Vec<_> = lengths.into_iter().flat_map(|length| [4 * length; 2]).collect();
@@ -430,19 +425,7 @@ fn tensors_past_a_window_are_cut_where_windows_end() {
     let (extents, _) = allocate(&[(layout, length)], &limits);
     let location = |buffer| Location { buffer, offset: 4, dtype: DType::F32 };
     let (values, gradients) = (location(0), location(1));
-    let tensor = Tensor {
-        values,
-        gradients,
-        shadow: None,
-        extents: &extents[0],
-        layout,
-        key: [0; 2],
-        first_quad: 0,
-        form: RuleKind::AdaMod.default_form(),
-        is_cautious: false,
-        has_factors: false,
-        row_mask: None,
-    };
+    let tensor = tensor_of(values, gradients, &extents[0], layout);
     let size = 4 + 4 * length;
     let plan = Plan::new(&[tensor], &[size, size], false, &limits);
     assert_eq!(plan.launches.iter().map(|launch| launch.chunks).collect::<Vec<_>>(), [15, 1]);
@@ -458,19 +441,7 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
         let (extents, _) = allocate(&[(layout, length)], &limits);
         let location = |offset| Location { buffer: 0, offset, dtype: DType::F32 };
         let (values, gradients) = (location(0), location(4 * length));
-        let tensor = Tensor {
-            values,
-            gradients,
-            shadow: None,
-            extents: &extents[0],
-            layout,
-            key: [0; 2],
-            first_quad: 0,
-            form: RuleKind::AdaMod.default_form(),
-            is_cautious: false,
-            has_factors: false,
-            row_mask: None,
-        };
+        let tensor = tensor_of(values, gradients, &extents[0], layout);
         let plan = Plan::new(&[tensor], &[8 * length], false, &limits);
         assert_eq!(plan.launches.len(), 2, "{length}");
         for launch in plan.launches {
@@ -485,19 +456,7 @@ fn neighbours_too_large_for_one_window_are_cut_until_their_windows_are_apart() {
 fn partial_sums_are_few_however_many_chunks_there_are() {
     let (extents, _) = allocate(&[(F32_STATE, 10)], &limits(1 << 20, 1 << 20));
     let location = |buffer| Location { buffer, offset: 0, dtype: DType::F32 };
-    let tensor = Tensor {
-        values: location(0),
-        gradients: location(1),
-        shadow: None,
-        extents: &extents[0],
-        layout: F32_STATE,
-        key: [0; 2],
-        first_quad: 0,
-        form: RuleKind::AdaMod.default_form(),
-        is_cautious: false,
-        has_factors: false,
-        row_mask: None,
-    };
+    let tensor = tensor_of(location(0), location(1), &extents[0], F32_STATE);
     let plan = Plan::new(&[tensor], &[40, 40], false, &limits(1 << 20, 1 << 20));
     for chunks in [&[1][..], &[1, 300, 4000], &[4096], &[4097], &[1, 8_000_000, 70_000]] {
         let launches: Vec<_> =
