@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use adamod::reference::{Reference, Storage, rounded};
 use adamod::{Checkpoint, DType, Group, Hyperparameters};
 use anyhow::Context;
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
 
 use crate::rate_counts::RateCounts;
 use crate::tensors;
@@ -39,9 +38,18 @@ impl CpuOptimizer {
         module: M,
         gradients: GradientsParams,
     ) -> M {
-        let mut take = Take { optimizer: self, gradients, path: Vec::new(), taken: HashMap::new() };
-        module.visit(&mut take);
-        let mut taken = take.taken;
+        let mut taken = HashMap::new();
+        for one in tensors::gradients(&module, gradients, |label| !self.known.contains_key(label)) {
+            let index = match one.values {
+                Some(values) => self.register(&one.label, values),
+                None => self.known[&one.label],
+            };
+            let gradient = match self.weights {
+                DType::F32 => one.gradient,
+                weights => rounded(weights, &one.gradient),
+            };
+            taken.insert(index, gradient);
+        }
         self.reference.set_hyperparameters(0, hyperparameters);
         let all: Vec<_> = (0..self.known.len()).map(|index| taken.remove(&index)).collect();
         self.reference.step(&all.iter().map(Option::as_deref).collect::<Vec<_>>());
@@ -96,36 +104,5 @@ impl CpuOptimizer {
         let index = self.reference.add_stored_parameter(0, values, storage);
         self.known.insert(label.to_owned(), index);
         index
-    }
-}
-
-/// Takes the gradients of a module's parameters, and registers those that are new.
-struct Take<'a> {
-    optimizer: &'a mut CpuOptimizer,
-    gradients: GradientsParams,
-    path: Vec<String>,
-    taken: HashMap<usize, Vec<f32>>,
-}
-
-impl ModuleVisitor for Take<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
-        let label = self.path.join(".");
-        let known = self.optimizer.known.get(&label).copied();
-        let index = known.unwrap_or_else(|| self.optimizer.register(&label, tensors::numbers(param.val())));
-        let gradient = tensors::numbers(gradient);
-        let gradient = match self.optimizer.weights {
-            DType::F32 => gradient,
-            weights => rounded(weights, &gradient),
-        };
-        self.taken.insert(index, gradient);
     }
 }

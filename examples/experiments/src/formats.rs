@@ -1,14 +1,16 @@
 //! How parameters and the optimizer's state are stored.
 
 use std::fmt::{Display, Formatter};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use adamod::{DType, MasterWeights, Precision, StateFormat};
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::Args;
 
 use crate::backend::Backend;
 use crate::method::Method;
+use crate::packages::{Package, PackageName};
 use crate::plots::{self, Axes, BLUE, GREEN, GREY, ORANGE, Panel, SCALE, Series};
 use crate::report::{Report, Table};
 use crate::runs::Cell;
@@ -107,32 +109,91 @@ pub struct FormatArguments {
     /// other than f32 need --device cpu
     #[arg(long, value_delimiter = ',')]
     formats: Vec<Formats>,
+
+    /// Also train Adam at the middle learning rate with the steps of these Python packages, comma-separated, and of the library with the
+    /// state in --formats. Needs --device cpu
+    #[arg(long, value_enum, value_delimiter = ',')]
+    packages: Vec<PackageName>,
+
+    /// The Python that has the packages: benches/peers/requirements.txt
+    #[arg(long, value_name = "FILE", default_value = "python3", requires = "packages")]
+    python: PathBuf,
 }
 
 impl FormatArguments {
-    /// Refuses formats that do not train on the backend.
+    /// Refuses formats and packages that do not train on the backend.
     pub fn check(&self, backend: &Backend) -> anyhow::Result<()> {
+        ensure!(
+            self.packages.is_empty() || matches!(backend, Backend::Cpu),
+            "--packages need --device cpu, got {}",
+            backend.name()
+        );
         self.formats.iter().try_for_each(|formats| formats.check(backend))
+    }
+
+    /// Reports the versions of the packages. Each takes a step, to see that it can.
+    pub fn report_versions(&self, report: &mut Report) -> anyhow::Result<()> {
+        self.distinct_packages().iter().try_for_each(|package| report.say(package.versions()?))
     }
 
     /// The method in each format but f32, which is the method itself.
     pub fn methods(&self, method: &Method) -> Vec<Method> {
-        let mut methods: Vec<Method> = Vec::new();
-        for &formats in self.formats.iter().filter(|formats| **formats != Formats::default()) {
-            let method = Method { formats, ..method.clone() };
-            if !methods.contains(&method) {
-                methods.push(method);
-            }
-        }
-        methods
+        let formats = distinct(self.formats.iter().copied().filter(|formats| *formats != Formats::default()));
+        formats.into_iter().map(|formats| Method { formats, ..method.clone() }).collect()
     }
+
+    /// If packages are to be compared, Adam in each format but f32, and with the steps of each package.
+    pub fn package_methods(&self, adam: &Method) -> Vec<Method> {
+        let packages = self.distinct_packages();
+        let own = if packages.is_empty() { Vec::new() } else { self.methods(adam) };
+        let others = packages.into_iter().map(|package| Method {
+            formats: package.name.formats(),
+            package: Some(package),
+            ..adam.clone()
+        });
+        own.into_iter().chain(others).collect()
+    }
+
+    fn distinct_packages(&self) -> Vec<Package> {
+        let names = distinct(self.packages.iter().copied());
+        names.into_iter().map(|name| Package { name, python: self.python.clone() }).collect()
+    }
+}
+
+/// The values, each once, in their order.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut distinct = Vec::new();
+    for value in values {
+        if !distinct.contains(&value) {
+            distinct.push(value);
+        }
+    }
+    distinct
 }
 
 /// Name of a row of a table, and its text of a cell.
 pub type Row<'a, O> = (&'a str, fn(&Cell<O>) -> String);
 
-/// What to report of runs in different formats.
+/// What runs differ in.
+#[derive(Clone, Copy, Debug)]
+pub enum Difference {
+    Formats,
+    Packages,
+}
+
+impl Difference {
+    /// The picture, and its title.
+    fn picture(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Formats => ("formats.svg", "Formats of state and weights"),
+            Self::Packages => ("packages.svg", "Steps of adamod and of other packages"),
+        }
+    }
+}
+
+/// What to report of runs that differ in their formats, or in what takes the steps.
 pub struct Comparison<'a, O> {
+    pub difference: Difference,
     /// The network, the method and its learning rate.
     pub subject: String,
     pub axes: &'a Axes,
@@ -143,26 +204,28 @@ pub struct Comparison<'a, O> {
 }
 
 impl<O> Comparison<'_, O> {
-    /// A table, and a picture of the curves side by side: `formats.svg`.
-    pub fn report(&self, report: &mut Report, cells: &[&Cell<O>]) -> anyhow::Result<()> {
-        if cells.len() < 2 {
+    /// A table, and a picture of the curves side by side. Nothing if there is nothing to compare.
+    pub fn report(&self, report: &mut Report, whole: &Cell<O>, others: &[Cell<O>]) -> anyhow::Result<()> {
+        if others.is_empty() {
             return Ok(());
         }
+        let cells = || [whole].into_iter().chain(others);
+        let (file, title) = self.difference.picture();
         report.say(Table {
-            title: format!("{}: formats of state and weights", self.subject),
-            columns: cells.iter().map(|cell| cell.method.formats.to_string()).collect(),
+            title: format!("{}: {title}", self.subject),
+            columns: cells().map(|cell| cell.method.storage_name()).collect(),
             rows: (self.rows.iter())
-                .map(|(name, text)| ((*name).to_owned(), cells.iter().map(|cell| text(cell)).collect()))
+                .map(|(name, text)| ((*name).to_owned(), cells().map(|cell| text(cell)).collect()))
                 .collect(),
         })?;
         let colors = [BLUE, ORANGE, GREEN, GREY].into_iter().chain(SCALE).cycle();
-        let series = cells.iter().zip(colors).map(|(cell, color)| Series {
-            name: cell.method.formats.to_string(),
+        let series = cells().zip(colors).map(|(cell, color)| Series {
+            name: cell.method.storage_name(),
             color,
             runs: cell.outcomes.iter().map(self.points).collect(),
         });
         let panels = [Panel { title: self.subject.clone(), series: series.collect() }];
-        plots::curves(&report.path("formats.svg"), "Formats of state and weights", self.axes, &panels)
+        plots::curves(&report.path(file), title, self.axes, &panels)
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::cpu_optimizer::CpuOptimizer;
 use crate::method::Method;
+use crate::packages::PackageOptimizer;
 use crate::rate_counts::RateCounts;
 use crate::{numbers, tensors};
 
@@ -30,6 +31,7 @@ pub struct Learner<M> {
 enum Optimizer {
     Fused(Box<FusedOptimizer>, GroupId),
     Cpu(Box<CpuOptimizer>),
+    Package(Box<PackageOptimizer>),
 }
 
 /// First and last step, and what was counted, for each window.
@@ -50,20 +52,24 @@ pub struct LearnerState {
     rates: Option<Rates>,
     /// Tensors of the model that no step changes, such as running statistics, as numbers.
     tensors: BTreeMap<String, String>,
+    /// What a package has saved.
+    #[serde(default)]
+    package: Option<String>,
 }
 
 impl<M: Module> Learner<M> {
     /// Trains all parameters with the method. Also counts learning rates if asked to, over step 1, steps 2 to 3, 4 to 7 and so on.
     pub fn new(model: M, method: &Method, backend: &Backend, counts: bool) -> anyhow::Result<Self> {
         method.formats.check(backend)?;
-        let optimizer = match backend {
-            Backend::Gpu(gpu) => {
+        let optimizer = match (backend, &method.package) {
+            (_, Some(package)) => Optimizer::Package(Box::new(PackageOptimizer::new(package)?)),
+            (Backend::Gpu(gpu), None) => {
                 let diagnostics = if counts { Diagnostics::RateHistograms } else { Diagnostics::Off };
                 let mut optimizer = FusedOptimizer::new(gpu, Options::new().with_diagnostics(diagnostics))?;
                 let group = optimizer.add_group(method.group(), |_| true)?;
                 Optimizer::Fused(Box::new(optimizer), group)
             }
-            Backend::Cpu => {
+            (Backend::Cpu, None) => {
                 Optimizer::Cpu(Box::new(CpuOptimizer::new(method.group(), method.formats.dtype(), counts)))
             }
         };
@@ -112,6 +118,10 @@ impl<M: Module> Learner<M> {
                 let model = learner.model.take().context("a model")?;
                 learner.model = Some(tensors::replace(model, |path| optimizer.values(path)));
             }
+            Optimizer::Package(optimizer) => {
+                let saved = state.package.as_deref().context("a run by a package has none of its state")?;
+                optimizer.restore(&method.hyperparameters_at(state.step + 1), saved)?;
+            }
         }
         learner.step = state.step;
         learner.rates = state.rates.clone();
@@ -122,13 +132,19 @@ impl<M: Module> Learner<M> {
     pub fn save(&mut self) -> anyhow::Result<(Checkpoint, LearnerState)> {
         self.take_counts()?;
         let model = self.model.as_ref().context("an earlier step failed")?.valid();
+        let mut package = None;
         let checkpoint = match &mut self.optimizer {
             Optimizer::Fused(optimizer, _) => optimizer.checkpoint_with_values(&model)?,
             Optimizer::Cpu(optimizer) => optimizer.checkpoint()?,
+            Optimizer::Package(optimizer) => {
+                package = Some(optimizer.save()?);
+                // Without parameters: all of them are in the state.
+                CpuOptimizer::new(self.method.group(), DType::F32, false).checkpoint()?
+            }
         };
         let tensors = tensors::collect(&model, |path| checkpoint.parameter(path).is_none());
         let tensors = tensors.into_iter().map(|(path, values)| (path, numbers::write(values))).collect();
-        Ok((checkpoint, LearnerState { step: self.step, rates: self.rates.clone(), tensors }))
+        Ok((checkpoint, LearnerState { step: self.step, rates: self.rates.clone(), tensors, package }))
     }
 
     pub fn model(&self) -> &M {
@@ -148,6 +164,7 @@ impl<M: Module> Learner<M> {
                 optimizer.step_groups(model, gradients).map_err(|error| error.into_parts().1)?
             }
             Optimizer::Cpu(optimizer) => optimizer.step(hyperparameters, model, gradients),
+            Optimizer::Package(optimizer) => optimizer.step(&hyperparameters, model, gradients)?,
         });
         let is_last_of_window = (self.step + 1).is_power_of_two();
         if is_last_of_window {
@@ -162,6 +179,7 @@ impl<M: Module> Learner<M> {
         let counts = match &mut self.optimizer {
             Optimizer::Fused(optimizer, _) => optimizer.take_rate_histograms()?.into(),
             Optimizer::Cpu(optimizer) => optimizer.take_counts(),
+            Optimizer::Package(_) => RateCounts::default(),
         };
         rates.open.merge(&counts);
         Ok(())
@@ -188,7 +206,10 @@ impl<M: Module> Learner<M> {
 #[cfg(test)]
 pub fn saved_for_tests() -> (Checkpoint, LearnerState) {
     let checkpoint = CpuOptimizer::new(adamod::Adam::new().into(), DType::F32, false).checkpoint();
-    (checkpoint.expect("nothing to refuse"), LearnerState { step: 0, rates: None, tensors: BTreeMap::new() })
+    (
+        checkpoint.expect("nothing to refuse"),
+        LearnerState { step: 0, rates: None, tensors: BTreeMap::new(), package: None },
+    )
 }
 
 #[cfg(test)]

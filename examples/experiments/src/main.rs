@@ -23,6 +23,7 @@ mod method;
 #[path = "../../common/minibatches.rs"]
 mod minibatches;
 mod numbers;
+mod packages;
 #[path = "../../common/picture.rs"]
 mod picture;
 mod plots;

@@ -5,6 +5,7 @@ use adamod::{AdaMod, Group, Hyperparameters, Rule, RuleKind, schedule};
 use clap::Args;
 
 use crate::formats::Formats;
+use crate::packages::Package;
 use crate::rates::rate_name;
 
 /// How the learning rate changes over the steps.
@@ -39,12 +40,14 @@ pub struct Method {
     pub growth: Option<Growth>,
     /// How parameters and state are stored.
     pub formats: Formats,
+    /// What takes the steps instead of the library. Its formats are its own.
+    pub package: Option<Package>,
 }
 
 impl Method {
     /// A method in f32, with a constant beta3.
     pub fn new(name: &'static str, hyperparameters: Hyperparameters, schedule: Schedule) -> Self {
-        Self { name, hyperparameters, schedule, growth: None, formats: Formats::default() }
+        Self { name, hyperparameters, schedule, growth: None, formats: Formats::default(), package: None }
     }
 
     /// The group of all parameters.
@@ -83,9 +86,14 @@ impl Method {
             text += &format!(" from {start} + {fraction} t");
         }
         if self.formats != Formats::default() {
-            text += &format!(", {}", self.formats);
+            text += &format!(", {}", self.storage_name());
         }
         text
+    }
+
+    /// What distinguishes it in a comparison of formats: `q8/f32`, or the name of a package.
+    pub fn storage_name(&self) -> String {
+        self.package.as_ref().map_or_else(|| self.formats.to_string(), |package| package.name.name().into())
     }
 
     /// What distinguishes it in a comparison of beta3: `beta3 = 0.99`.

@@ -12,15 +12,17 @@ use serde::{Deserialize, Serialize};
 use crate::store;
 
 /// Arguments that do not change any number, and the device, which [`Common::report`](crate::common::Common::report) records.
-const OF_THE_CALL: [&str; 8] = ["output", "redraw", "device", "hours", "resume", "restart", "jobs", "worker"];
+const OF_THE_CALL: [&str; 9] =
+    ["output", "redraw", "device", "hours", "resume", "restart", "jobs", "worker", "python"];
 /// Arguments that choose runs. What is different between two runs is in their names.
-const OF_THE_CHOICE: [&str; 9] = [
+const OF_THE_CHOICE: [&str; 10] = [
     "seeds",
     "networks",
     "learning_rates",
     "beta3",
     "other_beta3",
     "formats",
+    "packages",
     "growing_start",
     "growing_fraction",
     "growing_beta3",

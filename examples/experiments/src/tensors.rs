@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use adamod::{DType, reference};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
 /// All float tensors of a module: its parameters, and the running statistics of batch norms.
@@ -22,6 +23,26 @@ pub fn replace<M: Module>(module: M, values: impl FnMut(&str) -> Option<Vec<f32>
 pub fn rounded<M: Module>(module: M, dtype: DType) -> M {
     let mut values = collect(&module, |_| true);
     replace(module, |path| values.remove(path).map(|values| reference::rounded(dtype, &values)))
+}
+
+/// The gradient of a parameter.
+pub struct Gradient {
+    /// Path of the parameter.
+    pub label: String,
+    pub gradient: Vec<f32>,
+    /// Elements of the parameter, if they were wanted.
+    pub values: Option<Vec<f32>>,
+}
+
+/// Takes the gradients of all parameters of a module that have one, and the values of those that are wanted.
+pub fn gradients<M: Module>(
+    module: &M,
+    gradients: GradientsParams,
+    wants_values: impl Fn(&str) -> bool,
+) -> Vec<Gradient> {
+    let mut take = Take { gradients, wants_values, path: Vec::new(), taken: Vec::new() };
+    module.visit(&mut take);
+    take.taken
 }
 
 struct Collect<F> {
@@ -44,6 +65,30 @@ impl<F: Fn(&str) -> bool> ModuleVisitor for Collect<F> {
         if (self.takes)(&path) {
             self.found.insert(path, numbers(param.val()));
         }
+    }
+}
+
+struct Take<F> {
+    gradients: GradientsParams,
+    wants_values: F,
+    path: Vec<String>,
+    taken: Vec<Gradient>,
+}
+
+impl<F: Fn(&str) -> bool> ModuleVisitor for Take<F> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
+        let label = self.path.join(".");
+        let values = (self.wants_values)(&label).then(|| numbers(param.val()));
+        self.taken.push(Gradient { label, gradient: numbers(gradient), values });
     }
 }
 

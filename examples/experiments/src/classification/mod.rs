@@ -19,7 +19,7 @@ use crate::backend::Backend;
 use crate::common::{Common, or_default};
 use crate::data::images::Shape;
 use crate::digits::TRAINING_IMAGES;
-use crate::formats::{Comparison, FormatArguments};
+use crate::formats::{Comparison, Difference, FormatArguments};
 use crate::learner::{Learner, LearnerState};
 use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::minibatches::{minibatches, steps_per_epoch};
@@ -398,14 +398,17 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
+    arguments.formats.report_versions(&mut report)?;
 
     let sweep = arguments.sweep();
-    let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[2]);
+    let [_, adam, adamod] = arguments.methods(rates[rates.len() / 2]);
+    let low_bits = arguments.formats.methods(&adamod);
+    let packages = arguments.formats.package_methods(&adam);
     // The sweep may repeat methods of the grid.
     let grid = rates.iter().flat_map(|&rate| arguments.methods(rate));
     let of_grid: BTreeSet<_> = grid.map(|method| method.description()).collect();
     let new = sweep.iter().filter(|method| !of_grid.contains(&method.description())).count();
-    let methods = arguments.networks.len() * of_grid.len() + new + low_bits.len();
+    let methods = arguments.networks.len() * of_grid.len() + new + low_bits.len() + packages.len();
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let runs = arguments.common.runs("classification", &backend, methods, arguments.steps())?;
     let cell = |architecture: Architecture, method: &Method| {
@@ -431,9 +434,9 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         let cells = methods.iter().map(|method| cell(arguments.networks[0], method));
         cells.collect::<anyhow::Result<Vec<_>>>()
     };
-    let (grids, sweep, low_bits) = runs.all(|| {
-        let grids = arguments.networks.iter().map(grid);
-        Ok((grids.collect::<anyhow::Result<Vec<_>>>()?, others(&sweep)?, others(&low_bits)?))
+    let (grids, sweep, low_bits, packages) = runs.all(|| {
+        let grids = arguments.networks.iter().map(grid).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok((grids, others(&sweep)?, others(&low_bits)?, others(&packages)?))
     })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
@@ -444,9 +447,10 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         report_rates(&mut report, arguments, grid, &rates)?;
     }
     report_beta3(&mut report, arguments, &sweep)?;
-    let formats: Vec<_> = [&grids[0].columns[rates.len() / 2][2]].into_iter().chain(&low_bits).collect();
-    report_formats(&mut report, arguments, &formats)?;
-    let others: Vec<_> = sweep.iter().chain(&low_bits).collect();
+    let [_, adam, adamod] = &grids[0].columns[rates.len() / 2];
+    report_formats(&mut report, arguments, Difference::Formats, adamod, &low_bits)?;
+    report_formats(&mut report, arguments, Difference::Packages, adam, &packages)?;
+    let others: Vec<_> = sweep.iter().chain(&low_bits).chain(&packages).collect();
     write_accuracies(&report, arguments, &grids, &others)?;
     report.finish()
 }
@@ -562,20 +566,24 @@ fn report_beta3(report: &mut Report, arguments: &Arguments, sweep: &[Cell<Outcom
     plots::curves(&report.path("beta3.svg"), title, &axes(arguments, "training accuracy in %", 0.0), &panels)
 }
 
-/// AdaMod with fewer bits.
+/// A method in f32, and with fewer bits.
 fn report_formats(
     report: &mut Report,
     arguments: &Arguments,
-    cells: &[&Cell<Outcome>],
+    difference: Difference,
+    whole: &Cell<Outcome>,
+    others: &[Cell<Outcome>],
 ) -> anyhow::Result<()> {
-    let rate = rate_name(cells[0].method.hyperparameters.learning_rate);
+    let Method { name, hyperparameters, .. } = &whole.method;
+    let rate = rate_name(hyperparameters.learning_rate);
     let comparison = Comparison {
-        subject: format!("{}, AdaMod at α = {rate}", arguments.networks[0].name()),
+        difference,
+        subject: format!("{}, {name} at α = {rate}", arguments.networks[0].name()),
         axes: &axes(arguments, "test accuracy in %", 50.0),
         points: &|outcome: &Outcome| outcome.test.clone(),
         rows: &[("training", Cell::last_training), ("test", Cell::text)],
     };
-    comparison.report(report, cells)
+    comparison.report(report, whole, others)
 }
 
 /// All accuracies as numbers.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::common::{Common, fingerprint, or_default};
-use crate::formats::{Comparison, FormatArguments};
+use crate::formats::{Comparison, Difference, FormatArguments};
 use crate::learner::{Learner, LearnerState};
 use crate::method::{Method, Schedule, parse_beta};
 use crate::numbers;
@@ -351,9 +351,13 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
+    arguments.formats.report_versions(&mut report)?;
 
-    let low_bits = arguments.formats.methods(&arguments.methods(rates[rates.len() / 2])[1]);
-    let methods = 2 * rates.len() + low_bits.len();
+    let middle = rates[rates.len() / 2];
+    let [adam, adamod] = arguments.methods(middle);
+    let low_bits = arguments.formats.methods(&adamod);
+    let packages = arguments.formats.package_methods(&adam);
+    let methods = 2 * rates.len() + low_bits.len() + packages.len();
     let runs = arguments.common.runs("language-model", &backend, methods, arguments.steps())?;
     let saved = arguments.common.saved(&["training.csv"])?.zip(arguments.common.saved(&["test.csv"])?);
     let cell = |method: &Method| match &saved {
@@ -365,25 +369,29 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         }),
     };
     let cells = |methods: &[Method]| methods.iter().map(cell).collect::<anyhow::Result<Vec<_>>>();
-    let (grid, low_bits) = runs.all(|| {
+    let (grid, low_bits, packages) = runs.all(|| {
         let grid = rates.iter().map(|&rate| cells(&arguments.methods(rate)));
-        Ok((grid.collect::<anyhow::Result<Vec<_>>>()?, cells(&low_bits)?))
+        Ok((grid.collect::<anyhow::Result<Vec<_>>>()?, cells(&low_bits)?, cells(&packages)?))
     })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }
-    report_perplexity(&mut report, arguments, &grid, &low_bits)?;
-    let formats: Vec<_> = [&grid[rates.len() / 2][1]].into_iter().chain(&low_bits).collect();
-    let comparison = Comparison {
-        subject: format!("AdaMod at α = {}", rate_name(rates[rates.len() / 2])),
-        axes: &axes(arguments),
+    let others: Vec<_> = low_bits.iter().chain(&packages).collect();
+    report_perplexity(&mut report, arguments, &grid, &others)?;
+    let axes = axes(arguments);
+    let comparison = |difference, method: &str| Comparison {
+        difference,
+        subject: format!("{method} at α = {}", rate_name(middle)),
+        axes: &axes,
         points: &|outcome: &Outcome| outcome.test.clone(),
         rows: &[
             ("test", |cell| cell.text(|outcome| &outcome.test)),
             ("training", |cell| cell.text(|outcome| &outcome.training)),
         ],
     };
-    comparison.report(&mut report, &formats)?;
+    let whole = &grid[rates.len() / 2];
+    comparison(Difference::Formats, "AdaMod").report(&mut report, &whole[1], &low_bits)?;
+    comparison(Difference::Packages, "Adam").report(&mut report, &whole[0], &packages)?;
     if let Some(least) = text.least_perplexity {
         report.say(format!("No model can have a test perplexity below {least:.3} on average."))?;
     }
@@ -400,7 +408,7 @@ fn report_perplexity(
     report: &mut Report,
     arguments: &Arguments,
     grid: &[Vec<Cell<Outcome>>],
-    low_bits: &[Cell<Outcome>],
+    others: &[&Cell<Outcome>],
 ) -> anyhow::Result<()> {
     type Of = fn(&Outcome) -> &Vec<f64>;
     let kinds: [(&str, Of); 2] =
@@ -420,7 +428,7 @@ fn report_perplexity(
         let runs = grid
             .iter()
             .flatten()
-            .chain(low_bits)
+            .chain(others.iter().copied())
             .flat_map(|cell| cell.named(move |outcome| &of(outcome)[..]))
             .collect::<Vec<_>>();
         report.write_series(

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::common::{Common, fingerprint, or_default};
-use crate::formats::{Comparison, FormatArguments, Formats};
+use crate::formats::{Comparison, Difference, FormatArguments, Formats};
 use crate::learner::{Learner, LearnerState, Windows};
 use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::numbers;
@@ -427,6 +427,10 @@ impl Training for Translation<'_> {
     }
 }
 
+/// Losses of the runs in other formats, and of those with the steps of packages.
+const FORMATS: &str = "formats.csv";
+const PACKAGES: &str = "packages.csv";
+
 /// Number of sentences that are evaluated at once.
 const SENTENCES: usize = 200;
 
@@ -488,14 +492,19 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
+    arguments.formats.report_versions(&mut report)?;
 
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
-    let low_bits = arguments.formats.methods(&arguments.methods(middle)[2]);
-    let methods = 4 * rates.len() + sweep.len() + low_bits.len();
+    let [_, adam, adamod, _] = arguments.methods(middle);
+    let low_bits = arguments.formats.methods(&adamod);
+    let packages = arguments.formats.package_methods(&adam);
+    let methods = 4 * rates.len() + sweep.len() + low_bits.len() + packages.len();
     let runs = arguments.common.runs("translation", &backend, methods, arguments.steps())?;
-    let files = ["losses.csv", "beta3.csv", "formats.csv"];
-    let saved = arguments.common.saved(if low_bits.is_empty() { &files[..2] } else { &files })?;
+    let files = [("losses.csv", true), ("beta3.csv", true)].into_iter();
+    let files = files.chain([(FORMATS, !low_bits.is_empty()), (PACKAGES, !packages.is_empty())]);
+    let files: Vec<_> = files.filter_map(|(file, is_there)| is_there.then_some(file)).collect();
+    let saved = arguments.common.saved(&files)?;
     let saved = saved.zip(arguments.common.saved(&["validation_losses.csv"])?);
     let cell = |method: &Method| {
         if let Some((losses, validation)) = &saved {
@@ -516,9 +525,10 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         })
     };
     let cells = |methods: &[Method]| methods.iter().map(&cell).collect::<anyhow::Result<Vec<_>>>();
-    let (grid, sweep, low_bits) = runs.all(|| {
+    let (grid, sweep, low_bits, packages) = runs.all(|| {
         let grid = rates.iter().map(|&rate| cells(&arguments.methods(rate)));
-        Ok((grid.collect::<anyhow::Result<Vec<_>>>()?, cells(&sweep)?, cells(&low_bits)?))
+        let grid = grid.collect::<anyhow::Result<Vec<_>>>()?;
+        Ok((grid, cells(&sweep)?, cells(&low_bits)?, cells(&packages)?))
     })?;
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
@@ -534,8 +544,8 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     sweep.sort_by(|a, b| beta3(a).total_cmp(&beta3(b)));
     sweep.push(&cells[3]);
     report_beta3(&mut report, arguments, &sweep, &cells[0])?;
-    let formats: Vec<_> = [&cells[2]].into_iter().chain(&low_bits).collect();
-    report_formats(&mut report, arguments, &formats)?;
+    report_formats(&mut report, arguments, (Difference::Formats, FORMATS), &cells[2], &low_bits)?;
+    report_formats(&mut report, arguments, (Difference::Packages, PACKAGES), &cells[1], &packages)?;
     report.finish()
 }
 
@@ -694,15 +704,19 @@ fn report_beta3(
     plots::curves(&report.path("beta3.svg"), "Training loss with different beta3", &axes, &panels)
 }
 
-/// AdaMod with fewer bits.
+/// A method in f32, and with fewer bits.
 fn report_formats(
     report: &mut Report,
     arguments: &Arguments,
-    cells: &[&Cell<Outcome>],
+    (difference, file): (Difference, &str),
+    whole: &Cell<Outcome>,
+    others: &[Cell<Outcome>],
 ) -> anyhow::Result<()> {
-    let rate = rate_name(cells[0].method.hyperparameters.learning_rate);
+    let Method { name, hyperparameters, .. } = &whole.method;
+    let rate = rate_name(hyperparameters.learning_rate);
     let comparison = Comparison {
-        subject: format!("AdaMod without warmup at α = {rate}"),
+        difference,
+        subject: format!("{name} at α = {rate}"),
         axes: &axes("training loss", arguments.smoothing(), arguments),
         points: &|outcome| training_curve(arguments, outcome),
         rows: &[
@@ -711,12 +725,13 @@ fn report_formats(
             ("validation loss", Cell::final_validation),
         ],
     };
-    comparison.report(report, cells)?;
-    let losses: Vec<_> = cells.iter().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
-    if cells.len() > 1 {
-        report.write_series("formats.csv", "step", 1, arguments.steps(), &losses)?;
+    comparison.report(report, whole, others)?;
+    if others.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let cells = [whole].into_iter().chain(others);
+    let losses: Vec<_> = cells.flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
+    report.write_series(file, "step", 1, arguments.steps(), &losses)
 }
 
 #[cfg(test)]
