@@ -15,6 +15,7 @@ import base64
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import sys
 import types
@@ -43,6 +44,8 @@ class BitsAndBytes:
         return parameters
 
     def optimizer(self, parameters: Tensors, settings: dict[str, Any]) -> torch.optim.Optimizer:
+        # A kernel that is not for optimizers is missing on CPUs, and is warned of.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, min_8bit_size=F32_STATE_BELOW, **settings)

@@ -246,10 +246,32 @@ mod tests {
     }
 
     #[test]
+    fn packages_are_beside_the_formats_of_the_library() {
+        let method = Method::new("Adam", adamod::Adam::new().into(), Default::default());
+        let arguments = |formats: &[&str], packages: &[PackageName]| FormatArguments {
+            formats: formats.iter().map(|text| text.parse().unwrap()).collect(),
+            packages: packages.to_vec(),
+            python: "python".into(),
+        };
+        let both = [PackageName::FlashOptim, PackageName::BitsAndBytes, PackageName::FlashOptim];
+        let methods = arguments(&["f32", "q8"], &both).package_methods(&method);
+        let names: Vec<_> = methods.iter().map(Method::storage_name).collect();
+        assert_eq!(names, ["q8/f32", "FlashOptim", "bitsandbytes"]);
+        assert!(methods[1].description().ends_with(", FlashOptim"));
+        assert_eq!([1, 2].map(|i: usize| methods[i].formats.dtype()), [DType::Bf16, DType::F32]);
+        assert!(arguments(&["q8"], &[]).package_methods(&method).is_empty());
+        let [cpu, gpu] = crate::common::test_backends();
+        assert!(arguments(&[], &both).check(&cpu).is_ok());
+        let error = arguments(&[], &both).check(&gpu).unwrap_err().to_string();
+        assert!(error.contains("--packages need --device cpu, got gpu"), "{error}");
+    }
+
+    #[test]
     fn each_format_is_a_method_of_its_own() {
         let method = Method::new("AdaMod", adamod::AdaMod::new().into(), Default::default());
         let formats = ["f32", "q8", "bf16/split24", "q8/f32"].map(|text| text.parse().unwrap()).to_vec();
-        let methods = FormatArguments { formats }.methods(&method);
+        let methods =
+            FormatArguments { formats, packages: Vec::new(), python: PathBuf::new() }.methods(&method);
         let names: Vec<_> = methods.iter().map(|method| method.description()).collect();
         assert_eq!(
             names,

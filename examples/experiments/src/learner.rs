@@ -119,8 +119,9 @@ impl<M: Module> Learner<M> {
                 learner.model = Some(tensors::replace(model, |path| optimizer.values(path)));
             }
             Optimizer::Package(optimizer) => {
-                let saved = state.package.as_deref().context("a run by a package has none of its state")?;
-                optimizer.restore(&method.hyperparameters_at(state.step + 1), saved)?;
+                if let Some(saved) = &state.package {
+                    optimizer.restore(&method.hyperparameters_at(state.step + 1), saved)?;
+                }
             }
         }
         learner.step = state.step;
@@ -137,7 +138,7 @@ impl<M: Module> Learner<M> {
             Optimizer::Fused(optimizer, _) => optimizer.checkpoint_with_values(&model)?,
             Optimizer::Cpu(optimizer) => optimizer.checkpoint()?,
             Optimizer::Package(optimizer) => {
-                package = Some(optimizer.save()?);
+                package = optimizer.save()?;
                 // Without parameters: all of them are in the state.
                 CpuOptimizer::new(self.method.group(), DType::F32, false).checkpoint()?
             }
@@ -214,7 +215,7 @@ pub fn saved_for_tests() -> (Checkpoint, LearnerState) {
 
 #[cfg(test)]
 mod tests {
-    use adamod::{Hyperparameters, RuleKind, StateFormat};
+    use adamod::{Hyperparameters, RuleKind, Sgd, StateFormat};
     use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
     use burn::tensor::{Device, TensorData};
 
@@ -222,6 +223,9 @@ mod tests {
     use crate::common::test_backends;
     use crate::formats::{Formats, Weights};
     use crate::method::{Growth, Schedule};
+    use crate::packages::tests::stand_in;
+    use crate::packages::{Package, PackageName};
+    use crate::statistics::mean;
     use crate::weights;
 
     fn method(rule: RuleKind, beta3: f64) -> Method {
@@ -399,27 +403,74 @@ mod tests {
                         .map(|weights| stored(StateFormat::Bf16, weights)),
                 );
             }
-            for method in methods {
-                let network = |seed| Network::new(&backend.device().autodiff(), seed);
-                let mut whole = Learner::new(network(1), &method, backend, true).unwrap();
-                let losses = steps(&mut whole, 1..=6);
-                for broken in 0..6 {
-                    let mut before = Learner::new(network(1), &method, backend, true).unwrap();
-                    let first = steps(&mut before, 1..=broken);
-                    let (checkpoint, state) = before.save().unwrap();
-                    // The state goes through a file.
-                    let state: LearnerState =
-                        serde_json::from_value(serde_json::to_value(&state).unwrap()).unwrap();
-                    let mut after =
-                        Learner::resume(network(2), &method, backend, &checkpoint, &state).unwrap();
-                    let both = [first, steps(&mut after, broken + 1..=6)].concat();
-                    let what =
-                        format!("{}, {}, saved after step {broken}", backend.name(), method.description());
-                    assert_eq!(both, losses, "{what}");
-                    assert_eq!(values(&after), values(&whole), "{what}");
-                    assert_eq!(after.windows().unwrap(), whole.windows().unwrap(), "{what}");
-                }
-            }
+            methods.iter().for_each(|method| assert_continues(backend, method));
+        }
+    }
+
+    fn assert_continues(backend: &Backend, method: &Method) {
+        let network = |seed| Network::new(&backend.device().autodiff(), seed);
+        let mut whole = Learner::new(network(1), method, backend, true).unwrap();
+        let losses = steps(&mut whole, 1..=6);
+        for broken in 0..6 {
+            let mut before = Learner::new(network(1), method, backend, true).unwrap();
+            let first = steps(&mut before, 1..=broken);
+            let (checkpoint, state) = before.save().unwrap();
+            // The state goes through a file.
+            let state: LearnerState = serde_json::from_value(serde_json::to_value(&state).unwrap()).unwrap();
+            let mut after = Learner::resume(network(2), method, backend, &checkpoint, &state).unwrap();
+            let both = [first, steps(&mut after, broken + 1..=6)].concat();
+            let what = format!("{}, {}, saved after step {broken}", backend.name(), method.description());
+            assert_eq!(both, losses, "{what}");
+            assert_eq!(values(&after), values(&whole), "{what}");
+            assert_eq!(after.windows().unwrap(), whole.windows().unwrap(), "{what}");
+        }
+    }
+
+    fn by_package(package: Package) -> Method {
+        let formats = package.name.formats();
+        Method { formats, package: Some(package), ..method(RuleKind::Adam, 0.9) }
+    }
+
+    /// The mean distance of the weights of two learners after some steps, and the mean way that weights have come.
+    fn distance(one: &Method, other: &Method) -> (f64, f64) {
+        let after = |method: &Method, count| {
+            let network = Network::new(&Backend::Cpu.device().autodiff(), 1);
+            let mut learner = Learner::new(network, method, &Backend::Cpu, false).unwrap();
+            steps(&mut learner, 1..=count);
+            // Not what batch norm has seen.
+            let is_weight = |path: &str| !path.contains("running");
+            tensors::collect(learner.model(), is_weight).into_values().flatten().collect::<Vec<_>>()
+        };
+        let distances = |a: &[f32], b: &[f32]| {
+            mean(&a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).collect::<Vec<_>>())
+        };
+        let (a, b) = (after(one, 6), after(other, 6));
+        (distances(&a, &b), distances(&a, &after(one, 0)))
+    }
+
+    #[test]
+    fn packages_step_all_weights_and_continue() {
+        let by_stand_in = by_package(stand_in());
+        let sgd = Sgd::new().with_momentum(0.5);
+        let hyperparameters = Hyperparameters::from(sgd).with_learning_rate(0.1);
+        let ours = Method::new("", hyperparameters, Schedule::Constant);
+        let (distance, way) = distance(&by_stand_in, &ours);
+        assert!(distance < 1e-5 * way && way > 0.01, "{distance} of {way}");
+        assert_continues(&Backend::Cpu, &by_stand_in);
+    }
+
+    /// The packages themselves against the library in the formats that are nearest to theirs.
+    #[test]
+    #[ignore = "needs a Python with bitsandbytes and FlashOptim, named by ADAMOD_PACKAGES_PYTHON"]
+    fn real_packages_are_near_the_library_and_continue() {
+        let python = std::env::var_os("ADAMOD_PACKAGES_PYTHON").expect("ADAMOD_PACKAGES_PYTHON");
+        for name in [PackageName::BitsAndBytes, PackageName::FlashOptim] {
+            let package = Package { name, python: (&python).into() };
+            package.versions().unwrap();
+            let method = by_package(package);
+            let (distance, way) = distance(&method, &Method { package: None, ..method.clone() });
+            assert!(distance < 0.1 * way && way > 0.1, "{}: {distance} of {way}", name.name());
+            assert_continues(&Backend::Cpu, &method);
         }
     }
 

@@ -144,10 +144,13 @@ impl PackageOptimizer {
         Ok(tensors::replace(module, |path| of.remove(path)))
     }
 
-    /// Everything that the next step depends on, as text.
-    pub fn save(&mut self) -> anyhow::Result<String> {
+    /// Everything that the next step depends on, as text; `None` before the first step.
+    pub fn save(&mut self) -> anyhow::Result<Option<String>> {
+        if self.labels.is_none() {
+            return Ok(None);
+        }
         let (answer, _) = self.process.call("save", json!({}), &[])?;
-        Ok(answer["state"].as_str().context("a state")?.to_owned())
+        Ok(Some(answer["state"].as_str().context("a state")?.to_owned()))
     }
 
     /// Continues with a saved state.
@@ -220,5 +223,50 @@ impl Drop for Process {
         // The end of its input ends it.
         self.input = None;
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Stands in for a package: SGD with momentum 0.5.
+    pub fn stand_in() -> Package {
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("packages/stand_in.py");
+        Package { name: PackageName::BitsAndBytes, python }
+    }
+
+    fn started() -> Process {
+        let mut process = Process::start(&stand_in()).unwrap();
+        let call = json!({ "labels": ["a", "b"], "lengths": [1, 2], "learning_rate": 0.0 });
+        process.call("start", call, &[1.0, 2.0, 3.0]).unwrap();
+        process
+    }
+
+    #[test]
+    fn versions_come_with_a_step_that_is_checked() {
+        assert_eq!(stand_in().versions().unwrap(), "stand-in 1");
+    }
+
+    #[test]
+    fn what_goes_wrong_is_said() {
+        let package = Package { python: "/nowhere/python".into(), ..stand_in() };
+        let error = format!("{:#}", package.versions().unwrap_err());
+        assert!(error.contains("--python: could not start /nowhere/python"), "{error}");
+        for (learning_rate, expected) in [
+            (99.0, "bitsandbytes: ValueError: too fast"),
+            (98.0, "bitsandbytes: its process has ended without an answer"),
+        ] {
+            let call = json!({ "learning_rate": learning_rate });
+            let error = started().call("step", call, &[0.0; 3]).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+        // Other rules, and decay that the packages do not have.
+        let adam = Hyperparameters::from(adamod::Adam::new());
+        assert!(settings(&adam.with_weight_decay(WeightDecay::Decoupled(0.1))).is_ok());
+        assert!(settings(&adam.with_weight_decay(WeightDecay::Coupled(0.1))).is_err());
+        assert!(settings(&adamod::AdaMod::new().into()).is_err());
     }
 }
