@@ -215,7 +215,7 @@ impl<O> Comparison<'_, O> {
             title: format!("{}: {title}", self.subject),
             columns: cells().map(|cell| cell.method.storage_name()).collect(),
             rows: (self.rows.iter())
-                .map(|(name, text)| ((*name).to_owned(), cells().map(|cell| text(cell)).collect()))
+                .map(|(name, text)| ((*name).to_owned(), cells().map(text).collect()))
                 .collect(),
         })?;
         let colors = [BLUE, ORANGE, GREEN, GREY].into_iter().chain(SCALE).cycle();
