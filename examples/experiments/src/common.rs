@@ -178,6 +178,17 @@ pub fn or_default(values: &[f64], default: &[f64]) -> Vec<f64> {
     distinct(if values.is_empty() { default } else { values })
 }
 
+/// The values, each once, in their order.
+pub fn each_once<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for value in values {
+        if !found.contains(&value) {
+            found.push(value);
+        }
+    }
+    found
+}
+
 /// The devices of all tests.
 #[cfg(test)]
 pub fn test_backends() -> [Backend; 2] {

@@ -9,6 +9,7 @@ use anyhow::{bail, ensure};
 use clap::Args;
 
 use crate::backend::Backend;
+use crate::common::each_once;
 use crate::method::Method;
 use crate::packages::{Package, PackageName};
 use crate::plots::{self, Axes, BLUE, GREEN, GREY, ORANGE, Panel, SCALE, Series};
@@ -138,7 +139,8 @@ impl FormatArguments {
 
     /// The method in each format but f32, which is the method itself.
     pub fn methods(&self, method: &Method) -> Vec<Method> {
-        let formats = distinct(self.formats.iter().copied().filter(|formats| *formats != Formats::default()));
+        let formats =
+            each_once(self.formats.iter().copied().filter(|formats| *formats != Formats::default()));
         formats.into_iter().map(|formats| Method { formats, ..method.clone() }).collect()
     }
 
@@ -155,20 +157,9 @@ impl FormatArguments {
     }
 
     fn distinct_packages(&self) -> Vec<Package> {
-        let names = distinct(self.packages.iter().copied());
+        let names = each_once(self.packages.iter().copied());
         names.into_iter().map(|name| Package { name, python: self.python.clone() }).collect()
     }
-}
-
-/// The values, each once, in their order.
-fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut distinct = Vec::new();
-    for value in values {
-        if !distinct.contains(&value) {
-            distinct.push(value);
-        }
-    }
-    distinct
 }
 
 /// Name of a row of a table, and its text of a cell.

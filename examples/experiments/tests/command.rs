@@ -135,11 +135,12 @@ fn experiments_train_on_wgpu() {
         "language-model --device=gpu --steps=1 --seeds=1 --lines=50 --layers=1 --learning-rates=0.003",
         &output("language-model"),
     );
-    succeeds(
-        "classification --device=gpu --seeds=1 --epochs=1 --batch=700 --networks=resnet --channels=2 --learning-rates=0.01 \
+    let report = succeeds(
+        "classification --device=gpu --seeds=1 --epochs=1 --batch=700 --networks=resnet,resnet --channels=2 --learning-rates=0.01 \
          --other-beta3=0.9",
         &output("classification"),
     );
+    assert_eq!(report.matches("ResNet of ").count(), 1, "{report}");
     let error = fails(&format!("translation --device=gpu --steps=1 {sizes}/bf16"), &output("narrow"));
     assert!(error.contains("--device cpu") && !output("narrow").exists(), "{error}");
 }

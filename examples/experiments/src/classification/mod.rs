@@ -16,7 +16,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::common::{Common, or_default};
+use crate::common::{Common, each_once, or_default};
 use crate::data::images::Shape;
 use crate::digits::TRAINING_IMAGES;
 use crate::formats::{Comparison, Difference, FormatArguments};
@@ -371,7 +371,9 @@ impl Grid {
 /// Trains everything, prints the tables and draws the pictures.
 pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let dataset = arguments.dataset()?;
-    let arguments = &Arguments { images_for_training: dataset.training.labels.len(), ..arguments.clone() };
+    let networks = each_once(arguments.networks.iter().copied());
+    let arguments =
+        &Arguments { images_for_training: dataset.training.labels.len(), networks, ..arguments.clone() };
     let rates = arguments.learning_rates();
     for &rate in rates.iter().chain([&BETA3_LEARNING_RATE]) {
         arguments.methods(rate).iter().try_for_each(|method| method.hyperparameters.validate())?;
