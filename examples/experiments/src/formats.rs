@@ -134,6 +134,9 @@ impl FormatArguments {
 
     /// Reports the versions of the packages. Each takes a step, to see that it can.
     pub fn report_versions(&self, report: &mut Report) -> anyhow::Result<()> {
+        if report.is_of_pictures() {
+            return Ok(());
+        }
         self.distinct_packages().iter().try_for_each(|package| report.say(package.versions()?))
     }
 
