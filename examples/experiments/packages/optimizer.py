@@ -1,12 +1,12 @@
 """Takes optimizer steps with a Python package, for a process that computes the gradients.
 
-`python optimizer.py PACKAGE` reads calls from standard input and answers on standard output. A call, like an answer, is a line of JSON, and
-after it `numbers` f32 numbers, little-endian:
+The experiments run it as `python -c SCRIPT PACKAGE`. It reads calls from standard input and answers on standard output. A call, like an
+answer, is a line of JSON, and after it `numbers` f32 numbers, little-endian:
 
     start    labels, lengths, learning_rate, betas, epsilon, weight_decay; the values of all parameters  ->  versions
     step     learning_rate; the gradients of all parameters                                              ->  the values of all parameters
-    save                                                                                                 ->  state, labels, as text
-    restore  learning_rate and so on; state                                                              ->  labels
+    save                                                                                                 ->  state, as text
+    restore  state; learning_rate, betas, epsilon, weight_decay, which those of the state replace        ->  labels
 
 An answer with `error` is the last one.
 """
@@ -21,10 +21,14 @@ import sys
 import types
 from typing import Any, BinaryIO
 
-# Before Triton is imported: without a GPU its kernels run in an interpreter.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# Before Triton is imported: its kernels run in an interpreter, so no GPU is needed.
+os.environ["TRITON_INTERPRET"] = "1"
 
-import torch
+try:
+    import torch
+except ImportError as error:
+    print(json.dumps({"error": f"{type(error).__name__}: {error}", "numbers": 0}), flush=True)
+    sys.exit(1)
 
 Tensors = list[torch.Tensor]
 
@@ -33,7 +37,7 @@ F32_STATE_BELOW = 256
 
 
 class BitsAndBytes:
-    """AdamW8bit of bitsandbytes, whose kernels run on a CPU. Values and gradients are f32."""
+    """AdamW8bit of bitsandbytes, which quantizes with native code on a CPU and computes the step in torch. Values and gradients are f32."""
 
     packages = ("bitsandbytes", "torch")
 
@@ -44,7 +48,7 @@ class BitsAndBytes:
         return parameters
 
     def optimizer(self, parameters: Tensors, settings: dict[str, Any]) -> torch.optim.Optimizer:
-        # A kernel that is not for optimizers is missing on CPUs, and is warned of.
+        # The import warns that a matrix-product kernel is missing, which optimizers do not need.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim import AdamW8bit
 
@@ -54,11 +58,11 @@ class BitsAndBytes:
 class FlashOptim:
     """FlashAdamW of FlashOptim: values and gradients in bf16, 24-bit master weights, 8-bit state of all tensors.
 
-    The package needs CUDA. Here Triton's interpreter runs the kernels that quantize, which are the package's own, and torch the arithmetic in
-    between, for which the package has an option. Its fused kernel is left out: the interpreter rounds to bf16 differently.
+    The package needs CUDA. Here Triton's interpreter runs the package's kernels for quantization and for master weights, and torch computes
+    the step in between, for which the package has an option. Its fused kernel is left out, because the interpreter rounds to bf16 differently.
 
-    All tensors are one, because the interpreter takes milliseconds a call. Each starts a group of 32 numbers, which share a scale, so that
-    all numbers are as those of separate tensors.
+    All tensors are one, because the interpreter takes milliseconds for each block of numbers. Each tensor starts a group of 32 numbers, which
+    share a scale, so its numbers are the same as if it were alone.
     """
 
     packages = ("flashoptim", "torch", "triton")
@@ -84,7 +88,8 @@ class FlashOptim:
             form = {"signed": tensor._signed, "sqrt": tensor._sqrt, "softsign": tensor._softsign}
             tensor._quantized, tensor._scales = optimizers.quantize(data, **form)
 
-        # What the package asks of CUDA: whether it is there, how large it is, a function of its libraries, and which size is fastest.
+        # What the package asks of CUDA: whether it is there, how large it is, a function of its libraries, and which block size is fastest.
+        # The largest one is, in the interpreter.
         optimizers.torch = Torch()
         optimizers._MaybeQuantizedTensor.set_data = set_data
         optimizers._get_sm_count = lambda device=None: 1
@@ -92,7 +97,7 @@ class FlashOptim:
             copysign=lambda size, sign: tl.where(sign < 0, -tl.abs(size), tl.abs(size))
         )
         for kernel in (optimizers._triton_quantize_kernel, optimizers._triton_dequantize_kernel):
-            kernel.configs = kernel.configs[:1]
+            kernel.configs = kernel.configs[-1:]
 
     def parameters(self, values: Tensors) -> Tensors:
         padded = [torch.nn.functional.pad(tensor, (0, -len(tensor) % self.GROUP)) for tensor in values]
@@ -117,6 +122,8 @@ PACKAGES = {"bitsandbytes": BitsAndBytes, "flashoptim": FlashOptim}
 class Stepper:
     def __init__(self, package: Any) -> None:
         self.package = package
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in package.packages]
+        self.versions = ", ".join(versions)
 
     def begin(self, call: dict[str, Any], parameters: Tensors) -> None:
         self.labels, self.lengths = call["labels"], call["lengths"]
@@ -131,8 +138,7 @@ class Stepper:
 
     def start(self, call: dict[str, Any], numbers: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
         self.begin(call, self.package.parameters([*numbers.clone().split(call["lengths"])]))
-        versions = [f"{name} {importlib.metadata.version(name)}" for name in self.package.packages]
-        return {"versions": ", ".join(versions)}, []
+        return {"versions": self.versions}, []
 
     def step(self, call: dict[str, Any], numbers: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
         for group in self.optimizer.param_groups:
@@ -145,6 +151,7 @@ class Stepper:
 
     def save(self, call: dict[str, Any], numbers: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
         saved = {
+            "versions": self.versions,
             "labels": self.labels,
             "lengths": self.lengths,
             "parameters": [parameter.detach() for parameter in self.parameters],
@@ -156,6 +163,8 @@ class Stepper:
 
     def restore(self, call: dict[str, Any], numbers: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
         saved = torch.load(io.BytesIO(base64.b64decode(call["state"])), weights_only=True)
+        if saved["versions"] != self.versions:
+            raise ValueError(f"saved with {saved['versions']}, cannot go on with {self.versions}")
         self.begin({**call, "labels": saved["labels"], "lengths": saved["lengths"]}, saved["parameters"])
         self.optimizer.load_state_dict(saved["optimizer"])
         return {"labels": self.labels}, []
@@ -168,8 +177,9 @@ def answer(output: BinaryIO, header: dict[str, Any], tensors: Tensors) -> None:
 
 
 def main(package: str) -> None:
-    # Whatever a package prints goes elsewhere.
-    output, sys.stdout = sys.stdout.buffer, sys.stderr
+    # Whatever a package prints, in Python or not, goes to standard error.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     torch.set_num_threads(1)
     try:
         stepper = Stepper(PACKAGES[package]())

@@ -68,6 +68,11 @@ impl Common {
         self.redraw.as_ref().map(read).transpose()
     }
 
+    /// Whether this process reports on runs: it neither trains for another one, nor draws old pictures anew.
+    pub fn reports(&self) -> bool {
+        self.redraw.is_none() && !self.worker
+    }
+
     fn folder(&self, experiment: &str) -> PathBuf {
         self.output.clone().unwrap_or_else(|| PathBuf::from("target/experiments").join(experiment))
     }

@@ -9,7 +9,7 @@ use anyhow::{bail, ensure};
 use clap::Args;
 
 use crate::backend::Backend;
-use crate::common::each_once;
+use crate::common::{Common, each_once};
 use crate::method::Method;
 use crate::packages::{Package, PackageName};
 use crate::plots::{self, Axes, BLUE, GREEN, GREY, ORANGE, Panel, SCALE, Series};
@@ -111,12 +111,12 @@ pub struct FormatArguments {
     #[arg(long, value_delimiter = ',')]
     formats: Vec<Formats>,
 
-    /// Also train Adam at the middle learning rate with the steps of these Python packages, comma-separated, and of the library with the
-    /// state in --formats. Needs --device cpu
+    /// Also train Adam at the middle learning rate with the steps of these Python packages, comma-separated, and with the library's own
+    /// steps in the formats of --formats. Needs --device cpu
     #[arg(long, value_enum, value_delimiter = ',')]
     packages: Vec<PackageName>,
 
-    /// The Python that has the packages: benches/peers/requirements.txt
+    /// A Python with the packages in benches/peers/requirements.txt
     #[arg(long, value_name = "FILE", default_value = "python3", requires = "packages")]
     python: PathBuf,
 }
@@ -126,18 +126,16 @@ impl FormatArguments {
     pub fn check(&self, backend: &Backend) -> anyhow::Result<()> {
         ensure!(
             self.packages.is_empty() || matches!(backend, Backend::Cpu),
-            "--packages need --device cpu, got {}",
+            "--packages needs --device cpu, got {}",
             backend.name()
         );
         self.formats.iter().try_for_each(|formats| formats.check(backend))
     }
 
-    /// Reports the versions of the packages. Each takes a step, to see that it can.
-    pub fn report_versions(&self, report: &mut Report) -> anyhow::Result<()> {
-        if report.is_of_pictures() {
-            return Ok(());
-        }
-        self.distinct_packages().iter().try_for_each(|package| report.say(package.versions()?))
+    /// Names and versions of the packages. Each takes a step, to see that it can. None in a process that does not report.
+    pub fn versions(&self, common: &Common) -> anyhow::Result<Vec<String>> {
+        let packages = if common.reports() { self.distinct_packages() } else { Vec::new() };
+        packages.iter().map(Package::versions).collect()
     }
 
     /// The method in each format but f32, which is the method itself.
@@ -257,7 +255,7 @@ mod tests {
         let [cpu, gpu] = crate::common::test_backends();
         assert!(arguments(&[], &both).check(&cpu).is_ok());
         let error = arguments(&[], &both).check(&gpu).unwrap_err().to_string();
-        assert!(error.contains("--packages need --device cpu, got gpu"), "{error}");
+        assert!(error.contains("--packages needs --device cpu, got gpu"), "{error}");
     }
 
     #[test]

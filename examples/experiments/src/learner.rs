@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use adamod::{Checkpoint, DType, Diagnostics, GroupId, Options};
 use adamod_burn::FusedOptimizer;
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
@@ -62,7 +62,8 @@ impl<M: Module> Learner<M> {
     pub fn new(model: M, method: &Method, backend: &Backend, counts: bool) -> anyhow::Result<Self> {
         method.formats.check(backend)?;
         let optimizer = match (backend, &method.package) {
-            (_, Some(package)) => Optimizer::Package(Box::new(PackageOptimizer::new(package)?)),
+            (Backend::Cpu, Some(package)) => Optimizer::Package(Box::new(PackageOptimizer::new(package)?)),
+            (Backend::Gpu(_), Some(_)) => bail!("packages need --device cpu, got gpu"),
             (Backend::Gpu(gpu), None) => {
                 let diagnostics = if counts { Diagnostics::RateHistograms } else { Diagnostics::Off };
                 let mut optimizer = FusedOptimizer::new(gpu, Options::new().with_diagnostics(diagnostics))?;
@@ -431,7 +432,7 @@ mod tests {
         Method { formats, package: Some(package), ..method(RuleKind::Adam, 0.9) }
     }
 
-    /// The mean distance of the weights of two learners after some steps, and the mean way that weights have come.
+    /// The mean distance between the weights of two learners after some steps, and the mean distance that weights have moved.
     fn distance(one: &Method, other: &Method) -> (f64, f64) {
         let after = |method: &Method, count| {
             let network = Network::new(&Backend::Cpu.device().autodiff(), 1);
@@ -454,8 +455,8 @@ mod tests {
         let sgd = Sgd::new().with_momentum(0.5);
         let hyperparameters = Hyperparameters::from(sgd).with_learning_rate(0.1);
         let ours = Method::new("", hyperparameters, Schedule::Constant);
-        let (distance, way) = distance(&by_stand_in, &ours);
-        assert!(distance < 1e-5 * way && way > 0.01, "{distance} of {way}");
+        let (distance, moved) = distance(&by_stand_in, &ours);
+        assert!(distance < 1e-5 * moved && moved > 0.01, "{distance} of {moved}");
         assert_continues(&Backend::Cpu, &by_stand_in);
     }
 
@@ -468,8 +469,8 @@ mod tests {
             let package = Package { name, python: (&python).into() };
             package.versions().unwrap();
             let method = by_package(package);
-            let (distance, way) = distance(&method, &Method { package: None, ..method.clone() });
-            assert!(distance < 0.1 * way && way > 0.1, "{}: {distance} of {way}", name.name());
+            let (distance, moved) = distance(&method, &Method { package: None, ..method.clone() });
+            assert!(distance < 0.1 * moved && moved > 0.1, "{}: {distance} of {moved}", name.name());
             assert_continues(&Backend::Cpu, &method);
         }
     }

@@ -85,7 +85,7 @@ impl Method {
         if let Some(Growth { start, fraction }) = self.growth {
             text += &format!(" from {start} + {fraction} t");
         }
-        if self.formats != Formats::default() {
+        if self.formats != Formats::default() || self.package.is_some() {
             text += &format!(", {}", self.storage_name());
         }
         text

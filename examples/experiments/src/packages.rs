@@ -58,6 +58,15 @@ const SCRIPT: &str = include_str!("../packages/optimizer.py");
 impl Package {
     /// Takes a step, to see that it can. Returns its version and those of what it needs.
     pub fn versions(&self) -> anyhow::Result<String> {
+        self.try_step().with_context(|| {
+            format!(
+                "--python {}: expected a Python with benches/peers/requirements.txt",
+                self.python.display()
+            )
+        })
+    }
+
+    fn try_step(&self) -> anyhow::Result<String> {
         let mut process = Process::start(self)?;
         let hyperparameters = Hyperparameters::from(adamod::Adam::new());
         let mut call = settings(&hyperparameters)?;
@@ -139,6 +148,7 @@ impl PackageOptimizer {
             of.insert(one.label.as_str(), first.to_vec());
             values = rest;
         }
+        ensure!(values.is_empty(), "{} values too many", values.len());
         Ok(tensors::replace(module, |path| of.remove(path)))
     }
 
@@ -173,12 +183,13 @@ struct Process {
 impl Process {
     fn start(package: &Package) -> anyhow::Result<Self> {
         let mut child = Command::new(&package.python)
-            .args(["-c", SCRIPT])
+            // Not from the working directory: it may have files with the names of packages.
+            .args(["-P", "-c", SCRIPT])
             .arg(package.name.to_possible_value().context("a name")?.get_name())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("--python: could not start {}", package.python.display()))?;
+            .with_context(|| format!("could not start {}", package.python.display()))?;
         let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().context("a pipe")?);
         Ok(Self { name: package.name.name(), child, input, output })
@@ -201,7 +212,10 @@ impl Process {
         let sent = sent.and_then(|()| input.flush());
         let mut line = String::new();
         self.output.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "{name}: its process has ended without an answer");
+        if line.is_empty() {
+            self.input = None;
+            bail!("{name}: its process ended without an answer: {}", self.child.wait()?);
+        }
         let answer: Value =
             serde_json::from_str(&line).with_context(|| format!("{name}: an answer that is not JSON"))?;
         if let Some(error) = answer["error"].as_str() {
@@ -210,7 +224,8 @@ impl Process {
         sent?;
         let count = answer["numbers"].as_u64().context("how many numbers follow")?;
         let mut bytes = vec![0; 4 * count as usize];
-        std::io::Read::read_exact(&mut self.output, &mut bytes)?;
+        let read = std::io::Read::read_exact(&mut self.output, &mut bytes);
+        read.with_context(|| format!("{name}: its process ended within an answer"))?;
         let numbers = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         Ok((answer, numbers))
     }
@@ -252,10 +267,11 @@ pub mod tests {
     fn what_goes_wrong_is_said() {
         let package = Package { python: "/nowhere/python".into(), ..stand_in() };
         let error = format!("{:#}", package.versions().unwrap_err());
-        assert!(error.contains("--python: could not start /nowhere/python"), "{error}");
+        assert!(error.contains("--python /nowhere/python: expected a Python with"), "{error}");
+        assert!(error.contains("could not start /nowhere/python"), "{error}");
         for (learning_rate, expected) in [
             (99.0, "bitsandbytes: ValueError: too fast"),
-            (98.0, "bitsandbytes: its process has ended without an answer"),
+            (98.0, "bitsandbytes: its process ended without an answer: exit status: 0"),
         ] {
             let call = json!({ "learning_rate": learning_rate });
             let error = started().call("step", call, &[0.0; 3]).unwrap_err();

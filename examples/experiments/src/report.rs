@@ -44,11 +44,6 @@ impl Report {
         Self { folder: folder.into(), text: String::new(), start: Instant::now(), pictures_only: true }
     }
 
-    /// Whether tables are left as they are: in a process that trains for another one, and where pictures are drawn anew.
-    pub fn is_of_pictures(&self) -> bool {
-        self.pictures_only
-    }
-
     /// The path of a file in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

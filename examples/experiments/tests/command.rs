@@ -115,6 +115,46 @@ fn what_does_not_fit_is_refused() {
     assert!(!report.contains("not finished"), "{report}");
 }
 
+/// Runs by packages, for which a script stands in.
+#[test]
+fn steps_of_packages_are_beside_those_of_the_library() {
+    const MODEL: &str = "language-model --device=cpu --steps=3 --seeds=1 --lines=50 --layers=1 --hidden=8 --learning-rates=0.01 \
+        --formats=q8 --packages=bitsandbytes";
+    let stand_in = concat!("--python=", env!("CARGO_MANIFEST_DIR"), "/packages/stand_in.py");
+    let with_python = format!("{MODEL} {stand_in}");
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let report = succeeds(&with_python, &whole);
+    assert!(
+        report.contains("stand-in 1") && report.contains("| f32/f32 | q8/f32 | bitsandbytes |"),
+        "{report}"
+    );
+    for _ in 0..3 {
+        succeeds(&format!("{with_python} --hours=0 --resume"), &broken);
+    }
+    succeeds(&format!("{with_python} --resume --jobs=2"), &broken);
+    for file in ["test.csv", "training.csv", "packages.svg"] {
+        assert!(read(&whole, file) == read(&broken, file), "{file}");
+    }
+
+    // A Python without the packages deletes nothing, and leaves nothing behind.
+    let runs = entries(&whole.join("runs"));
+    let without = format!("{MODEL} --python=/nowhere/python");
+    let error = fails(&format!("{without} --restart"), &whole);
+    assert!(
+        error.contains("could not start /nowhere/python") && entries(&whole.join("runs")) == runs,
+        "{error}"
+    );
+    fails(&without, &folder.path().join("new"));
+    assert!(!folder.path().join("new").exists());
+    // Pictures need none.
+    let drawn = read(&whole, "packages.svg");
+    std::fs::remove_file(whole.join("packages.svg")).unwrap();
+    let mut redraw = Command::new(env!("CARGO_BIN_EXE_adamod-experiments"));
+    redraw.args(without.split_whitespace()).arg("--redraw").arg(&whole);
+    assert!(redraw.output().unwrap().status.success() && read(&whole, "packages.svg") == drawn);
+}
+
 fn error_of_no_hours() -> String {
     fails(&format!("{TRANSLATION} --hours=-1"), Path::new("unused"))
 }

@@ -380,6 +380,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     }
     let backend = arguments.common.backend()?;
     arguments.formats.check(&backend)?;
+    let versions = arguments.formats.versions(&arguments.common)?;
     let mut report = arguments.common.report("classification", settings, &backend, &dataset.fingerprint())?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {
@@ -400,7 +401,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
-    arguments.formats.report_versions(&mut report)?;
+    versions.into_iter().try_for_each(|text| report.say(text))?;
 
     let sweep = arguments.sweep();
     let [_, adam, adamod] = arguments.methods(rates[rates.len() / 2]);
@@ -568,7 +569,7 @@ fn report_beta3(report: &mut Report, arguments: &Arguments, sweep: &[Cell<Outcom
     plots::curves(&report.path("beta3.svg"), title, &axes(arguments, "training accuracy in %", 0.0), &panels)
 }
 
-/// A method in f32, and with fewer bits.
+/// A method in f32, with fewer bits, and with the steps of packages.
 fn report_formats(
     report: &mut Report,
     arguments: &Arguments,

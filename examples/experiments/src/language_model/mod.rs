@@ -332,6 +332,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let task = Task::new(&text, arguments)?;
     let backend = arguments.common.backend()?;
     arguments.formats.check(&backend)?;
+    let versions = arguments.formats.versions(&arguments.common)?;
     let fingerprint = fingerprint([&text.training, &text.test]);
     let mut report = arguments.common.report("language-model", settings, &backend, &fingerprint)?;
     let seeds = arguments.common.seeds();
@@ -351,7 +352,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
-    arguments.formats.report_versions(&mut report)?;
+    versions.into_iter().try_for_each(|text| report.say(text))?;
 
     let middle = rates[rates.len() / 2];
     let [adam, adamod] = arguments.methods(middle);

@@ -467,6 +467,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let task = Task::new(arguments)?;
     let backend = arguments.common.backend()?;
     arguments.formats.check(&backend)?;
+    let versions = arguments.formats.versions(&arguments.common)?;
     let mut report = arguments.common.report("translation", settings, &backend, &task.fingerprint())?;
     if let Some(collected) = &task.collected {
         report.say(collected)?;
@@ -492,7 +493,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
-    arguments.formats.report_versions(&mut report)?;
+    versions.into_iter().try_for_each(|text| report.say(text))?;
 
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
@@ -704,7 +705,7 @@ fn report_beta3(
     plots::curves(&report.path("beta3.svg"), "Training loss with different beta3", &axes, &panels)
 }
 
-/// A method in f32, and with fewer bits.
+/// A method in f32, with fewer bits, and with the steps of packages.
 fn report_formats(
     report: &mut Report,
     arguments: &Arguments,
