@@ -58,11 +58,12 @@ class BitsAndBytes:
 class FlashOptim:
     """FlashAdamW of FlashOptim: values and gradients in bf16, 24-bit master weights, 8-bit state of all tensors.
 
-    The package needs CUDA. Here Triton's interpreter runs the package's kernels for quantization and for master weights, and torch computes
-    the step in between, for which the package has an option. Its fused kernel is left out, because the interpreter rounds to bf16 differently.
+    The package needs CUDA. Here Triton's interpreter runs the package's kernels for quantization and for master weights, and torch
+    computes the step in between, for which the package has an option. Its fused kernel is left out, because the interpreter rounds to
+    bf16 differently.
 
-    All tensors are one, because the interpreter takes milliseconds for each block of numbers. Each tensor starts a group of 32 numbers, which
-    share a scale, so its numbers are the same as if it were alone.
+    All tensors are one, because the interpreter takes milliseconds for each block of numbers. Each tensor starts a group of 32 numbers,
+    which share a scale, so its numbers are the same as if it were alone.
     """
 
     packages = ("flashoptim", "torch", "triton")

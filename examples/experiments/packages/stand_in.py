@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Stands in for optimizer.py in tests, without any package: SGD with momentum 0.5. Fails where the learning rate is 99, and ends where it is 98."""
+"""Stands in for optimizer.py in tests, without any package: SGD with momentum 0.5.
+
+It fails where the learning rate is 99, and ends where it is 98.
+"""
 
 import array
 import json
