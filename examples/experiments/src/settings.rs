@@ -15,12 +15,13 @@ use crate::store;
 const OF_THE_CALL: [&str; 9] =
     ["output", "redraw", "device", "hours", "resume", "restart", "jobs", "worker", "python"];
 /// Arguments that choose runs. What is different between two runs is in their names.
-const OF_THE_CHOICE: [&str; 10] = [
+const OF_THE_CHOICE: [&str; 11] = [
     "seeds",
     "networks",
     "learning_rates",
     "beta3",
     "other_beta3",
+    "no_other_beta3",
     "formats",
     "packages",
     "growing_start",

@@ -177,10 +177,14 @@ fn experiments_train_on_wgpu() {
     );
     let report = succeeds(
         "classification --device=gpu --seeds=1 --epochs=1 --batch=700 --networks=resnet,resnet --channels=2 --learning-rates=0.01 \
-         --other-beta3=0.9",
+         --no-other-beta3",
         &output("classification"),
     );
     assert_eq!(report.matches("ResNet of ").count(), 1, "{report}");
+    assert!(
+        entries(&output("classification").join("runs")).len() == 3 && !report.contains("beta3:"),
+        "{report}"
+    );
     let error = fails(&format!("translation --device=gpu --steps=1 {sizes}/bf16"), &output("narrow"));
     assert!(error.contains("--device cpu") && !output("narrow").exists(), "{error}");
 }

@@ -80,6 +80,10 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', value_parser = parse_beta)]
     other_beta3: Vec<f64>,
 
+    /// Leave the comparison of beta3 out
+    #[arg(long, conflicts_with_all = ["other_beta3", "growing_start", "growing_fraction", "growing_beta3"])]
+    no_other_beta3: bool,
+
     /// Passes over the training set [default: 5, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     epochs: Option<u64>,
@@ -192,6 +196,9 @@ impl Arguments {
 
     /// AdaMod with different beta3.
     fn sweep(&self) -> Vec<Method> {
+        if self.no_other_beta3 {
+            return Vec::new();
+        }
         let [.., adamod] = self.methods(BETA3_LEARNING_RATE);
         let growing = self.growth.method(&adamod, "AdaMod, growing beta3");
         let others = self.other_beta3().into_iter().map(|beta3| adamod.with_beta3(beta3));
@@ -449,7 +456,9 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     for grid in &grids {
         report_rates(&mut report, arguments, grid, &rates)?;
     }
-    report_beta3(&mut report, arguments, &sweep)?;
+    if !sweep.is_empty() {
+        report_beta3(&mut report, arguments, &sweep)?;
+    }
     let [_, adam, adamod] = &grids[0].columns[rates.len() / 2];
     report_formats(&mut report, arguments, Difference::Formats, adamod, &low_bits)?;
     report_formats(&mut report, arguments, Difference::Packages, adam, &packages)?;
