@@ -12,7 +12,7 @@ use crate::backend::Backend;
 use crate::common::{Common, each_once};
 use crate::method::Method;
 use crate::packages::{Package, PackageName};
-use crate::plots::{self, Axes, BLUE, GREEN, GREY, ORANGE, Panel, SCALE, Series};
+use crate::plots::{self, Axes, BLUE, GREEN, GREY, ORANGE, Panel, SCALE};
 use crate::report::{Report, Table};
 use crate::runs::Cell;
 
@@ -211,11 +211,9 @@ impl<O> Comparison<'_, O> {
                 .collect(),
         })?;
         let colors = [BLUE, ORANGE, GREEN, GREY].into_iter().chain(SCALE).cycle();
-        let series = cells().zip(colors).map(|(cell, color)| Series {
-            name: cell.method.storage_name(),
-            color,
-            runs: cell.outcomes.iter().map(self.points).collect(),
-        });
+        let series = cells()
+            .zip(colors)
+            .map(|(cell, color)| cell.series(cell.method.storage_name(), color, self.points));
         let panels = [Panel { title: self.subject.clone(), series: series.collect() }];
         plots::curves(&report.path(file), title, self.axes, &panels)
     }

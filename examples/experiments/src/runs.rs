@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 use adamod::Checkpoint;
 use anyhow::{Context, ensure};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use plotters::style::RGBColor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::learner::LearnerState;
 use crate::method::Method;
+use crate::plots::Series;
 use crate::store::{self, Folder, Found, Saved};
 use crate::summary::summary;
 
@@ -38,6 +40,11 @@ impl<O> Cell<O> {
         let name = self.method.description();
         let outcomes = self.seeds.iter().zip(&self.outcomes);
         outcomes.map(move |(&seed, outcome)| (seeded(&name, seed), of(outcome)))
+    }
+
+    /// A curve of each run, for a picture.
+    pub fn series(&self, name: String, color: RGBColor, points: impl Fn(&O) -> Vec<f64>) -> Series {
+        Series { name, color, runs: self.outcomes.iter().map(points).collect() }
     }
 
     /// The same from what is known of an earlier run of each seed.

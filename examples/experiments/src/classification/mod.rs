@@ -24,7 +24,7 @@ use crate::learner::{Learner, LearnerState};
 use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::minibatches::{minibatches, steps_per_epoch};
 use crate::numbers;
-use crate::plots::{self, Axes, BLUE, GREY, ORANGE, PURPLE, Panel, SCALE, Series};
+use crate::plots::{self, Axes, BLUE, GREY, ORANGE, PURPLE, Panel, SCALE};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::runs::{Cell, Training};
@@ -347,15 +347,6 @@ impl Cell<Outcome> {
         let last = self.outcomes.iter().filter_map(|outcome| outcome.training.last().copied());
         summary(&last.collect::<Vec<_>>(), 2)
     }
-
-    fn series(
-        &self,
-        name: String,
-        color: plotters::style::RGBColor,
-        of: fn(&Outcome) -> &Vec<f64>,
-    ) -> Series {
-        Series { name, color, runs: self.outcomes.iter().map(|outcome| of(outcome).clone()).collect() }
-    }
 }
 
 /// All cells of a network: a list of methods for each learning rate.
@@ -500,7 +491,9 @@ fn report_best(report: &mut Report, arguments: &Arguments, grids: &[Grid]) -> an
             let series = [GREY, ORANGE, BLUE].into_iter().enumerate().map(|(method, color)| {
                 let cell = grid.best(method);
                 let rate = rate_name(cell.method.hyperparameters.learning_rate);
-                cell.series(format!("{}, α = {rate}", cell.method.name), color, of)
+                cell.series(format!("{}, α = {rate}", cell.method.name), color, |outcome| {
+                    of(outcome).clone()
+                })
             });
             Panel { title: format!("{}, {kind}", grid.architecture.name()), series: series.collect() }
         })
@@ -543,7 +536,7 @@ fn report_rates(
             let series = (grid.columns.iter().zip(rates).zip(SCALE.iter().cycle()))
                 .map(|((cells, rate), color)| {
                     cells[method]
-                        .series(format!("α = {}", rate_name(*rate)), *color, |outcome| &outcome.test)
+                        .series(format!("α = {}", rate_name(*rate)), *color, |outcome| outcome.test.clone())
                 })
                 .collect();
             Panel { title: grid.columns[0][method].method.name.into(), series }
@@ -570,7 +563,7 @@ fn report_beta3(report: &mut Report, arguments: &Arguments, sweep: &[Cell<Outcom
     let series = (sweep.iter().zip(SCALE.iter().cycle()))
         .map(|(cell, color)| {
             let color = if cell.method.growth.is_some() { PURPLE } else { *color };
-            cell.series(beta3(cell), color, |outcome| &outcome.training)
+            cell.series(beta3(cell), color, |outcome| outcome.training.clone())
         })
         .collect();
     let panels = [Panel { title: format!("{network}, α = {rate}"), series }];

@@ -21,7 +21,7 @@ use crate::formats::{Comparison, Difference, FormatArguments};
 use crate::learner::{Learner, LearnerState};
 use crate::method::{Method, Schedule, parse_beta};
 use crate::numbers;
-use crate::plots::{self, Axes, BLUE, ORANGE, Panel, Series};
+use crate::plots::{self, Axes, BLUE, ORANGE, Panel};
 use crate::rates::{parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::runs::{Cell, Training};
@@ -441,10 +441,8 @@ fn report_perplexity(
         )?;
         let panels: Vec<_> = (grid.iter())
             .map(|cells| {
-                let series = cells.iter().zip([ORANGE, BLUE]).map(|(cell, color)| Series {
-                    name: cell.method.name.into(),
-                    color,
-                    runs: cell.outcomes.iter().map(|outcome| of(outcome).clone()).collect(),
+                let series = cells.iter().zip([ORANGE, BLUE]).map(|(cell, color)| {
+                    cell.series(cell.method.name.into(), color, |outcome| of(outcome).clone())
                 });
                 Panel { title: name(&cells[0]), series: series.collect() }
             })

@@ -14,7 +14,6 @@ use burn::module::Module;
 use burn::nn::loss::CrossEntropyLoss;
 use burn::tensor::Device;
 use clap::Args;
-use plotters::style::RGBColor;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
@@ -26,7 +25,7 @@ use crate::formats::{Comparison, Difference, FormatArguments, Formats};
 use crate::learner::{Learner, LearnerState, Windows};
 use crate::method::{GrowthArguments, Method, Schedule, parse_beta};
 use crate::numbers;
-use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, PURPLE, Panel, SCALE, Series};
+use crate::plots::{self, Axes, BLUE, GREEN, ORANGE, PURPLE, Panel, SCALE};
 use crate::rates::{distinct, parse_rate, rate_name};
 use crate::report::{Report, Table};
 use crate::ridges::{Ridges, Window};
@@ -513,8 +512,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
             return Cell::saved(&method.description(), method, seeds, |run| {
                 Ok(Outcome {
                     losses: numbers(losses.series(run)?),
-                    // Those of the sweep over beta3 are not written.
-                    validation: numbers(validation.series(run).unwrap_or_default()),
+                    validation: numbers(validation.series(run)?),
                     ..Outcome::default()
                 })
             });
@@ -534,6 +532,10 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     if !arguments.common.close(&runs, &mut report)? {
         return Ok(());
     }
+
+    let all = grid.iter().flatten().chain(&sweep).chain(&low_bits).chain(&packages);
+    let losses: Vec<_> = all.flat_map(|cell| cell.named(|outcome| &outcome.validation[..])).collect();
+    report.write_series("validation_losses.csv", "step", arguments.interval(), arguments.steps(), &losses)?;
 
     report_grid(&mut report, arguments, &rates, &grid)?;
     let cells = &grid[rates.len() / 2];
@@ -561,10 +563,6 @@ impl Cell<Outcome> {
 
     fn final_validation(&self) -> String {
         self.summary(3, Outcome::final_validation)
-    }
-
-    fn series(&self, name: String, color: RGBColor, points: impl Fn(&Outcome) -> Vec<f64>) -> Series {
-        Series { name, color, runs: self.outcomes.iter().map(points).collect() }
     }
 }
 
@@ -604,11 +602,9 @@ fn report_grid(
     report.say(table("Training loss, mean of the last tenth of the steps", Cell::final_loss))?;
     report.say(table("Validation loss at the end", Cell::final_validation))?;
 
-    let cells = || grid.iter().flatten();
-    let losses: Vec<_> = cells().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
+    let losses: Vec<_> =
+        grid.iter().flatten().flat_map(|cell| cell.named(|outcome| &outcome.losses[..])).collect();
     report.write_series("losses.csv", "step", 1, arguments.steps(), &losses)?;
-    let losses: Vec<_> = cells().flat_map(|cell| cell.named(|outcome| &outcome.validation[..])).collect();
-    report.write_series("validation_losses.csv", "step", arguments.interval(), arguments.steps(), &losses)?;
 
     let draw = |kind: &str, axes: &Axes, points: fn(&Arguments, &Outcome) -> Vec<f64>, file: &str| {
         let panel = |(cells, title): (&Vec<Cell<Outcome>>, &String)| Panel {
