@@ -133,9 +133,9 @@ impl FormatArguments {
     }
 
     /// Names and versions of the packages. Each takes a step, to see that it can. None in a process that does not report.
-    pub fn versions(&self, common: &Common) -> anyhow::Result<Vec<String>> {
+    pub fn versions(&self, common: &Common) -> anyhow::Result<Vec<(&'static str, String)>> {
         let packages = if common.reports() { self.distinct_packages() } else { Vec::new() };
-        packages.iter().map(Package::versions).collect()
+        packages.iter().map(|package| Ok((package.name.name(), package.versions()?))).collect()
     }
 
     /// The method in each format but f32, which is the method itself.

@@ -28,6 +28,8 @@ const OF_THE_CHOICE: [&str; 11] = [
     "growing_fraction",
     "growing_beta3",
 ];
+/// Begins the names of versions of packages, which only the calls that use a package have.
+const PACKAGE: &str = "package ";
 const FILE: &str = "arguments.json";
 const LOCK: &str = "arguments.lock";
 
@@ -58,7 +60,14 @@ impl Settings {
         self
     }
 
-    /// Records the settings in the folder of runs. If it has some, they have to be the same.
+    /// Adds the versions of packages that take the steps of some runs, by the package's name.
+    #[must_use]
+    pub fn with_packages(self, versions: &[(&str, String)]) -> Self {
+        let named = versions.iter().map(|(name, versions)| (format!("{PACKAGE}{name}"), versions));
+        named.fold(self, |settings, (name, versions)| settings.with(&name, versions))
+    }
+
+    /// Records the settings in the folder of runs. If it has some, they have to be the same. A package that no call has used yet is added.
     ///
     /// # Errors
     /// If they differ. The error names what differs.
@@ -69,16 +78,20 @@ impl Settings {
         // Of several processes that start at once, one records.
         let lock = File::create(runs.join(LOCK)).with_context(could_not)?;
         lock.lock().with_context(|| format!("could not lock {}", runs.join(LOCK).display()))?;
+        let replace =
+            |settings: &Self| store::replace(&path, serde_json::to_string_pretty(settings)?.as_bytes());
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return store::replace(&path, serde_json::to_string_pretty(self)?.as_bytes());
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return replace(self),
             Err(error) => return Err(error).with_context(|| format!("could not read {}", path.display())),
         };
         let damaged = || format!("{} is not the record of an experiment's arguments", path.display());
         let recorded: Self = serde_json::from_str(&text).with_context(damaged)?;
-        let names = self.0.keys().chain(recorded.0.keys().filter(|name| !self.0.contains_key(*name)));
+        let mut all = recorded.clone();
+        all.0.extend(self.0.clone());
+        let is_optional = |name: &str| name.starts_with(PACKAGE);
+        let in_both = |name: &String| self.0.contains_key(name) && recorded.0.contains_key(name);
+        let names = all.0.keys().filter(|name| !is_optional(name) || in_both(name));
         let differences = names.filter_map(|name| {
             let (found, expected) = (self.0.get(name), recorded.0.get(name));
             let text =
@@ -89,7 +102,7 @@ impl Settings {
         if !differences.is_empty() {
             bail!("the runs in {} have other arguments: {}", runs.display(), differences.join("; "));
         }
-        Ok(())
+        if all == recorded { Ok(()) } else { replace(&all) }
     }
 }
 
@@ -135,6 +148,15 @@ mod tests {
         let found = error(settings("--steps 5").with("data", "13 pairs"));
         assert!(found.contains("data is \"13 pairs\""), "{found}");
         assert!(error(settings("--steps 5 --quick")).contains("--quick"));
+
+        // Of a package the first version.
+        let with = |version: &str| settings("--steps 5").with_packages(&[("p", version.to_owned())]);
+        for settings in [with("p 1"), settings("--steps 5"), with("p 1")] {
+            settings.record(&runs).unwrap();
+        }
+        let found = error(with("p 2"));
+        assert!(found.contains("package p is \"p 2\", expected \"p 1\""), "{found}");
+        with("p 1").record(&runs).unwrap();
         // Threads instead of processes.
         let others = folder.path().join("others");
         std::thread::scope(|scope| {

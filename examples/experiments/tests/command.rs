@@ -137,6 +137,13 @@ fn steps_of_packages_are_beside_those_of_the_library() {
         assert!(read(&whole, file) == read(&broken, file), "{file}");
     }
 
+    // Runs of another version are not reported as those of this one.
+    let record = broken.join("runs/arguments.json");
+    let earlier = std::fs::read_to_string(&record).unwrap().replace("stand-in 1", "stand-in 0");
+    std::fs::write(&record, earlier).unwrap();
+    let error = fails(&format!("{with_python} --resume"), &broken);
+    assert!(error.contains("package bitsandbytes is \"stand-in 1\", expected \"stand-in 0\""), "{error}");
+
     // A Python without the packages deletes nothing, and leaves nothing behind.
     let runs = entries(&whole.join("runs"));
     let without = format!("{MODEL} --python=/nowhere/python");

@@ -379,6 +379,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let backend = arguments.common.backend()?;
     arguments.formats.check(&backend)?;
     let versions = arguments.formats.versions(&arguments.common)?;
+    let settings = &settings.clone().with_packages(&versions);
     let mut report = arguments.common.report("classification", settings, &backend, &dataset.fingerprint())?;
     let seeds = arguments.common.seeds();
     let sizes = arguments.networks.iter().map(|architecture| {
@@ -399,7 +400,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
-    versions.into_iter().try_for_each(|text| report.say(text))?;
+    versions.into_iter().try_for_each(|(_, text)| report.say(text))?;
 
     let sweep = arguments.sweep();
     let [_, adam, adamod] = arguments.methods(rates[rates.len() / 2]);

@@ -333,6 +333,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let backend = arguments.common.backend()?;
     arguments.formats.check(&backend)?;
     let versions = arguments.formats.versions(&arguments.common)?;
+    let settings = &settings.clone().with_packages(&versions);
     let fingerprint = fingerprint([&text.training, &text.test]);
     let mut report = arguments.common.report("language-model", settings, &backend, &fingerprint)?;
     let seeds = arguments.common.seeds();
@@ -352,7 +353,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
-    versions.into_iter().try_for_each(|text| report.say(text))?;
+    versions.into_iter().try_for_each(|(_, text)| report.say(text))?;
 
     let middle = rates[rates.len() / 2];
     let [adam, adamod] = arguments.methods(middle);

@@ -467,6 +467,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
     let backend = arguments.common.backend()?;
     arguments.formats.check(&backend)?;
     let versions = arguments.formats.versions(&arguments.common)?;
+    let settings = &settings.clone().with_packages(&versions);
     let mut report = arguments.common.report("translation", settings, &backend, &task.fingerprint())?;
     if let Some(collected) = &task.collected {
         report.say(collected)?;
@@ -492,7 +493,7 @@ pub fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<()> {
         arguments.beta3
     );
     report.say(&data)?;
-    versions.into_iter().try_for_each(|text| report.say(text))?;
+    versions.into_iter().try_for_each(|(_, text)| report.say(text))?;
 
     let others = arguments.all_beta3().into_iter().filter(|beta3| *beta3 != arguments.beta3);
     let sweep: Vec<Method> = others.map(|beta3| arguments.methods(middle)[2].with_beta3(beta3)).collect();
