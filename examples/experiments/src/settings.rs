@@ -28,7 +28,7 @@ const OF_THE_CHOICE: [&str; 11] = [
     "growing_fraction",
     "growing_beta3",
 ];
-/// Begins the names of versions of packages, which only the calls that use a package have.
+/// The names of packages' versions begin with it. Only calls that use a package have them.
 const PACKAGE: &str = "package ";
 const FILE: &str = "arguments.json";
 const LOCK: &str = "arguments.lock";
@@ -149,7 +149,7 @@ mod tests {
         assert!(found.contains("data is \"13 pairs\""), "{found}");
         assert!(error(settings("--steps 5 --quick")).contains("--quick"));
 
-        // Of a package the first version.
+        // A package keeps the version that was recorded first, and calls without it change nothing.
         let with = |version: &str| settings("--steps 5").with_packages(&[("p", version.to_owned())]);
         for settings in [with("p 1"), settings("--steps 5"), with("p 1")] {
             settings.record(&runs).unwrap();
